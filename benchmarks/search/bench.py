@@ -1,0 +1,89 @@
+"""One cell of the bench: run a sampler on a pool, ship its posterior front, measure what that front is truly worth."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import numpy as np
+
+from recycler.pareto import hypervolume, non_dominated
+from recycler.search.domain import weight_domain
+from recycler.search.proposals import around, opening, scattered
+from recycler.search.simplex_gp import SimplexGP, observations
+
+from .families import FAMILIES, NUM_OBJECTIVES, Family
+from .samplers import SAMPLERS
+
+CHECKPOINTS = (25, 50, 100, 200)
+
+
+@lru_cache(maxsize=64)
+def pool(name: str, num_members: int, pool_seed: int) -> Family:
+    if name not in FAMILIES:
+        from .networks import network_pool
+
+        return network_pool(num_members, pool_seed)
+    return FAMILIES[name](num_members, pool_seed)
+
+
+@lru_cache(maxsize=64)
+def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, float]:
+    """Reference point (T,), the members' worst true score per objective, and the hypervolume of a long-run front.
+
+    The long run sees the truth: rounds of 400 neighbours of the true front (few rounds for networks, which are slow).
+    """
+    family = pool(name, num_members, pool_seed)
+    low = {f"m{index}": (family.lowest, 1.0) for index in range(num_members)}
+    domain = weight_domain(list(low), bounds=low)
+    rng = np.random.default_rng([9, pool_seed])
+    points = np.concatenate([opening(domain, rng), np.eye(num_members), scattered(domain, rng, 300)])
+    truth = family.truth(points)
+    corner = family.truth(np.eye(num_members)).min(axis=0) - 1e-6
+    if family.lowest < 0 or name == "weight_bumps":
+        corner = np.minimum(corner, truth[non_dominated(truth)].min(axis=0))
+    for step in range(40 if name in FAMILIES else 10):
+        new = around(domain, rng, points, 400, reach=1.0 if step % 2 else 0.3)
+        points, truth = np.concatenate([points, new]), np.concatenate([truth, family.truth(new)])
+        front = np.flatnonzero(non_dominated(truth))
+        if len(front) > 500:
+            front = rng.permutation(front)[:500]
+        points, truth = points[front], truth[front]
+    return corner, hypervolume(truth, corner)
+
+
+def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int) -> list[dict[str, object]]:
+    """Rows at each checkpoint up to `budget`: hypervolume of the shipped, observed and best possible front, 1 = long run."""
+    family = pool(name, num_members, pool_seed)
+    corner, best = reference(name, num_members, pool_seed)
+    proposer = SAMPLERS[sampler](family, seed)
+    rng = np.random.default_rng([7, pool_seed, seed])
+    weights, values, stderrs, rows, spent = [], [], [], [], 0.0
+    for number in range(budget):
+        start = time.process_time()
+        point = proposer.ask()
+        spent += time.process_time() - start
+        value, stderr = family.score(point, rng)
+        start = time.process_time()
+        proposer.tell(point, value, stderr)
+        spent += time.process_time() - start
+        weights.append(point), values.append(value), stderrs.append(stderr)
+        if number + 1 in CHECKPOINTS or number + 1 == budget:
+            told = observations(weights, values, stderrs)
+            true = family.truth(told.weights)
+            shipped = ship(family, told)
+            rows.append({
+                "sampler": sampler, "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
+                "trials": number + 1, "shipped": hypervolume(true[shipped], corner) / best,
+                "observed": hypervolume(true[non_dominated(told.values)], corner) / best,
+                "all": hypervolume(true, corner) / best, "seconds": spent / (number + 1),
+            })
+    return rows
+
+
+def ship(family: Family, told) -> list[int]:
+    """The front to ship, picked in the same way for every sampler: by the posterior mean of the same GP."""
+    names = [f"m{index}" for index in range(family.num_members)]
+    bounds = {name: (-10.0, 10.0) for name in names}
+    picker = SimplexGP(names, NUM_OBJECTIVES, seed=0, bounds=bounds, gram=family.gram if family.num_members > 16 else None)
+    return list(picker.front(told).indices)

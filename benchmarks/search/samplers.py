@@ -1,0 +1,149 @@
+"""Every way to propose weights that the bench compares, behind ask and tell. Lists of names at the end.
+
+Stock samplers search a box; the softmax map (logits in -3 .. 3) turned out their best in `search.md`. All start from the
+uniform soup and the members alone, as the simplex GP does; where weights may be negative the box is the weights' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import optuna
+
+from recycler.search.simplex_gp import SimplexGP, observations
+
+from .families import NUM_OBJECTIVES, Family
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+LOGIT = 3.0
+
+
+class Simplex:
+    """recycler's own; options are passed to `SimplexGP`."""
+
+    def __init__(self, family: Family, seed: int, use_gram: bool = False):
+        names = [f"m{index:02d}" for index in range(family.num_members)]
+        bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
+        gram = family.gram if use_gram else None
+        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram)
+        self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def ask(self) -> np.ndarray:
+        observed = observations(*map(np.array, zip(*self.rows, strict=True))) if self.rows else None
+        return self.proposer.ask(observed, number=len(self.rows))
+
+    def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
+        self.rows.append((weights, value, stderr))
+
+
+class Stock:
+    """An Optuna sampler on softmax logits, told the warm start as finished trials so that every sampler can use it."""
+
+    def __init__(self, family: Family, sampler: optuna.samplers.BaseSampler):
+        self.family, self.size = family, family.num_members
+        self.study = optuna.create_study(directions=["maximize"] * NUM_OBJECTIVES, sampler=sampler)
+        self.space = {f"x{index:02d}": optuna.distributions.FloatDistribution(0, 1) for index in range(self.size)}
+        self.start = [np.full(self.size, 1 / self.size)] + (list(np.eye(self.size)) if self.size <= 16 else [])
+        self.waiting: optuna.Trial | None = None
+
+    def ask(self) -> np.ndarray:
+        if self.start:
+            return self.start.pop(0)
+        self.waiting = self.study.ask(self.space)
+        logits = (2 * np.array([self.waiting.params[name] for name in self.space]) - 1) * LOGIT
+        weights = np.exp(logits - logits.max())
+        weights /= weights.sum()
+        if self.family.lowest < 0:
+            weights = weights * (1 - self.family.lowest * self.size) + self.family.lowest
+        return weights
+
+    def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
+        if self.waiting is not None:
+            self.study.tell(self.waiting, list(map(float, value)))
+            self.waiting = None
+            return
+        shifted = (weights - self.family.lowest) / (1 - self.family.lowest * self.size)
+        logits = np.log(np.clip(shifted, 1e-4, 1))
+        place = np.clip((logits - logits.max() + LOGIT) / (2 * LOGIT), 0, 1)
+        params = dict(zip(self.space, map(float, place), strict=True))
+        self.study.add_trial(optuna.create_trial(params=params, distributions=self.space, values=list(map(float, value))))
+
+
+class RandomSparse:
+    """Dirichlet mixtures of random concentration after the warm start: the baseline that is hard to be ashamed of."""
+
+    def __init__(self, family: Family, seed: int):
+        self.family, self.rng, self.size = family, np.random.default_rng(seed), family.num_members
+        self.start = [np.full(self.size, 1 / self.size)] + (list(np.eye(self.size)) if self.size <= 16 else [])
+
+    def ask(self) -> np.ndarray:
+        if self.start:
+            return self.start.pop(0)
+        weights = self.rng.dirichlet(np.full(self.size, self.rng.choice((0.2, 0.5, 1.0, 2.0))))
+        low = self.family.lowest
+        return weights if low >= 0 else weights * (1 - low * self.size * 0.5) + low * 0.5
+
+    def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
+        pass
+
+
+class MeanCma:
+    """CMA-ES on the mean score with |x| normalised to sum 1: Khalifa et al.'s search with mergekit-evolve's settings.
+
+    (mu/mu_w, lambda) with rank-one and rank-mu updates and step-size path (Hansen 2016, arXiv:1604.00772, figure 6).
+    """
+
+    def __init__(self, family: Family, seed: int):
+        self.rng, size = np.random.default_rng(seed), family.num_members
+        self.low = family.lowest
+        self.size, self.offspring = size, 4 + int(3 * np.log(size))
+        self.parents = self.offspring // 2
+        weights = np.log((self.offspring + 1) / 2) - np.log(np.arange(1, self.parents + 1))
+        self.w = weights / weights.sum()
+        self.mu_eff = 1 / (self.w**2).sum()
+        self.mean, self.sigma = np.full(size, 1 / size), 1 / 6
+        self.cov, self.path_s, self.path_c = np.eye(size), np.zeros(size), np.zeros(size)
+        self.batch: list[tuple[np.ndarray, float]] = []
+
+    def ask(self) -> np.ndarray:
+        self.x = self.mean + self.sigma * np.linalg.cholesky(self.cov) @ self.rng.standard_normal(self.size)
+        weights = np.abs(self.x) + 1e-12 if self.low >= 0 else np.clip(self.x, self.low, None)
+        return weights / max(weights.sum(), 1e-6)
+
+    def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
+        self.batch.append((self.x, float(value.mean())))
+        if len(self.batch) < self.offspring:
+            return
+        best = sorted(self.batch, key=lambda pair: -pair[1])[: self.parents]
+        self.batch = []
+        n, mu = self.size, self.mu_eff
+        steps = (np.array([x for x, _ in best]) - self.mean) / self.sigma
+        step = self.w @ steps
+        c_s, c_c = (mu + 2) / (n + mu + 5), (4 + mu / n) / (n + 4 + 2 * mu / n)
+        c_1 = 2 / ((n + 1.3) ** 2 + mu)
+        c_mu = min(1 - c_1, 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu))
+        d_s = 1 + 2 * max(0.0, np.sqrt((mu - 1) / (n + 1)) - 1) + c_s
+        chi = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
+        whitened = np.linalg.solve(np.linalg.cholesky(self.cov), step)
+        self.path_s = (1 - c_s) * self.path_s + np.sqrt(c_s * (2 - c_s) * mu) * whitened
+        self.path_c = (1 - c_c) * self.path_c + np.sqrt(c_c * (2 - c_c) * mu) * step
+        self.mean = self.mean + self.sigma * step
+        rank_mu = (steps * self.w[:, None]).T @ steps
+        self.cov = (1 - c_1 - c_mu) * self.cov + c_1 * np.outer(self.path_c, self.path_c) + c_mu * rank_mu
+        self.sigma *= np.exp(min(1.0, c_s / d_s * (np.linalg.norm(self.path_s) / chi - 1)))
+
+
+def _startup(family: Family) -> int:
+    return (family.num_members + 1 if family.num_members <= 16 else 1) + 4
+
+
+SAMPLERS: dict[str, Callable[[Family, int], object]] = {
+    "simplex_gp": lambda family, seed: Simplex(family, seed),
+    "simplex_gp+gram": lambda family, seed: Simplex(family, seed, use_gram=True),
+    "tpe": lambda family, seed: Stock(family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))),
+    "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),
+    "gpsampler": lambda family, seed: Stock(family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))),
+    "random": RandomSparse,
+    "paper_cma": MeanCma,
+}

@@ -1,0 +1,7 @@
+"""python -m recycler"""
+
+import sys
+
+from recycler.cli import main
+
+sys.exit(main())

@@ -1,0 +1,104 @@
+"""The command line: parse, call one function, print. Data on stdout, talk on stderr; nothing heavy is imported for --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from recycler import __version__
+from recycler.errors import RecyclerError
+
+EPILOG = "Exit codes: 0 ok, 1 failed, 2 usage or job file, 3 not found, 4 unsafe or broken input, 5 infrastructure (try again), 130 interrupted."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands; each names the function that runs it as module:function, imported only when it is called."""
+    parser = argparse.ArgumentParser(prog="recycler", description="Recycle a pool of checkpoints: search merges on real benchmarks, keep the Pareto front, export the one you choose.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"recycler {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "run or resume a job", "recycler.cli.jobs:run")
+    run.add_argument("job", help="job file (YAML)")
+    run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
+    run.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
+    run.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+
+    status = _command(commands, "status", "how far a run is", "recycler.cli.jobs:status")
+    status.add_argument("run", help="run folder")
+    _json_flag(status)
+
+    front = _command(commands, "front", "the Pareto front and the baselines of a run", "recycler.cli.jobs:front")
+    front.add_argument("run", help="run folder")
+    shape = front.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="one JSON document")
+    shape.add_argument("--csv", action="store_true", help="one line a trial")
+    front.add_argument("--holdout", action="store_true", help="show holdout scores instead of search scores")
+
+    export = _command(commands, "export", "write a merge of a run as a Hugging Face folder", "recycler.cli.models:export")
+    export.add_argument("run", help="run folder")
+    export.add_argument("--trial", required=True, metavar="N|knee|best:OBJECTIVE", help="which merge")
+    export.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must not exist")
+    export.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="split the weights beyond this size")
+    _json_flag(export)
+
+    score = _command(commands, "score", "score one checkpoint on a suite", "recycler.cli.models:score")
+    score.add_argument("model", help="checkpoint folder")
+    score.add_argument("--suite", action="append", required=True, help="suite name or file; may be given again")
+    score.add_argument("--role", choices=("search", "holdout"), default="holdout", help="which items (default: holdout)")
+    score.add_argument("--engine", choices=("transformers", "vllm"), help="default: vllm where it and a GPU are present, else transformers")
+    score.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    score.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
+    _json_flag(score)
+
+    merge = _command(commands, "merge", "run one recipe (ours or a mergekit YAML) from disk to disk", "recycler.cli.models:merge")
+    merge.add_argument("recipe", help="recipe file (YAML)")
+    merge.add_argument("out", help="folder to write; it must not exist")
+    merge.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="split the weights beyond this size")
+    _json_flag(merge)
+
+    inspect = _command(commands, "inspect", "what is in a pool, and whether it can be merged", "recycler.cli.models:inspect")
+    inspect.add_argument("pool", nargs="+", help="checkpoint folders, globs, or a folder of them")
+    inspect.add_argument("--base", help="the checkpoint that the members were trained from")
+    inspect.add_argument("--deltas", action="store_true", help="profile of |delta| to the base by layer (reads the weights)")
+    _json_flag(inspect)
+
+    fold = _command(commands, "fold", "fold LoRA adapters into full checkpoints", "recycler.cli.models:fold")
+    fold.add_argument("base", help="checkpoint that the adapters were trained on")
+    fold.add_argument("adapters", nargs="+", help="PEFT adapter folders")
+    fold.add_argument("--to", required=True, metavar="DIR", help="folder for the checkpoints, one a subfolder")
+
+    demo = _command(commands, "demo", "train a small pool, recycle it, export the knee of the front", "recycler.cli.demo:demo")
+    demo.add_argument("--dir", default="demo-run", help="where everything goes (default: demo-run)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--trials", type=int, default=40, help="merges to try (default: 40)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    arguments = build_parser().parse_args(argv)
+    module, _, function = arguments.function.partition(":")
+    try:
+        return getattr(import_module(module), function)(arguments) or 0
+    except RecyclerError as error:
+        for problem in error.problems:
+            print(f"recycler: {problem}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("recycler: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _command(commands, name: str, summary: str, function: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EPILOG)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")

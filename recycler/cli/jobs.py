@@ -1,0 +1,66 @@
+"""run, status, front."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+
+from recycler.cli.progress import Progress
+from recycler.cli.tables import front_table
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """recycler run JOB: talk on stderr, the front as a table on stdout."""
+    from recycler.cluster.ray_workers import RayWorkers
+    from recycler.run import run_job
+
+    with Progress() as progress:
+        front = run_job(Path(arguments.job), Path(arguments.dir), data_folders=[Path(folder) for folder in arguments.data],
+                        make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
+                        listen=progress.listen, started=progress.started)
+    print(front_table(front, "holdout"), end="")
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """recycler status RUN: how far, what it cost, and why anything failed."""
+    from recycler.run import open_ledger, read_status
+
+    found = read_status(open_ledger(Path(arguments.run)))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return
+    counts = ", ".join(f"{number} {state.lower()}" for state, number in found["trials"].items())
+    print(f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s")
+    for failure in found["failures"]:
+        print(f"trial {failure['trial']} failed ({failure['blame']}): {failure['reason']}")
+
+
+def front(arguments: argparse.Namespace) -> None:
+    """recycler front RUN: table, JSON or CSV."""
+    from recycler.report import front_document
+    from recycler.run import open_front
+
+    found = open_front(Path(arguments.run))
+    role = "holdout" if arguments.holdout else "search"
+    if arguments.json:
+        print(json.dumps(front_document(found), indent=2, sort_keys=True))
+    elif arguments.csv:
+        print(_csv(front_document(found), role), end="")
+    else:
+        print(front_table(found, role), end="")
+
+
+def _csv(document: dict, role: str) -> str:
+    names = [objective["name"] for objective in document["objectives"]]
+    members = sorted({member for entry in document["front"] + document["baselines"] for row in entry["weights"].values() for member in row})
+    groups = sorted({group for entry in document["front"] for group in entry["weights"]})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "kind", "label", *[f"{name}:{part}" for name in names for part in ("value", "stderr", "n")], *[f"{group}/{member}" for group in groups for member in members]])
+    for entry in document["front"] + document["baselines"]:
+        figures = [(entry["scores"][name][role] or {}).get(part, "") for name in names for part in ("value", "stderr", "n")]
+        writer.writerow([entry["trial"], entry["kind"], entry["label"], *figures, *[entry["weights"].get(group, {}).get(member, 0.0) for group in groups for member in members]])
+    return text.getvalue()

@@ -1,0 +1,70 @@
+"""export, score, merge, inspect, fold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """recycler export RUN --trial WHICH --to DIR."""
+    from recycler.export.export import export_recipe
+    from recycler.report import choose
+    from recycler.run import open_front, open_pool_of
+
+    run = Path(arguments.run)
+    trial = choose(open_front(run), arguments.trial)
+    done = export_recipe(trial.recipe, open_pool_of(run), Path(arguments.to), trial=trial, max_shard_bytes=arguments.max_shard_bytes)
+    _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """recycler merge RECIPE OUT."""
+    from recycler.export.export import export_recipe
+    from recycler.merge.recipe_yaml import open_recipe
+
+    recipe, pool = open_recipe(Path(arguments.recipe))
+    done = export_recipe(recipe, pool, Path(arguments.out), max_shard_bytes=arguments.max_shard_bytes)
+    _tell_export(arguments, asdict(done), Path(arguments.recipe).name)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """recycler score MODEL --suite S."""
+    from recycler.cli.tables import align
+    from recycler.score import score_model
+
+    scores = score_model(Path(arguments.model), arguments.suite, role=arguments.role, engine=arguments.engine, dtype=arguments.dtype, data_folders=[Path(folder) for folder in arguments.data])
+    if arguments.json:
+        print(json.dumps({"schema_version": 1, "model": arguments.model, "role": arguments.role, "scores": {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores}}, indent=2))
+    else:
+        print(align([["objective", "value", "stderr", "n"], *([entry.objective, f"{entry.value:.4f}", f"{entry.stderr:.4f}", str(entry.n)] for entry in scores)]))
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """recycler inspect POOL."""
+    from recycler.pool.catalog import open_pool
+    from recycler.pool.inspect import inspect_pool, inspect_table
+
+    found = inspect_pool(open_pool(arguments.pool, arguments.base), deltas=arguments.deltas)
+    print(json.dumps(found, indent=2) if arguments.json else inspect_table(found))
+
+
+def fold(arguments: argparse.Namespace) -> None:
+    """recycler fold BASE ADAPTER... --to DIR."""
+    from recycler.pool.fold import fold_adapter
+
+    for adapter in map(Path, arguments.adapters):
+        out = Path(arguments.to) / adapter.resolve().name
+        fold_adapter(Path(arguments.base), adapter, out)
+        print(out)
+
+
+def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:
+    if arguments.json:
+        print(json.dumps({"schema_version": 1, **facts}, indent=2))
+    else:
+        print(facts["folder"])
+        print(f"recycler: {what}: {facts['num_tensors']} tensors, {facts['num_bytes'] / 1e6:.1f} MB; weights {facts['weights_digest'][:16]}", file=sys.stderr)

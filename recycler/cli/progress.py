@@ -1,0 +1,80 @@
+"""A progress bar that says what is going on and how long it will take; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the CLI's start loads none of these
+    from recycler.prepare import PreparedJob
+    from recycler.search.loop import Event
+    from recycler.types import Trial
+
+LINE_EVERY_SECONDS = 5.0
+
+
+class Progress:
+    """Stages with a fraction done, on stderr. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._task = None
+        self._stage, self._stage_start, self._last_line = "", 0.0, 0.0
+        self._done, self._expected = 0, 1
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, stage: str, fraction: float) -> None:
+        """Show that `stage` is `fraction` (0 to 1) done."""
+        now = time.monotonic()
+        name = stage.partition(":")[0]
+        if name != self._stage:
+            self._stage, self._stage_start, self._last_line = name, now, 0.0
+            if self._bar is not None:
+                self._task = self._bar.add_task(stage, total=1.0)
+        if self._bar is not None:
+            self._bar.update(self._task, description=stage, completed=fraction)
+        elif now - self._last_line >= LINE_EVERY_SECONDS or fraction >= 1.0:
+            self._last_line = now
+            elapsed = now - self._stage_start
+            left = f", about {elapsed / fraction - elapsed:.0f} s left" if 0.02 < fraction < 1.0 else ""
+            print(f"[{fraction:4.0%}] {stage} ({elapsed:.0f} s{left})", file=sys.stderr, flush=True)
+
+    # ---------------------------------------------------------------- a run
+
+    def started(self, prepared: PreparedJob, trials: Sequence[Trial]) -> None:
+        for warning in prepared.warnings:
+            print(f"recycler: note: {warning}", file=sys.stderr)
+        pool = prepared.pool
+        self._done = sum(trial.state != "PENDING" for trial in trials)
+        self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
+        print(f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
+              f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}", file=sys.stderr)
+        self.update("starting workers", 0.0)
+
+    def listen(self, event: Event) -> None:
+        if event.what == "holdout":
+            self.update(f"holdout: trial {event.trial.number}", 1.0 if self._stage == "holdout" else 0.5)
+        elif event.what in ("scored", "failed"):
+            self._done += 1
+            self.update(f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}", min(self._done / self._expected, 1.0))
+        if event.what == "failed":
+            print(f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}", file=sys.stderr)
+
+
+def _scores(trial: Trial) -> str:
+    return " ".join(f"{score.value:.3f}" for score in trial.search)

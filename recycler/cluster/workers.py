@@ -1,0 +1,98 @@
+"""The workers' port: submit trials, wait for whichever ends first. And the simplest one, in this process."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from recycler.engines import build_engine
+from recycler.engines.port import Engine
+from recycler.errors import RecyclerError
+from recycler.evaluate import score_recipe
+from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Everything that a worker holds for the whole job: pool, engine, frozen items, objectives."""
+
+    pool: Pool
+    engine: str
+    items: tuple[Item, ...]
+    objectives: tuple[Objective, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def items_of(self, role: Role) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if item.role == role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came back for one submission."""
+
+    number: int
+    role: Role
+    answer: Scorecard | Failure
+
+
+class Workers(Protocol):
+    """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final."""
+
+    num_workers: int
+
+    def submit(self, number: int, recipe: Recipe, role: Role) -> None: ...
+    def wait(self) -> Sequence[Result]: ...
+    def close(self) -> None: ...
+
+
+class ScoringWorker:
+    """One live engine that scores recipes: the body of every worker, wherever it runs."""
+
+    def __init__(self, work: Work, engine: Engine | None = None):
+        self.work = work
+        self.engine = engine or build_engine(work.engine, work.pool, **work.settings)
+
+    def score(self, recipe: Recipe, role: Role) -> Scorecard | Failure:
+        """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
+        try:
+            return score_recipe(self.engine, recipe, self.work.items_of(role), self.work.objectives, role)
+        except RecyclerError as error:
+            return Failure(blame="recipe", reason=str(error))
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class LocalWorkers:
+    """One worker in this process, for tests and for scoring a single model."""
+
+    num_workers = 1
+
+    def __init__(self, work: Work, *, build: Callable[[Work], ScoringWorker] = ScoringWorker):
+        self._work, self._build = work, build
+        self._worker: ScoringWorker | None = None
+        self._queue: deque[tuple[int, Recipe, Role]] = deque()
+
+    def submit(self, number: int, recipe: Recipe, role: Role) -> None:
+        self._queue.append((number, recipe, role))
+
+    def wait(self) -> Sequence[Result]:
+        number, recipe, role = self._queue.popleft()
+        reason = ""
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                self._worker = self._worker or self._build(self._work)
+                return [Result(number=number, role=role, answer=self._worker.score(recipe, role))]
+            except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
+                reason = "".join(traceback.format_exception_only(error)).strip()
+                self._worker = None
+        return [Result(number=number, role=role, answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS))]
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()

@@ -1,0 +1,32 @@
+"""The port that every inference engine fills: weights in place, greedy text, log-likelihoods. Nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Recipe
+
+
+class Engine(Protocol):
+    """One live model whose weights are replaced in place by recipes over one pool.
+
+    Built with the pool (`Engine(pool, dtype=..., max_model_len=...)`); it starts with the weights of the pool's template.
+    """
+
+    fingerprint: str  # engine, version, dtype and every setting that may change an answer
+
+    def apply(self, recipe: Recipe) -> str:
+        """Put the recipe's merge into the live weights, drop every cache that knew the old ones; give the weights digest.
+
+        After an error the engine is dirty: it refuses to answer until an `apply` has succeeded.
+        """
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Greedy completions, in the order of the requests; text ends before the first stop string."""
+
+    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
+        """Natural-log probabilities of continuations, teacher-forced, in the order of the requests."""
+
+    def close(self) -> None:
+        """Give back memory and end child processes."""

@@ -1,0 +1,51 @@
+"""Score one live model on frozen items: ask the engine once for everything, then turn answers into figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from recycler.engines.port import Engine
+from recycler.scoring.scorers import SCORERS
+from recycler.stats import clustered_mean
+from recycler.types import GenerateRequest, Item, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
+
+
+def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectives: Sequence[Objective], role: Role) -> Scorecard:
+    """Put the recipe into the engine's weights and score it on the items of `role`."""
+    started = time.monotonic()
+    digest = engine.apply(recipe)
+    merged = time.monotonic()
+    outcomes = score_items(engine, items)
+    return Scorecard(role=role, scores=aggregate(items, outcomes, objectives), outcomes=outcomes, weights_digest=digest, engine_fingerprint=engine.fingerprint,
+                     num_tokens=sum(outcome.num_tokens for outcome in outcomes), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)
+
+
+def score_items(engine: Engine, items: Sequence[Item]) -> tuple[Outcome, ...]:
+    """One outcome an item, in the order of the items."""
+    texts = [item for item in items if item.kind == "generate"]
+    likelihoods = [item for item in items if item.kind == "loglikelihood"]
+    outcomes: dict[str, Outcome] = {}
+    completions = engine.generate([GenerateRequest(prompt_ids=item.prompt_ids, max_new_tokens=item.max_new_tokens, stop=item.stop) for item in texts])
+    for item, completion in zip(texts, completions, strict=True):
+        values = SCORERS[item.scorer].score_text(item, completion)
+        outcomes[item.id] = Outcome(item=item.id, values=tuple(values.items()), output=completion.text, num_tokens=completion.num_tokens)
+    requests = [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=ids) for item in likelihoods for ids in item.continuations]
+    answers = iter(engine.loglikelihood(requests))
+    for item in likelihoods:
+        own = [next(answers) for _ in item.continuations]
+        values = SCORERS[item.scorer].score_likelihoods(item, own)
+        outcomes[item.id] = Outcome(item=item.id, values=tuple(values.items()), num_tokens=sum(map(len, item.continuations)))
+    return tuple(outcomes[item.id] for item in items)
+
+
+def aggregate(items: Sequence[Item], outcomes: Iterable[Outcome], objectives: Sequence[Objective]) -> tuple[Score, ...]:
+    """One score an objective from the outcomes of its items. Raises ValueError when an objective has no items."""
+    values = {outcome.item: dict(outcome.values) for outcome in outcomes}
+    scores = []
+    for objective in objectives:
+        own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in values.get(item.id, {})]
+        weights = [float(item.num_bytes) for item in own] if own and SCORERS[own[0].scorer].weight_by_bytes else None
+        value, stderr = clustered_mean([values[item.id][objective.metric] for item in own], [item.cluster or item.id for item in own], weights)
+        scores.append(Score(objective=objective.name, value=value, stderr=stderr, n=len(own)))
+    return tuple(scores)

@@ -1,0 +1,1 @@
+"""From a recipe to a folder that anyone can serve."""

@@ -1,0 +1,113 @@
+"""Write a merge as a Hugging Face folder that anyone can serve. The folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from recycler.digest import digest, file_digest, plain, weights_digest
+from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.export.card import model_card
+from recycler.merge.recipe_yaml import recipe_to_yaml
+from recycler.merge.stream import merged_tensors
+from recycler.merge.writer import DEFAULT_SHARD_BYTES, write_model
+from recycler.pool.headers import FLOAT_DTYPES
+from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool
+from recycler.types import Pool, Recipe, Trial
+
+MANIFEST = "recycler-manifest.json"
+COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+          "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """A finished export: where, how large, and the digest of its weights."""
+
+    folder: str
+    num_tensors: int
+    num_bytes: int
+    weights_digest: str
+
+
+def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Export:
+    """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest with digests.
+
+    Raises UsageError when the folder exists and UnsafeInputError when the weights differ from those that were scored;
+    in both cases, and when killed, nothing is left at `folder`.
+    """
+    with whole_folder(folder) as aside:
+        infos = _infos(recipe, pool)
+        digests = write_model(merged_tensors(recipe, ResidentPool(pool)), infos, aside, max_shard_bytes=max_shard_bytes)
+        found = weights_digest(digests.items())
+        if trial is not None and trial.weights_digest and trial.weights_digest != found:
+            raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="the exported weights are not the ones that were scored: a member's files have changed since",
+                                           remedy="Put the pool back as it was, or score it again in a new run"))
+        _write_config(recipe, pool, aside)
+        recipe_text = recipe_to_yaml(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))})
+        (aside / "recipe.yaml").write_text(recipe_text)
+        _write_mergekit(recipe, pool, aside)
+        (aside / "README.md").write_text(model_card(title or folder.name, pool, recipe, trial, recipe_text))
+        total = sum(path.stat().st_size for path in aside.iterdir())
+        _write_manifest(recipe, trial, aside, digests, found)
+    return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield aside
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _infos(recipe: Recipe, pool: Pool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    target = SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]
+    return {name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape) for name, info in pool.template.tensors.items()}
+
+
+def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
+    config = {key: value for key, value in pool.template.config.items() if key not in ("_name_or_path", "torch_dtype")}
+    (aside / "config.json").write_text(json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n")
+    for name in COPIED:
+        source = Path(pool.template.location) / name
+        if source.is_file():
+            shutil.copyfile(source, aside / name)
+
+
+def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> None:
+    from recycler.merge.mergekit_yaml import recipe_to_mergekit
+
+    try:
+        text = recipe_to_mergekit(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, num_layers=pool.template.num_layers)
+    except UsageError:  # mergekit has no such method or grouping; our own recipe says it
+        return
+    (aside / "mergekit_config.yml").write_text(text)
+
+
+def _write_manifest(recipe: Recipe, trial: Trial | None, aside: Path, digests: dict[str, str], found: str) -> None:
+    manifest = {
+        "schema_version": 1, "recipe_digest": digest(recipe), "weights_digest": found,
+        "scores": {role: plain(trial.scores(role)) for role in ("search", "holdout")} if trial else None,
+        "files": {path.name: {"sha256": file_digest(path), "num_bytes": path.stat().st_size} for path in sorted(aside.iterdir())},
+        "tensors": digests,
+    }
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")

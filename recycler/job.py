@@ -1,0 +1,146 @@
+"""What a person writes to start a job: strict, documented, and refused as a whole when any part is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from recycler.errors import Problem, UsageError, raise_problems
+from recycler.types import Objective
+from recycler.yamls import YamlDocument, load_yaml, parse_model
+
+SAMPLERS = ("simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper")
+DTYPES = ("bfloat16", "float16", "float32")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys are refused; no silent conversion from one type to another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+
+
+class PoolSpec(Strict):
+    """Where the checkpoints are. `pool: runs/*` and `pool: [a, b]` are short for `pool: {members: ...}`."""
+
+    members: list[str] = Field(min_length=1)
+    """Folders, globs of folders, or folders that hold checkpoint folders; relative to the job file."""
+    base: str | None = None
+    """The checkpoint that the members were trained from. With it, weights act on deltas and their sum is searched too."""
+    duplicates: Literal["refuse", "allow"] = "refuse"
+    """What to do about members with identical weights."""
+
+
+class ObjectiveSpec(Strict):
+    """One figure to optimise: a metric of a suite, or of one task of it."""
+
+    suite: str
+    task: str | None = None
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+    def objective(self) -> Objective:
+        return Objective(suite=self.suite, task=self.task, metric=self.metric, direction=self.direction)
+
+
+class EngineSpec(Strict):
+    """What runs the merges. `engine: vllm` is short for `engine: {name: vllm}`."""
+
+    name: Literal["transformers", "vllm"] | None = None
+    """Default: vllm where it and a GPU are present, else transformers."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the live and of the exported weights."""
+    max_model_len: int | None = Field(default=None, ge=8)
+    """Longest prompt plus answer, in tokens. Default: what the suites need."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Engines in parallel: one a GPU, or one a share of the CPU cores."""
+
+
+class BudgetSpec(Strict):
+    """When to stop: at the first limit that is reached. Baselines are scored besides `trials`."""
+
+    trials: int = Field(ge=1, le=1_000_000)
+    """Merges that the sampler proposes."""
+    wall_clock: str | None = None
+    """Such as 90s, 30m, 12h, 2d; counted over all sittings of the job."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Generated plus teacher-forced tokens."""
+
+    @field_validator("wall_clock")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None and not _DURATION.fullmatch(value.strip()):
+            raise ValueError("is not a duration such as 90s, 30m, 12h or 2d")
+        return value
+
+    @property
+    def wall_seconds(self) -> float | None:
+        if self.wall_clock is None:
+            return None
+        amount, unit = _DURATION.fullmatch(self.wall_clock.strip()).groups()
+        return float(amount) * _SECONDS[unit]
+
+
+class JobSpec(Strict):
+    """One recycling job: pool, method, space, suites, objectives, engine, budget, sampler, seed."""
+
+    version: Literal[1]
+    name: str = Field(default="job", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Lower case letters, digits, dots and dashes."""
+    pool: PoolSpec
+    method: str = "linear"
+    """One of recycler.merge.MERGE_METHODS."""
+    space: str = "search_spaces/global.yaml"
+    """A search space: a path relative to the job file, or one that ships with recycler."""
+    suites: list[str] = Field(min_length=1)
+    """Names from eval_suites/, or paths relative to the job file."""
+    objectives: list[ObjectiveSpec] = Field(min_length=2, max_length=8)
+    """Two or more."""
+    engine: EngineSpec = EngineSpec()
+    budget: BudgetSpec
+    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_forms(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("pool"), str):
+            data["pool"] = {"members": [data["pool"]]}
+        elif isinstance(data.get("pool"), list):
+            data["pool"] = {"members": data["pool"]}
+        elif isinstance(data.get("pool"), dict) and isinstance(data["pool"].get("members"), str):
+            data["pool"] = {**data["pool"], "members": [data["pool"]["members"]]}
+        if isinstance(data.get("engine"), str):
+            data["engine"] = {"name": data["engine"]}
+        return data
+
+    @property
+    def searched_objectives(self) -> tuple[Objective, ...]:
+        return tuple(spec.objective() for spec in self.objectives)
+
+
+def read_job(path: Path) -> tuple[JobSpec, YamlDocument]:
+    """The job file at `path` and the document, which knows the line of every key. Raises UsageError with every problem."""
+    document = load_yaml(path)
+    job = parse_model(JobSpec, document)
+    problems = []
+    names = [objective.name for objective in job.searched_objectives]
+    suites = {Path(suite).stem for suite in job.suites}
+    for index, (spec, name) in enumerate(zip(job.objectives, names, strict=True)):
+        where = document.where(("objectives", index))
+        if names.index(name) != index:
+            problems.append(Problem(thing=f"objective {name!r}", cause="stands twice", remedy="Keep one of them", where=where))
+        if spec.suite not in suites:
+            problems.append(Problem(thing=f"objective {name!r}", cause=f"its suite {spec.suite!r} is not under suites:", remedy=f"Add {spec.suite} to suites:", where=where))
+    raise_problems(problems, UsageError)
+    return job, document

@@ -1,0 +1,63 @@
+"""Tables and numbered migrations, applied once and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Column, Connection, Float, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
+
+metadata = MetaData()
+
+applied = Table("migrations", metadata, Column("number", Integer, primary_key=True))
+
+facts = Table("facts", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
+
+trials = Table(
+    "trials", metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(32), nullable=False),
+    Column("label", String(200), nullable=False, default=""),
+    Column("state", String(16), nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("recipe_digest", String(64), nullable=False, index=True),
+    Column("params", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("failure", Text),
+    Column("weights_digest", String(64), nullable=False, default=""),
+    Column("engine_fingerprint", Text, nullable=False, default=""),
+    Column("num_tokens", Integer, nullable=False, default=0),
+    Column("merge_seconds", Float, nullable=False, default=0.0),
+    Column("score_seconds", Float, nullable=False, default=0.0),
+    Column("opened_at", Float, nullable=False),
+    Column("closed_at", Float),
+)
+
+scores = Table(
+    "scores", metadata,
+    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("objective", String(200), nullable=False),
+    Column("value", Float, nullable=False), Column("stderr", Float, nullable=False), Column("n", Integer, nullable=False),
+    PrimaryKeyConstraint("trial", "role", "objective"),
+)
+
+outcomes = Table(  # per-item results of one trial on one split: zlib-compressed JSON
+    "outcomes", metadata,
+    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("payload", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("trial", "role"),
+)
+
+
+def m001_initial(connection: Connection) -> None:
+    metadata.create_all(connection)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the database to the newest schema."""
+    applied.create(connection, checkfirst=True)
+    done = {row.number for row in connection.execute(select(applied))}
+    for number, migration in enumerate(MIGRATIONS, start=1):
+        if number not in done:
+            migration(connection)
+            connection.execute(applied.insert().values(number=number))

@@ -1,0 +1,31 @@
+"""Digests of tensors, equal for equal bits: what was scored and what is exported can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from recycler.digest import weights_digest
+from recycler.pool.tensors import SAFETENSORS_DTYPES
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in row-major order, without a copy where it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 (hex) of dtype, shape and bytes."""
+    head = f"{SAFETENSORS_DTYPES[tensor.dtype]} {list(tensor.shape)}".encode()
+    sha = hashlib.sha256(head)
+    sha.update(tensor_bytes(tensor))
+    return sha.hexdigest()
+
+
+def model_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest of a model from its (name, tensor) pairs, whatever their order or shard."""
+    return weights_digest((name, tensor_digest(tensor)) for name, tensor in tensors)

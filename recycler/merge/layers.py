@@ -1,0 +1,78 @@
+"""Merges that treat layers by their depth: layer swapping and LiNeS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from recycler.errors import Problem, UsageError, did_you_mean
+from recycler.merge.linear import linear, task_arithmetic
+from recycler.merge.method import TensorContext, require_members
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|score)\.")
+POLICIES = ("adjacent", "outer", "middle", "transition")
+Place = Literal["embedding", "final_norm", "head"]
+
+
+def layer_of(tensor: str) -> int | None:
+    """Index of the transformer layer a tensor belongs to; None outside the layers."""
+    found = _LAYER.search(tensor)
+    return int(found.group(1)) if found else None
+
+
+def place_of(tensor: str) -> Place:
+    """What a tensor outside the layers is; what is neither embedding nor head counts as the final norm."""
+    if _HEAD.search(tensor):
+        return "head"
+    return "embedding" if _EMBEDDING.search(tensor) else "final_norm"
+
+
+def layer_swap(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+               bottom: int = 5, top: int = 2, bottom_transition: int = 1, top_transition: int = 1,
+               embeddings: str = "adjacent", final_norm: str = "adjacent", head: str = "adjacent") -> None:
+    """Layer swapping (Bandarkar et al. 2024, arXiv:2410.01335, Algorithm 1) of two members: (middle, outer).
+
+    The lowest `bottom` and highest `top` layers come from the outer member (the language expert), the middle from the
+    middle member (the task expert); `bottom_transition` and `top_transition` layers inside of them are sum_k w_k t_k, so
+    weights (0.5, 0.5) are the paper's average and weights have no other use. Defaults are the paper's for 32 layers.
+    A layer that is outer by one end and transition by the other is outer. The paper does not say what happens outside
+    the layers: `embeddings`, `final_norm` and `head` are treated as the layer next to them ('adjacent': the first, the
+    last, the last), or as 'outer', 'middle' or 'transition'. A tied head follows the embeddings: it is the same tensor.
+    """
+    require_members("layer_swap", tensors, 2)
+    layer, policy = layer_of(context.name), "adjacent"
+    if layer is None:
+        place = place_of(context.name)
+        policy = {"embedding": embeddings, "final_norm": final_norm, "head": head}[place]
+        layer = 0 if place == "embedding" else context.num_layers - 1
+    if policy not in POLICIES:
+        raise UsageError(Problem(thing=f"layer_swap's policy {policy!r}", cause="unknown", remedy=did_you_mean(str(policy), POLICIES)))
+    zone = _zone(layer, context.num_layers, int(bottom), int(top), int(bottom_transition), int(top_transition)) if policy == "adjacent" else policy
+    row = {"middle": (1.0, 0.0), "outer": (0.0, 1.0), "transition": tuple(weights)}[zone]
+    linear(tensors, row, base=base, context=context, out=out)
+
+
+def _zone(layer: int, num_layers: int, bottom: int, top: int, bottom_transition: int, top_transition: int) -> str:
+    from_top = num_layers - 1 - layer
+    if layer < bottom or from_top < top:
+        return "outer"
+    return "transition" if layer < bottom + bottom_transition or from_top < top + top_transition else "middle"
+
+
+def lines(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+          alpha: float = 0.5, beta: float = 0.5) -> None:
+    """LiNeS (Wang et al. 2024, arXiv:2410.17146): task arithmetic whose step grows linearly with depth.
+
+    b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which hold general features,
+    move by alpha, the deepest by alpha + beta. Embeddings count as the first layer, final norm and head as the last.
+    """
+    layer = layer_of(context.name)
+    if layer is None:
+        layer = 0 if place_of(context.name) == "embedding" else context.num_layers - 1
+    depth = layer / (context.num_layers - 1) if context.num_layers > 1 else 1.0
+    task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=alpha + beta * depth)

@@ -1,0 +1,45 @@
+"""Linear merges: weighted sums of checkpoints, and of their deltas to a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from recycler.merge.blocks import weighted_sum
+from recycler.merge.method import TensorContext
+
+SMALLEST_DIVISOR = 1e-8  # below this a sum of weights is taken for zero and not divided by
+
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+           normalize: bool = False) -> None:
+    """Weighted sum of same-shaped tensors, written to `out`.
+
+    Without a base: sum_k w_k t_k (Wortsman et al. 2022, arXiv:2203.05482; Khalifa et al. 2024, arXiv:2412.04144).
+    With a base, weights act on deltas: b + sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089), computed as
+    (1 - sum_k w_k) b + sum_k w_k t_k: the same number, and a one-hot weight gives back its member bit for bit.
+
+    Accumulates in float32 and rounds once, to `out`'s dtype. Zero weights are skipped, so an inf in an unused checkpoint
+    cannot become nan. Weights are used as given, since normalising is the space's job, unless `normalize` asks to divide
+    by their sum.
+    """
+    total = sum(weights)
+    divisor = total if normalize and abs(total) >= SMALLEST_DIVISOR else 1.0
+    terms = list(zip(tensors, weights, strict=True))
+    if base is not None:
+        terms.append((base, divisor - total))
+    weighted_sum(terms, out, divisor)
+
+
+def task_arithmetic(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+                    lambda_: float = 1.0, normalize: bool = False) -> None:
+    """b + lambda sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089).
+
+    Computed as (1 - lambda sum_k w_k) b + lambda sum_k w_k t_k, which no delta has to be rounded for. `normalize` divides
+    the weights by their sum: then a common factor on all weights cancels, and only `lambda` sets the step.
+    """
+    assert base is not None
+    total = sum(weights)
+    scale = lambda_ / total if normalize and abs(total) >= SMALLEST_DIVISOR else lambda_
+    linear(tensors, [scale * weight for weight in weights], base=base, context=context, out=out)

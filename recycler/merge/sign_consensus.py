@@ -1,0 +1,114 @@
+"""Merges where the members vote on the sign of every element: TIES and SCE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from recycler.merge.blocks import active, block_elements, blocks, flat_output
+from recycler.merge.deltas import Thin, merge_deltas
+from recycler.merge.method import TensorContext, per_member
+from recycler.merge.selection import Cut, DeltaBlocks, largest, magnitude_bits
+
+
+def ties(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+         density: float | Sequence[float] = 1.0, normalize: bool = True, rescale: bool = False, lambda_: float = 1.0) -> None:
+    """TIES: trim, elect sign, disjoint mean (Yadav et al. 2023, arXiv:2306.01708, section 3).
+
+    tau_k keeps its `density` largest magnitudes; sign = sgn(sum_k w_k tau_k); out = b + lambda mean of the w_k tau_k that
+    have this sign, over the sum of their weights (`normalize`). Trimming is per tensor, as in mergekit and PEFT; the
+    paper's code trims the model as a whole. Exactly int(density * n) elements stay (at least one): among equal magnitudes
+    the first ones. `rescale` restores each delta's L1 norm after trimming.
+    """
+    assert base is not None
+    densities = per_member("density", density, len(tensors))
+
+    def make_thin(index: int, delta: DeltaBlocks) -> Thin | None:
+        return keep_largest(delta, out.numel(), densities[index], rescale=rescale)
+
+    merge_deltas(tensors, weights, base, out, make_thin, consensus=True, normalize=normalize, lambda_=lambda_)
+
+
+def keep_largest(delta: DeltaBlocks, num_elements: int, density: float, *, rescale: bool) -> Thin | None:
+    """Keep int(density * n) elements of largest magnitude: None when that is all of them."""
+    if density >= 1.0 or num_elements == 0:
+        return None
+    if density <= 0.0:
+        return lambda start, block: block.zero_()
+    count = max(1, int(density * num_elements))
+    cut = largest(delta, count)
+    scale = l1_ratio(delta, cut.again().inside) if rescale else 1.0
+
+    def thin(start: int, block: Tensor) -> None:
+        block.view(torch.int32).bitwise_and_(cut.inside(magnitude_bits(block)))
+        if scale != 1.0:
+            block.mul_(scale)
+
+    return thin
+
+
+def l1_ratio(delta: DeltaBlocks, mask_of: Callable[[Tensor], Tensor]) -> float:
+    """Sum of |delta| over the sum of what a mask of its magnitude bits leaves; 1 where either is zero."""
+    before = after = 0.0
+    for block in delta():
+        bits = magnitude_bits(block)
+        before += float(bits.view(torch.float32).sum(dtype=torch.float64))
+        after += float(bits.bitwise_and(mask_of(bits)).view(torch.float32).sum(dtype=torch.float64))
+    return before / after if before > 1e-7 and after > 1e-7 else 1.0
+
+
+def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+        select_topk: float = 1.0) -> None:
+    """SCE: select by variance, calculate weights by energy, erase minority signs (Wan et al. 2024, arXiv:2408.07990).
+
+    Elements are kept where the variance of the deltas over members is among the `select_topk` largest (of those that vary
+    at all); c_k = w_k mean(tau_k^2), normalised over members; sign = sgn(sum_k tau_k);
+    out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than 1 are ours: the paper has none.
+    """
+    assert base is not None
+    (share,) = per_member("select_topk", select_topk, 1)
+    with torch.no_grad():
+        members = active(tensors, weights)
+        if not members or out.numel() == 0:
+            out.copy_(base)
+            return
+        flats, flat_base = [tensors[index].reshape(-1) for index in members], base.reshape(-1)
+        size = block_elements(out, len(flats))
+        cut = _variance_cut(flats, flat_base, size, share)
+        energies = torch.zeros(len(flats), dtype=torch.float64, device=out.device)
+        for _, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
+            energies += deltas.square().sum(1, dtype=torch.float64)
+        energies = energies / out.numel()
+        scaled = energies / energies.sum() if float(energies.sum()) >= 1e-6 else torch.full_like(energies, 1 / len(flats))
+        coefficients = (scaled * torch.tensor([weights[index] for index in members], device=out.device)).float()
+        with flat_output(out) as target:
+            for block, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
+                sign = deltas.sum(0).sign_().add_(0.5).sign_()
+                agree = (deltas * sign > 0) * coefficients[:, None]
+                mixed = (deltas * agree).sum(0) / agree.sum(0).clamp_(min=1e-6)
+                target[block].copy_(flat_base[block].float().add_(mixed))
+
+
+def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float) -> Cut | None:
+    """None when everything is selected. A cut of float32 variances; nothing is inside a cut at the largest float."""
+    if share >= 1.0:
+        return None
+
+    def variances() -> Iterator[Tensor]:
+        for _, deltas in _stacks(flats, base, size, None):
+            yield deltas.var(0, unbiased=False)
+
+    count = int(sum(int(torch.count_nonzero(variance)) for variance in variances()) * share)
+    return largest(variances, count) if count else Cut(0x7F800000, 0, take_all=False)
+
+
+def _stacks(flats: Sequence[Tensor], base: Tensor, size: int, cut: Cut | None) -> Iterator[tuple[slice, Tensor]]:
+    """(block, float32 deltas `(K, n)`), zero where `cut` leaves the element's variance outside."""
+    for block in blocks(base.numel(), size):
+        origin = base[block].float()
+        deltas = torch.stack([flat[block].float().sub_(origin) for flat in flats])
+        if cut is not None:
+            deltas.view(torch.int32).bitwise_and_(cut.inside(magnitude_bits(deltas.var(0, unbiased=False))))
+        yield block, deltas

@@ -1,0 +1,75 @@
+"""Merges of the singular vectors of deltas: TSV-Merge and Iso-C. Matrices only; one SVD a member or one a tensor.
+
+Cost: O(m n min(m, n)) a matrix, minutes for a 1B model on a CPU, and float32 copies of all deltas of one matrix.
+Embeddings and heads, whose rows are tokens and not features, and tensors that are not matrices are averaged instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from recycler.merge.blocks import active
+from recycler.merge.layers import layer_of
+from recycler.merge.linear import task_arithmetic
+from recycler.merge.method import TensorContext
+
+
+def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+              lambda_: float = 1.0) -> None:
+    """Task Singular Vectors merge (Gargiulo et al. 2024, arXiv:2412.00081).
+
+    Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right vectors are put side by
+    side and replaced by the nearest orthogonal set (Procrustes: U -> P Q' with U = P D Q'), which takes the interference
+    out; out = b + lambda U S V'. Other tensors: b + lambda mean_k w_k tau_k.
+    """
+    assert base is not None
+    members = active(tensors, weights)
+    if not _spectral(out, context) or len(members) < 2:
+        _mean(tensors, weights, members, base, context, out, lambda_)
+        return
+    origin = base.float()
+    share = max(1, min(out.shape) // len(members))
+    lefts, values, rights = [], [], []
+    for index in members:
+        left, value, right = torch.linalg.svd(tensors[index].float() - origin, full_matrices=False)
+        lefts.append(left[:, :share])
+        values.append(weights[index] * value[:share])
+        rights.append(right[:share])
+    left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights, 0))
+    out.copy_(origin.add_((left * torch.cat(values)) @ right, alpha=lambda_))
+
+
+def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
+          lambda_: float = 1.0) -> None:
+    """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
+
+    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same strength. Other tensors:
+    b + lambda mean_k w_k tau_k.
+    """
+    assert base is not None
+    members = active(tensors, weights)
+    if not _spectral(out, context) or not members:
+        _mean(tensors, weights, members, base, context, out, lambda_)
+        return
+    origin = base.float()
+    delta = torch.zeros_like(origin)
+    for index in members:
+        delta.add_(tensors[index].float().sub_(origin), alpha=weights[index])
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    out.copy_(origin.add_(left @ right, alpha=lambda_ * float(values.mean())))
+
+
+def _spectral(out: Tensor, context: TensorContext) -> bool:
+    return out.ndim == 2 and layer_of(context.name) is not None
+
+
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float], members: Sequence[int], base: Tensor, context: TensorContext, out: Tensor, lambda_: float) -> None:
+    task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=lambda_ / max(len(members), 1))
+
+
+def _nearest_orthogonal(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right

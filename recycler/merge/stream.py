@@ -1,0 +1,100 @@
+"""Run a recipe: a generator of (name, tensor), or the same numbers written straight into an engine's weights.
+
+A whole model is never in one dict. Every tensor of every member is accounted for before any arithmetic: merged when it
+is floating point, copied when it is not and all members agree, refused otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
+from recycler.merge import MERGE_METHODS
+from recycler.merge.method import TensorContext, as_keywords
+from recycler.pool.headers import FLOAT_DTYPES
+from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
+from recycler.types import Group, Recipe
+
+
+def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
+    """Raise UsageError, with every problem, unless the recipe can be run on this pool."""
+    problems = []
+    known = {checkpoint.name for checkpoint in (*resident.pool.members, *((resident.pool.base,) if resident.pool.base else ()))}
+    for name in (*recipe.members, *((recipe.base,) if recipe.base else ())):
+        if name not in known:
+            problems.append(Problem(thing=f"checkpoint {name!r}", cause="not in the pool", remedy=did_you_mean(name, known)))
+    if recipe.method not in MERGE_METHODS:
+        problems.append(Problem(thing=f"method {recipe.method!r}", cause="unknown", remedy=did_you_mean(recipe.method, MERGE_METHODS)))
+    elif MERGE_METHODS[recipe.method].needs_base and recipe.base is None:
+        problems.append(Problem(thing=f"method {recipe.method!r}", cause="works on deltas and the recipe has no base", remedy="Add base: to it"))
+    else:
+        options, wanted = MERGE_METHODS[recipe.method].options, MERGE_METHODS[recipe.method].num_members
+        if wanted is not None and len(recipe.members) != wanted:
+            problems.append(Problem(thing=f"method {recipe.method!r}", cause=f"merges {wanted} members, the recipe has {len(recipe.members)}", remedy="Name exactly that many"))
+        for name, _ in recipe.options:
+            if name not in options:
+                problems.append(Problem(thing=f"option {name!r} of {recipe.method!r}", cause="unknown", remedy=did_you_mean(name, options)))
+    if recipe.dtype not in TORCH_DTYPES:
+        problems.append(Problem(thing=f"dtype {recipe.dtype!r}", cause="unknown", remedy=did_you_mean(recipe.dtype, TORCH_DTYPES)))
+    if problems:
+        raise UsageError(problems)
+
+
+def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the merge as a fresh (name, tensor) in the template's order."""
+    check_recipe(recipe, resident)
+    for name, info in resident.pool.template.tensors.items():
+        dtype = TORCH_DTYPES[recipe.dtype] if info.dtype in FLOAT_DTYPES else None
+        out = torch.empty(info.shape, dtype=dtype or resident.tensor(resident.pool.template.name, name).dtype)
+        _merge_one(recipe, resident, name, out)
+        yield name, out
+
+
+def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str, Tensor]) -> None:
+    """Write the merge into `destinations` (tensor name -> live weights) in place; storage addresses do not change.
+
+    Raises UnsafeInputError before anything is written when names or shapes differ from the template's.
+    """
+    check_recipe(recipe, resident)
+    template = resident.pool.template.tensors
+    problems = [Problem(thing=f"tensor {name!r}", cause="is in the checkpoint or in the engine, but not in both",
+                        remedy="The engine runs another architecture than the pool") for name in sorted(set(template) ^ set(destinations))]
+    problems += [Problem(thing=f"tensor {name!r}", cause=f"engine holds {tuple(destinations[name].shape)}, pool {info.shape}", remedy="")
+                 for name, info in template.items() if name in destinations and tuple(destinations[name].shape) != info.shape]
+    if problems:
+        raise UnsafeInputError(problems)
+    with torch.no_grad():
+        for name, out in destinations.items():
+            _merge_one(recipe, resident, name, out)
+
+
+def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor) -> None:
+    base = resident.tensor(recipe.base, name) if recipe.base else None
+    if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
+        out.copy_(_agreed(recipe, resident, name))
+        return
+    tensors = [resident.tensor(member, name) for member in recipe.members]
+    weights = recipe.weights[_group_index(recipe.groups, name)]
+    context = TensorContext(name=name, members=recipe.members, seed=recipe.seed, num_layers=resident.pool.template.num_layers)
+    MERGE_METHODS[recipe.method].function(tensors, weights, base=base, context=context, out=out, **as_keywords(dict(recipe.options)))
+
+
+def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:
+    first, *rest = (resident.tensor(member, name) for member in recipe.members)
+    if not all(torch.equal(first, other) for other in rest):
+        raise UnsafeInputError(Problem(thing=f"tensor {name!r}", cause="is not floating point and members disagree about it",
+                                       remedy="Leave those members out: such a tensor cannot be merged"))
+    return first
+
+
+@lru_cache(maxsize=65536)
+def _group_index(groups: tuple[Group, ...], name: str) -> int:
+    for index, group in enumerate(groups):
+        if re.search(group.match, name):
+            return index
+    raise UsageError(Problem(thing=f"tensor {name!r}", cause="no group of the recipe matches it", remedy="Add a last group with match: ''"))

@@ -1,0 +1,140 @@
+"""From a job file to everything a run needs, or to one error that lists all that is wrong. Nothing heavy is started here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recycler.digest import digest
+from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
+from recycler.job import JobSpec, read_job
+from recycler.merge import MERGE_METHODS
+from recycler.pool.catalog import open_pool
+from recycler.pool.preflight import check_pool
+from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
+from recycler.shipped import shipped_file
+from recycler.space import SearchSpace, read_space, resolve
+from recycler.suite import EvalSuite, read_suite
+from recycler.types import Item, Objective, Pool
+from recycler.yamls import YamlDocument
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedJob:
+    """A job that was found sound: every file read, every name resolved."""
+
+    job: JobSpec
+    document: YamlDocument
+    pool: Pool
+    space: SearchSpace
+    suites: tuple[EvalSuite, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return self.job.searched_objectives
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(item for suite in self.suites for item in suite.items)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What must not change between two sittings of one run, as digests by name."""
+        pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in (*self.pool.members, *([self.pool.base] if self.pool.base else []))}
+        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}})
+        return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}}
+
+    def max_model_len(self) -> int:
+        """Longest prompt plus answer of any item in tokens, with a little room, in steps of 16."""
+        longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in self.items)
+        return self.job.engine.max_model_len or -(-(longest + 8) // 16) * 16
+
+
+class _Collector:
+    """Runs steps and keeps their problems, so that a person hears of all of them at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.kind: type[RecyclerError] = UsageError
+
+    def step(self, function: Callable[..., Value], *args: Any, **kwargs: Any) -> Value | None:
+        try:
+            return function(*args, **kwargs)
+        except RecyclerError as error:
+            self.problems += error.problems
+            self.kind = UnsafeInputError if isinstance(error, UnsafeInputError) else self.kind
+            return None
+
+    def finish(self) -> None:
+        if self.problems:
+            raise self.kind(self.problems)
+
+
+def prepare(job_path: Path, *, data_folders: Sequence[Path] = ()) -> PreparedJob:
+    """Read and check a job. Raises one UsageError or UnsafeInputError that lists every problem of its files."""
+    job, document = read_job(job_path)
+    folder = job_path.parent
+    collector = _Collector()
+    if job.method not in MERGE_METHODS:
+        collector.problems.append(Problem(thing=f"method {job.method!r}", cause="unknown", remedy=did_you_mean(job.method, MERGE_METHODS), where=document.where(("method",))))
+    elif MERGE_METHODS[job.method].needs_base and job.pool.base is None:
+        collector.problems.append(Problem(thing=f"method {job.method!r}", cause="works on deltas and the pool has no base", remedy="Add base: under pool:", where=document.where(("pool",))))
+    pool = collector.step(_open_pool, job, folder, document)
+    report = collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method) if pool else None
+    space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
+    suites = collector.step(_build_suites, job, folder, document, pool, data_folders)
+    collector.finish()
+    return PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=tuple(map(str, getattr(report, "warnings", ()))))
+
+
+def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:
+    def beside(entry: str) -> str:
+        return entry if "://" in entry or Path(entry).is_absolute() else str(folder / entry)
+
+    try:
+        pool = open_pool([beside(entry) for entry in job.pool.members], beside(job.pool.base) if job.pool.base else None)
+    except RecyclerError as error:
+        where = document.where(("pool", "members")) if ("pool", "members") in document.lines else document.where(("pool",))
+        raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
+    if len(pool.members) < 2:
+        raise UsageError(Problem(thing="pool", cause=f"holds {len(pool.members)} checkpoint", remedy="A merge needs two members or more", where=document.where(("pool",))))
+    return pool
+
+
+def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool) -> SearchSpace:
+    spec, space_document = read_space(shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",))))
+    return resolve(spec, space_document, members=pool.names, num_layers=pool.template.num_layers, has_base=pool.base is not None, method_options=MERGE_METHODS[job.method].options)
+
+
+def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool | None, data_folders: Sequence[Path]) -> tuple[EvalSuite, ...]:
+    collector = _Collector()
+    paths = [collector.step(shipped_file, "eval_suites", name, beside=folder, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
+    specs = {path.stem: read[0] for path in paths if path and (read := collector.step(read_suite, path))}
+    collector.problems += _objective_problems(job, document, specs)
+    suites = []
+    if pool is not None:
+        tokenizer = collector.step(load_tokenizer, Path(pool.template.location))
+        suites = [collector.step(build_suite, path, tokenizer, data_folders=[*data_folders, folder]) for path in paths if path and path.stem in specs and tokenizer]
+    collector.finish()
+    return tuple(suites)
+
+
+def _objective_problems(job: JobSpec, document: YamlDocument, specs: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for index, objective in enumerate(job.searched_objectives):
+        if objective.suite not in specs:
+            continue
+        metrics = objective_metrics(specs[objective.suite])
+        where = document.where(("objectives", index))
+        if objective.task is not None and objective.task not in metrics:
+            problems.append(Problem(thing=f"task {objective.task!r}", cause=f"not in suite {objective.suite!r}", remedy=did_you_mean(objective.task, metrics), where=where))
+            continue
+        known = {metric for task, names in metrics.items() if objective.task in (None, task) for metric in names}
+        if objective.metric not in known:
+            problems.append(Problem(thing=f"metric {objective.metric!r}", cause=f"not given by {objective.suite!r}", remedy=did_you_mean(objective.metric, known), where=where))
+    return problems

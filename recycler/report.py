@@ -1,0 +1,130 @@
+"""Read a run: the front with its error bars, the baselines beside it, and how far it got. Everything from the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recycler import pareto
+from recycler.errors import NotFoundError, Problem, did_you_mean
+from recycler.ledger import Ledger
+from recycler.search.baselines import average, best_member, greedy_soup, maximized
+from recycler.types import Objective, Pool, Role, Trial
+
+SCHEMA_VERSION = 1
+BASELINE_KINDS = ("member", "uniform_soup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The non-dominated trials of a run by search score, what they must beat, and the reference point of all volumes."""
+
+    objectives: tuple[Objective, ...]
+    trials: tuple[Trial, ...]  # everything scored
+    front: tuple[Trial, ...]
+    members: tuple[Trial, ...]
+    uniform: Trial | None
+    greedy: Trial | None
+    base: Trial | None
+    reference: tuple[float, ...]  # in the objectives' own directions
+
+    @property
+    def finalists(self) -> tuple[Trial, ...]:
+        """Trials to score on the holdout items: the front and the baselines, each once, by number."""
+        chosen = {trial.number: trial for trial in (*self.front, *self.members, self.uniform, self.greedy, self.base) if trial is not None}
+        return tuple(chosen[number] for number in sorted(chosen))
+
+    def hypervolume(self, trials: Sequence[Trial | None], role: Role) -> float | None:
+        """Volume dominated by `trials` above the reference point; None while one of them lacks scores of that role."""
+        there = [trial for trial in trials if trial is not None]
+        if not there or not all(trial.scores(role) for trial in there):
+            return None
+        directions = [objective.direction for objective in self.objectives]
+        return pareto.hypervolume(maximized(there, self.objectives, role), pareto.as_maximized([self.reference], directions)[0])
+
+
+def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str) -> Front:
+    """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
+    scored = tuple(trial for trial in trials if trial.state == "SCORED")
+    members = tuple(trial for trial in scored if trial.kind == "member")
+    if not members:
+        raise NotFoundError(Problem(thing="front", cause="no member has been scored yet", remedy="Wait for the first trials; recycler status RUN tells how far it is"))
+    values = maximized(scored, objectives)
+    distinct = _first_of_each_recipe(scored)
+    mask = pareto.non_dominated(values[distinct])
+    front = tuple(trial for trial, chosen in zip((scored[index] for index in distinct), mask, strict=True) if chosen)
+    soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
+    uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
+    member_values = maximized(members, objectives)
+    worst = pareto.reference_point(member_values)
+    signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+    return Front(objectives=tuple(objectives), trials=scored, front=front, members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
+                 base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
+
+
+def front_document(front: Front) -> dict[str, Any]:
+    """The front as the one JSON document of `recycler front --json`; equal runs give equal bytes."""
+    baselines = [_entry(trial, "member", front.objectives) for trial in front.members]
+    baselines += [_entry(trial, kind, front.objectives) for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup")) if trial is not None]
+    baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in front.objectives]
+    sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "objectives": [{"name": objective.name, "direction": objective.direction} for objective in front.objectives],
+        "reference_point": list(front.reference),
+        "hypervolume": {role: front.hypervolume(front.front, role) for role in ("search", "holdout")},
+        "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},
+        "num_trials": len(front.trials),
+        "knee": knee(front).number,
+        "front": [_entry(trial, _kind(trial), front.objectives) for trial in front.front],
+        "baselines": baselines,
+        "base": _entry(front.base, "base", front.objectives) if front.base else None,
+    }
+
+
+def knee(front: Front) -> Trial:
+    """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying."""
+    return front.front[pareto.knee(maximized(front.front, front.objectives))]
+
+
+def choose(front: Front, what: str) -> Trial:
+    """A trial by number, `knee`, or `best:OBJECTIVE` (best on the front by search score). Raises NotFoundError."""
+    if what == "knee":
+        return knee(front)
+    if what.startswith("best:"):
+        name = what.removeprefix("best:")
+        objective = next((objective for objective in front.objectives if objective.name == name), None)
+        if objective is None:
+            raise NotFoundError(Problem(thing=f"objective {name!r}", cause="not one of this run's", remedy=did_you_mean(name, [objective.name for objective in front.objectives])))
+        return front.front[int(np.argmax(maximized(front.front, [objective])[:, 0]))]
+    found = next((trial for trial in front.trials if str(trial.number) == what), None)
+    if found is None:
+        raise NotFoundError(Problem(thing=f"trial {what!r}", cause="not a scored trial of this run", remedy="Give a number of `recycler front`, knee, or best:OBJECTIVE"))
+    return found
+
+
+def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
+    """{group: {member: weight}} without the zeros."""
+    return {group.name: {name: weight for name, weight in zip(trial.recipe.members, row, strict=True) if weight != 0.0}
+            for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)}
+
+
+def _kind(trial: Trial) -> str:
+    return "merge" if trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ") else trial.kind
+
+
+def _first_of_each_recipe(trials: Sequence[Trial]) -> list[int]:
+    seen: dict[Any, int] = {}
+    for index, trial in enumerate(trials):
+        seen.setdefault(trial.recipe, index)
+    return list(seen.values())
+
+
+def _entry(trial: Trial, kind: str, objectives: Sequence[Objective]) -> dict[str, Any]:
+    by_role = {role: {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in trial.scores(role)} for role in ("search", "holdout")}
+    return {"trial": trial.number, "kind": kind, "label": trial.label, "method": trial.recipe.method, "weights": weights_by_group(trial), "options": dict(trial.recipe.options),
+            "scores": {objective.name: {role: by_role[role].get(objective.name) for role in ("search", "holdout")} for objective in objectives}}

@@ -1,0 +1,173 @@
+"""Run a job: prepare, search, score the finalists on the holdout items. Started again, it goes on where it was."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from recycler.cluster.workers import Work, Workers
+from recycler.engines import default_engine_name
+from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.ledger import Ledger
+from recycler.pool.catalog import open_checkpoint
+from recycler.prepare import PreparedJob, prepare
+from recycler.report import Front, read_front
+from recycler.search.loop import Event, Listener, score_holdout, search
+from recycler.search.proposer import make_proposer
+from recycler.search.schedule import Planner
+from recycler.types import Checkpoint, Objective, Pool, Trial
+
+LEDGER = "ledger.sqlite"
+MakeWorkers = Callable[[Work, int], Workers]
+
+
+def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), listen: Listener = lambda event: None,
+            started: Callable[[PreparedJob, Sequence[Trial]], None] = lambda prepared, trials: None) -> Front:
+    """Run or resume the job in `run_folder` and return its front, holdout scores included.
+
+    Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when workers keep failing.
+    """
+    prepared = prepare(job_path, data_folders=data_folders)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with _only_driver(run_folder):
+        ledger = Ledger(run_folder / LEDGER)
+        _check_same_job(ledger, prepared)
+        if not (run_folder / "job.yaml").exists():
+            shutil.copyfile(job_path, run_folder / "job.yaml")
+        started(prepared, ledger.trials())
+        if _finished(ledger, prepared):
+            return open_front(run_folder)
+        workers = make_workers(_work(prepared), prepared.job.engine.workers)
+        try:
+            clock = _Clock(ledger, prepared)
+            trials = search(_planner(prepared), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen))
+            front = read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype)
+            score_holdout(_with_holdout(front.finalists, ledger), ledger, workers, listen=clock.stamp(listen))
+            ledger.set_fact("finished", str(prepared.job.budget.trials))
+        finally:
+            workers.close()
+            ledger.close()
+    return open_front(run_folder)
+
+
+def open_front(run_folder: Path) -> Front:
+    """The front of a run as the ledger has it now. Raises NotFoundError when there is no run or nothing scored."""
+    ledger = open_ledger(run_folder)
+    objectives, pool, dtype = read_facts(ledger)
+    return read_front(ledger.trials(), objectives, pool, dtype)
+
+
+def open_ledger(run_folder: Path) -> Ledger:
+    """The ledger of a run folder. Raises NotFoundError."""
+    if not (run_folder / LEDGER).is_file():
+        raise NotFoundError(Problem(thing=f"run {run_folder}", cause=f"has no {LEDGER}", remedy="Give the folder of a run: recycler run job.yaml --dir RUN"))
+    return Ledger(run_folder / LEDGER)
+
+
+def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
+    """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger belongs to."""
+    text = ledger.fact("job")
+    if text is None:
+        raise NotFoundError(Problem(thing="run", cause="was never started", remedy="recycler run job.yaml --dir RUN"))
+    facts = json.loads(text)
+    members = tuple(Checkpoint(name=name, location=location, tensors={}, config={}) for name, location in facts["members"])
+    base = Checkpoint(name=facts["base"][0], location=facts["base"][1], tensors={}, config={}) if facts["base"] else None
+    return tuple(Objective(**objective) for objective in facts["objectives"]), Pool(members=members, base=base), facts["dtype"]
+
+
+def open_pool_of(run_folder: Path) -> Pool:
+    """The pool of a run, opened again with its headers. Raises UsageError when a member has gone."""
+    _, named, _ = read_facts(open_ledger(run_folder))
+    members = tuple(open_checkpoint(Path(member.location), member.name) for member in named.members)
+    return Pool(members=members, base=open_checkpoint(Path(named.base.location), named.base.name) if named.base else None)
+
+
+def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
+    """Write the facts of a new run; refuse to go on with a run whose job, pool or suites have changed since."""
+    stored, now = ledger.fact("digests"), prepared.facts
+    if stored is None:
+        base = prepared.pool.base
+        ledger.set_fact("job", json.dumps({
+            "name": prepared.job.name, "dtype": prepared.job.engine.dtype, "trials": prepared.job.budget.trials,
+            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction} for o in prepared.objectives],
+            "members": [[member.name, str(Path(member.location).resolve()) if "://" not in member.location else member.location] for member in prepared.pool.members],
+            "base": [base.name, str(Path(base.location).resolve()) if "://" not in base.location else base.location] if base else None}))
+        ledger.set_fact("digests", json.dumps(now))
+        return
+    before = json.loads(stored)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise UsageError([Problem(thing=name, cause="has changed since this run began", remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared") for name in changed])
+
+
+def _work(prepared: PreparedJob) -> Work:
+    engine = prepared.job.engine
+    return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.objectives,
+                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len()})
+
+
+def _planner(prepared: PreparedJob) -> Planner:
+    job = prepared.job
+    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
+                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed))
+
+
+def _with_holdout(finalists: Sequence[Trial], ledger: Ledger) -> list[Trial]:
+    """The finalists as the ledger has them, with the holdout scores of an earlier sitting."""
+    stored = {trial.number: trial for trial in ledger.trials()}
+    return [stored[trial.number] for trial in finalists]
+
+
+def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:
+    return ledger.fact("finished") == str(prepared.job.budget.trials)
+
+
+class _Clock:
+    """Wall time and tokens over all sittings of a job, against its budget."""
+
+    def __init__(self, ledger: Ledger, prepared: PreparedJob):
+        self._ledger, self._budget = ledger, prepared.job.budget
+        self._before, self._start = float(ledger.fact("elapsed_seconds") or 0.0), time.monotonic()
+
+    def within_budget(self) -> bool:
+        elapsed = self._before + time.monotonic() - self._start
+        if self._budget.wall_seconds is not None and elapsed >= self._budget.wall_seconds:
+            return False
+        return self._budget.tokens is None or self._ledger.spent()[0] < self._budget.tokens
+
+    def stamp(self, listen: Listener) -> Listener:
+        def stamped(event: Event) -> None:
+            if event.what != "opened":
+                self._ledger.set_fact("elapsed_seconds", f"{self._before + time.monotonic() - self._start:.1f}")
+            listen(event)
+        return stamped
+
+
+@contextmanager
+def _only_driver(run_folder: Path) -> Iterator[None]:
+    """Hold the run's lock; it falls with the process, however that ends. Raises UsageError when another driver has it."""
+    with (run_folder / "driver.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(Problem(thing=f"run {run_folder}", cause="is being driven by another process", remedy="Wait for it, or give another --dir")) from None
+        yield
+
+
+def read_status(ledger: Ledger) -> dict:
+    """How far a run is, as the one JSON document of `recycler status --json`."""
+    trials = ledger.trials()
+    facts = json.loads(ledger.fact("job") or "{}")
+    tokens, seconds = ledger.spent()
+    finished = ledger.fact("finished") is not None
+    return {
+        "schema_version": 1, "name": facts.get("name", ""), "state": "finished" if finished else "unfinished: recycler run goes on with it",
+        "trials": {state: sum(trial.state == state for trial in trials) for state in ("SCORED", "PENDING", "FAILED")},
+        "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
+        "failures": [{"trial": trial.number, "blame": trial.failure.blame, "reason": trial.failure.reason} for trial in trials if trial.failure],
+    }

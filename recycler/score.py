@@ -1,0 +1,34 @@
+"""Score one checkpoint as it is: the same items, engines and error bars as in a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recycler.engines import build_engine, default_engine_name
+from recycler.evaluate import score_recipe
+from recycler.pool.catalog import open_checkpoint
+from recycler.scoring.scorers import SCORERS
+from recycler.scoring.tasks import build_suite, load_tokenizer
+from recycler.search.baselines import blend
+from recycler.shipped import shipped_file
+from recycler.types import Item, Objective, Pool, Role, Score
+
+
+def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str | None, dtype: str, data_folders: Sequence[Path] = ()) -> tuple[Score, ...]:
+    """Every metric of every task of the suites. Raises UsageError, NotFoundError or UnsafeInputError."""
+    pool = Pool(members=(open_checkpoint(folder, name="model"),))
+    tokenizer = load_tokenizer(folder)
+    built = [build_suite(shipped_file("eval_suites", name, beside=Path()), tokenizer, data_folders=data_folders) for name in suites]
+    items = [item for suite in built for item in suite.select(role)]
+    longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in items)
+    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, max_model_len=-(-(longest + 8) // 16) * 16)
+    try:
+        return score_recipe(live, blend(pool, dtype, {"model": 1.0}), items, _all_objectives(items), role).scores
+    finally:
+        live.close()
+
+
+def _all_objectives(items: Sequence[Item]) -> list[Objective]:
+    found = {(item.suite, item.task, metric) for item in items for metric in SCORERS[item.scorer].metrics}
+    return [Objective(suite=suite, task=task, metric=metric, direction="maximize") for suite, task, metric in sorted(found)]

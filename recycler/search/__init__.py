@@ -1,0 +1,30 @@
+"""Samplers: who proposes the next weights. Names load on first use, so importing this package loads nothing heavy.
+
+    simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
+    gp acquisition  its mathematics
+    domain proposals  which weights are allowed, and where new ones are drawn
+    optuna_sampler  the same as an Optuna sampler
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "SimplexGP": "recycler.search.simplex_gp",
+    "SimplexGPSampler": "recycler.search.optuna_sampler",
+    "posterior_front": "recycler.search.optuna_sampler",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

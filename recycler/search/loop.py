@@ -1,0 +1,103 @@
+"""The loop: ask, open, submit, wait, close. Everything it calls can be faked.
+
+A driver killed at any moment and started again goes on where it was: trials it had opened are submitted again, nothing
+is proposed twice, and what the proposer asks for depends on the ledger alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from recycler.cluster.workers import Workers
+from recycler.errors import InfrastructureError, Problem
+from recycler.ledger import Ledger
+from recycler.search.schedule import Planner
+from recycler.types import Failure, Role, Scorecard, Trial
+
+MAX_SYSTEM_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that a person watching would want to know."""
+
+    what: Literal["resumed", "opened", "scored", "failed", "holdout"]
+    trial: Trial
+
+
+Listener = Callable[[Event], None]
+
+
+def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget: Callable[[], bool], listen: Listener) -> tuple[Trial, ...]:
+    """Score baselines and proposals until nothing is left to do or the budget is spent; return all trials."""
+    trials = {trial.number: trial for trial in ledger.trials()}
+    in_flight, system_failures = set(), 0
+    for trial in trials.values():
+        if trial.state == "PENDING":
+            workers.submit(trial.number, trial.recipe, "search")
+            in_flight.add(trial.number)
+            listen(Event(what="resumed", trial=trial))
+    while True:
+        while len(in_flight) < workers.num_workers and (planned := planner.next(tuple(trials.values()), may_propose=within_budget())):
+            plan, params = planned
+            trial = Trial(number=len(trials), kind=plan.kind, label=plan.label, state="PENDING", recipe=plan.recipe, params=params)
+            ledger.open_trial(trial.number, trial.kind, trial.recipe, label=trial.label, params=params)
+            trials[trial.number] = trial
+            if (twin := _scored_twin(trial, trials)) is not None:
+                ledger.close_trial(trial.number, ledger.scorecard(twin.number, "search"))
+                trials[trial.number] = replace(twin, number=trial.number, kind=trial.kind, label=trial.label, params=params, holdout=())
+                listen(Event(what="scored", trial=trials[trial.number]))
+                continue
+            workers.submit(trial.number, trial.recipe, "search")
+            in_flight.add(trial.number)
+            listen(Event(what="opened", trial=trial))
+        if not in_flight:
+            return tuple(trials.values())
+        for result in workers.wait():
+            in_flight.discard(result.number)
+            trials[result.number] = _close(ledger, trials[result.number], result.answer, listen)
+            failure = trials[result.number].failure
+            system_failures = system_failures + 1 if failure and failure.blame == "system" else 0
+            if system_failures >= MAX_SYSTEM_FAILURES:
+                raise InfrastructureError(Problem(thing="workers", cause=f"{system_failures} trials in a row failed through no fault of theirs, the last with: {failure.reason}", remedy="Mend that and run the same command again; scored trials are kept"))
+
+
+def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, *, listen: Listener) -> None:
+    """Score each finalist on the holdout items, once; search scores chose them, holdout scores are reported."""
+    waiting = [trial for trial in finalists if not trial.holdout]
+    by_number = {trial.number: trial for trial in waiting}
+    in_flight = 0
+    while waiting or in_flight:
+        while waiting and in_flight < workers.num_workers:
+            trial = waiting.pop(0)
+            workers.submit(trial.number, trial.recipe, "holdout")
+            in_flight += 1
+        for result in workers.wait():
+            in_flight -= 1
+            if isinstance(result.answer, Failure):
+                raise InfrastructureError(Problem(thing=f"trial {result.number}", cause=f"could not be scored on the holdout items ({result.answer.reason})", remedy="Run the same command again; nothing else is repeated"))
+            ledger.add_holdout(result.number, result.answer)
+            listen(Event(what="holdout", trial=replace(by_number[result.number], holdout=_in_order(result.answer))))
+
+
+def _scored_twin(trial: Trial, trials: dict[int, Trial]) -> Trial | None:
+    return next((other for other in trials.values() if other.state == "SCORED" and other.recipe == trial.recipe), None)
+
+
+def _close(ledger: Ledger, trial: Trial, answer: Scorecard | Failure, listen: Listener) -> Trial:
+    """Write the answer down, then tell."""
+    if isinstance(answer, Failure):
+        ledger.fail_trial(trial.number, answer)
+        closed = replace(trial, state="FAILED", failure=answer)
+        listen(Event(what="failed", trial=closed))
+        return closed
+    ledger.close_trial(trial.number, answer)
+    closed = replace(trial, state="SCORED", search=_in_order(answer), weights_digest=answer.weights_digest)
+    listen(Event(what="scored", trial=closed))
+    return closed
+
+
+def _in_order(scorecard: Scorecard) -> tuple:
+    return tuple(sorted(scorecard.scores, key=lambda score: score.objective))

@@ -1,0 +1,54 @@
+"""What to score next: baselines, then the greedy soup, then what the proposer asks for, until the budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recycler.search import baselines
+from recycler.search.baselines import Planned
+from recycler.search.proposer import Proposer
+from recycler.space import SearchSpace
+from recycler.types import Objective, Pool, Recipe, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Decides from the trials alone, so that a restarted driver decides the same."""
+
+    pool: Pool
+    method: str
+    dtype: str
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    proposer: Proposer
+    num_merges: int
+    seed: int
+
+    def next(self, trials: Sequence[Trial], *, may_propose: bool) -> tuple[Planned, tuple[tuple[str, float], ...]] | None:
+        """The next trial to open with its raw parameters; None when there is none, or none until a pending one ends."""
+        planned = self._baseline(trials)
+        if planned is not None:
+            return planned, ()
+        proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)
+        if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
+            return None
+        number = len(trials)
+        proposal = self.proposer.ask(number, trials)
+        recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=proposal.options,
+                        base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
+        return Planned(kind="merge", label="", recipe=recipe), proposal.params
+
+    def _baseline(self, trials: Sequence[Trial]) -> Planned | None:
+        known = {(trial.kind, trial.recipe) for trial in trials}
+        fixed = baselines.fixed_baselines(self.pool, self.dtype)
+        for planned in fixed:
+            if (planned.kind, planned.recipe) not in known:
+                return planned
+        first = [trial for trial in trials if trial.kind in ("member", "base", "uniform_soup")]
+        if any(trial.state == "PENDING" for trial in first) or not any(trial.kind == "member" and trial.state == "SCORED" for trial in first):
+            return None
+        if not any(trial.label == baselines.MERGE_BEST for trial in trials):
+            return baselines.merge_best(self.pool, self.dtype, trials, self.objectives)
+        step = baselines.greedy_soup(self.pool, self.dtype, trials, self.objectives)
+        return step if isinstance(step, Planned) else None

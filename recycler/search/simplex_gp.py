@@ -1,0 +1,244 @@
+"""`simplex_gp`: find the front of merges with few trials, by Gaussian processes that live on the weights themselves.
+
+    opening design -> GP per objective -> candidates near the posterior front -> noisy expected hypervolume improvement
+
+No map from a box to the simplex: a map that is kind to one face distorts another, and duplicates dimensions. A proposal
+is a function of what has been observed, what is pending, the trial's number and the seed, and of nothing else, so a
+killed search that is started again proposes what it would have proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from recycler.pareto import Floats, non_dominated, probability_non_dominated, reference_point
+from recycler.search.acquisition import contenders, expected_gains
+from recycler.search.domain import WeightDomain, weight_domain
+from recycler.search.gp import Features, WeightGP, gram_root
+from recycler.search.proposals import GLOBAL_SHARE, around, distinct, opening, scattered
+
+PriorMean = Callable[[Floats], Floats]
+
+NUM_DRAWS = 16
+NUM_CANDIDATES = 400
+NUM_REFINED = 160
+MOST_KNOWN = 80  # trials drawn jointly with the candidates
+MOST_PENDING = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Scored trials: points (n, D), values (n, T) to be made large, their standard errors (n, T).
+
+    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed merge) teaches
+    nothing but is not proposed again.
+    """
+
+    weights: Floats
+    values: Floats
+    stderrs: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class PosteriorFront:
+    """The trials to ship: non-dominated by posterior mean, which a lucky score does not fool.
+
+    `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are for all observations
+    (NaN where a trial had no score); `probability` (n,) is the chance to be non-dominated under independent errors.
+    """
+
+    indices: tuple[int, ...]
+    mean: Floats
+    sd: Floats
+    probability: Floats
+
+
+def observations(weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None) -> Observations:
+    """Observations from tables (n, D), (n, T) and (n, T) or nothing. Raises ValueError when lengths differ."""
+    points = np.atleast_2d(np.asarray(weights, dtype=float))
+    table = np.atleast_2d(np.asarray(values, dtype=float))
+    errors = np.zeros_like(table) if stderrs is None else np.atleast_2d(np.asarray(stderrs, dtype=float))
+    if len(points) != len(table) or errors.shape != table.shape:
+        raise ValueError(f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do not match")
+    return Observations(points, table, np.nan_to_num(np.abs(errors), posinf=0.0))
+
+
+class SimplexGP:
+    """Proposes weights for `members` (K names) that are expected to push the front of `num_objectives` benchmarks out.
+
+    scale      the sum of a row of weights: (1, 1) for a plain average, (0.3, 3) to search it (weights act on deltas)
+    bounds     range per member, else (0, scale[1]); a negative lower bound allows negative weights
+    frozen     weights that are fixed
+    max_nonzero  at most so many members in one row
+    gram       (K, K) inner products of the members' deltas: distances between merges instead of between weights
+    floors     (T,) reference point of the hypervolume, NaN for "from the front"; merges below a floor are worth nothing
+    groups     G rows of weights; knobs: ranges of E method parameters, appended to the point
+    prior_mean predicted values (n, T) of points (n, D), known without scoring; calibrated per objective
+
+    Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
+    contradict each other.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[str],
+        num_objectives: int,
+        *,
+        seed: int,
+        scale: tuple[float, float] = (1.0, 1.0),
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        frozen: Mapping[str, float] | None = None,
+        max_nonzero: int | None = None,
+        gram: ArrayLike | None = None,
+        floors: ArrayLike | None = None,
+        groups: int = 1,
+        knobs: Sequence[tuple[float, float]] = (),
+        prior_mean: PriorMean | None = None,
+    ):
+        self.domain = weight_domain(
+            members, scale=scale, bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, groups=groups, knobs=knobs
+        )
+        self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
+        self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean)
+
+    def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
+        """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
+
+        Never a point that is already observed or pending. The opening design comes first, less what is known of it.
+        """
+        domain = self.domain
+        waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
+        known = waiting if observed is None else np.concatenate([observed.weights, waiting])
+        first = distinct(opening(domain, np.random.default_rng(self.seed)), known)
+        if len(first):
+            return first[0]
+        rng = np.random.default_rng([self.seed, number])
+        scored = None if observed is None else _complete(observed)
+        if scored is None or len(scored.values) < 3:
+            return _fresh(domain, rng, known)
+        self._model.fit(scored)
+        return self._best(scored, waiting[-MOST_PENDING:], known, rng)
+
+    def front(self, observed: Observations) -> PosteriorFront:
+        """What to ship, and how sure that is; see `PosteriorFront`. Raises ValueError without a complete trial."""
+        complete = ~np.isnan(observed.values).any(axis=1)
+        rows = np.flatnonzero(complete)
+        if not rows.size:
+            raise ValueError("no trial has all its scores, so there is no front")
+        mean, sd = np.full_like(observed.values, np.nan), np.full_like(observed.values, np.nan)
+        self._model.fit(_complete(observed))
+        mean[rows], sd[rows] = self._model.predict(observed.weights[rows])
+        chosen = np.flatnonzero(non_dominated(mean))
+        chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
+        chance = probability_non_dominated(mean, sd, seed=self.seed)
+        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, chance)
+
+    # ------------------------------------------------------------ choosing
+
+    def _best(self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator) -> Floats:
+        mean, sd = self._model.predict(scored.weights)
+        front = scored.weights[non_dominated(mean)]
+        corner = reference_point(mean, self.floors)
+        baseline = np.concatenate([scored.weights[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
+        num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
+        wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
+        candidates = distinct(np.concatenate(wide), known)
+        if not len(candidates):
+            return _fresh(self.domain, rng, known)
+        gains = self._gains(baseline, candidates, corner, rng)
+        best = candidates[np.argsort(-gains, kind="stable")[:12]]
+        near = around(self.domain, rng, best, NUM_REFINED, reach=0.4)
+        candidates = distinct(np.concatenate([best, near]), known)
+        gains = self._gains(baseline, candidates, corner, rng)
+        return candidates[int(np.argmax(gains))]
+
+    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, rng: np.random.Generator) -> Floats:
+        """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
+        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)
+        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
+        if gains.max() > 0:
+            return gains
+        optimistic = draws[:, len(baseline) :].max(axis=0)
+        return (optimistic - corner).min(axis=1) - 1e9
+
+
+class _Model:
+    """One WeightGP per objective on the same features; remembers the last fit so that a batch is fitted once."""
+
+    def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None):
+        members = domain.num_members
+        if gram is not None and gram.shape != (members, members):
+            raise ValueError(f"gram must be ({members}, {members}) for {members} members, got {gram.shape}")
+        metric = np.eye(members) if gram is None else gram_root(gram)
+        self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
+        self.prior_mean = prior_mean
+        self._fitted: bytes | None = None
+
+    def fit(self, scored: Observations) -> None:
+        key = b"".join(array.tobytes() for array in (scored.weights, scored.values, scored.stderrs))
+        if key == self._fitted:
+            return
+        errors = _floored(scored.stderrs)
+        prior = self._prior(scored.weights, scored.values.shape[1])
+        self._slopes = [_slope(prior[:, t], scored.values[:, t]) for t in range(prior.shape[1])]
+        rest = scored.values - prior * self._slopes
+        self._gps = [
+            WeightGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
+        ]
+        self._fitted = key
+
+    def predict(self, points: Floats) -> tuple[Floats, Floats]:
+        """Posterior mean and sd, each (n, T)."""
+        pairs = [gp.predict(points) for gp in self._gps]
+        mean = np.stack([mean for mean, _ in pairs], axis=1)
+        return mean + self._prior(points, len(pairs)) * self._slopes, np.stack([sd for _, sd in pairs], axis=1)
+
+    def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
+        """Joint draws (count, n, T)."""
+        prior = self._prior(points, len(self._gps)) * self._slopes
+        drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
+        return np.stack(drawn, axis=2) + prior
+
+    def _prior(self, points: Floats, num_objectives: int) -> Floats:
+        if self.prior_mean is None:
+            return np.zeros((len(points), num_objectives))
+        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), num_objectives)
+
+
+def posterior_front(proposer: SimplexGP, observed: Observations) -> PosteriorFront:
+    """The trials of `observed` to ship by the model of `proposer`; the same as `proposer.front(observed)`."""
+    return proposer.front(observed)
+
+
+def _complete(observed: Observations) -> Observations:
+    rows = ~np.isnan(observed.values).any(axis=1)
+    return Observations(observed.weights[rows], observed.values[rows], observed.stderrs[rows])
+
+
+def _floored(stderrs: Floats) -> Floats:
+    """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not certainty."""
+    floor = [np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T]
+    return np.maximum(stderrs, floor)
+
+
+def _slope(prior: Floats, values: Floats) -> float:
+    """Ridge slope of values on the prior mean, drawn towards 1; the GP takes the level. 0 for a constant prior."""
+    centred, target = prior - prior.mean(), values - values.mean()
+    power = float(centred @ centred)
+    if power == 0.0:
+        return 0.0
+    weight = 0.3 * power / len(prior)
+    return max(0.0, float((centred @ target + weight) / (power + weight)))
+
+
+def _fresh(domain: WeightDomain, rng: np.random.Generator, known: Floats) -> Floats:
+    """A sparse random point that is not `known`."""
+    for _ in range(100):
+        points = distinct(scattered(domain, rng, 16), known)
+        if len(points):
+            return points[0]
+    raise ValueError("every allowed point has been proposed already; widen the bounds or stop the search")

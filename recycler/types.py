@@ -1,0 +1,268 @@
+"""The small frozen values that travel between modules. Standard library only.
+
+A *recipe* says how to merge, an *item* says what to ask, a *scorecard* says how it went. None of them holds a tensor.
+Shapes: weights are ``(G, K)``: G groups of tensors by K pool members.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["search", "holdout"]
+Direction = Literal["maximize", "minimize"]
+TrialState = Literal["PENDING", "SCORED", "FAILED"]
+TrialKind = Literal["member", "base", "uniform_soup", "greedy_soup", "merge"]
+OptionValue = float | int | bool | str | tuple[float, ...]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Where one tensor lies: read from a safetensors header, never from the data."""
+
+    name: str
+    dtype: str  # safetensors spelling: BF16, F16, F32, I64 ...
+    shape: tuple[int, ...]
+    file: str  # path of the shard that holds it
+    start: int  # byte offset in that file
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One member of a pool (or its base): a Hugging Face folder, known by its headers."""
+
+    name: str
+    location: str
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.get("num_hidden_layers", 0))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Checkpoints of one architecture, and the base they were trained from when it is known."""
+
+    members: tuple[Checkpoint, ...]
+    base: Checkpoint | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def template(self) -> Checkpoint:
+        """The checkpoint whose config, tokenizer and tensor list an export follows."""
+        return self.base or self.members[0]
+
+    def find(self, name: str) -> Checkpoint:
+        """The checkpoint called `name`. Raises KeyError."""
+        for checkpoint in (*self.members, *([self.base] if self.base else [])):
+            if checkpoint.name == name:
+                return checkpoint
+        raise KeyError(name)
+
+
+# ---------------------------------------------------------------- recipes
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A named set of tensors that share one row of weights; `match` is a regex searched in the tensor's name."""
+
+    name: str
+    match: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A merge as a plan: printed, hashed, compared and replayed; a few kilobytes, no tensors.
+
+    `weights` is (G, K). A tensor belongs to the first group whose `match` is found in its name; a tensor that no group
+    takes is an error, so nothing is merged by accident. With a `base` the weights act on deltas to it.
+    """
+
+    method: str
+    members: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+    groups: tuple[Group, ...] = (Group(name="all"),)
+    base: str | None = None
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    dtype: str = "bfloat16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.groups):
+            raise ValueError(f"recipe has {len(self.groups)} groups but {len(self.weights)} rows of weights")
+        for group, row in zip(self.groups, self.weights, strict=True):
+            if len(row) != len(self.members):
+                raise ValueError(f"group {group.name!r} has {len(row)} weights for {len(self.members)} members")
+
+    def group_of(self, tensor: str) -> int:
+        """Index of the row of weights that `tensor` takes. Raises ValueError when no group matches it."""
+        for index, group in enumerate(self.groups):
+            if re.search(group.match, tensor):
+                return index
+        raise ValueError(f"no group of the recipe matches tensor {tensor!r}; add a last group with match: ''")
+
+    def option(self, name: str, default: Any = None) -> Any:
+        return dict(self.options).get(name, default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What a proposer asks to have scored: decoded weights and options, plus the raw parameters for its own memory."""
+
+    number: int
+    weights: tuple[tuple[float, ...], ...]
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    params: tuple[tuple[str, float], ...] = ()
+
+
+# ---------------------------------------------------------------- items and engines
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One frozen question. The same item has the same prompt in every trial, subset and split.
+
+    `scorer` names a function of `recycler.scoring.scorers.SCORERS`; `kind` says what the engine must do for it:
+    generate greedily from the prompt, or give log-likelihoods of `continuations` after the prompt.
+    """
+
+    id: str
+    suite: str
+    task: str
+    role: Role
+    kind: Literal["generate", "loglikelihood"]
+    scorer: str
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    gold: str  # the right answer; for choices, the index of the right continuation
+    continuations: tuple[tuple[int, ...], ...] = ()
+    num_bytes: int = 0  # UTF-8 bytes of the gold continuation, for bits per byte
+    cluster: str = ""  # items of one problem (its translations, say) are not independent
+    max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    detail: tuple[tuple[str, str], ...] = ()  # what the scorer needs besides: unit tests, an entry point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """Greedy text after a prompt, cut before the first stop string."""
+
+    text: str
+    num_tokens: int
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoglikelihoodRequest:
+    context_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loglikelihood:
+    """Natural-log probability of a continuation; `is_greedy` when each of its tokens is the most likely one."""
+
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    is_greedy: bool
+
+
+# ---------------------------------------------------------------- scores
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it."""
+
+    suite: str
+    metric: str
+    direction: Direction
+    task: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.suite}:{self.task}/{self.metric}" if self.task else f"{self.suite}/{self.metric}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A figure with its uncertainty: standard error over clusters of items, and the number of items."""
+
+    objective: str
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one item gave: one value per metric, and what the model said."""
+
+    item: str
+    values: tuple[tuple[str, float], ...]
+    output: str = ""
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorecard:
+    """What comes back from a worker for one trial on one split."""
+
+    role: Role
+    scores: tuple[Score, ...]
+    outcomes: tuple[Outcome, ...]
+    weights_digest: str
+    engine_fingerprint: str
+    num_tokens: int = 0
+    merge_seconds: float = 0.0
+    score_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a trial has no scorecard, and who is to blame: the system (retried) or the recipe (final)."""
+
+    blame: Literal["system", "recipe"]
+    reason: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One row of the ledger, read back.
+
+    PENDING -> SCORED | FAILED; a system failure that may be retried goes back to PENDING inside the workers' port.
+    """
+
+    number: int
+    kind: TrialKind
+    state: TrialState
+    recipe: Recipe
+    label: str = ""
+    search: tuple[Score, ...] = ()
+    holdout: tuple[Score, ...] = ()
+    failure: Failure | None = None
+    weights_digest: str = ""
+    params: tuple[tuple[str, float], ...] = field(default=())
+
+    def scores(self, role: Role) -> tuple[Score, ...]:
+        return self.search if role == "search" else self.holdout
