@@ -12,8 +12,6 @@ from recycler.errors import Problem, UsageError, raise_problems
 from recycler.types import Objective
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
-SAMPLERS = ("simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper")
-DTYPES = ("bfloat16", "float16", "float32")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -105,7 +103,7 @@ class JobSpec(Strict):
     """Two or more."""
     engine: EngineSpec = EngineSpec()
     budget: BudgetSpec
-    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
+    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="before")

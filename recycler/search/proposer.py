@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
+from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
@@ -86,6 +87,8 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 
 def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int) -> Proposer:
     """The proposer that a job names."""
+    if sampler == "simplex_gp":
+        return SimplexProposer(space, objectives, seed=seed)
     if sampler == "random":
         return RandomProposer(space, seed=seed)
     return OptunaProposer(sampler, space, objectives, seed=seed)

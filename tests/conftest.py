@@ -1,0 +1,64 @@
+"""Fakes and small jobs that many tests use."""
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from recycler.cluster.workers import Result
+from recycler.types import Checkpoint, Failure, Objective, Pool, Scorecard, Score
+
+OBJECTIVES = (Objective(suite="fake", task="a", metric="exact_match", direction="maximize"), Objective(suite="fake", task="b", metric="bits_per_byte", direction="minimize"))
+
+
+def named_pool(num_members=4, base=True):
+    """A pool without tensors, for code that only plans."""
+    members = tuple(Checkpoint(name=f"m{k}", location=f"m{k}", tensors={}, config={}) for k in range(num_members))
+    return Pool(members=members, base=Checkpoint(name="base", location="base", tensors={}, config={}) if base else None)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing of the driver's survives it but the ledger."""
+
+
+@dataclass
+class FakeWorkers:
+    """Scores a recipe by a formula of its weights. `kill_after` results the driver dies; `break_numbers` always fail."""
+
+    num_workers: int = 1
+    kill_after: int | None = None
+    break_numbers: frozenset = frozenset()
+    blame: str = "recipe"
+    seen: list = field(default_factory=list)
+    _queue: list = field(default_factory=list)
+
+    def submit(self, number, recipe, role):
+        self._queue.append((number, recipe, role))
+
+    def wait(self):
+        if self.kill_after is not None and len(self.seen) >= self.kill_after:
+            raise Killed
+        index = (7 * len(self.seen)) % len(self._queue)  # out of order, as real workers are
+        number, recipe, role = self._queue.pop(index)
+        self.seen.append((number, role))
+        if number in self.break_numbers:
+            return [Result(number=number, role=role, answer=Failure(blame=self.blame, reason="broken on purpose"))]
+        return [Result(number=number, role=role, answer=fake_scorecard(recipe, role))]
+
+    def close(self):
+        pass
+
+
+def fake_scorecard(recipe, role):
+    """Two smooth objectives: the first likes m0 and m1, the second m2; a little of each helps both."""
+    row = np.array(recipe.weights[0])
+    first = float(np.tanh(row[0] + 0.8 * row[1] + 0.2 * row.sum()) * 0.9)
+    second = float(1.0 - 0.7 * np.tanh(row[2] + 0.1 * row.sum()))
+    scores = (Score(objective=OBJECTIVES[0].name, value=first, stderr=0.01, n=100), Score(objective=OBJECTIVES[1].name, value=second, stderr=0.01, n=100))
+    return Scorecard(role=role, scores=scores, outcomes=(), weights_digest=json.dumps(list(recipe.weights[0])), engine_fingerprint="fake", num_tokens=10)
+
+
+@pytest.fixture
+def objectives():
+    return OBJECTIVES

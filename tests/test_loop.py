@@ -1,0 +1,80 @@
+"""Laws of the loop: killed and restarted it writes the ledger it would have written; failures never become scores."""
+
+import pytest
+from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
+
+from recycler.digest import canonical_json
+from recycler.errors import InfrastructureError
+from recycler.ledger import Ledger
+from recycler.report import front_document, read_front
+from recycler.search.loop import score_holdout, search
+from recycler.search.proposer import make_proposer
+from recycler.search.schedule import Planner
+from recycler.space import SearchSpace
+from recycler.types import Group
+
+POOL = named_pool()
+
+
+def planner(sampler="tpe", num_merges=12):
+    space = SearchSpace(groups=(Group(name="all"),), members=POOL.names, low=(0.0,) * 4, high=(3.0,) * 4, total=(0.3, 3.0))
+    return Planner(pool=POOL, method="linear", dtype="bfloat16", space=space, objectives=OBJECTIVES, num_merges=num_merges, seed=7, proposer=make_proposer(sampler, space, OBJECTIVES, seed=7))
+
+
+def run(path, workers, sampler="tpe", num_merges=12):
+    ledger = Ledger(path)
+    try:
+        trials = search(planner(sampler, num_merges), ledger, workers, within_budget=lambda: True, listen=lambda event: None)
+        front = read_front(trials, OBJECTIVES, POOL, "bfloat16")
+        stored = {trial.number: trial for trial in ledger.trials()}
+        score_holdout([stored[trial.number] for trial in front.finalists], ledger, workers, listen=lambda event: None)
+        return canonical_json(front_document(read_front(ledger.trials(), OBJECTIVES, POOL, "bfloat16")))
+    finally:
+        ledger.close()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random", "simplex_gp"])
+def test_killed_search_resumes_with_the_same_front_and_ledger(tmp_path, sampler):
+    whole = run(tmp_path / "whole.sqlite", FakeWorkers(), sampler)
+    path = tmp_path / "killed.sqlite"
+    for kill_after in (0, 1, 2, 5, 3, 4):
+        with pytest.raises(Killed):
+            run(path, FakeWorkers(kill_after=kill_after), sampler)
+    assert run(path, FakeWorkers(), sampler) == whole
+    ours, theirs = Ledger(path).trials(), Ledger(tmp_path / "whole.sqlite").trials()
+    assert ours == theirs
+    assert [trial.number for trial in ours] == list(range(len(ours)))
+    assert {trial.state for trial in ours} == {"SCORED"}
+
+
+def test_each_trial_is_scored_once_by_many_workers(tmp_path):
+    workers = FakeWorkers(num_workers=5)
+    run(tmp_path / "many.sqlite", workers)
+    searched = [number for number, role in workers.seen if role == "search"]
+    assert len(searched) == len(set(searched))
+
+
+def test_baselines_come_first_and_the_budget_counts_only_proposals(tmp_path):
+    run(tmp_path / "run.sqlite", FakeWorkers(), num_merges=3)
+    trials = Ledger(tmp_path / "run.sqlite").trials()
+    assert [trial.kind for trial in trials[:6]] == ["member"] * 4 + ["base", "uniform_soup"]
+    assert sum(trial.kind == "merge" and trial.label == "" for trial in trials) == 3
+
+
+def test_a_broken_recipe_fails_for_good_and_is_not_told_as_a_score(tmp_path):
+    run(tmp_path / "run.sqlite", FakeWorkers(break_numbers=frozenset({11})))
+    trial = Ledger(tmp_path / "run.sqlite").trials()[11]
+    assert trial.state == "FAILED" and trial.search == () and trial.failure.blame == "recipe"
+
+
+def test_a_system_that_keeps_failing_stops_the_job_and_keeps_what_is_scored(tmp_path):
+    with pytest.raises(InfrastructureError, match="broken on purpose"):
+        run(tmp_path / "run.sqlite", FakeWorkers(break_numbers=frozenset(range(11, 99)), blame="system"))
+    assert sum(trial.state == "SCORED" for trial in Ledger(tmp_path / "run.sqlite").trials()) == 11
+
+
+def test_front_beats_members_and_soups_by_volume(tmp_path):
+    import json
+
+    document = json.loads(run(tmp_path / "run.sqlite", FakeWorkers(), num_merges=30))
+    assert document["hypervolume"]["holdout"] > max(volume["holdout"] for volume in document["baseline_hypervolume"].values())
