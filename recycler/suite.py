@@ -1,10 +1,12 @@
 """Evaluation suites as people write them: which data, which wording, which scorer, which items for search and holdout.
 
-Building one into frozen items needs a tokenizer and happens in `recycler.scoring.tasks`.
+Building one into frozen items needs a tokenizer and happens in `recycler.scoring.tasks`; storing and checking them in
+`recycler.scoring.frozen`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +14,15 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from recycler.digest import digest
-from recycler.errors import Problem, UsageError
+from recycler.errors import Problem, UsageError, raise_problems
 from recycler.job import Strict
 from recycler.types import Item, Objective, Role
 from recycler.yamls import YamlDocument, load_yaml, parse_model
+
+# (what a data file's path ends with, first row, row after the last) of published test sets; None is the whole file.
+KNOWN_TEST_SETS: tuple[tuple[str, int, int | None], ...] = (
+    ("gsm8k/test.jsonl", 0, None), ("mbpp/mbpp.jsonl", 10, 510), ("humaneval/HumanEval.jsonl.gz", 0, None), ("mgsm/mgsm_", 0, None),
+    ("ifeval/input_data.jsonl", 0, None), ("bbh/", 0, None))
 
 
 class SplitSpec(Strict):
@@ -25,40 +32,76 @@ class SplitSpec(Strict):
     rows: list[int] | None = Field(default=None, min_length=2, max_length=2)
     where: dict[str, str | int] = {}
     limit: int | None = Field(default=None, ge=1)
+    cluster: str | None = None
+    """What the items of this split are versions of; default: the task's `cluster`."""
     benchmark_test: bool = False
-    """The rows belong to a published test set: searching on them is refused unless the job says so."""
+    """The rows belong to a published test set: searching on them is refused unless the job says so. Well-known files are recognised."""
+
+
+class FewshotSpec(Strict):
+    """Solved examples that stand before every question. For a task of lm-eval only `data` and `rows` are read: which it draws is its own rule."""
+
+    data: str | None = None
+    """Default: the task's own data."""
+    rows: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    answer: str = ""
+    """Template of an example's answer; put right after its prompt."""
+    between: str = "\n\n"
+    """Put after each example."""
 
 
 class TaskSpec(Strict):
-    """One benchmark. Templates name fields of a row in braces: 'Question: {question}\\nAnswer:'."""
+    """One benchmark. Templates name fields of a row in braces: 'Question: {question}\\nAnswer:'; {_row} is the row's number.
+
+    {name[0]} takes an entry of a list, {name|strip} and {name|number} clean spaces and thousands separators.
+    """
 
     data: str = ""
     """JSONL, JSON, TSV or Parquet (.gz allowed), looked for in --data, RECYCLER_DATA, the job's folder, the suite's folder."""
     columns: list[str] = []
     """Names of the columns of a TSV that has no header."""
-    prompt: str
+    lm_eval: str | None = None
+    """Take wording, few-shot examples, filters, stop strings and metrics from this task of the installed lm-eval; then no prompt:, answer: or scorer:."""
+    fields: dict[str, str | None] = {}
+    """For lm_eval: columns that its task expects, as templates of the row at hand; null gives None."""
+    num_fewshot: int | None = Field(default=None, ge=0, le=64)
+    """For lm_eval: examples before a question. Default: the task's own number."""
+    prompt: str = ""
     """What the model reads."""
-    answer: str
+    answer: str = ""
     """What is right: the gold answer, or the gold continuation for bits per byte."""
+    fewshot: FewshotSpec | None = None
     scorer: str = "exact_match"
     """One of recycler.scoring.scorers.SCORERS."""
     chat: bool = False
     """Put the prompt into the model's chat template as a user turn."""
+    system: str = ""
+    """System prompt of the chat. Default: what the chat template says."""
     answer_pattern: str | None = None
     """A regex; its first group is taken from the gold answer (such as '#### (.*)' for GSM8K)."""
     cluster: str = ""
     """Template for what the item is a version of; items of a cluster are never on both sides of the split. Default: the item itself."""
-    max_new_tokens: int = Field(default=64, ge=1, le=32768)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=32768)
+    """Default: 64, or what lm-eval says (256 unless its task has max_gen_toks)."""
     stop: list[str] = []
+    """Text ends before the first of them. For lm_eval: besides its own."""
     detail: dict[str, str] = {}
     """Templates for what the scorer needs besides."""
+    repeated: Literal["refuse", "drop"] = "refuse"
+    """What to do about a prompt that stands in search and, word for word, in holdout: drop it from search, or refuse the suite."""
     search: SplitSpec
     holdout: SplitSpec
 
     @model_validator(mode="after")
-    def _has_data(self) -> TaskSpec:
+    def _is_whole(self) -> TaskSpec:
         if not self.data and not (self.search.data and self.holdout.data):
             raise ValueError("give data: for the task, or for both search: and holdout:")
+        if self.lm_eval is None and not (self.prompt and self.answer):
+            raise ValueError("give prompt: and answer:, or lm_eval:")
+        if self.lm_eval is not None and (self.prompt or self.answer or self.scorer != "exact_match" or self.answer_pattern):
+            raise ValueError("lm_eval: brings prompt, answer and scorer of its own; leave them out")
+        if self.system and not self.chat:
+            raise ValueError("system: needs chat: true")
         return self
 
 
@@ -80,10 +123,14 @@ class SuiteSpec(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSuite:
-    """A suite built once: frozen items, and the digest that says so."""
+    """A suite built once: frozen items, and the digest that says so.
+
+    `test_tasks` are the tasks whose search split lies in a published test set.
+    """
 
     name: str
     items: tuple[Item, ...]
+    test_tasks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -102,19 +149,58 @@ def read_suite(path: Path) -> tuple[SuiteSpec, YamlDocument]:
     return parse_model(SuiteSpec, document), document
 
 
+def searches_test_set(task: TaskSpec) -> bool:
+    """Whether the search split of a task touches a published test set: it says so, or its file and rows are well known."""
+    if task.search.benchmark_test:
+        return True
+    name = (task.search.data or task.data).replace("\\", "/")
+    first, last = task.search.rows or (0, None)
+    return any(known in name and (last is None or last > start) and (end is None or first < end) for known, start, end in KNOWN_TEST_SETS)
+
+
 def check_splits(name: str, items: tuple[Item, ...], document: YamlDocument) -> None:
-    """Raise UsageError unless every task has items on both sides and no problem is on both."""
+    """Raise UsageError unless every task has items on both sides, no id is used twice and no problem is on both sides."""
     problems = []
     for task in sorted({item.task for item in items}):
         for role in ("search", "holdout"):
             if not any(item.task == task and item.role == role for item in items):
                 problems.append(Problem(thing=f"suite {name!r}, task {task!r}", cause=f"its {role} split is empty", remedy="Widen rows: or where:", where=document.where(("tasks", task, role))))
-    sides = {role: {item.cluster for item in items if item.role == role} for role in ("search", "holdout")}
+    seen: set[str] = set()
+    twice = [item.id for item in items if item.id in seen or seen.add(item.id)]
+    if twice:
+        problems.append(Problem(thing=f"item {twice[0]!r}", cause="stands twice", remedy="Give the rows different id fields", where=document.where(("tasks",))))
     prompts = {role: {(item.task, item.prompt) for item in items if item.role == role} for role in ("search", "holdout")}
-    both = sorted(sides["search"] & sides["holdout"])
-    same = sorted(prompts["search"] & prompts["holdout"])
+    both, same = _straddling(items), sorted(prompts["search"] & prompts["holdout"])
     if both or same:
         shown = repr(both[0]) if both else repr(same[0][1][:60])
         problems.append(Problem(thing=f"suite {name!r}", cause=f"{len(both) or len(same)} problems are in search and in holdout, such as {shown}", remedy="A holdout that was searched on proves nothing; make the splits disjoint", where=document.where(("tasks",))))
-    if problems:
-        raise UsageError(problems)
+    raise_problems(problems, UsageError)
+
+
+def check_across_suites(suites: Sequence[EvalSuite]) -> None:
+    """Raise UsageError when a problem is searched on in one suite and held out in another (GSM8K test and MGSM share some)."""
+    both = _straddling([item for suite in suites for item in suite.items])
+    if both:
+        names = sorted({suite.name for suite in suites if any(item.cluster in both for item in suite.items)})
+        raise UsageError(Problem(thing=f"suites {', '.join(names)}", cause=f"{len(both)} problems are in search of one and in holdout of another, such as {both[0]!r}",
+                                 remedy="Choose rows: so that a problem has one role in all suites of a job"))
+
+
+def check_search_guard(suites: Sequence[EvalSuite], allow: bool, objectives: Iterable[Objective] = ()) -> None:
+    """Raise UsageError when a search would optimise on published test sets and `allow` is false.
+
+    With `objectives` only the tasks they name are looked at; the idea is mergekit-evolve's guard.
+    """
+    objectives = tuple(objectives)
+    used = [f"{suite.name}:{task}" for suite in suites for task in suite.test_tasks
+            if not objectives or any(entry.suite == suite.name and entry.task in (None, task) for entry in objectives)]
+    if used and not allow:
+        raise UsageError(Problem(thing=f"search on {', '.join(used)}", cause="these items are a published test set; a score that was searched on it cannot be compared with anyone's",
+                                 remedy="Search on train or validation rows, or allow it in so many words (the card will say so)"))
+
+
+def _straddling(items: Iterable[Item]) -> list[str]:
+    sides: dict[str, set[str]] = {"search": set(), "holdout": set()}
+    for item in items:
+        sides[item.role].add(item.cluster)
+    return sorted(sides["search"] & sides["holdout"])

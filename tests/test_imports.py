@@ -11,7 +11,7 @@ HEAVY = ("torch", "ray", "vllm", "optuna", "transformers", "pandas", "lm_eval", 
 ROOT = Path(__file__).resolve().parent.parent / "recycler"
 FLOORS = (
     {"types", "errors", "digest"},
-    {"yamls", "shipped", "job", "space", "suite", "pareto", "stats"},
+    {"yamls", "shipped", "job", "space", "suite", "pareto", "stats", "wholefolder"},
     {"pool", "merge", "engines", "scoring", "evaluate", "cluster", "ledger", "search"},
     {"prepare", "report", "run", "export", "score"},
     {"cli", "service", "dashboard", "demo", "testing", "__main__"},

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from recycler.merge.writer import DEFAULT_SHARD_BYTES, write_model
 from recycler.pool.headers import FLOAT_DTYPES
 from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool
 from recycler.types import Pool, Recipe, Trial
+from recycler.wholefolder import whole_folder
 
 MANIFEST = "recycler-manifest.json"
 COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -57,26 +54,6 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
         total = sum(path.stat().st_size for path in aside.iterdir())
         _write_manifest(recipe, trial, aside, digests, found)
     return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield aside
-        for path in aside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        aside.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _infos(recipe: Recipe, pool: Pool) -> dict[str, tuple[str, tuple[int, ...]]]:

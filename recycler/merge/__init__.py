@@ -1,9 +1,10 @@
 """Merge arithmetic. One file and one line here add a method; `stream` runs a recipe tensor by tensor."""
 
+from recycler.merge.arithmetic import task_arithmetic
 from recycler.merge.disentangle import widen
 from recycler.merge.drop import breadcrumbs, breadcrumbs_ties, dare_linear, dare_ties, della, della_linear
 from recycler.merge.layers import layer_swap, lines
-from recycler.merge.linear import linear, task_arithmetic
+from recycler.merge.linear import linear
 from recycler.merge.method import MergeMethod
 from recycler.merge.sign_consensus import sce, ties
 from recycler.merge.spectral import iso_c, tsv_merge

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 17  # a float32 block of 512 KiB
-CACHE_ELEMENTS = 1 << 20  # what all members' float32 blocks may fill together: 1 MiB
+CACHE_ELEMENTS = 1 << 20  # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls than they save
 CUDA_BLOCK_ELEMENTS = 1 << 25
 
 

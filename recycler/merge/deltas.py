@@ -40,8 +40,11 @@ def merge_deltas(tensors: Sequence[Tensor], weights: Sequence[float], base: Tens
         if not members:
             out.copy_(base)
             return
-        whole = block_elements(out)
-        thins = [make_thin(index, partial(delta_blocks, tensors[index], base, whole)) for index in members]
+        factor = lambda_ * (1.0 if normalize else weights[members[0]])
+        thins = [make_thin(index, partial(delta_blocks, tensors[index], base, block_elements(out))) for index in members]
+        if len(members) == 1 and thins[0] is None and factor == 1.0:
+            out.copy_(tensors[members[0]])  # b + (t - b) may lose the last bits of a t that is much smaller than b
+            return
         used = torch.tensor([weights[index] for index in members], dtype=torch.float32, device=out.device)
         flats = [tensors[index].reshape(-1) for index in members]
         _run(flats, used, base.reshape(-1), out, thins, consensus=consensus, normalize=normalize, lambda_=lambda_)
@@ -78,7 +81,7 @@ def _agreeing_mean(weighted: Tensor, weights: Tensor, *, normalize: bool) -> Ten
     """
     sign = weighted.sum(0)
     sign.sign_().add_(0.5).sign_()  # -1, or +1 also for zero
-    agreeing = weighted.mul_(sign).clamp_(min=0.0)
+    agreeing = weighted.mul_(sign).clamp_(min=0.0).abs_()  # abs: -0.0 has a bit set, and would be counted below
     mixed = agreeing.sum(0).mul_(sign)
     if not normalize:
         return mixed

@@ -9,7 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from recycler.errors import Problem, UsageError, did_you_mean
-from recycler.merge.linear import linear, task_arithmetic
+from recycler.merge.arithmetic import task_arithmetic
+from recycler.merge.linear import linear
 from recycler.merge.method import TensorContext, require_members
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")

@@ -1,4 +1,4 @@
-"""Linear merges: weighted sums of checkpoints, and of their deltas to a base."""
+"""Linear merges: weighted sums of checkpoints."""
 
 from __future__ import annotations
 
@@ -30,16 +30,3 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor 
     if base is not None:
         terms.append((base, divisor - total))
     weighted_sum(terms, out, divisor)
-
-
-def task_arithmetic(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-                    lambda_: float = 1.0, normalize: bool = False) -> None:
-    """b + lambda sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089).
-
-    Computed as (1 - lambda sum_k w_k) b + lambda sum_k w_k t_k, which no delta has to be rounded for. `normalize` divides
-    the weights by their sum: then a common factor on all weights cancels, and only `lambda` sets the step.
-    """
-    assert base is not None
-    total = sum(weights)
-    scale = lambda_ / total if normalize and abs(total) >= SMALLEST_DIVISOR else lambda_
-    linear(tensors, [scale * weight for weight in weights], base=base, context=context, out=out)

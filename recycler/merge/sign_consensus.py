@@ -65,7 +65,8 @@ def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | N
 
     Elements are kept where the variance of the deltas over members is among the `select_topk` largest (of those that vary
     at all); c_k = w_k mean(tau_k^2), normalised over members; sign = sgn(sum_k tau_k);
-    out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than 1 are ours: the paper has none.
+    out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than 1 are ours: the paper has none. One
+    member alone, which has no variance, is returned as it is.
     """
     assert base is not None
     (share,) = per_member("select_topk", select_topk, 1)
@@ -73,6 +74,9 @@ def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | N
         members = active(tensors, weights)
         if not members or out.numel() == 0:
             out.copy_(base)
+            return
+        if len(members) == 1:
+            out.copy_(tensors[members[0]])
             return
         flats, flat_base = [tensors[index].reshape(-1) for index in members], base.reshape(-1)
         size = block_elements(out, len(flats))
@@ -88,7 +92,7 @@ def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | N
                 sign = deltas.sum(0).sign_().add_(0.5).sign_()
                 agree = (deltas * sign > 0) * coefficients[:, None]
                 mixed = (deltas * agree).sum(0) / agree.sum(0).clamp_(min=1e-6)
-                target[block].copy_(flat_base[block].float().add_(mixed))
+                target[block].copy_(mixed.add_(flat_base[block]))
 
 
 def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float) -> Cut | None:
@@ -98,7 +102,7 @@ def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float
 
     def variances() -> Iterator[Tensor]:
         for _, deltas in _stacks(flats, base, size, None):
-            yield deltas.var(0, unbiased=False)
+            yield _variance(deltas)
 
     count = int(sum(int(torch.count_nonzero(variance)) for variance in variances()) * share)
     return largest(variances, count) if count else Cut(0x7F800000, 0, take_all=False)
@@ -108,7 +112,12 @@ def _stacks(flats: Sequence[Tensor], base: Tensor, size: int, cut: Cut | None) -
     """(block, float32 deltas `(K, n)`), zero where `cut` leaves the element's variance outside."""
     for block in blocks(base.numel(), size):
         origin = base[block].float()
-        deltas = torch.stack([flat[block].float().sub_(origin) for flat in flats])
+        deltas = torch.stack([flat[block].float() - origin for flat in flats])
         if cut is not None:
-            deltas.view(torch.int32).bitwise_and_(cut.inside(magnitude_bits(deltas.var(0, unbiased=False))))
+            deltas.view(torch.int32).bitwise_and_(cut.inside(magnitude_bits(_variance(deltas))))
         yield block, deltas
+
+
+def _variance(deltas: Tensor) -> Tensor:
+    """Population variance over members (K, n): two passes, several times faster than `torch.var` over a leading axis."""
+    return (deltas - deltas.mean(0)).square_().mean(0)

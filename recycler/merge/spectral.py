@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recycler.merge.arithmetic import task_arithmetic
 from recycler.merge.blocks import active
 from recycler.merge.layers import layer_of
-from recycler.merge.linear import task_arithmetic
 from recycler.merge.method import TensorContext
 
 
@@ -39,7 +39,7 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
         values.append(weights[index] * value[:share])
         rights.append(right[:share])
     left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights, 0))
-    out.copy_(origin.add_((left * torch.cat(values)) @ right, alpha=lambda_))
+    out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 
 
 def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
@@ -57,9 +57,9 @@ def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     origin = base.float()
     delta = torch.zeros_like(origin)
     for index in members:
-        delta.add_(tensors[index].float().sub_(origin), alpha=weights[index])
+        delta.add_(tensors[index].float() - origin, alpha=weights[index])
     left, values, right = torch.linalg.svd(delta, full_matrices=False)
-    out.copy_(origin.add_(left @ right, alpha=lambda_ * float(values.mean())))
+    out.copy_(torch.add(origin, left @ right, alpha=lambda_ * float(values.mean())))
 
 
 def _spectral(out: Tensor, context: TensorContext) -> bool:

@@ -67,7 +67,7 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Ten
     mean_length = float((directions @ products @ directions).clamp(min=0).sqrt())
     if mean_length >= TINY:
         coefficients = directions / mean_length * (lengths * shares).sum()
-    elif len(members) == 2:
+    elif len(members) == 2 or not bool((lengths > TINY).any()):  # a tensor that no member has changed has no directions at all
         coefficients = shares
     else:
         raise UsageError(Problem(thing=f"tensor {context.name!r}", cause="the weighted directions of the members cancel, so there is no mean direction",

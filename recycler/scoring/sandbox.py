@@ -120,7 +120,7 @@ def _command() -> list[str]:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise _refusal("bubblewrap (bwrap) is not installed", "apt-get install bubblewrap, or leave code suites out")
-    interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    interpreter = _interpreter()
     command = [bwrap, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
                "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
     for name in ("lib", "lib64", "lib32", "bin"):
@@ -129,9 +129,19 @@ def _command() -> list[str]:
         elif os.path.isdir(f"/{name}"):
             command += ["--ro-bind", f"/{name}", f"/{name}"]
     if not interpreter.startswith("/usr/"):
-        command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
+        prefix = str(Path(interpreter).parent.parent)
+        command += ["--ro-bind", prefix, prefix]
     return [*command, "--dev", "/dev", "--size", str(16 * 1024**2), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
             interpreter, "-I", "-S", "-B", "-c", _CHILD.read_text()]
+
+
+def _interpreter() -> str:
+    """A Python that uid 65534 may read: our own where it lies in the open, else the system's in /usr."""
+    choices = [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), *(os.path.realpath(f"{folder}/python3") for folder in ("/usr/local/bin", "/usr/bin"))]
+    for path in choices:
+        if os.path.isfile(path) and all(os.stat(part).st_mode & 0o005 == 0o005 for part in (path, *map(str, Path(path).parents))):
+            return path
+    raise _refusal("no Python interpreter here is readable by an ordinary user", "apt-get install python3-minimal, or leave code suites out")
 
 
 def _spawn(command: Sequence[str], **pipes: int) -> subprocess.Popen:

@@ -1,29 +1,66 @@
-"""From what a model said to figures: one function a scorer, one line in the table."""
+"""From what a model said to figures: one function a scorer, one line in the table.
+
+Scorers see an item and an answer, nothing else, so a frozen suite scores the same on every machine. Those that come from
+lm-eval give the values of lm-eval 0.4.13; `tests/test_lmeval.py` holds them to it.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
 
+from recycler.scoring.code import score_code
 from recycler.types import Completion, Item, Loglikelihood
 
 Values = dict[str, float]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_INVALID = "[invalid]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """How items of one kind are asked and scored. `weight_by_bytes` makes the mean a ratio of sums, as bits per byte is."""
+    """How items of one kind are asked and scored; exactly one of the three functions is given.
+
+    `score_text` and `score_likelihoods` see one item; `start_texts` takes all its items at once and gives a function that waits
+    for their values, so that slow checks run beside decoding. `weight_by_bytes` makes the mean a ratio of sums, as bits per byte is.
+    `metrics` are the names it gives; an item whose names depend on its task lists them in its detail (see `item_metrics`).
+    """
 
     kind: str
     metrics: tuple[str, ...]
     score_text: Callable[[Item, Completion], Values] | None = None
     score_likelihoods: Callable[[Item, Sequence[Loglikelihood]], Values] | None = None
+    start_texts: Callable[[Sequence[Item], Sequence[Completion]], Callable[[], list[Values]]] | None = None
     weight_by_bytes: bool = False
 
+
+def item_metrics(item: Item) -> tuple[str, ...]:
+    """Names of the metrics that an item gives."""
+    own = detail(item, "metrics")
+    return tuple(json.loads(own)) if own else SCORERS[item.scorer].metrics
+
+
+def item_weight(item: Item, metric: str) -> float:
+    """Weight of an item in the mean of a metric: bytes for bits per byte, instructions for lm-eval's inst_level_*, else 1."""
+    if SCORERS[item.scorer].weight_by_bytes:
+        return float(item.num_bytes)
+    own = detail(item, "weights")
+    return float(json.loads(own).get(metric, 1.0)) if own else 1.0
+
+
+def detail(item: Item, name: str) -> str:
+    """One entry of `item.detail`, '' when it is not there."""
+    return next((value for key, value in item.detail if key == name), "")
+
+
+# ---------------------------------------------------------------- own
 
 def exact_match(item: Item, completion: Completion) -> Values:
     """1 when the answer is the gold answer, spaces at both ends aside."""
@@ -41,14 +78,6 @@ def bits_per_byte(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
     return {"bits_per_byte": -gold.logprob / math.log(2) / item.num_bytes}
 
 
-def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
-    """Multiple choice as lm-eval has it: `acc` takes the likeliest continuation, `acc_norm` the likeliest by token."""
-    right = int(item.gold)
-    sums = [entry.logprob for entry in likelihoods]
-    means = [entry.logprob / len(entry.token_logprobs) for entry in likelihoods]
-    return {"acc": float(sums.index(max(sums)) == right), "acc_norm": float(means.index(max(means)) == right)}
-
-
 def _last_number(text: str) -> Decimal | None:
     found = _NUMBER.findall(text)
     try:
@@ -57,9 +86,78 @@ def _last_number(text: str) -> Decimal | None:
         return None
 
 
+# ---------------------------------------------------------------- lm-eval's
+
+def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
+    """Multiple choice as lm-eval has it: `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text.
+
+    The texts are in the item's detail `choices` (JSON); without them `acc_norm` divides by tokens. The first of equals wins.
+    """
+    right = int(item.gold)
+    sums = [entry.logprob for entry in likelihoods]
+    texts = detail(item, "choices")
+    lengths = [len(text) for text in json.loads(texts)] if texts else [len(entry.token_logprobs) for entry in likelihoods]
+    means = [total / length for total, length in zip(sums, lengths, strict=True)]
+    return {"acc": float(sums.index(max(sums)) == right), "acc_norm": float(means.index(max(means)) == right)}
+
+
+def lm_eval_match(item: Item, completion: Completion) -> Values:
+    """lm-eval's exact_match after each of the task's filters (regex, remove_whitespace, take_first)."""
+    settings = _settings(detail(item, "match"))
+    gold = _normal(item.gold, settings["exact_match"])
+    return {name: float(_normal(lm_eval_filter(steps, completion.text), settings["exact_match"]) == gold) for name, steps in settings["filters"].items()}
+
+
+def lm_eval_filter(steps: Sequence[dict[str, Any]], text: str) -> str:
+    """One answer through one filter of a task, as lm_eval/filters/extraction.py does it."""
+    for step in steps:
+        if step["function"] == "remove_whitespace":
+            text = text.strip()
+        elif step["function"] == "regex":
+            text = _extract(step, text)
+    return text
+
+
+def _extract(step: dict[str, Any], text: str) -> str:
+    fallback = step.get("fallback", _INVALID)
+    found = _compiled(step.get("regex_pattern", r"#### (\-?[0-9\.\,]+)")).findall(text)
+    if not found:
+        return fallback
+    match = found[step.get("group_select", 0)]
+    if isinstance(match, tuple):
+        match = next((part for part in match if part), fallback)
+    return match.strip()
+
+
+def _normal(text: str, settings: dict[str, Any]) -> str:
+    for pattern in settings.get("regexes_to_ignore") or ():
+        text = _compiled(pattern).sub("", text)
+    if settings.get("ignore_case"):
+        text = text.lower()
+    if settings.get("ignore_punctuation"):
+        text = text.translate(_PUNCTUATION)
+    return text.translate(_DIGITS) if settings.get("ignore_numbers") else text
+
+
+def lm_eval_any(item: Item, completion: Completion) -> Values:
+    """Any other generating task of lm-eval, scored by lm-eval's own filters and process_results."""
+    from recycler.scoring.lmeval_tasks import process_text
+
+    return process_text(detail(item, "task"), json.loads(detail(item, "doc")), completion.text)
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_DIGITS = str.maketrans("", "", string.digits)
+_compiled = lru_cache(maxsize=256)(re.compile)
+_settings = lru_cache(maxsize=256)(json.loads)
+
 SCORERS: dict[str, Scorer] = {
     "exact_match": Scorer(kind="generate", metrics=("exact_match",), score_text=exact_match),
     "number_match": Scorer(kind="generate", metrics=("exact_match",), score_text=number_match),
     "bits_per_byte": Scorer(kind="loglikelihood", metrics=("bits_per_byte",), score_likelihoods=bits_per_byte, weight_by_bytes=True),
     "choice": Scorer(kind="loglikelihood", metrics=("acc", "acc_norm"), score_likelihoods=choice),
+    "humaneval": Scorer(kind="generate", metrics=("pass@1",), start_texts=score_code),
+    "mbpp": Scorer(kind="generate", metrics=("pass@1",), start_texts=score_code),
+    "lm_eval_match": Scorer(kind="generate", metrics=(), score_text=lm_eval_match),
+    "lm_eval": Scorer(kind="generate", metrics=(), score_text=lm_eval_any),
 }

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError, did_you_mean
+from recycler.errors import Problem, UsageError, did_you_mean
+from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
+from recycler.scoring.rows import Row, fill, find_data, read_rows, select_rows
 from recycler.scoring.scorers import SCORERS
-from recycler.suite import EvalSuite, SplitSpec, SuiteSpec, TaskSpec, check_splits, read_suite
+from recycler.suite import EvalSuite, SuiteSpec, TaskSpec, check_splits, read_suite, searches_test_set
 from recycler.types import Item, Role
 from recycler.yamls import YamlDocument
 
-Row = Mapping[str, Any]
+DEFAULT_NEW_TOKENS = 64
 
 
 class Tokenizer(Protocol):
     """What is needed of a tokenizer: text to ids, and the chat template."""
 
+    bos_token: str | None
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, continue_final_message: bool = False) -> str: ...
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -40,97 +40,124 @@ def build_suite(path: Path, tokenizer: Tokenizer, *, data_folders: Sequence[Path
     spec, document = read_suite(path)
     folders = [*data_folders, *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []), path.parent]
     items: list[Item] = []
-    for task_name, task in spec.tasks.items():
-        items += _build_task(path.stem, task_name, task, document, tokenizer, folders)
+    for name, task in spec.tasks.items():
+        items += _TaskBuilder(path.stem, name, task, document, tokenizer, folders).items()
     check_splits(path.stem, tuple(items), document)
-    return EvalSuite(name=path.stem, items=tuple(items))
+    return EvalSuite(name=path.stem, items=tuple(items), test_tasks=tuple(name for name, task in spec.tasks.items() if searches_test_set(task)))
 
 
 def objective_metrics(spec: SuiteSpec) -> dict[str, tuple[str, ...]]:
     """Metrics that each task of a suite gives, by task name."""
-    return {name: SCORERS[task.scorer].metrics if task.scorer in SCORERS else () for name, task in spec.tasks.items()}
+    return {name: lm_eval_metrics(task.lm_eval) if task.lm_eval else SCORERS[task.scorer].metrics if task.scorer in SCORERS else () for name, task in spec.tasks.items()}
 
 
-def _build_task(suite: str, name: str, task: TaskSpec, document: YamlDocument, tokenizer: Tokenizer, folders: Sequence[Path]) -> list[Item]:
-    where = document.where(("tasks", name))
-    if task.scorer not in SCORERS:
-        raise UsageError(Problem(thing=f"scorer {task.scorer!r}", cause="unknown", remedy=did_you_mean(task.scorer, SCORERS), where=document.where(("tasks", name, "scorer"))))
-    items: list[Item] = []
-    for role, split in (("search", task.search), ("holdout", task.holdout)):
-        rows = read_rows(_find(split.data or task.data, folders, where), task.columns)
-        for index, row in _select(rows, split):
-            items.append(_build_item(suite, name, task, role, index, row, tokenizer, where))
-    return items
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids with the tokenizer's own special tokens, unless the text begins with its beginning-of-text token (lm-eval's rule)."""
+    bos = getattr(tokenizer, "bos_token", None)
+    return tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
 
 
-def _build_item(suite: str, name: str, task: TaskSpec, role: Role, index: int, row: Row, tokenizer: Tokenizer, where: str) -> Item:
-    prompt, gold = _fill(task.prompt, row, where), _fill(task.answer, row, where)
-    if task.answer_pattern:
-        found = re.search(task.answer_pattern, gold)
-        if not found:
-            raise UsageError(Problem(thing=f"task {name!r}, row {index}", cause=f"answer_pattern finds nothing in {gold[-60:]!r}", remedy="Mend the pattern", where=where))
-        gold = found.group(1).strip()
-    if task.chat:
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-    scorer = SCORERS[task.scorer]
-    ids = tuple(tokenizer.encode(prompt, add_special_tokens=not task.chat))
-    if not ids or not gold:
-        raise UsageError(Problem(thing=f"task {name!r}, row {index}", cause="has an empty prompt or answer", remedy="Mend the data or the template", where=where))
-    continuations: tuple[tuple[int, ...], ...] = ()
-    if scorer.kind == "loglikelihood":
-        continuations = (tuple(tokenizer.encode(gold, add_special_tokens=False)),)
-    identity = f"{suite}/{name}/{row.get('id', index)}" if role == "search" or not task.holdout.data else f"{suite}/{name}/holdout-{row.get('id', index)}"
-    return Item(id=identity, suite=suite, task=name, role=role, kind=scorer.kind, scorer=task.scorer, prompt=prompt, prompt_ids=ids, gold=gold,
-                continuations=continuations, num_bytes=len(gold.encode()), cluster=_fill(task.cluster, row, where) if task.cluster else identity,
-                max_new_tokens=task.max_new_tokens if scorer.kind == "generate" else 0, stop=tuple(task.stop),
-                detail=tuple((key, _fill(template, row, where)) for key, template in task.detail.items()))
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int], str]:
+    """Ids of a context and of what follows it, cut from the ids of both together, and the text that is scored.
+
+    Spaces at the end of the context count as the continuation's, since tokens hold a space before a word, not behind it:
+    lm_eval/api/model.py `_encode_pair`.
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept):] + continuation
+    ids = encode(tokenizer, kept)
+    return ids, encode(tokenizer, kept + continuation)[len(ids):], continuation
 
 
-def _find(name: str, folders: Sequence[Path], where: str) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise NotFoundError(Problem(thing=f"data file {name!r}", cause=f"not found in {', '.join(map(str, folders))}", remedy="Give its folder with --data DIR or RECYCLER_DATA", where=where))
+class _TaskBuilder:
+    """One task of a suite into items: rows, then questions, then token ids."""
 
+    def __init__(self, suite: str, name: str, task: TaskSpec, document: YamlDocument, tokenizer: Tokenizer, folders: Sequence[Path]):
+        self._suite, self._name, self._task, self._tokenizer, self._folders = suite, name, task, tokenizer, folders
+        self._where = document.where(("tasks", name))
+        if task.lm_eval is None and task.scorer not in SCORERS:
+            raise UsageError(Problem(thing=f"scorer {task.scorer!r}", cause="unknown", remedy=did_you_mean(task.scorer, SCORERS), where=document.where(("tasks", name, "scorer"))))
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """Rows of a JSONL, JSON (a list, or {"examples": [...]}), TSV or Parquet file; .gz is opened."""
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind == "parquet":
-        import pandas
+    def items(self) -> list[Item]:
+        items = []
+        for role, split in (("search", self._task.search), ("holdout", self._task.holdout)):
+            rows = self._read(split.data or self._task.data)
+            chosen = select_rows(rows, split)
+            questions = self._lm_eval_questions(rows, chosen, split.data or self._task.data) if self._task.lm_eval else self._own_questions(chosen)
+            items += [self._item(role, index, row, question) for (index, row), question in zip(chosen, questions, strict=True)]
+        if self._task.repeated == "refuse":
+            return items
+        held_out = {item.prompt for item in items if item.role == "holdout"}
+        return [item for item in items if item.role == "holdout" or item.prompt not in held_out]
 
-        return pandas.read_parquet(path).to_dict("records")
-    try:
-        text = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-        if kind == "jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        if kind == "json":
-            data = json.loads(text)
-            return data["examples"] if isinstance(data, dict) else data
-        if kind == "tsv":
-            return list(csv.DictReader(io.StringIO(text), fieldnames=list(columns) or None, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read as {kind} ({error})", remedy="Check the file")) from None
-    raise UsageError(Problem(thing=str(path), cause=f"unknown kind of file {kind!r}", remedy="Use .jsonl, .json, .tsv or .parquet"))
+    def _read(self, name: str) -> list[Row]:
+        rows = read_rows(find_data(name, self._folders, self._where), self._task.columns)
+        return [{**row, "_row": index} for index, row in enumerate(rows)]
 
+    # ---------------------------------------------------------------- questions
 
-def _select(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
-    first, last = split.rows or (0, len(rows))
-    chosen = [(index, row) for index, row in enumerate(rows) if first <= index < last and all(row.get(key) == value for key, value in split.where.items())]
-    if split.limit is not None and len(chosen) > split.limit:
-        chosen = [chosen[index * len(chosen) // split.limit] for index in range(split.limit)]
-    return chosen
+    def _own_questions(self, chosen: Sequence[tuple[int, Row]]) -> Iterator[Question]:
+        task, where = self._task, self._where
+        shots = self._shots()
+        for index, row in chosen:
+            gold = fill(task.answer, row, where)
+            if task.answer_pattern:
+                found = re.search(task.answer_pattern, gold)
+                if not found:
+                    raise self._refusal(index, f"answer_pattern finds nothing in {gold[-60:]!r}", "Mend the pattern")
+                gold = found.group(1).strip()
+            prompt = shots + fill(task.prompt, row, where)
+            if task.chat:
+                turns = [{"role": "system", "content": task.system}] if task.system else []
+                prompt = self._tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+            if not prompt or not gold:
+                raise self._refusal(index, "has an empty prompt or answer", "Mend the data or the template")
+            yield Question(prompt=prompt, gold=gold, scorer=task.scorer, max_new_tokens=task.max_new_tokens or DEFAULT_NEW_TOKENS,
+                           detail=tuple((key, fill(template, row, where)) for key, template in task.detail.items()))
 
+    def _shots(self) -> str:
+        spec = self._task.fewshot
+        if spec is None:
+            return ""
+        rows = self._read(spec.data or self._task.data)
+        return "".join(fill(self._task.prompt, row, self._where) + fill(spec.answer, row, self._where) + spec.between for row in rows[slice(*spec.rows or (0, None))])
 
-def _fill(template: str, row: Row, where: str) -> str:
-    def value(match: re.Match) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        field, _, strip = match[1].partition("|")
-        name, _, index = field.partition("[")
-        if name not in row:
-            raise UsageError(Problem(thing=f"field {name!r}", cause="not in the data", remedy=did_you_mean(name, map(str, row)), where=where))
-        entry = row[name][int(index[:-1])] if index else row[name]
-        return str(entry).strip() if strip == "strip" else str(entry)
+    def _lm_eval_questions(self, rows: Sequence[Row], chosen: Sequence[tuple[int, Row]], source: str) -> Iterator[Question]:
+        task, shots = self._task, []
+        if task.fewshot:
+            origin = task.fewshot.data or task.data
+            taken = {index for index, _ in chosen} if origin == source else set()
+            pool = self._read(origin)[slice(*task.fewshot.rows or (0, None))]
+            shots = [self._lm_eval_fields(row) for row in pool if row["_row"] not in taken]
+        docs = [self._lm_eval_fields(row) for row in rows[: chosen[-1][0] + 1]] if chosen else []
+        source_task = LmEvalTask(task.lm_eval, docs, shots, num_fewshot=task.num_fewshot, where=self._where)
+        chat = self._tokenizer.apply_chat_template if task.chat else None
+        return source_task.questions([index for index, _ in chosen], chat=chat, system=task.system, max_new_tokens=task.max_new_tokens)
 
-    return re.sub(r"\{\{|\}\}|\{([^{}]+)\}", value, template)
+    def _lm_eval_fields(self, row: Row) -> dict:
+        plain = {key: value for key, value in row.items() if key != "_row"}
+        return plain | {key: None if template is None else fill(template, row, self._where) for key, template in self._task.fields.items()}
+
+    # ---------------------------------------------------------------- items
+
+    def _item(self, role: Role, index: int, row: Row, question: Question) -> Item:
+        task, scorer = self._task, SCORERS[question.scorer]
+        own = row.get("id", index)
+        cluster = (task.search if role == "search" else task.holdout).cluster or task.cluster
+        identity = f"{self._suite}/{self._name}/{own}" if role == "search" or not task.holdout.data else f"{self._suite}/{self._name}/holdout-{own}"
+        ids, continuations, num_bytes = self._token_ids(question)
+        return Item(id=identity, suite=self._suite, task=self._name, role=role, kind=scorer.kind, scorer=question.scorer, prompt=question.prompt, prompt_ids=ids,
+                    gold=question.gold, continuations=continuations, num_bytes=num_bytes, cluster=fill(cluster, row, self._where) if cluster else identity,
+                    max_new_tokens=question.max_new_tokens if scorer.kind == "generate" else 0, stop=(*question.stop, *task.stop), detail=question.detail)
+
+    def _token_ids(self, question: Question) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
+        """(prompt ids, ids of each continuation, bytes of the gold continuation)."""
+        if SCORERS[question.scorer].kind == "generate":
+            return tuple(encode(self._tokenizer, question.prompt)), (), len(question.gold.encode())
+        if self._task.chat and not question.choices:  # trained this way: prompt and answer tokenised apart
+            return tuple(encode(self._tokenizer, question.prompt)), (tuple(self._tokenizer.encode(question.gold, add_special_tokens=False)),), len(question.gold.encode())
+        pairs = [encode_pair(self._tokenizer, question.prompt, text) for text in question.choices or (question.gold,)]
+        return tuple(pairs[0][0]), tuple(tuple(pair[1]) for pair in pairs), len(pairs[0][2].encode()) if not question.choices else 0
+
+    def _refusal(self, index: int, cause: str, remedy: str) -> UsageError:
+        return UsageError(Problem(thing=f"task {self._name!r}, row {index}", cause=cause, remedy=remedy, where=self._where))

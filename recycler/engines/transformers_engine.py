@@ -1,0 +1,173 @@
+"""Inference with plain transformers: batches sorted by length, a KV cache, weights swapped in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.merge.hashing import model_digest
+from recycler.merge.stream import merge_into
+from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
+from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
+
+BATCH_TOKENS = 16384  # prompt tokens in flight; keeps logits and cache of one batch small
+MAX_BATCH = 256
+LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
+
+
+class TransformersEngine:
+    """One model of `transformers` over a pool; fills `recycler.engines.port.Engine`."""
+
+    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, device: str | None = None):
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype, self._resident = dtype, ResidentPool(pool)
+        self._max_model_len = max_model_len or int(pool.template.config.get("max_position_embeddings", 2048))
+        location = str(Path(pool.template.location))
+        self._tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True, trust_remote_code=False)
+        self._model = AutoModelForCausalLM.from_pretrained(location, dtype=TORCH_DTYPES[dtype], local_files_only=True, trust_remote_code=False).to(self._device).eval()
+        self._weights = self._live_weights(pool)
+        self._ends = self._end_ids()
+        self._dirty = ""
+        self.fingerprint = f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, {self._device.type}, context {self._max_model_len}, batch {BATCH_TOKENS}/{MAX_BATCH}"
+
+    # ---------------------------------------------------------------- weights
+
+    def apply(self, recipe: Recipe) -> str:
+        if recipe.dtype != self._dtype:
+            raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
+        self._dirty = "the last merge failed half-way"
+        merge_into(recipe, self._resident, self._weights)
+        self._dirty = ""
+        return model_digest(self._weights.items())
+
+    def _live_weights(self, pool: Pool) -> dict[str, Tensor]:
+        """Checkpoint name -> live parameter, after proof that each holds what the checkpoint holds."""
+        state = self._model.state_dict(keep_vars=True)
+        live = {name: state[name] for name in pool.template.tensors if name in state}
+        wrong = [name for name in pool.template.tensors if name not in live or not torch.equal(live[name].detach().cpu(), self._resident.tensor(pool.template.name, name).to(TORCH_DTYPES[self._dtype]))]
+        owners = {parameter.data_ptr() for parameter in live.values()}
+        wrong += [name for name, parameter in self._model.named_parameters() if parameter.data_ptr() not in owners]
+        if wrong:
+            raise UnsafeInputError([Problem(thing=f"tensor {name!r}", cause="transformers does not load it as the checkpoint stores it", remedy="This architecture cannot be swapped in place by name") for name in wrong[:20]])
+        return live
+
+    def _end_ids(self) -> set[int]:
+        ends = {self._tokenizer.eos_token_id}
+        configured = self._model.generation_config.eos_token_id
+        ends |= set(configured) if isinstance(configured, list) else {configured}
+        return {token for token in ends if token is not None}
+
+    # ---------------------------------------------------------------- text
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        self._check(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0))
+        found: dict[int, Completion] = {}
+        order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), requests[index].max_new_tokens))
+        for batch in _batches(order, lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens):
+            for index, completion in zip(batch, self._decode([requests[index] for index in batch]), strict=True):
+                found[index] = completion
+        return [found[index] for index in range(len(requests))]
+
+    def _decode(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Greedy decoding of one batch, left-padded; rows that have ended leave the batch when half of it has."""
+        rows = list(range(len(requests)))
+        tokens: list[list[int]] = [[] for _ in requests]
+        done: dict[int, Completion] = {}
+        ids, mask = self._pad_left([request.prompt_ids for request in requests])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self._model.config)
+        while rows:
+            logits = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            chosen = logits.float().nan_to_num(nan=-math.inf).argmax(dim=-1)
+            for place, row in enumerate(rows):
+                if row not in done:
+                    tokens[row].append(int(chosen[place]))
+                    if (completion := self._finished(requests[row], tokens[row])) is not None:
+                        done[row] = completion
+            keep = [place for place, row in enumerate(rows) if row not in done]
+            if not keep:
+                break
+            if len(keep) <= len(rows) // 2:
+                index = torch.tensor(keep, device=self._device)
+                cache.batch_select_indices(index)
+                chosen, mask, positions, rows = chosen[index], mask[index], positions[index], [rows[place] for place in keep]
+            ids = chosen.unsqueeze(1)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return [done[row] for row in range(len(requests))]
+
+    def _finished(self, request: GenerateRequest, tokens: list[int]) -> Completion | None:
+        """The completion, when its last token ended it; text stops before the first stop string."""
+        ended = tokens[-1] in self._ends
+        if ended or len(tokens) >= request.max_new_tokens or request.stop:
+            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            cuts = [place for stop in request.stop if (place := text.find(stop)) >= 0]
+            if cuts or ended:
+                return Completion(text=text[: min(cuts)] if cuts else text, num_tokens=len(tokens), finish="stop")
+            if len(tokens) >= request.max_new_tokens:
+                return Completion(text=text, num_tokens=len(tokens), finish="length")
+        return None
+
+    # ---------------------------------------------------------------- likelihood
+
+    @torch.inference_mode()
+    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
+        lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
+        self._check(max(lengths, default=0))
+        found: dict[int, Loglikelihood] = {}
+        for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index]):
+            ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for place, index in enumerate(batch):
+                last, count = lengths[index] - 1, len(requests[index].continuation_ids)
+                found[index] = _likelihood(logits[place, last - count:last].float(), ids[place, last - count + 1:last + 1])
+        return [found[index] for index in range(len(requests))]
+
+    # ---------------------------------------------------------------- plumbing
+
+    def close(self) -> None:
+        self._weights, self._model = {}, None
+
+    def _check(self, longest: int) -> None:
+        if self._dirty:
+            raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
+        if longest > self._max_model_len:
+            raise UsageError(Problem(thing="request", cause=f"needs {longest} tokens, the engine takes {self._max_model_len}", remedy="Raise engine.max_model_len"))
+
+    def _pad_left(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        ids, mask = self._pad_right([tuple(reversed(sequence)) for sequence in sequences])
+        return ids.flip(1), mask.flip(1)
+
+    def _pad_right(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, sequences))
+        pad = self._tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences], device=self._device)
+        mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences], device=self._device)
+        return ids, mask
+
+
+def _batches(order: Sequence[int], size: Callable[[int], int]) -> Iterator[list[int]]:
+    """Consecutive indices whose padded token count stays within BATCH_TOKENS; at least one each."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) >= MAX_BATCH or (len(batch) + 1) * max(size(other) for other in (batch[-1], index)) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _likelihood(logits: Tensor, targets: Tensor) -> Loglikelihood:
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(1, targets.unsqueeze(1)).squeeze(1).nan_to_num(nan=LOGPROB_FLOOR, neginf=LOGPROB_FLOOR).clamp(min=LOGPROB_FLOOR)
+    values = tuple(float(value) for value in chosen)
+    return Loglikelihood(logprob=math.fsum(values), token_logprobs=values, is_greedy=bool((logits.argmax(dim=-1) == targets).all()))

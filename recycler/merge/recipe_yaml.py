@@ -1,0 +1,143 @@
+"""A recipe as a file: what to merge, where it lies, how; read strictly, written so that it reads back equal.
+
+    method: ties
+    base: {llama: ../llama}
+    members: {math: ../math-v3, code: ../code-v1}
+    weights: {math: 0.7, code: 0.3}      # or groups: [{name, match, weights}, ...]; match is a regex, the first that is found wins
+    options: {density: 0.5}
+    dtype: bfloat16
+    seed: 0
+
+Paths are kept as they stand; relative ones are meant from the file's own folder.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from recycler.errors import Problem, did_you_mean, raise_problems
+from recycler.merge import MERGE_METHODS
+from recycler.pool.catalog import open_checkpoint
+from recycler.types import Group, OptionValue, Pool, Recipe
+from recycler.yamls import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+class _GroupEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    match: str = ""
+    weights: dict[str, float]
+
+
+class _RecipeFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    method: str
+    members: dict[str, str]
+    base: dict[str, str] | None = None
+    weights: dict[str, float] | None = None
+    groups: list[_GroupEntry] | None = None
+    options: dict[str, bool | int | float | str | list[float]] = {}
+    dtype: str = "bfloat16"
+    seed: int = 0
+
+
+def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe in a file (or in `text`), and the folder of each checkpoint it names.
+
+    Raises UsageError with every problem and its file:line.
+    """
+    document = load_yaml(path, text)
+    entry = parse_model(_RecipeFile, document)
+    raise_problems(_problems(entry, document))
+    groups = entry.groups if entry.groups is not None else [_GroupEntry(name="all", weights=entry.weights or {})]
+    recipe = Recipe(
+        method=entry.method, members=tuple(entry.members), base=next(iter(entry.base), None) if entry.base else None,
+        groups=tuple(Group(name=group.name, match=group.match) for group in groups),
+        weights=tuple(tuple(group.weights[member] for member in entry.members) for group in groups),
+        options=tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in entry.options.items()),
+        dtype=entry.dtype, seed=entry.seed)
+    folder = Path(path).parent
+    return recipe, {name: folder / place for name, place in (entry.members | (entry.base or {})).items()}
+
+
+def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
+    """The recipe as YAML text that `read_recipe` reads back equal. Raises KeyError for a checkpoint without a source."""
+    data: dict[str, Any] = {"method": recipe.method}
+    if recipe.base is not None:
+        data["base"] = {recipe.base: str(sources[recipe.base])}
+    data["members"] = {name: str(sources[name]) for name in recipe.members}
+    rows = [dict(zip(recipe.members, row, strict=True)) for row in recipe.weights]
+    if recipe.groups == (Group(name="all"),):
+        data["weights"] = rows[0]
+    else:
+        data["groups"] = [{"name": group.name, "match": group.match, "weights": row} for group, row in zip(recipe.groups, rows, strict=True)]
+    if recipe.options:
+        data["options"] = {name: _plain_option(value) for name, value in recipe.options}
+    return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed})
+
+
+def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
+    """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of checkpoints it names.
+
+    Raises UsageError or UnsafeInputError with every problem.
+    """
+    document = load_yaml(path)
+    if isinstance(document.data, dict) and "merge_method" in document.data:
+        from recycler.merge.mergekit_yaml import read_mergekit
+
+        recipe, sources = read_mergekit(path)
+    else:
+        recipe, sources = read_recipe(path)
+    members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
+    return recipe, Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
+
+
+def _plain_option(value: OptionValue) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
+    problems: list[Problem] = []
+
+    def add(key_path: KeyPath, thing: str, cause: str, remedy: str) -> None:
+        problems.append(Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key_path)))
+
+    if entry.method not in MERGE_METHODS:
+        add(("method",), f"method {entry.method!r}", "unknown", did_you_mean(entry.method, MERGE_METHODS))
+    else:
+        known = MERGE_METHODS[entry.method].options
+        for name in entry.options.keys() - known.keys():
+            add(("options", name), f"option {name!r} of {entry.method!r}", "unknown", did_you_mean(name, known) if known else "It has no options")
+        if MERGE_METHODS[entry.method].needs_base and not entry.base:
+            add(("method",), f"method {entry.method!r}", "works on deltas and there is no base", "Add base: {name: folder}")
+    if entry.dtype not in DTYPES:
+        add(("dtype",), f"dtype {entry.dtype!r}", "unknown", did_you_mean(entry.dtype, DTYPES))
+    if not entry.members:
+        add(("members",), "members", "empty", "Name at least one: {name: folder}")
+    if entry.base and (len(entry.base) != 1 or set(entry.base) & set(entry.members)):
+        add(("base",), "base", "is not exactly one checkpoint with a name of its own", "Write base: {name: folder}")
+    if (entry.weights is None) == (entry.groups is None) or entry.groups == []:
+        add((), "weights and groups", "exactly one of them is needed", "weights: for one row, groups: for more")
+    rows = [(("weights",), entry.weights)] if entry.weights is not None else []
+    for index, group in enumerate(entry.groups or []):
+        rows.append((("groups", index, "weights"), group.weights))
+        try:
+            re.compile(group.match)
+        except re.error as error:
+            add(("groups", index, "match"), f"match {group.match!r}", f"is not a regular expression ({error})", "Escape special characters with a backslash")
+    for key_path, row in rows:
+        for name in row.keys() ^ entry.members.keys():
+            cause = "is no member" if name in row else "has no weight"
+            add((*key_path, name), f"{name!r}", cause, did_you_mean(name, entry.members) if name in row else "Give 0 to leave it out")
+        for name, value in row.items():
+            if not math.isfinite(value):
+                add((*key_path, name), f"weight of {name!r}", f"is {value}", "Give a finite number")
+    return problems

@@ -1,0 +1,242 @@
+"""Programs that try to get out, to last, to hurt or to lie: none of them passes, and nothing of them is left."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from recycler.errors import UnsafeInputError
+from recycler.scoring import sandbox as sandbox_module
+from recycler.scoring.sandbox import Limits, Sandbox
+
+pytestmark = pytest.mark.skipif(subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0, reason="bubblewrap is not installed (apt-get install bubblewrap)")
+
+# Each passes only if the attempt succeeds. `{canary}` is a file, `{port}` a listening port and `{pid}` a process outside.
+ESCAPES = {
+    "read /etc/passwd": "open('/etc/passwd').read()",
+    "read /etc/shadow": "open('/etc/shadow').read()",
+    "read a file outside": "open('{canary}').read()",
+    "write a file outside": "open('{canary}', 'w').write('x')",
+    "delete a file outside": "import os; os.unlink('{canary}')",
+    "list /home": "import os; os.listdir('/home')",
+    "list /root": "import os; os.listdir('/root')",
+    "list /var": "import os; os.listdir('/var')",
+    "write into /usr": "open('/usr/x', 'w')",
+    "write into /usr/lib": "open('/usr/lib/python3/x.py', 'w')",
+    "write into /": "open('/x', 'w')",
+    "make a folder in /": "import os; os.mkdir('/newdir')",
+    "chmod the interpreter": "import os, sys; os.chmod(sys.executable, 0o777)",
+    "replace /lib": "import os; os.unlink('/lib')",
+    "symlink to the outside": "import os; os.symlink('{canary}', '/tmp/l'); open('/tmp/l').read()",
+    "symlink to / and up": "import os; os.symlink('/../../../..', '/tmp/l'); open('/tmp/l{canary}').read()",
+    "dot-dot": "open('/tmp/../../../../..{canary}').read()",
+    "hard link": "import os; os.link('{canary}', '/tmp/l')",
+    "chroot": "import os; os.chroot('/tmp')",
+    "pivot by mount": "import ctypes; assert ctypes.CDLL(None).mount(b'/', b'/tmp', None, 4096, None) == 0",
+    "unmount": "import ctypes; assert ctypes.CDLL(None).umount2(b'/usr', 2) == 0",
+    "remount writable": "import ctypes; assert ctypes.CDLL(None).mount(None, b'/usr', None, 32, None) == 0",
+    "new user namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "new mount namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x00020000) == 0",
+    "setuid 0": "import os; os.setuid(0)",
+    "setuid binary": "import subprocess; assert subprocess.run(['/usr/bin/su', '-c', 'true'], capture_output=True).returncode == 0",
+    "sudo": "import subprocess; assert subprocess.run(['/usr/bin/sudo', '-n', 'true']).returncode == 0",
+    "be root": "import os; assert os.getuid() == 0",
+    "change the host name": "import socket; socket.sethostname('x')",
+    "change the clock": "import time; time.clock_settime(time.CLOCK_REALTIME, 0)",
+    "reboot": "import ctypes; assert ctypes.CDLL(None).reboot(0) == 0",
+    "tcp to the outside": "import socket; socket.create_connection(('1.1.1.1', 53), 1)",
+    "tcp to the host": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
+    "udp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('1.1.1.1', 53))",
+    "name lookup": "import socket; socket.getaddrinfo('localhost.localdomain.example', 80)",
+    "abstract unix socket": "import socket; socket.socket(socket.AF_UNIX).connect('\\0recycler-test-{pid}')",
+    "raw socket": "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
+    "curl": "import subprocess; assert subprocess.run(['/usr/bin/curl', '-s', 'http://127.0.0.1:{port}']).returncode == 0",
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "thread bomb": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
+    "many processes": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30); os._exit(0)",
+    "memory": "x = bytearray(8 * 1024**3)",
+    "memory by steps": "x = []\nwhile len(x) < 64: x.append(b'1' * 128 * 1024**2)",
+    "large file": "f = open('/tmp/f', 'wb')\nfor _ in range(64): f.write(b'0' * 1024**2)",
+    "full disk": "for i in range(64): open(f'/tmp/{{i}}', 'wb').write(b'0' * 1000**2)",
+    "many open files": "x = [open('/dev/null') for _ in range(1000)]",
+    "shared memory left behind": "open('/dev/shm/left', 'w').write('x'); open('{canary}')",
+    "kill a process outside": "import os; os.kill({pid}, 9)",
+    "signal the parent group": "import os; os.kill(-{pid}, 15)",
+    "raise limits": "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (9999, 9999))",
+    "nice": "import os; os.nice(-10)",
+    "ptrace outside": "import ctypes; assert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0",
+    "process_vm_readv outside": "import ctypes; b = ctypes.create_string_buffer(8); assert ctypes.CDLL(None).process_vm_readv({pid}, b, 1, b, 1, 0) == 8",
+    "/proc of the host": "open('/proc/1/environ').read()",
+    "/proc/self/exe": "import os; os.readlink('/proc/self/exe')",
+    "environment": "import os; assert os.environ.get('HOME') or os.environ.get('PATH')",
+    "sysrq": "open('/proc/sysrq-trigger', 'w').write('b')",
+    "block device": "import glob; assert glob.glob('/dev/vd*') + glob.glob('/dev/sd*') + glob.glob('/dev/nvidia*')",
+    "mknod": "import os; os.mknod('/tmp/d', 0o60600, os.makedev(254, 0)); open('/tmp/d', 'rb').read(1)",
+    "kernel log": "import ctypes; assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) > 0",
+    "container sockets": "open('/var/run/docker.sock')",
+    "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 0, 0) >= 0",
+}
+# Each reaches a wrong assertion at the end, or skips it: a pass would be a forged verdict.
+FORGERIES = {
+    "sys.exit(0)": "import sys; sys.exit(0)",
+    "os._exit(0)": "import os; os._exit(0)",
+    "SystemExit": "raise SystemExit",
+    "abort": "import os; os.abort()",
+    "print ok": "print('ok' * 9); import sys; sys.stdout.flush(); sys.exit(0)",
+    "write to every descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except OSError: pass\nos._exit(0)",
+    "long output": "import os\nwhile True:\n    for fd in range(3, 9):\n        try: os.write(fd, b'0' * 65536)\n        except OSError: pass",
+    "half nonce from frames": ("import os, sys\nf = sys._getframe()\nwhile f:\n    for v in f.f_locals.values():\n        if isinstance(v, bytes) and len(v) == 32:\n"
+                               "            os.write(f.f_locals.get('verdict', 4), v); os._exit(0)\n    f = f.f_back"),
+    "half nonce from the pipe": "import os\nfor fd in range(3, 6):\n    try: v = os.read(fd, 64)\n    except OSError: continue\n    os.write(4, v); os._exit(0)",
+    "nonce from gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v in list(o.values()):\n            if isinstance(v, bytes) and len(v) == 32: os.write(4, v); os._exit(0)",
+    "nonce from stdin": "import os, sys; os.write(4, sys.stdin.buffer.read() or b'0' * 32); os._exit(0)",
+    "nonce from the command line": "import os, sys; os.write(4, ' '.join(sys.orig_argv).encode()[-32:]); os._exit(0)",
+    "sleep": "import time; time.sleep(60)",
+    "busy loop": "while True: pass",
+    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+    "daemon that outlives": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)\nos._exit(0)",
+    "patched assertion": "import builtins; builtins.AssertionError = SystemExit",
+    "deep recursion": "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
+}
+
+
+@pytest.fixture(scope="module")
+def box():
+    box = Sandbox(workers=4, limits=Limits(wall_seconds=3, cpu_seconds=2))
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """A file, a port and a process that the programs are after."""
+    import socket
+
+    canary = Path("/var/tmp") / f"recycler-canary-{os.getpid()}"
+    canary.write_text("alive")
+    canary.chmod(0o666)
+    listener = socket.create_server(("127.0.0.1", 0))
+    process = subprocess.Popen(["sleep", "300"])
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0recycler-test-{process.pid}")
+    abstract.listen()
+    yield {"canary": str(canary), "port": listener.getsockname()[1], "pid": process.pid}, canary, process
+    process.kill()
+    process.wait()
+    listener.close()
+    abstract.close()
+    canary.unlink()
+
+
+def test_escape_attempts_are_contained(box, outside):
+    names, canary, process = outside
+    started = time.monotonic()
+    verdicts = dict(zip(ESCAPES, box.run_many([program.format(**names) for program in ESCAPES.values()]), strict=True))
+    assert [name for name, verdict in verdicts.items() if verdict.passed] == []
+    assert len(ESCAPES) >= 60
+    assert canary.read_text() == "alive" and process.poll() is None
+    assert not Path("/dev/shm/left").exists()
+    assert time.monotonic() - started < 60
+
+
+def test_verdicts_cannot_be_forged(box):
+    verdicts = dict(zip(FORGERIES, box.run_many([program + "\nassert 1 == 2\n" for program in FORGERIES.values()]), strict=True))
+    assert [name for name, verdict in verdicts.items() if verdict.passed] == []
+
+
+def test_a_program_that_forks_and_ends_twice_is_no_pass(box):
+    assert not box.run("import os\nif os.fork(): os.wait()").passed
+
+
+def test_nothing_is_left_running(box):
+    box.run_many([program + "\nassert 1 == 2\n" for name, program in FORGERIES.items() if "daemon" in name or "sleep" in name])
+    deadline = time.monotonic() + 5
+    while (left := _boxes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def _boxes() -> list[str]:
+    """Command lines of bwrap processes that are children of this process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) == os.getpid() and b"bwrap" in command:
+            found.append(command.decode(errors="replace"))
+    return found
+
+
+def test_right_programs_pass_and_wrong_ones_fail(box):
+    outcomes = [verdict.outcome for verdict in box.run_many(["assert sum([1, 2]) == 3", "assert sum([1, 2]) == 4", "def f(:", "import math, re, json, heapq, collections\nassert math.gcd(4, 6) == 2", "x = '\udcff'"])]
+    assert outcomes == ["passed", "failed", "failed", "passed", "failed"]
+
+
+def test_a_program_may_print_write_to_tmp_and_use_threads(box):
+    program = "import threading, sys\nprint('x' * 10**6)\nopen('/tmp/a', 'w').write('1')\nt = threading.Thread(target=lambda: None)\nt.start(); t.join()\nassert open('/tmp/a').read() == '1'"
+    assert box.run(program).passed
+
+
+def test_verdicts_are_cached_by_program_but_timeouts_are_not(box):
+    program = "x = 'cached'"
+    assert box.run(program).seconds > 0
+    assert box.run(program).seconds == 0
+    slow = Sandbox(workers=1, limits=Limits(wall_seconds=0.5))
+    assert [slow.run("import time; time.sleep(9)").outcome for _ in range(2)] == ["timeout", "timeout"]
+    assert slow.run("import time; time.sleep(9)").seconds > 0
+    slow.close()
+
+
+def test_without_bubblewrap_it_refuses_with_exit_code_4(monkeypatch):
+    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
+    with pytest.raises(UnsafeInputError, match="apt-get install bubblewrap") as error:
+        Sandbox()
+    assert error.value.exit_code == 4
+
+
+def test_a_bubblewrap_that_does_not_start_is_refused(monkeypatch):
+    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: "/bin/false")
+    with pytest.raises(UnsafeInputError, match="user namespaces"):
+        Sandbox()
+
+
+def test_a_box_that_does_not_hold_is_refused(monkeypatch):
+    """Without bwrap in the command the right program passes and so would the probe that looks outside: it must not."""
+    plain = sandbox_module._command()
+    monkeypatch.setattr(sandbox_module, "_command", lambda: plain[plain.index("-I") - 1:])
+    with pytest.raises(UnsafeInputError):
+        Sandbox()
+
+
+def _data(name: str) -> Path:
+    folder = next((Path(place) for place in (os.environ.get("RECYCLER_DATA", ""), "shared/datasets", "../shared/datasets") if place and (Path(place) / name).is_file()), None)
+    if folder is None:
+        pytest.skip(f"{name} is not here (RECYCLER_DATA)")
+    return folder / name
+
+
+def test_canonical_humaneval_solutions_all_pass():
+    rows = [json.loads(line) for line in gzip.open(_data("humaneval/HumanEval.jsonl.gz"), "rt")]
+    box = Sandbox()
+    verdicts = box.run_many([f"{row['prompt']}{row['canonical_solution']}\n{row['test']}\ncheck({row['entry_point']})" for row in rows])
+    box.close()
+    assert [row["task_id"] for row, verdict in zip(rows, verdicts, strict=True) if not verdict.passed] == []
+    assert len(rows) == 164
+
+
+@pytest.mark.slow
+def test_canonical_mbpp_solutions_all_pass():
+    rows = [json.loads(line) for line in _data("mbpp/mbpp.jsonl").open()]
+    box = Sandbox()
+    verdicts = box.run_many(["\n".join([row["code"], row["test_setup_code"], *row["test_list"]]) for row in rows])
+    box.close()
+    assert [row["task_id"] for row, verdict in zip(rows, verdicts, strict=True) if not verdict.passed] == []
+    assert len(rows) == 974
