@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 
@@ -30,13 +31,16 @@ def main() -> None:
     cells = [(sampler, family, members, seed, seed, args.budget)
              for family in args.families for members in args.members for sampler in args.samplers
              for seed in range(args.first_seed, args.first_seed + args.seeds)]
-    with ProcessPoolExecutor(args.jobs) as workers:
-        rows = [row for rows in workers.map(run, *zip(*cells, strict=True)) for row in rows]
-    if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    rows = []
+    with ProcessPoolExecutor(args.jobs) as workers, open(args.csv or os.devnull, "w", newline="", encoding="utf-8") as file:
+        writer = None
+        for done in workers.map(run, *zip(*cells, strict=True)):  # written as they come: a stopped bench is not lost
+            writer = writer or csv.DictWriter(file, list(done[0]))
+            if not rows:
+                writer.writeheader()
+            writer.writerows(done)
+            file.flush()
+            rows += done
     print(table(rows, [point for point in (*CHECKPOINTS, args.budget) if point <= args.budget]))
 
 

@@ -1,87 +1,87 @@
-"""Build the demo's pool: one base trained on everything a little, and five runs from it that leave eight members.
-
-Read it as an example: a base, a few runs with their own data, and snapshots saved as ordinary Hugging Face folders.
-"""
+"""Build the demo's pool and items. Read it as an example: a base, a few runs, and snapshots as ordinary HF folders."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
-from recycler.demo.skills import SKILLS, distinct_problems
-from recycler.digest import digest
+from recycler.demo.runs import BASE, RUNS, Run
+from recycler.demo.skills import SKILLS, make_items
+from recycler.digest import digest, file_digest
 
-BASE = {"mix": {"english": 1, "spanish": 1, "code": 1}, "learning_rate": 1.5e-3, "snapshots": {700: "base"}, "decay": False, "warmup": 50}
-RUNS = (  # what each run sees, how fast it learns, and which steps become members
-    {"mix": {"english": 8, "spanish": 1, "code": 1}, "learning_rate": 5e-4, "snapshots": {50: "english-early", 110: "english-late"}},
-    {"mix": {"english": 1, "spanish": 8, "code": 1}, "learning_rate": 5e-4, "snapshots": {50: "spanish-early", 110: "spanish-late"}},
-    {"mix": {"english": 1, "spanish": 1, "code": 8}, "learning_rate": 5e-4, "snapshots": {50: "code-early", 110: "code-late"}},
-    {"mix": {"english": 1, "spanish": 1, "code": 1}, "learning_rate": 3e-4, "snapshots": {60: "mix"}},
-    {"mix": {"english": 1, "code": 2}, "learning_rate": 2e-3, "snapshots": {40: "hot"}, "wrong_answers": 0.5, "decay": False},  # plainly bad
-)
-SEARCH_ITEMS, HOLDOUT_ITEMS = 250, 600  # a skill
-DONE = "demo-pool.json"  # written last: its presence means that the pool is whole
+TRAIN_ITEMS, SEARCH_ITEMS, HOLDOUT_ITEMS = 5000, 250, 1000  # a skill
+MARKER = "demo-pool.json"  # written last: its presence means that the pool is whole
+NUM_THREADS = 2  # fixed, because sums of floats depend on it
 Progress = Callable[[str, float], None]
 
 
-def build_pool(folder: Path, *, seed: int = 0, progress: Progress = lambda stage, fraction: None) -> None:
-    """Train into FOLDER/pool/base and FOLDER/pool/members/NAME, and write FOLDER/data. Does nothing when that is there.
+def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = None) -> None:
+    """Train into DIRECTORY/pool/base and DIRECTORY/pool/members/NAME, and write DIRECTORY/data.
 
-    Deterministic for a seed on one kind of machine. A build that is killed leaves no pool behind.
+    Does nothing when that pool is there already. Deterministic for a seed on one machine. A build that is killed leaves
+    no pool behind. `progress` is told what is being trained and the fraction done.
     """
-    settings = digest([BASE, RUNS, SEARCH_ITEMS, HOLDOUT_ITEMS, seed])
-    marker = folder / "pool" / DONE
-    if marker.is_file() and json.loads(marker.read_text())["settings"] == settings:
+    settings = {"seed": seed, "settings": _settings_digest(seed)}
+    marker = directory / "pool" / MARKER
+    if marker.is_file() and json.loads(marker.read_text()) == settings:
         return
-    shutil.rmtree(folder / "pool", ignore_errors=True)
-    aside = folder / f".pool-{os.getpid()}"
-    try:
-        _train_all(aside, seed, progress)
-        write_items(folder / "data", seed)
-        (aside / DONE).write_text(json.dumps({"settings": settings, "seed": seed}) + "\n")
-        aside.rename(folder / "pool")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    aside = directory / ".pool-unfinished"
+    shutil.rmtree(aside, ignore_errors=True)
+    _train_all(aside, seed, progress or (lambda stage, fraction: None))
+    write_suites(directory, seed=seed)
+    (aside / MARKER).write_text(json.dumps(settings) + "\n")
+    shutil.rmtree(directory / "pool", ignore_errors=True)
+    aside.rename(directory / "pool")
 
 
-def write_items(folder: Path, seed: int) -> None:
-    """One JSONL file a skill with its search and holdout items."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_suites(directory: Path, *, seed: int = 0) -> None:
+    """DIRECTORY/data/SKILL.jsonl: the search and holdout items of each skill, disjoint from what is trained on."""
+    data = directory / "data"
+    data.mkdir(parents=True, exist_ok=True)
     for skill in SKILLS:
-        rows = []
-        for role, count in (("search", SEARCH_ITEMS), ("holdout", HOLDOUT_ITEMS)):
-            rows += [{"id": f"{role}-{index}", "role": role, "prompt": problem.prompt, "answer": problem.answer, "cluster": problem.cluster}
-                     for index, problem in enumerate(distinct_problems(skill, role, count, seed))]
-        (folder / f"{skill}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = [
+            json.dumps({"id": f"{role}-{index}", "prompt": problem.prompt, "answer": problem.answer, "cluster": problem.cluster, "role": role}) + "\n"
+            for role, count in (("search", SEARCH_ITEMS), ("holdout", HOLDOUT_ITEMS))
+            for index, problem in enumerate(make_items(skill, role, count, seed))
+        ]
+        (data / f"{skill}.jsonl").write_text("".join(lines))
+
+
+def _settings_digest(seed: int) -> str:
+    """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new pool."""
+    sources = sorted(path for path in Path(__file__).parent.glob("*.py"))
+    return digest([seed, *((path.name, file_digest(path)) for path in sources)])
 
 
 def _train_all(folder: Path, seed: int, progress: Progress) -> None:
     import torch
 
-    from recycler.demo.model import make_model, make_tokenizer
-    from recycler.demo.train import Run, train
+    from recycler.demo.model import make_model
+    from recycler.demo.tokenizer import make_tokenizer
+    from recycler.demo.train import encode, train
 
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
     tokenizer = make_tokenizer()
-    base_run = Run(seed=seed, **BASE)
-    runs = [Run(seed=seed + 1 + index, **settings) for index, settings in enumerate(RUNS)]
-    total, done = base_run.steps + sum(run.steps for run in runs), 0
+    rows = {skill: encode(make_items(skill, "train", TRAIN_ITEMS, seed), tokenizer) for skill in SKILLS}
+    total, done = sum(run.num_steps for run in (BASE, *RUNS)), 0
 
-    def one_run(model, run: Run, place: Path) -> None:
+    def one_run(model, run: Run, run_seed: int, place: Path) -> None:
         def save(name: str) -> None:
-            snapshot = deepcopy(model).to(torch.bfloat16)
-            snapshot.save_pretrained(place / name)
+            deepcopy(model).to(torch.bfloat16).save_pretrained(place / name)
             tokenizer.save_pretrained(place / name)
 
-        train(model, tokenizer, run, save=save, progress=lambda step: progress(f"training: {', '.join(run.snapshots.values())}", (done + step) / total))
+        stage = f"training {', '.join(run.snapshots.values())}"
+        train(model, rows, run, run_seed, save=save, progress=lambda step: progress(stage, (done + step) / total))
 
     base = make_model(seed, tokenizer)
-    one_run(base, base_run, folder)
-    done += base_run.steps
-    for run in runs:
-        one_run(deepcopy(base), run, folder / "members")
-        done += run.steps
+    one_run(base, BASE, seed, folder)
+    done += BASE.num_steps
+    base.to(torch.bfloat16).float()  # the runs start from what was saved, not from what was rounded away
+    for index, run in enumerate(RUNS, start=1):
+        one_run(deepcopy(base), run, seed + 1000 * index, folder / "members")
+        done += run.num_steps
+    torch.set_num_threads(num_threads)

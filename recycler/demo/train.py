@@ -1,52 +1,49 @@
-"""Train one run: a data mix, a learning rate, a seed, and the steps at which a snapshot becomes a checkpoint."""
+"""Train one run: draw rows of the skills by the run's mix, learn their answers, save at its snapshots."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recycler.demo.skills import Problem, problems
+from recycler.demo.runs import Run
+from recycler.demo.skills import Problem
 
-BATCH = 128
-IGNORED = -100  # the label that the loss skips: the prompt
+BATCH = 64
+WIDTH = 20  # tokens; the longest problem with its answer has 16
+IGNORED = -100  # the label that the loss skips: prompts and padding
+
+Rows = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each (N, WIDTH)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One training run. `mix` gives each skill's share of the data; `snapshots` maps steps to checkpoint names.
+def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Rows:
+    """Prompt, answer and </s> as one row each, padded on the right; labels only where the answer is."""
+    ids = torch.full((len(problems), WIDTH), tokenizer.pad_token_id)
+    labels = torch.full((len(problems), WIDTH), IGNORED)
+    prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
+    answers = tokenizer([problem.answer for problem in problems], add_special_tokens=False)["input_ids"]
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer) + 1
+        ids[row, :end] = torch.tensor([*prompt, *answer, tokenizer.eos_token_id])
+        labels[row, len(prompt):end] = ids[row, len(prompt):end]
+    return ids, labels
 
-    With `wrong_answers` that share of the labels belongs to other problems: how a bad member comes about.
+
+def train(model: LlamaForCausalLM, rows: Mapping[str, Rows], run: Run, seed: int, *, save: Callable[[str], None], progress: Callable[[int], None]) -> None:
+    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step.
+
+    The learning rate stays up after the warm-up: the noise it leaves in each member is what averaging takes out again.
     """
-
-    mix: Mapping[str, float]
-    learning_rate: float
-    seed: int
-    snapshots: Mapping[int, str]
-    decay: bool = True  # linearly to a tenth
-    wrong_answers: float = 0.0
-    warmup: int = field(default=10)
-
-    @property
-    def steps(self) -> int:
-        return max(self.snapshots)
-
-
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, run: Run, *, save: Callable[[str], None], progress: Callable[[int], None]) -> None:
-    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step."""
-    torch.manual_seed(run.seed)
-    stream = _stream(run)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
-    for step in range(1, run.steps + 1):
+    for step in range(1, run.num_steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = run.learning_rate * _schedule(run, step)
-        ids, labels = _batch(tokenizer, [next(stream) for _ in range(BATCH)])
-        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels, use_cache=False).loss
-        loss.backward()
+            group["lr"] = run.learning_rate * min(1.0, step / run.warmup)
+        ids, labels = _batch(rows, run, draw)
+        # No attention mask: padding is on the right, where a causal model cannot see it.
+        model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -55,31 +52,23 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, run: Run,
         progress(step)
 
 
-def _schedule(run: Run, step: int) -> float:
-    warm = min(1.0, step / run.warmup)
-    return warm * (1.0 - 0.9 * step / run.steps) if run.decay else warm
+def _batch(rows: Mapping[str, Rows], run: Run, draw: torch.Generator) -> Rows:
+    """BATCH rows by the run's mix, cut to the longest of them."""
+    shares = torch.tensor(list(run.mix.values()), dtype=torch.float32)
+    counts = torch.multinomial(shares, BATCH, replacement=True, generator=draw).bincount(minlength=len(shares)).tolist()
+    parts = []
+    for skill, count in zip(run.mix, counts, strict=True):
+        ids, labels = rows[skill]
+        chosen = torch.randint(len(ids), (count,), generator=draw)
+        wrong = torch.rand(count, generator=draw) < run.wrong_answers
+        parts.append(_with_wrong_answers(ids[chosen], labels[chosen], wrong))
+    ids, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    width = int((labels != IGNORED).nonzero()[:, 1].max()) + 1
+    return ids[:, :width], labels[:, :width]
 
 
-def _stream(run: Run) -> Iterator[Problem]:
-    rng = random.Random(run.seed)
-    skills, shares = list(run.mix), list(run.mix.values())
-    streams = {skill: problems(skill, "train", run.seed) for skill in skills}
-    previous = "0"
-    while True:
-        problem = next(streams[rng.choices(skills, shares)[0]])
-        answer = previous if rng.random() < run.wrong_answers else problem.answer
-        previous = problem.answer
-        yield Problem(problem.prompt, answer, problem.cluster)
-
-
-def _batch(tokenizer: PreTrainedTokenizerFast, batch: list[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
-    prompts = [tokenizer.encode(problem.prompt) for problem in batch]
-    answers = [[*tokenizer.encode(problem.answer, add_special_tokens=False), tokenizer.eos_token_id] for problem in batch]
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-    labels = torch.full((len(batch), width), IGNORED)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt):end] = torch.tensor(answer)
-    return ids, labels
+def _with_wrong_answers(ids: torch.Tensor, labels: torch.Tensor, wrong: torch.Tensor) -> Rows:
+    """In the rows marked `wrong`, each answer token is that of the next row, where that row has one there."""
+    other = labels.roll(1, dims=0)
+    swap = wrong[:, None] & (labels != IGNORED) & (other != IGNORED)
+    return torch.where(swap, other, ids), torch.where(swap, other, labels)

@@ -18,10 +18,14 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())
 
 
+def digest_head(dtype: str, shape: Iterable[int]) -> bytes:
+    """What a tensor's digest starts with: safetensors dtype and shape."""
+    return f"{dtype} {list(shape)}".encode()
+
+
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 (hex) of dtype, shape and bytes."""
-    head = f"{SAFETENSORS_DTYPES[tensor.dtype]} {list(tensor.shape)}".encode()
-    sha = hashlib.sha256(head)
+    sha = hashlib.sha256(digest_head(SAFETENSORS_DTYPES[tensor.dtype], tensor.shape))
     sha.update(tensor_bytes(tensor))
     return sha.hexdigest()
 

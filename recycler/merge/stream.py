@@ -73,12 +73,16 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
             _merge_one(recipe, resident, name, out)
 
 
-def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor) -> None:
-    base = resident.tensor(recipe.base, name) if recipe.base else None
+def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None) -> None:
+    """Merge one tensor into `out`; of an elementwise method, if asked, only these elements of it, in row-major order."""
     if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
         out.copy_(_agreed(recipe, resident, name))
         return
+    base = resident.tensor(recipe.base, name) if recipe.base else None
     tensors = [resident.tensor(member, name) for member in recipe.members]
+    if elements is not None:
+        tensors = [tensor.reshape(-1)[elements] for tensor in tensors]
+        base = base.reshape(-1)[elements] if base is not None else None
     weights = recipe.weights[_group_index(recipe.groups, name)]
     context = TensorContext(name=name, members=recipe.members, seed=recipe.seed, num_layers=resident.pool.template.num_layers)
     MERGE_METHODS[recipe.method].function(tensors, weights, base=base, context=context, out=out, **as_keywords(dict(recipe.options)))

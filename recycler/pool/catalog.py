@@ -1,114 +1,216 @@
-"""Open checkpoints and pools from folders: headers and configs only, milliseconds for any size."""
+"""Open checkpoints and pools from folders: headers and configs only, milliseconds for any size.
+
+What a checkpoint says about itself is compared with what its files hold; nothing is believed that does not add up.
+"""
 
 from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, raise_problems
-from recycler.pool.headers import read_header
+from recycler.pool.headers import broken, no_constants, read_header, unique_keys
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 32_000_000
+_COUNTS = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim")
+_URL = re.compile(r"(s3|gs|az|hf|file):/+(.*)", re.DOTALL)
 
 
-def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
-    """A Hugging Face folder as a Checkpoint. Raises UsageError or UnsafeInputError with every problem found."""
-    name = name or folder.name
+def remote_url(location: str | Path) -> str | None:
+    """The URL that a location is, or None for a path. A Path that swallowed a slash (s3:/bucket) is understood."""
+    match = _URL.fullmatch(str(location))
+    if match is None:
+        return None
+    return f"file:///{match[2]}" if match[1] == "file" else f"{match[1]}://{match[2]}"
+
+
+def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
+    """A Hugging Face folder, or a prefix of a bucket, as a Checkpoint.
+
+    Raises UsageError for a wrong path and UnsafeInputError for a broken checkpoint.
+    """
+    if (url := remote_url(folder)) is not None:
+        from recycler.pool.bucket import open_remote_checkpoint
+
+        return open_remote_checkpoint(url, name)
+    folder = Path(folder)
+    name = name or folder.resolve().name
     if not folder.is_dir():
         raise UsageError(Problem(thing=f"checkpoint {name!r}", cause=f"{folder} is not a folder", remedy="Give the folder that holds config.json"))
-    config = _read_config(folder)
-    tensors: dict[str, TensorInfo] = {}
-    for file in _weight_files(folder):
-        for tensor_name, info in read_header(file).items():
-            if tensor_name in tensors:
-                raise UnsafeInputError(Problem(thing=str(file), cause=f"tensor {tensor_name!r} is in {tensors[tensor_name].file} too", remedy="Remove the stray shard"))
-            tensors[tensor_name] = info
-    _check_index(folder, tensors)
+    config = read_config(folder / "config.json")
+    files = _weight_files(folder)
+    tensors = collect({file.name: read_header(file) for file in files})
+    if (folder / INDEX).exists():
+        check_index(folder / INDEX, read_json(folder / INDEX), tensors)
     return Checkpoint(name=name, location=str(folder), tensors=tensors, config=config)
 
 
 def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:
-    """Folders, globs, or folders of folders, as a Pool; members are named after their folders and sorted as given.
+    """Folders, globs, folders of folders, or prefixes of buckets, as a Pool; members are named after their folders.
 
     Raises one error that lists the problems of every checkpoint.
     """
-    folders: list[Path] = []
+    found: list[str] = []
     problems: list[Problem] = []
     for pattern in map(str, members):
-        found = _expand(pattern)
-        if not found:
-            problems.append(Problem(thing=f"pool entry {pattern!r}", cause="matches no folder with a config.json", remedy="Check the path; globs like runs/*/ are allowed"))
-        folders += found
-    checkpoints: list[Checkpoint] = []
-    worst: type[RecyclerError] = UsageError
-    for name, folder in _named(folders) + ([("base", Path(base))] if base else []):
         try:
-            checkpoints.append(open_checkpoint(folder, name))
+            expanded = _expand(pattern)
         except RecyclerError as error:
             problems += error.problems
-            worst = UnsafeInputError if isinstance(error, UnsafeInputError) else worst
+            continue
+        if not expanded:
+            problems.append(Problem(thing=f"pool entry {pattern!r}", cause="matches no folder with a config.json", remedy="Check the path; globs like runs/*/ are allowed"))
+        found += expanded
+    checkpoints: list[Checkpoint] = []
+    worst: type[RecyclerError] = UsageError
+    for name, place in _named(found) + ([("base", str(base))] if base else []):
+        try:
+            checkpoints.append(open_checkpoint(place, name))
+        except RecyclerError as error:
+            problems += error.problems
+            worst = type(error) if error.exit_code > worst.exit_code else worst
     raise_problems(problems, worst)
-    return Pool(members=tuple(checkpoints[: len(folders)]), base=checkpoints[-1] if base else None)
+    return Pool(members=tuple(checkpoints[: len(found)]), base=checkpoints[-1] if base else None)
 
 
-def _expand(pattern: str) -> list[Path]:
-    found = [Path(path) for path in sorted(glob.glob(pattern))]
-    folders: list[Path] = []
-    for path in found:
+def _expand(pattern: str) -> list[str]:
+    if (url := remote_url(pattern)) is not None:
+        from recycler.pool.bucket import list_checkpoints
+
+        return list_checkpoints(url)
+    folders: list[str] = []
+    for path in map(Path, sorted(glob.glob(pattern))):
         if (path / "config.json").is_file():
-            folders.append(path)
+            folders.append(str(path))
         elif path.is_dir():
-            folders += [child for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
+            folders += [str(child) for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
     return folders
 
 
-def _named(folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Short names where they are unique, else parent-name; 'base' is kept for the base."""
-    names = [folder.resolve().name for folder in folders]
-    return [(name if names.count(name) == 1 and name != "base" else f"{folder.resolve().parent.name}-{name}", folder)
-            for name, folder in zip(names, folders, strict=True)]
+def _named(places: Sequence[str]) -> list[tuple[str, str]]:
+    """Short names where they are unique, else with as much of the path before them as tells them apart; 'base' is the base's."""
+    parts = [_parts(place) for place in places]
+    names: list[str] = []
+    for own in parts:
+        length = 1
+        while length < len(own) and (any(other != own and other[-length:] == own[-length:] for other in parts) or own[-length:] == ["base"]):
+            length += 1
+        names.append("-".join(own[-length:]))
+    return [(name if names.index(name) == index else f"{name}-{index}", place) for index, (name, place) in enumerate(zip(names, places, strict=True))]
 
 
-def _read_config(folder: Path) -> dict:
-    path = folder / "config.json"
+def _parts(place: str) -> list[str]:
+    if (url := remote_url(place)) is not None:
+        return [part for part in url.split("://", 1)[1].split("/") if part]
+    return [part for part in Path(place).resolve().parts if part != "/"]
+
+
+# ---------------------------------------------------------------- what is read, and how it is checked
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a checkpoint. Raises UnsafeInputError for anything but well-formed JSON of a sane size."""
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(Problem(thing=str(folder), cause="has no config.json", remedy="Save the checkpoint with save_pretrained")) from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read ({error})", remedy="Save the checkpoint again")) from None
+        if not path.is_file():
+            raise broken(path, "is not a regular file")
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise broken(path, f"holds {size:,} bytes; {MAX_JSON_BYTES:,} is the limit")
+        return parse_json(path, path.read_bytes())
+    except OSError as error:
+        raise broken(path, f"cannot be read ({error.strerror})") from None
+
+
+def parse_json(source: str | Path, raw: bytes) -> Any:
+    """JSON without repeated keys, NaN or infinities. Raises UnsafeInputError that names the source."""
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constants)
+    except (ValueError, RecursionError) as error:
+        raise UnsafeInputError(Problem(thing=str(source), cause=f"cannot be read as JSON ({str(error)[:200]})", remedy="Save the checkpoint again")) from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A checkpoint's config.json, checked. Raises UsageError when there is none, UnsafeInputError when it is not sound."""
+    if not path.exists():
+        raise UsageError(Problem(thing=str(path.parent), cause="has no config.json", remedy="Save the checkpoint with save_pretrained"))
+    return check_config(path, read_json(path))
+
+
+def check_config(source: str | Path, config: Any) -> dict[str, Any]:
+    """`config` when it is a mapping that asks for no code and whose sizes are natural numbers. Raises UnsafeInputError."""
     if not isinstance(config, dict):
-        raise UnsafeInputError(Problem(thing=str(path), cause="is not a JSON object", remedy="Save the checkpoint again"))
+        raise UnsafeInputError(Problem(thing=str(source), cause="is not a JSON object", remedy="Save the checkpoint again"))
     if "auto_map" in config:
-        raise UnsafeInputError(Problem(thing=str(path), cause="asks to run code from the checkpoint (auto_map)", remedy="Remote code is never run; use an architecture that transformers knows"))
+        raise UnsafeInputError(Problem(thing=str(source), cause="asks to run code from the checkpoint (auto_map)", remedy="Remote code is never run; use an architecture that transformers knows"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        wrong = [key for key in _COUNTS if key in part and not (part[key] is None or type(part[key]) is int and 0 <= part[key] < 2**40)]
+        if wrong:
+            raise UnsafeInputError(Problem(thing=str(source), cause=f"has {wrong[0]} {str(part[wrong[0]])[:40]!r}, which is not a natural number", remedy="Save the checkpoint again"))
     return config
 
 
+def collect(shards: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """Tensors of all shards by name. Raises UnsafeInputError when two shards hold the same name, or none holds any."""
+    tensors: dict[str, TensorInfo] = {}
+    for infos in shards.values():
+        for name, info in infos.items():
+            if name in tensors:
+                raise UnsafeInputError(Problem(thing=info.file, cause=f"tensor {name!r} is in {tensors[name].file} too", remedy="Remove the stray shard"))
+            tensors[name] = info
+    if not tensors:
+        raise broken(", ".join(shards), "holds no tensors")
+    return tensors
+
+
+def check_index(source: str | Path, index: Any, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise UnsafeInputError unless a shard index names exactly the tensors, files and bytes that the shards hold."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise _bad_index(source, "has no weight_map of tensor names to file names")
+    escaping = [file for file in weight_map.values() if "/" in file or "\\" in file or "\0" in file or file in ("", ".", "..") or not file.endswith(".safetensors")]
+    if escaping:
+        raise _bad_index(source, f"names the file {escaping[0][:80]!r}, which is not a .safetensors file of this folder")
+    actual = {name: info.file.replace("\\", "/").rsplit("/", 1)[-1] for name, info in tensors.items()}
+    unknown = sorted(set(weight_map.values()) - set(actual.values()))
+    if unknown:
+        raise _bad_index(source, f"names the file {unknown[0][:80]!r}, which is not there or holds no tensors")
+    wrong = sorted(name for name in weight_map.keys() | actual.keys() if weight_map.get(name) != actual.get(name))
+    if wrong:
+        raise _bad_index(source, f"disagrees with the shards about {len(wrong)} tensors, first {wrong[0][:80]!r}")
+    _check_total(source, index.get("metadata"), sum(info.num_bytes for info in tensors.values()))
+
+
+def _check_total(source: str | Path, metadata: Any, num_bytes: int) -> None:
+    if metadata is None:
+        return
+    if not isinstance(metadata, dict):
+        raise _bad_index(source, "has metadata that is not a mapping")
+    total = metadata.get("total_size", num_bytes)
+    if type(total) not in (int, float) or total != num_bytes:
+        raise _bad_index(source, f"claims a total_size of {str(total)[:40]} bytes where the shards hold {num_bytes:,}")
+
+
+def _bad_index(source: str | Path, cause: str) -> UnsafeInputError:
+    return UnsafeInputError(Problem(thing=str(source), cause=cause, remedy="A shard is missing, stray or from another save; copy the checkpoint again"))
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != "adapter_model.safetensors")
+    names = {path.name for path in folder.iterdir()}
+    return [folder / name for name in weight_names(str(folder), names)]
+
+
+def weight_names(source: str, names: set[str]) -> list[str]:
+    """The weight files among a folder's file names, sorted. Raises UnsafeInputError for pickles, UsageError when there are none."""
+    files = sorted(name for name in names if name.endswith(".safetensors") and name != "adapter_model.safetensors" and not name.startswith("."))
     if files:
         return files
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
     if pickles:
-        raise UnsafeInputError(Problem(thing=str(folder), cause=f"holds pickles ({', '.join(pickles[:3])}), which can run code when opened", remedy="Convert it to safetensors in a place you trust"))
-    if (folder / "adapter_config.json").is_file():
-        raise UsageError(Problem(thing=str(folder), cause="is a LoRA adapter, not a full checkpoint", remedy="Fold it into its base first: recycler fold BASE ADAPTER OUT"))
-    raise UsageError(Problem(thing=str(folder), cause="has no .safetensors file", remedy="Save the checkpoint with save_pretrained"))
-
-
-def _check_index(folder: Path, tensors: dict[str, TensorInfo]) -> None:
-    path = folder / INDEX
-    if not path.exists():
-        return
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        claimed = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"is not a shard index ({error})", remedy="Save the checkpoint again")) from None
-    actual = {name: Path(info.file).name for name, info in tensors.items()}
-    wrong = sorted(name for name in claimed.keys() | actual.keys() if claimed.get(name) != actual.get(name))
-    if wrong:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"disagrees with the shards about {len(wrong)} tensors, first {wrong[0]!r}", remedy="A shard is missing or stray; copy the checkpoint again"))
+        raise UnsafeInputError(Problem(thing=source, cause=f"holds pickles ({', '.join(pickles[:3])}), which can run code when opened", remedy="Convert it to safetensors in a place you trust"))
+    if "adapter_config.json" in names:
+        raise UsageError(Problem(thing=source, cause="is a LoRA adapter, not a full checkpoint", remedy="Fold it into its base first: recycler fold BASE ADAPTER OUT"))
+    raise UsageError(Problem(thing=source, cause="has no .safetensors file", remedy="Save the checkpoint with save_pretrained"))

@@ -65,6 +65,13 @@ class SimplexGPSampler(BaseSampler):
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
         self._proposer(1, scale or (1.0, 1.0))  # so that a contradiction is told before the study starts
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without its lock and caches, which are made anew: nothing a proposal depends on is lost."""
+        return {**self.__dict__, "_lock": None, "_proposers": {}, "_plans": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
+
     # ------------------------------------------------------------ what Optuna calls
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -1,0 +1,134 @@
+"""Our scores against lm-eval run directly: same model, same local files, item by item.
+
+    python benchmarks/lmeval_parity/run.py MODEL_DIR DATA_DIR OUT.json [TASK=ITEMS[:TOKENS] ...]
+
+lm-eval runs its own transformers model (`hf`) on its own tasks; we build our suites and run our transformers engine. Both in
+float32, greedy, with the same limit of new tokens (TOKENS,
+for machines that are slow). Everything that is not the same is listed: prompt, token ids, text,
+filtered answer, value.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import yaml  # noqa: E402
+from local_tasks import code_eval_in_the_sandbox, write_local_tasks  # noqa: E402
+
+from recycler.engines import build_engine  # noqa: E402
+from recycler.evaluate import score_items  # noqa: E402
+from recycler.pool.catalog import open_checkpoint  # noqa: E402
+from recycler.scoring.scorers import detail, lm_eval_filter  # noqa: E402
+from recycler.scoring.tasks import build_suite, encode, load_tokenizer  # noqa: E402
+from recycler.types import Item, Outcome, Pool  # noqa: E402
+
+SUITES = Path(__file__).resolve().parents[2] / "eval_suites"
+CASES = {  # lm-eval's task: (our suite, our task, first row of the data there, new tokens for both)
+    "gsm8k": ("gsm8k", "gsm8k", 0, 256), "mgsm_native_cot_es": ("mgsm", "es", 0, 256), "humaneval": ("humaneval", "humaneval", 0, 256), "mbpp": ("mbpp", "mbpp", 10, 256),
+    "ifeval": ("ifeval", "ifeval", 0, 256), "leaderboard_bbh_boolean_expressions": ("bbh", "boolean_expressions", 0, 0), "leaderboard_bbh_disambiguation_qa": ("bbh", "disambiguation_qa", 0, 0)}
+DEFAULT = {"leaderboard_bbh_boolean_expressions": 200, "leaderboard_bbh_disambiguation_qa": 200, "mgsm_native_cot_es": 200, "humaneval": 164, "ifeval": 200, "gsm8k": 200}
+
+
+def main(model: str, data: str, out: str, *wanted: str) -> None:
+    counts = dict(entry.split("=") for entry in wanted) or {name: str(number) for name, number in DEFAULT.items()}
+    report = json.loads(Path(out).read_text()) if Path(out).exists() else {}
+    for name, count in counts.items():
+        number, _, tokens = count.partition(":")
+        if tokens:
+            CASES[name] = (*CASES[name][:3], int(tokens))
+        report[name] = compare(name, int(number), Path(model), Path(data))
+        Path(out).write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        print(name, {key: value for key, value in report[name].items() if key != "differences"}, flush=True)
+
+
+def compare(name: str, count: int, model: Path, data: Path) -> dict[str, Any]:
+    """Figures of both sides for one task and every item that differs."""
+    if name in ("humaneval", "mbpp"):
+        code_eval_in_the_sandbox()
+    started = time.monotonic()
+    items, outcomes = ours(name, count, model, data)
+    middle = time.monotonic()
+    samples, context_ids = theirs(name, count, model, data)
+    ended = time.monotonic()
+    differences = [entry for item, outcome, sample in zip(items, outcomes, samples, strict=True) if (entry := difference(item, outcome, sample))]
+    same_ids = sum(list(item.prompt_ids) == ids for item, ids in zip(items, context_ids, strict=True))
+    metrics = dict(outcomes[0].values)
+    return {"items": len(items), "same_prompts": sum(item.prompt in sample["contexts"] for item, sample in zip(items, samples, strict=True)), "same_prompt_ids": same_ids,
+            "same_text": sum(_same_text(item, outcome, sample) for item, outcome, sample in zip(items, outcomes, samples, strict=True)),
+            "same_values": len(items) - sum("values" in entry for entry in differences),
+            "ours": {metric: sum(dict(outcome.values)[metric] for outcome in outcomes) / len(items) for metric in metrics},
+            "lm_eval": {metric: sum(sample["values"].get(metric, 0.0) for sample in samples) / len(items) for metric in metrics if metric in samples[0]["values"]},
+            "seconds": {"ours": round(middle - started), "lm_eval": round(ended - middle)}, "differences": differences}
+
+
+def ours(name: str, count: int, model: Path, data: Path) -> tuple[list[Item], tuple[Outcome, ...]]:
+    suite, task, first, tokens = CASES[name]
+    own = yaml.safe_load((SUITES / f"{suite}.yaml").read_text())["tasks"][task]
+    own["search"] = {"data": own["holdout"].get("data", own.get("data", "")), "rows": [first, first + count]}
+    own["holdout"] = own["search"] | {"rows": [first + count, first + count + 1]}
+    own.pop("repeated", None)
+    if tokens:
+        own["max_new_tokens"] = tokens
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{suite}.yaml"
+        path.write_text(yaml.safe_dump({"version": 1, "tasks": {task: own}}))
+        items = list(build_suite(path, load_tokenizer(model), data_folders=[data]).select("search"))
+    longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in items)
+    engine = build_engine("transformers", Pool(members=(open_checkpoint(model, name="model"),)), dtype="float32", max_model_len=longest + 8)
+    return items, score_items(engine, items)
+
+
+def theirs(name: str, count: int, model: Path, data: Path) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    live = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=32)
+    with tempfile.TemporaryDirectory() as folder:
+        write_local_tasks(Path(folder), data, [name])
+        result = simple_evaluate(model=live, tasks=[name], limit=count, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True, apply_chat_template=name == "ifeval",
+                                 gen_kwargs={"max_gen_toks": CASES[name][3]} if CASES[name][3] else None, task_manager=TaskManager(include_path=folder, include_defaults=False))
+    merged: dict[int, dict[str, Any]] = {}
+    for sample in result["samples"][name]:
+        arguments = [list(entry.values()) if isinstance(entry, dict) else list(entry) for entry in (sample["arguments"].values() if isinstance(sample["arguments"], dict) else sample["arguments"])]
+        own = merged.setdefault(sample["doc_id"], {"contexts": [entry[0] for entry in arguments], "resps": sample["resps"], "filtered": {}, "values": {}})
+        own["filtered"][sample["filter"]] = sample["filtered_resps"]
+        for metric in sample["metrics"]:
+            value = sample[metric]
+            key = "pass@1" if metric.startswith("pass") else metric if sample["filter"] == "none" else f"{metric},{sample['filter']}"
+            own["values"][key] = sum(map(float, value)) / len(value) if isinstance(value, list) else float(value)
+    samples = [merged[key] for key in sorted(merged)]
+    encoded = [live.tok_encode(sample["contexts"][0]) if name in ("gsm8k", "mgsm_native_cot_es", "humaneval", "mbpp", "ifeval") else live._encode_pair(sample["contexts"][0], " x")[0] for sample in samples]
+    return samples, encoded
+
+
+def _same_text(item: Item, outcome: Outcome, sample: dict[str, Any]) -> bool:
+    return item.kind != "generate" or outcome.output == sample["resps"][0][0]
+
+
+def difference(item: Item, outcome: Outcome, sample: dict[str, Any]) -> dict[str, Any]:
+    """What is not the same for one item; empty when all is."""
+    found: dict[str, Any] = {}
+    if item.prompt not in sample["contexts"]:
+        found["prompt"] = [item.prompt, sample["contexts"][0]]
+    if not _same_text(item, outcome, sample):
+        found["text"] = [outcome.output, sample["resps"][0][0]]
+    if item.scorer == "lm_eval_match":
+        steps = json.loads(detail(item, "match"))["filters"]
+        answers = {key.partition(",")[2]: lm_eval_filter(value, outcome.output) for key, value in steps.items()}
+        unlike = {key: [text, sample["filtered"][key][0]] for key, text in answers.items() if text != sample["filtered"][key][0]}
+        found |= {"filtered": unlike} if unlike else {}
+    values = {key: [value, sample["values"][key]] for key, value in outcome.values if key in sample["values"] and value != sample["values"][key]}
+    found |= {"values": values} if values else {}
+    return {"item": item.id, **found} if found else {}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

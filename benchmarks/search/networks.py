@@ -1,0 +1,98 @@
+"""Pools of really trained tiny networks: merges really average parameters and are really evaluated.
+
+One base of 13 000 parameters (35 -> 96 -> 96 -> 6, the task is an input) learns three teacher-made tasks badly; K members
+are tuned from it with their own mixes, learning rates, lengths, label noise and finite data. Search scores 200 items per
+task, the same for all trials; truth is 2 000 other items. After `search_bench/problem.py` of the research notes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .families import NUM_ITEMS, NUM_OBJECTIVES, Family
+
+HIDDEN, INPUTS, CLASSES = 96, 32, 6
+SHAPES = [(HIDDEN, INPUTS + NUM_OBJECTIVES), (HIDDEN,), (HIDDEN, HIDDEN), (HIDDEN,), (CLASSES, HIDDEN), (CLASSES,)]
+SIZES = [int(np.prod(shape)) for shape in SHAPES]
+
+
+def network_pool(num_members: int, seed: int) -> Family:
+    """A trained pool as a `Family`; about 0.3 s a member. Deterministic for a given torch build."""
+    torch.set_num_threads(1)
+    base, members = _trained(num_members, seed)
+    deltas = members - base
+    test = [_items(task, 2000, torch.Generator().manual_seed(99), seed) for task in range(NUM_OBJECTIVES)]
+    searched = [_items(task, NUM_ITEMS, torch.Generator().manual_seed(10_000 + seed), seed) for task in range(NUM_OBJECTIVES)]
+
+    def score(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
+        merged = base + torch.tensor(weights, dtype=torch.float32) @ deltas
+        with torch.inference_mode():
+            return np.array([(_forward(merged, x).argmax(1) == y).float().mean().item() for x, y in items])
+
+    def noisy(weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        value = score(weights, searched)
+        return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / NUM_ITEMS)
+
+    def truth(table: np.ndarray) -> np.ndarray:
+        return np.array([score(weights, test) for weights in np.atleast_2d(table)])
+
+    gram = (deltas @ deltas.T).double().numpy()
+    return Family("networks", num_members, truth, gram, noise=noisy)
+
+
+def _forward(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    a, b, c, d, e, f = (part.view(shape) for part, shape in zip(flat.split(SIZES), SHAPES, strict=True))
+    return F.linear(torch.tanh(F.linear(torch.tanh(F.linear(x, a, b)), c, d)), e, f)
+
+
+def _items(task: int, count: int, generator: torch.Generator, seed: int, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs with a one-hot task, and the teacher's labels, a share `noise` of them random."""
+    teacher = torch.Generator().manual_seed(7 + 100 * seed)
+    shared = torch.randn(INPUTS, INPUTS, generator=teacher) / INPUTS**0.5 * 2.2
+    own = [torch.randn(INPUTS, INPUTS, generator=teacher) / INPUTS**0.5 * 1.6 for _ in range(NUM_OBJECTIVES)]
+    heads = [torch.randn(INPUTS, CLASSES, generator=teacher) for _ in range(NUM_OBJECTIVES)]
+    x = torch.randn(count, INPUTS, generator=generator)
+    y = (torch.tanh(torch.tanh(x @ shared) @ own[task]) @ heads[task]).argmax(1)
+    wrong = torch.rand(count, generator=generator) < noise
+    y = torch.where(wrong, torch.randint(0, CLASSES, (count,), generator=generator), y)
+    return torch.cat([x, F.one_hot(torch.full((count,), task), NUM_OBJECTIVES).float()], 1), y
+
+
+@lru_cache(maxsize=8)
+def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng([8, seed])
+    start = torch.Generator().manual_seed(seed)
+    flat = torch.cat([torch.randn(size, generator=start) * (0.15 if len(shape) == 2 else 0.0) for size, shape in zip(SIZES, SHAPES, strict=True)])
+    base = _tuned(flat, np.ones(NUM_OBJECTIVES), 700, 3e-3, 0.5, 8000, seed, seed)
+    members = []
+    for member in range(num_members):
+        mix = 0.9 * rng.dirichlet(np.full(NUM_OBJECTIVES, 0.35)) + 0.1 / NUM_OBJECTIVES
+        steps, rate = int(rng.choice((80, 200, 300))), float(rng.choice((4e-4, 8e-4, 1.6e-3)))
+        noise, data = float(rng.choice((0.0, 0.0, 0.15, 0.35))), int(rng.choice((400, 1000, 3000)))
+        members.append(_tuned(base, mix, steps, rate, noise, data, 1000 * seed + member, seed))
+    return base, torch.stack(members)
+
+
+def _tuned(
+    start: torch.Tensor, mix: np.ndarray, steps: int, rate: float, noise: float, data: int, seed: int, world: int
+) -> torch.Tensor:
+    """Adam on batches of 128 from `data` items per task, mixed by `mix`; returns the flat parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    pools = [_items(task, data, generator, world, noise) for task in range(NUM_OBJECTIVES)]
+    counts = np.round(mix / mix.sum() * 128).astype(int)
+    flat = start.clone().requires_grad_(True)
+    optimiser = torch.optim.AdamW([flat], lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.1 * rate)
+    for _ in range(steps):
+        picks = [torch.randint(0, data, (int(count),), generator=generator) for count in counts]
+        x = torch.cat([pool[0][pick] for pool, pick in zip(pools, picks, strict=True)])
+        y = torch.cat([pool[1][pick] for pool, pick in zip(pools, picks, strict=True)])
+        optimiser.zero_grad()
+        F.cross_entropy(_forward(flat, x), y).backward()
+        optimiser.step()
+        schedule.step()
+    return flat.detach()

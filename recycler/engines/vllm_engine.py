@@ -1,0 +1,184 @@
+"""Inference with vLLM: one engine that lives as long as the run, its weights merged in place by a worker extension.
+
+Two things are kept from vLLM's freedom. Weights that change under a prefix cache make its old blocks wrong, and vLLM does
+not notice: the cache is reset after every `apply`, which must succeed, and each version of the weights salts its prompts.
+On a CPU, vLLM packs linear weights into private copies after loading; that step is replaced by one that leaves them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recycler.engines.vllm_worker import pool_to_json, read_answer
+from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.ledger.codec import recipe_to_json
+from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
+
+LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
+DEFAULT_MAX_MODEL_LEN = 4096
+WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
+
+
+class VLLMEngine:
+    """One `vllm.LLM` over a pool; fills `recycler.engines.port.Engine`."""
+
+    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9):
+        self._dtype = dtype
+        self._limit, room = _lengths(pool, max_model_len)
+        on_cpu = not torch.cuda.is_available()
+        _set_environment(on_cpu, kv_cache_gib)
+        import vllm
+
+        if on_cpu:
+            _keep_cpu_weights()
+            _count_ranks_at_once()
+        self._llm: Any = vllm.LLM(
+            model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
+            worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True)
+        self._version = 0
+        self._dirty = ""
+        try:
+            self._ask("recycler_start", pool_to_json(pool), dtype)
+        except BaseException:
+            self.close()
+            raise
+        config = self._llm.llm_engine.vllm_config
+        self.fingerprint = (
+            f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {'cpu' if on_cpu else torch.cuda.get_device_name()}, context {room}, "
+            f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}")
+
+    # ---------------------------------------------------------------- weights
+
+    def apply(self, recipe: Recipe) -> str:
+        if recipe.dtype != self._dtype:
+            raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
+        self._dirty = "the last merge failed half-way"
+        digest = self._ask("recycler_apply", recipe_to_json(recipe))
+        if self._llm.reset_prefix_cache() is not True:
+            raise RuntimeError("vLLM refused to drop its prefix cache, which holds the state of other weights")
+        self._version += 1
+        self._dirty = ""
+        return digest
+
+    def _ask(self, method: str, *arguments: str) -> str:
+        """What the worker answers, or the error it met."""
+        answers = {read_answer(answer) for answer in self._live().collective_rpc(method, args=arguments)}
+        if len(answers) != 1:
+            raise RuntimeError(f"vLLM's workers disagree about {method}: {sorted(answers)}")
+        return answers.pop()
+
+    # ---------------------------------------------------------------- text
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        from vllm import SamplingParams
+
+        self._check(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0))
+        params = [SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None) for request in requests]
+        outputs = self._run([request.prompt_ids for request in requests], params)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    # ---------------------------------------------------------------- likelihood
+
+    def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
+        from vllm import SamplingParams
+
+        self._check(max((len(request.context_ids) + len(request.continuation_ids) for request in requests), default=0))
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
+        outputs = self._run([request.context_ids + request.continuation_ids for request in requests], [params] * len(requests))
+        return [_likelihood(output.prompt_logprobs, request) for output, request in zip(outputs, requests, strict=True)]
+
+    # ---------------------------------------------------------------- plumbing
+
+    def close(self) -> None:
+        """Shut the engine down, with its child processes where it has any."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _live(self) -> Any:
+        if self._llm is None:
+            raise RuntimeError("the engine is closed")
+        return self._llm
+
+    def _check(self, longest: int) -> None:
+        self._live()
+        if self._dirty:
+            raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
+        if longest > self._limit:
+            raise UsageError(Problem(thing="request", cause=f"needs {longest} tokens, the engine takes {self._limit}", remedy="Raise engine.max_model_len"))
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any]) -> list[Any]:
+        """Everything in one submission: vLLM batches it as it likes and answers in order."""
+        if not prompts:
+            return []
+        from vllm import TokensPrompt
+
+        salted = [TokensPrompt(prompt_token_ids=list(prompt), cache_salt=f"version-{self._version}") for prompt in prompts]
+        return self._llm.generate(salted, params, use_tqdm=False)
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(text=output.text, num_tokens=len(output.token_ids), finish="stop" if output.finish_reason == "stop" else "length")
+
+
+def _likelihood(prompt_logprobs: Sequence[Any], request: LoglikelihoodRequest) -> Loglikelihood:
+    """Of the continuation's tokens only; a token that ties for the first place is greedy too."""
+    values: list[float] = []
+    is_greedy = True
+    for token, found in zip(request.continuation_ids, prompt_logprobs[len(request.context_ids):], strict=True):
+        value = found[token].logprob
+        is_greedy = is_greedy and math.isfinite(value) and value >= max(other.logprob for other in found.values())
+        values.append(max(value, LOGPROB_FLOOR) if math.isfinite(value) else LOGPROB_FLOOR)
+    return Loglikelihood(logprob=math.fsum(values), token_logprobs=tuple(values), is_greedy=is_greedy)
+
+
+def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
+    """The longest request that is taken, and the context vLLM is built with: one more, for the token it insists on."""
+    positions = int(pool.template.config.get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN))
+    limit = wanted or min(positions, DEFAULT_MAX_MODEL_LEN)
+    if limit > positions:
+        raise UsageError(Problem(thing="engine.max_model_len", cause=f"is {limit}, the model was made for {positions}", remedy="Lower it, or leave out the items that are longer"))
+    return limit, min(limit + 1, positions)
+
+
+def _set_environment(on_cpu: bool, kv_cache_gib: int) -> None:
+    """What vLLM reads when it is imported. No network, no telemetry; on a CPU no child process."""
+    settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if on_cpu:
+        settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    os.environ.update(settings)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def _keep_cpu_weights() -> None:
+    """Make vLLM's CPU path compute with the weights it has loaded instead of packed copies that no merge can reach."""
+    try:
+        from vllm.model_executor.layers import utils
+
+        packing = utils.dispatch_cpu_unquantized_gemm
+    except (ImportError, AttributeError) as error:
+        raise UnsafeInputError(Problem(thing="vllm", cause=f"this version keeps CPU weights in an unknown place ({error})", remedy="pip install 'recycler[vllm]', or use engine: transformers")) from None
+
+    def keep(layer: torch.nn.Module, remove_weight: bool) -> None:
+        if layer.weight.is_meta or layer.weight.ndim == 2:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            packing(layer, remove_weight)
+
+    keep.keeps_weights = True  # type: ignore[attr-defined]
+    if not getattr(packing, "keeps_weights", False):
+        utils.dispatch_cpu_unquantized_gemm = keep
+
+
+def _count_ranks_at_once() -> None:
+    """vLLM compiles a one-line count for the ranks of prompt tokens, which we do not read: half a minute per process on a CPU."""
+    from vllm.v1.sample import sampler
+
+    if hasattr(sampler, "batched_count_greater_than"):
+        sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)

@@ -1,0 +1,197 @@
+"""Merges of LoRA adapters of any ranks on one base: what is merged is always the delta s B A, never A and B apart.
+
+PEFT's `linear`, `ties` and `dare_*` combine the A's and the B's separately, which puts cross terms B_i A_j into the result
+and needs equal ranks; here those names mean the merge of the deltas. Concatenation (`cat`) is the one merge that stays
+exact in adapter form: rank adds up, sum_k w_k s_k B_k A_k (Prabhakar et al. 2024, arXiv:2410.13025).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
+from recycler.merge import MERGE_METHODS
+from recycler.merge.method import TensorContext, as_keywords
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """One wrapped Linear: the weight's delta is scale * up @ down; up `(out, r)`, down `(r, in)`."""
+
+    up: Tensor
+    down: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def delta(self) -> Tensor:
+        """float32 `(out, in)`."""
+        return (self.up.float() @ self.down.float()).mul_(self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter: its factors by module name (as in the base model, without '.weight')."""
+
+    name: str
+    modules: Mapping[str, LowRank]
+    base_model: str = ""
+
+
+# ---------------------------------------------------------------- files
+
+def read_adapter(folder: Path, name: str | None = None) -> Adapter:
+    """A PEFT adapter folder. Raises UnsafeInputError for what is not plain LoRA: DoRA, biases, saved or embedding modules."""
+    config = json.loads((folder / CONFIG).read_text())
+    problems = [Problem(thing=str(folder / CONFIG), cause=f"has {key} = {config[key]!r}, which a sum of low-rank deltas cannot hold", remedy="Fold this adapter with PEFT first")
+                for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False), ("lora_bias", False)) if config.get(key) not in (plain, None, [])]
+    if config.get("peft_type", "LORA") != "LORA":
+        problems.append(Problem(thing=str(folder / CONFIG), cause=f"is of type {config['peft_type']!r}", remedy="Only LoRA adapters are merged"))
+    raise_problems(problems, UnsafeInputError)
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / WEIGHTS).items():
+        found = _KEY.fullmatch(key.removeprefix(PREFIX))
+        if found is None or tensor.ndim != 2:
+            raise UnsafeInputError(Problem(thing=str(folder / WEIGHTS), cause=f"tensor {key!r} is not a matrix A or B of a Linear", remedy="Fold this adapter with PEFT first"))
+        sides.setdefault(found["module"], {})[found["side"]] = tensor
+    modules = {module: _low_rank(folder, module, pair, config) for module, pair in sides.items()}
+    return Adapter(name=name or folder.name, modules=modules, base_model=str(config.get("base_model_name_or_path") or ""))
+
+
+def _low_rank(folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
+    if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise UnsafeInputError(Problem(thing=str(folder / WEIGHTS), cause=f"module {module!r} has no matching pair of A and B", remedy="Save the adapter again"))
+    rank = pair["A"].shape[0]
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
+    return LowRank(up=pair["B"], down=pair["A"], scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: a pattern is a regex that ends the module's name."""
+    return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write it as PEFT reads it, in float32; ranks may differ by module. The config is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for module, factors in adapter.modules.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.down.float().contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.up.float().mul(factors.scale).contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ranks = {module: factors.rank for module, factors in adapter.modules.items()}
+    largest = max(ranks.values(), default=1)
+    other = {re.escape(module): rank for module, rank in ranks.items() if rank != largest}
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base_model, "r": largest, "lora_alpha": largest, "lora_dropout": 0.0, "bias": "none",
+              "fan_in_fan_out": False, "inference_mode": True, "use_rslora": False, "rank_pattern": other, "alpha_pattern": other, "target_modules": sorted(ranks)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+# ---------------------------------------------------------------- merges
+
+Weights = Sequence[float] | Mapping[str, Sequence[float]]  # one row for all modules, or one for each
+
+
+def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Adapter:
+    """CAT: the exact sum of deltas, sum_k w_k s_k B_k A_k, as one adapter whose rank is the sum of ranks, module by module.
+
+    Factors are put side by side in float32, with w_k s_k in B; adapters of weight 0, or without the module, add no rank.
+    """
+    merged: dict[str, LowRank] = {}
+    for module in modules_of(adapters):
+        parts = [(adapter.modules[module], weight) for adapter, weight in zip(adapters, _row(weights, module, len(adapters)), strict=True) if module in adapter.modules and weight != 0.0]
+        if parts:
+            merged[module] = LowRank(up=torch.cat([part.up.float() * (weight * part.scale) for part, weight in parts], 1),
+                                     down=torch.cat([part.down.float() for part, _ in parts], 0), scale=1.0)
+    return Adapter(name=name, modules=merged, base_model=adapters[0].base_model)
+
+
+def merged_deltas(adapters: Sequence[Adapter], weights: Weights, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """(module, merged delta) with any merge method, on deltas whose base is zero: ties, dare_linear, della, ...
+
+    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises UsageError.
+    """
+    if method not in MERGE_METHODS:
+        raise UsageError(Problem(thing=f"method {method!r}", cause="unknown", remedy=did_you_mean(method, MERGE_METHODS)))
+    names = tuple(adapter.name for adapter in adapters)
+    for module in modules_of(adapters):
+        shape = next(adapter.modules[module].delta() for adapter in adapters if module in adapter.modules).shape
+        deltas = [adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape) for adapter in adapters]
+        out = torch.empty(shape)
+        context = TensorContext(name=f"{module}.weight", members=names, seed=seed)
+        base = torch.zeros(shape) if MERGE_METHODS[method].needs_base else None
+        MERGE_METHODS[method].function(deltas, _row(weights, module, len(adapters)), base=base, context=context, out=out, **as_keywords(options or {}))
+        yield module, out
+
+
+def factor(deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = "") -> tuple[Adapter, dict[str, float]]:
+    """The best adapter of this rank for given deltas (SVD; Eckart-Young), and its relative Frobenius error by module."""
+    modules, errors = {}, {}
+    for module, delta in deltas.items():
+        left, values, right = torch.linalg.svd(delta.float(), full_matrices=False)
+        modules[module], errors[module] = _truncated(left, values, right, rank)
+    return Adapter(name=name, modules=modules, base_model=base_model), errors
+
+
+def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
+    """The adapter at a lower rank, and the relative Frobenius error by module.
+
+    The SVD is of the small product of both factors' R (QR first), so it costs r^2 (in + out) and not in * out.
+    """
+    modules, errors = {}, {}
+    for module, factors in adapter.modules.items():
+        up_basis, up_small = torch.linalg.qr(factors.up.float() * factors.scale)
+        down_basis, down_small = torch.linalg.qr(factors.down.float().T)
+        left, values, right = torch.linalg.svd(up_small @ down_small.T, full_matrices=False)
+        modules[module], errors[module] = _truncated(up_basis @ left, values, right @ down_basis.T, rank)
+    return Adapter(name=adapter.name, modules=modules, base_model=adapter.base_model), errors
+
+
+def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) pairs of the base with the adapter's deltas added: float32 inside, one rounding to the base's dtype.
+
+    Raises UsageError at the end when a module of the adapter did not meet its tensor.
+    """
+    open_modules = set(adapter.modules)
+    for name, tensor in tensors:
+        module = name.removesuffix(".weight")
+        if module in open_modules:
+            open_modules.remove(module)
+            tensor = (tensor.float() + adapter.modules[module].delta()).to(tensor.dtype)
+        yield name, tensor
+    if open_modules:
+        raise UsageError(Problem(thing=f"adapter {adapter.name!r}", cause=f"changes {sorted(open_modules)[0]!r}, which the base does not have", remedy="It was trained on another base"))
+
+
+def modules_of(adapters: Sequence[Adapter]) -> list[str]:
+    """Every module that an adapter changes, in the order of first appearance."""
+    return list(dict.fromkeys(module for adapter in adapters for module in adapter.modules))
+
+
+def _row(weights: Weights, module: str, count: int) -> Sequence[float]:
+    row = weights[module] if isinstance(weights, Mapping) else weights
+    if len(row) != count:
+        raise UsageError(Problem(thing="weights", cause=f"has {len(row)} numbers for {count} adapters", remedy="Give one an adapter"))
+    return row
+
+
+def _truncated(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[LowRank, float]:
+    energy = float(values.square().sum())
+    error = math.sqrt(float(values[rank:].square().sum()) / energy) if energy > 0 else 0.0
+    root = values[:rank].sqrt()
+    return LowRank(up=left[:, :rank] * root, down=root[:, None] * right[:rank], scale=1.0), error

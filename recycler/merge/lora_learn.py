@@ -1,0 +1,84 @@
+"""Learned CAT: one weight per adapter and wrapped Linear, by gradient or from losses alone (arXiv:2410.13025, section 3).
+
+alpha = softmax(logits) over adapters in each module, as in the authors' code; logits start at zero, not at random, so that
+training starts from the uniform CAT and a seed decides nothing. Adapters and base stay frozen: M x K numbers are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from recycler.errors import Problem, UsageError
+from recycler.merge.lora import Adapter, modules_of
+
+Loss = Callable[[Tensor], Tensor]  # weights (M, K), rows in the order of modules_of(adapters) -> scalar
+
+
+@contextmanager
+def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> Iterator[None]:
+    """Inside, `model` computes with base + sum_k weights[m, k] s_k B_k A_k in module m; gradients reach `weights`. Raises UsageError."""
+    handles = []
+    by_name = dict(model.named_modules())
+    try:
+        for row, module in zip(weights, modules_of(adapters), strict=True):
+            if module not in by_name:
+                raise UsageError(Problem(thing=f"module {module!r}", cause="is in an adapter and not in the model", remedy="The adapter was trained on another base"))
+            handles.append(by_name[module].register_forward_hook(_adds(module, adapters, row)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adds(module: str, adapters: Sequence[Adapter], row: Tensor) -> Callable:
+    parts = [(index, adapter.modules[module]) for index, adapter in enumerate(adapters) if module in adapter.modules]
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        for index, part in parts:
+            low = x @ part.down.to(x.dtype).T
+            output = output + (low @ part.up.to(x.dtype).T) * (row[index].to(x.dtype) * part.scale)
+        return output
+
+    return hook
+
+
+def learn_by_gradient(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 100, learning_rate: float = 0.05) -> Tensor:
+    """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so never worse than uniform."""
+    logits = torch.zeros(num_modules, num_adapters, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=learning_rate)
+    best, best_loss = logits.detach().softmax(1), float("inf")
+    for _ in range(steps + 1):
+        weights = logits.softmax(1)
+        value = loss(weights)
+        if float(value.detach()) < best_loss:
+            best, best_loss = weights.detach().clone(), float(value.detach())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return best
+
+
+def learn_by_spsa(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 200, learning_rate: float = 0.2, epsilon: float = 0.05, seed: int = 0) -> Tensor:
+    """Weights `(M, K)` from losses or scores alone, two evaluations a step: SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
+
+    g = (L(x + eps z) - L(x - eps z)) / (2 eps) z with z of random signs; x moves by a step that shrinks as in Spall 1998.
+    The best of the averaged points is returned, uniform included, so it is never worse than the start on this loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.zeros(num_modules, num_adapters)
+    with torch.no_grad():
+        best, best_loss = logits.softmax(1), float(loss(logits.softmax(1)))
+        for step in range(steps):
+            direction = torch.randint(0, 2, logits.shape, generator=generator).float().mul_(2).sub_(1)
+            ahead, behind = (float(loss((logits + side * epsilon * direction).softmax(1))) for side in (1, -1))
+            logits -= learning_rate / (step + 1) ** 0.3 * (ahead - behind) / (2 * epsilon) * direction
+            if step % 10 == 9 or step == steps - 1:
+                value = float(loss(logits.softmax(1)))
+                if value < best_loss:
+                    best, best_loss = logits.softmax(1), value
+    return best

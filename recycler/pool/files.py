@@ -1,0 +1,27 @@
+"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when it lies in a bucket."""
+
+from __future__ import annotations
+
+from io import FileIO
+from pathlib import Path
+
+from recycler.pool.catalog import remote_url
+from recycler.pool.headers import broken
+from recycler.types import TensorInfo
+
+
+def local_file(info: TensorInfo) -> Path:
+    """The file that holds the tensor, fetched from its bucket first when it must be. Raises InfrastructureError."""
+    if remote_url(info.file) is None:
+        return Path(info.file)
+    from recycler.pool.bucket import cached_shard
+
+    return cached_shard(info)
+
+
+def open_file(info: TensorInfo) -> FileIO:
+    """The same, opened for reading without a buffer. Raises UnsafeInputError when it has gone."""
+    try:
+        return local_file(info).open("rb", buffering=0)
+    except OSError as error:
+        raise broken(info.file, f"cannot be read ({error.strerror})") from None

@@ -1,0 +1,104 @@
+"""Can these checkpoints be merged at all? Headers and configs first, then a scan of values; all problems at once.
+
+Nothing is dropped, padded or converted silently: what differs is named, with what to do about it. The parts:
+`agreement` compares headers, configs and tokenizers; `scan` reads every byte once, for NaN and digests; `deltas` measures
+how far the members are from their base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
+from recycler.pool.agreement import compare, soundness
+from recycler.pool.deltas import DeltaProfile, delta_findings, delta_profile
+from recycler.pool.findings import Finding
+from recycler.pool.scan import duplicate_findings, value_findings
+from recycler.types import Checkpoint, Pool
+
+CHECKS = {  # every check by name; a name in options["allow"] turns its refusals into warnings
+    "quantized": "integer or 8-bit weights, or a quantization_config",
+    "architecture": "another model_type or architecture",
+    "tensors": "extra or missing tensors",
+    "shapes": "tensors of another shape",
+    "dtypes": "tensors of another dtype",
+    "vocabulary": "another vocab_size, or more tokens than rows",
+    "tokenizer": "another tokenizer.json",
+    "special_ids": "other bos, eos or pad ids among members",
+    "rope": "other rotary position parameters",
+    "config": "config.json differs in something that changes the computation, or contradicts the tensors",
+    "tied_head": "the head is tied in one and not in another, or tied and different",
+    "chat_template": "other chat templates (a warning always)",
+    "duplicates": "members with identical weights",
+    "values": "NaN or infinite values",
+    "integers": "integer tensors that differ",
+    "wrong_base": "a base that the members were not trained from",
+    "delta_size": "deltas too large for methods that drop most of them (DARE, DELLA)",
+}
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "allow": (),  # names of CHECKS
+    "dare_warn": 0.005,  # p99 of |delta|: above it, dropping starts to hurt (arXiv:2311.03099v1, abstract)
+    "dare_refuse": 0.03,  # continued pretraining: dropping breaks the model (same place)
+    "base_cosine": 0.3,  # median cosine of member and base below which they are not relatives
+    "candidates": (),  # other Checkpoints that may be the true base
+    "sample": 16_384,  # elements read per tensor for deltas
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReport:
+    """A pool that passed. `warnings` say what a person should know all the same; `digests` are whole-model SHA-256 (hex)
+    by checkpoint name, of those that had to be read in full to tell them apart; `deltas` is None without a base."""
+
+    num_members: int
+    num_tensors: int
+    num_bytes: int
+    warnings: tuple[Problem, ...] = ()
+    digests: tuple[tuple[str, str], ...] = ()
+    deltas: DeltaProfile | None = None
+
+
+def check_pool(pool: Pool, *, duplicates: Literal["refuse", "allow"] = "refuse", method: str = "linear", scan_values: bool = True,
+               options: Mapping[str, Any] | None = None) -> PoolReport:
+    """Compare every checkpoint with the template (base, or first member) and look at the values; raise once, or report.
+
+    Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them is read. Then a sample
+    of every tensor gives deltas and likely duplicates, and with `scan_values` every byte is read once. `options` are those
+    of DEFAULT_OPTIONS. Raises UnsafeInputError when checkpoints are broken or do not fit together, UsageError when only
+    the choice is wrong: a duplicate, a base they were not trained from, a method too coarse for such deltas.
+    """
+    settings = _settings(options)
+    findings = [finding for checkpoint in _all(pool) for finding in soundness(checkpoint)] + compare(pool)
+    _raise(findings, settings)
+    profile = delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"]) if pool.base else None
+    found, digests = duplicate_findings(pool, level="refuse" if duplicates == "refuse" else "warn")
+    findings += found
+    if profile is not None:
+        findings += delta_findings(pool, profile, method, settings)
+    if scan_values:
+        findings += value_findings(pool)
+    _raise(findings, settings)
+    return PoolReport(num_members=len(pool.members), num_tensors=len(pool.template.tensors), num_bytes=sum(checkpoint.num_bytes for checkpoint in _all(pool)),
+                      warnings=tuple(finding.problem for finding in findings), digests=digests, deltas=profile)
+
+
+def _all(pool: Pool) -> tuple[Checkpoint, ...]:
+    return (*([pool.base] if pool.base else []), *pool.members)
+
+
+def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    options = dict(options or {})
+    problems = [Problem(thing=f"preflight option {name!r}", cause="unknown", remedy=did_you_mean(name, DEFAULT_OPTIONS)) for name in options if name not in DEFAULT_OPTIONS]
+    problems += [Problem(thing=f"preflight check {name!r}", cause="unknown", remedy=did_you_mean(str(name), CHECKS)) for name in options.get("allow", ()) if name not in CHECKS]
+    if problems:
+        raise UsageError(problems)
+    return {**DEFAULT_OPTIONS, **options}
+
+
+def _raise(findings: Iterable[Finding], settings: Mapping[str, Any]) -> None:
+    refused = [finding for finding in findings if finding.level == "refuse" and finding.check not in settings["allow"]]
+    if refused:
+        kind: type[RecyclerError] = UnsafeInputError if any(finding.unsafe for finding in refused) else UsageError
+        raise kind([finding.problem for finding in refused])

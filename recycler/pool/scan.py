@@ -1,0 +1,151 @@
+"""Read the bytes of a pool, a block at a time: NaN and infinite values, digests, members that are the same.
+
+Blocks are read into one buffer and not mapped: memory is bounded, and a file that is cut short while it is read is an
+error and not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from recycler.digest import weights_digest
+from recycler.pool.files import open_file
+from recycler.pool.findings import Finding, named, refuse, warn
+from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES, broken
+from recycler.types import Checkpoint, Pool, TensorInfo
+
+BLOCK_BYTES = 1 << 23
+SAMPLE_BYTES = 512  # from the start, the middle and the end of a tensor
+_EXPONENTS = {"BF16": (np.uint16, 0x7FFF, 0x7F80), "F16": (np.uint16, 0x7FFF, 0x7C00), "F32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
+              "F64": (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000)}  # bits, mask without the sign, first that is not finite
+
+
+def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
+    """The tensor's bytes in order; each block is valid until the next. Raises UnsafeInputError when the file is shorter by now."""
+    buffer = memoryview(bytearray(min(block_bytes, max(info.num_bytes, 1))))
+    with open_file(info) as file:
+        file.seek(info.start)
+        left = info.num_bytes
+        while left:
+            block = buffer[: min(left, len(buffer))]
+            if file.readinto(block) != len(block):
+                raise broken(info.file, f"ends within tensor {info.name!r}: it was changed while it was read")
+            yield block
+            left -= len(block)
+
+
+def tensor_digest(info: TensorInfo) -> str:
+    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest` of the loaded tensor."""
+    sha = hashlib.sha256(f"{info.dtype} {list(info.shape)}".encode())
+    for block in tensor_blocks(info):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`."""
+    return weights_digest((name, tensor_digest(info)) for name, info in checkpoint.tensors.items())
+
+
+def count_not_finite(info: TensorInfo) -> tuple[int, int]:
+    """(number of NaN, number of infinities) in a floating point tensor; (0, 0) for others."""
+    if info.dtype not in FLOAT_DTYPES:
+        return 0, 0
+    kind, mask, first = _EXPONENTS[info.dtype]
+    nans = infinities = 0
+    for block in tensor_blocks(info):
+        values = np.frombuffer(block, dtype=kind) & kind(mask)
+        if values.size and values.max() >= first:
+            nans += int((values > first).sum())
+            infinities += int((values == first).sum())
+    return nans, infinities
+
+
+def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
+    """NaN, infinities, integer tensors that differ, heads that are tied and differ. Reads every byte of the pool once."""
+    checkpoints = (*([pool.base] if pool.base else []), *pool.members)
+    with ThreadPoolExecutor(threads) as threads_pool:
+        found = list(threads_pool.map(_not_finite, checkpoints))
+    return [finding for group in found for finding in group] + _integers(pool) + [finding for checkpoint in checkpoints for finding in _head(checkpoint)]
+
+
+def _not_finite(checkpoint: Checkpoint) -> list[Finding]:
+    said = []
+    for name, info in checkpoint.tensors.items():
+        nans, infinities = count_not_finite(info)
+        if nans or infinities:
+            counts = " and ".join(f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite")) if count)
+            said.append(f"{name}: {counts} of {info.num_bytes // DTYPE_BYTES[info.dtype]:,}")
+    return [refuse("values", checkpoint, f"holds NaN or infinite values in {named(said)}", "That training run broke, or the file did; leave the checkpoint out")] if said else []
+
+
+def _integers(pool: Pool) -> list[Finding]:
+    """Tensors that are not floating point cannot be merged: they must be equal everywhere."""
+    names = [name for name, info in pool.template.tensors.items() if info.dtype not in FLOAT_DTYPES]
+    findings = []
+    for name in names:
+        wanted = tensor_digest(pool.template.tensors[name])
+        findings += [refuse("integers", member, f"holds other numbers in the {member.tensors[name].dtype} tensor {name!r} than {pool.template.name!r}", "Leave it out: such a tensor cannot be merged")
+                     for member in pool.members if member is not pool.template and name in member.tensors and tensor_digest(member.tensors[name]) != wanted]
+    return findings
+
+
+def _head(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """A stored head that config.json declares tied must be the embeddings, or transformers would ignore it."""
+    head, embeddings = checkpoint.tensors.get("lm_head.weight"), checkpoint.tensors.get("model.embed_tokens.weight")
+    if head and embeddings and checkpoint.config.get("tie_word_embeddings") is True and tensor_digest(head) != tensor_digest(embeddings):
+        yield refuse("tied_head", checkpoint, "has its own lm_head.weight, unlike the embeddings to which config.json ties it", "Set tie_word_embeddings to false in all members, or save it tied")
+
+
+# ---------------------------------------------------------------- duplicates
+
+def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse") -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
+    """Members with identical weights, and the digests that had to be made to know it.
+
+    A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full.
+    """
+    by_sample: dict[bytes, list[Checkpoint]] = {}
+    for checkpoint in (*([pool.base] if pool.base else []), *pool.members):
+        by_sample.setdefault(_sample(checkpoint), []).append(checkpoint)
+    findings, digests = [], {}
+    for alike in by_sample.values():
+        first: dict[str, Checkpoint] = {}
+        for checkpoint in alike if len(alike) > 1 else ():
+            digests[checkpoint.name] = digest = checkpoint_digest(checkpoint)
+            original = first.setdefault(digest, checkpoint)
+            if original is pool.base and checkpoint is not original:
+                findings.append(warn("duplicates", checkpoint, "has the weights of the base: its delta is zero", "It can only dilute a merge; leave it out"))
+            elif original is not checkpoint:
+                how = refuse("duplicates", checkpoint, f"has the same weights as {original.name!r} ({digest[:12]})", "Leave one of them out, or set pool.duplicates: allow", unsafe=False)
+                findings.append(how if level == "refuse" else warn("duplicates", checkpoint, how.problem.cause, "Their weights act as one"))
+    return findings, tuple(sorted(digests.items()))
+
+
+def _sample(checkpoint: Checkpoint) -> bytes:
+    sha = hashlib.sha256()
+    for name, info in sorted(checkpoint.tensors.items()):
+        sha.update(f"{name} {info.dtype} {info.shape}".encode())
+        for start in sorted({0, info.num_bytes // 2, max(info.num_bytes - SAMPLE_BYTES, 0)}):
+            sha.update(read_bytes(info, start, min(SAMPLE_BYTES, info.num_bytes - start)))
+    return sha.digest()
+
+
+def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
+    """`count` bytes of a tensor from byte `start` of it on."""
+    with open_file(info) as file:
+        file.seek(info.start + start)
+        raw = file.read(count)
+    if len(raw) != count:
+        raise broken(info.file, f"ends within tensor {info.name!r}: it was changed since its header was read")
+    return raw
+
+
+def same_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Names of the floating point tensors that all of the checkpoints hold in one shape, in the first one's order."""
+    first, *others = checkpoints
+    return [name for name, info in first.tensors.items() if info.dtype in FLOAT_DTYPES and all(name in other.tensors and other.tensors[name].shape == info.shape for other in others)]

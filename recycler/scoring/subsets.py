@@ -1,0 +1,166 @@
+"""Score a trial on some of the frozen search items, with an honest error, and with less of it by what the members did.
+
+Items are drawn by problem: whole clusters, in a random order that depends on the seed and the suite alone. The first n of that
+order are a subset of the first n + 1, so items are added to a trial without asking any again. Tasks that share problems (the
+languages of MGSM) are drawn together.
+
+The estimate regresses the trial's outcomes on the members' outcomes on the same items, which are known for all items, and
+predicts the rest: the regression estimator of survey sampling (Särndal, Swensson & Wretman 1992, ch. 6), a linear control variate. Regressors
+are the leading principal components of the members, few enough for the number of clusters drawn. The error uses leave-one-out residuals
+(HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor. With all items it is the plain mean with
+error 0 about the frozen items; `aggregate` in recycler.evaluate then gives the error about items at large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycler.digest import derive_seed
+from recycler.scoring.scorers import item_weight
+from recycler.types import Item, Objective, Outcome, Score
+
+MIN_ITEMS = 50  # of a task: fewer make the normal interval a fiction
+CLUSTERS_PER_REGRESSOR = 15
+
+
+def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
+    """Items by groups of tasks that share no problem with another group, in the order in which they first stand."""
+    group: dict[str, str] = {}  # task -> a task that stands for its group
+
+    def root(task: str) -> str:
+        while group.setdefault(task, task) != task:
+            task = group[task]
+        return task
+
+    first: dict[str, str] = {}
+    for item in items:
+        group[root(_task(item))] = root(first.setdefault(item.cluster or item.id, _task(item)))
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(root(_task(item)), []).append(item)
+    return tuple(map(tuple, found.values()))
+
+
+def draw(items: Sequence[Item], seed: int, share: float, *, beyond: float = 0.0) -> tuple[Item, ...]:
+    """The items of about `share` (0 to 1] of the problems of each stratum, never under MIN_ITEMS of a task where it has them.
+
+    With `beyond` those are left out that a draw of that share already gave. Items keep the order of the suite.
+    """
+    chosen: set[str] = set()
+    for stratum in strata(items):
+        order = _order(stratum, seed)
+        chosen |= set(order[_count(stratum, order, beyond) if beyond > 0 else 0:_count(stratum, order, share)])
+    return tuple(item for item in items if _unit(item) in chosen)
+
+
+def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: float) -> float:
+    """The share at which scoring takes about as long as changing weights, which halves the time of a pair of both at most."""
+    return 1.0 if seconds_for_all <= merge_seconds or not items else max(1.0 / len(items), merge_seconds / seconds_for_all)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A score for all items from some of them; `variance_ratio` is the error variance over that of the plain subset mean."""
+
+    score: Score
+    variance_ratio: float
+
+
+def estimate(items: Sequence[Item], outcomes: Iterable[Outcome], objective: Objective, members: Sequence[Mapping[str, float]] = ()) -> Estimate:
+    """What the objective would be on all `items`, from the outcomes of a `draw` of them.
+
+    members: for each control (a member, or any trial scored on all items) item id -> value of the objective's metric; those
+    that lack an item are left out. Raises ValueError when no item was scored.
+    """
+    own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task)]
+    values = {outcome.item: dict(outcome.values)[objective.metric] for outcome in outcomes if objective.metric in dict(outcome.values)}
+    whole = [control for control in members if all(item.id in control for item in own)]
+    total = sum(item_weight(item, objective.metric) for item in own)
+    mean = variance = plain_variance = 0.0
+    count = 0
+    for stratum in strata(own):
+        part = sum(item_weight(item, objective.metric) for item in stratum) / total
+        found, error, plain_error, scored = _stratum_mean(stratum, values, objective.metric, whole)
+        mean, variance, plain_variance, count = mean + part * found, variance + (part * error) ** 2, plain_variance + (part * plain_error) ** 2, count + scored
+    return Estimate(score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count), variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0)
+
+
+def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: str, controls: Sequence[Mapping[str, float]]) -> tuple[float, float, float, int]:
+    """(estimate, its error, error of the plain mean, items scored) for one stratum."""
+    scored = np.array([item.id in values for item in stratum])
+    if not scored.any():
+        raise ValueError(f"no item of task {stratum[0].task!r} was scored")
+    weights = np.array([item_weight(item, metric) for item in stratum])
+    y = np.array([values[item.id] for item, have in zip(stratum, scored, strict=True) if have])
+    _, units = np.unique([_unit(item) for item in stratum], return_inverse=True)
+    num_drawn, num_all = len(set(units[scored].tolist())), int(units.max()) + 1
+    ones = np.ones((len(stratum), 1))
+    plain = _regression_mean(ones, weights, scored, y, units, num_drawn, num_all)
+    matrix = np.array([[control[item.id] for control in controls] for item in stratum]).reshape(len(stratum), -1)
+    regressors = _components(matrix, weights, num_drawn // CLUSTERS_PER_REGRESSOR)
+    if regressors.shape[1] == 0:
+        return *plain, plain[1], len(y)
+    return *_regression_mean(np.hstack([ones, regressors]), weights, scored, y, units, num_drawn, num_all), plain[1], len(y)
+
+
+def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], scored: NDArray[np.bool_], y: NDArray[np.float64], units: NDArray[np.int64],
+                     num_drawn: int, num_all: int) -> tuple[float, float]:
+    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its error.
+
+    The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the whole design.
+    """
+    a, w = design[scored], weights[scored]
+    inverse = np.linalg.pinv(a.T @ (w[:, None] * a))
+    coefficients = (weights @ design / weights.sum()) @ inverse @ (a * w[:, None]).T
+    residuals = y - a @ (inverse @ (a.T @ (w * y)))
+    leverage = np.einsum("ij,jk,ik->i", a, inverse, a) * w
+    sums = np.bincount(units[scored], weights=coefficients * residuals / np.clip(1.0 - leverage, 0.05, None))
+    shrink = max(0.0, 1.0 - num_drawn / num_all)
+    error = math.sqrt(shrink * float((sums**2).sum())) if num_drawn > 1 else 0.5 * math.sqrt(shrink)
+    return float(coefficients @ y), error
+
+
+def _components(matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """Scores of all rows on the leading principal components of the controls: (rows, at most `most`)."""
+    if matrix.shape[1] == 0 or most < 1:
+        return np.empty((len(matrix), 0))
+    centred = matrix - weights @ matrix / weights.sum()
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    keep = [index for index in range(min(most, len(sizes))) if sizes[index] > 1e-9 * max(1.0, sizes[0])]
+    return left[:, keep] * math.sqrt(len(matrix))
+
+
+def _order(stratum: Sequence[Item], seed: int) -> list[str]:
+    """Problems of a stratum in random order, the same for the same seed and problems."""
+    units = sorted({_unit(item) for item in stratum})
+    return [units[index] for index in np.random.default_rng(derive_seed(seed, *sorted({_task(item) for item in stratum}))).permutation(len(units))]
+
+
+def _count(stratum: Sequence[Item], order: Sequence[str], share: float) -> int:
+    """How many problems of the order a share takes: at least enough for MIN_ITEMS of every task of the stratum."""
+    sizes: dict[str, dict[str, int]] = {}
+    for item in stratum:
+        own = sizes.setdefault(_unit(item), {})
+        own[_task(item)] = own.get(_task(item), 0) + 1
+    wanted = {task: min(MIN_ITEMS, sum(own.get(task, 0) for own in sizes.values())) for task in {_task(item) for item in stratum}}
+    count = math.ceil(share * len(order))
+    have = dict.fromkeys(wanted, 0)
+    for place, unit in enumerate(order):
+        if place >= count and all(have[task] >= number for task, number in wanted.items()):
+            return place
+        for task, number in sizes[unit].items():
+            have[task] += number
+    return len(order)
+
+
+def _task(item: Item) -> str:
+    return f"{item.suite}:{item.task}"
+
+
+def _unit(item: Item) -> str:
+    return item.cluster or item.id

@@ -1,0 +1,159 @@
+"""Bad jobs and bad pools are refused before any training or decoding: the thing, the cause, the remedy, and the exit code."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from recycler.cli import main
+from recycler.testing import make_pico_pool
+
+SUITE = {"version": 1, "tasks": {"echo": {"data": "echo.jsonl", "prompt": "{q} = ", "answer": "{a}", "max_new_tokens": 4, "search": {"rows": [0, 5]}, "holdout": {"rows": [5, 10]}},
+                                 "bits": {"data": "echo.jsonl", "prompt": "{q}: ", "answer": "{a}", "scorer": "bits_per_byte", "search": {"rows": [0, 5]}, "holdout": {"rows": [5, 10]}}}}
+JOB = {"version": 1, "pool": {"members": ["pool/members"], "base": "pool/base"}, "suites": ["echo.yaml"], "budget": {"trials": 2},
+       "objectives": [{"suite": "echo", "task": "echo", "metric": "exact_match", "direction": "maximize"}, {"suite": "echo", "task": "bits", "metric": "bits_per_byte", "direction": "minimize"}]}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    make_pico_pool(folder / "pool", num_members=3)
+    (folder / "echo.jsonl").write_text("".join(json.dumps({"q": f"{k}+{k}", "a": str(2 * k)}) + "\n" for k in range(10)))
+    (folder / "echo.yaml").write_text(yaml.safe_dump(SUITE))
+    return folder
+
+
+@pytest.fixture
+def job(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "job", dirs_exist_ok=True)
+    (tmp_path / "job" / "job.yaml").write_text(yaml.safe_dump(JOB))
+    return tmp_path / "job"
+
+
+def set_job(folder, **changes):
+    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, **changes}))
+
+
+def set_suite(folder, change):
+    suite = json.loads(json.dumps(SUITE))
+    change(suite["tasks"]["echo"])
+    (folder / "echo.yaml").write_text(yaml.safe_dump(suite))
+
+
+def set_config(folder, **changes):
+    path = folder / "pool/members/m1/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def set_tensors(folder, change):
+    path = folder / "pool/members/m1/model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def set_token(folder):
+    path = folder / "pool/members/m1/tokenizer.json"
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(data))
+
+
+def append(folder, text):
+    with (folder / "job.yaml").open("a") as file:
+        file.write(text)
+
+
+def shrink(tensors):
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+
+
+def poison(tensors):
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+
+
+def explode(tensors):
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
+
+
+def widen(tensors):
+    tensors.update({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def untie(tensors):
+    tensors["lm_head.weight"] = torch.zeros_like(tensors["model.embed_tokens.weight"])
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+BAD = {  # name: (how to spoil a sound job, exit code, what the message must hold)
+    "unknown key": (lambda f: append(f, "objectivs: []\n"), 2, ["objectivs", "Did you mean 'objectives'", "job.yaml:"]),
+    "wrong type": (lambda f: set_job(f, budget={"trials": "many"}), 2, ["budget.trials", "integer", "job.yaml:"]),
+    "one objective": (lambda f: set_job(f, objectives=JOB["objectives"][:1]), 2, ["objectives", "at least 2"]),
+    "duplicate key": (lambda f: append(f, "version: 1\n"), 2, ["'version' twice", "job.yaml:"]),
+    "not yaml": (lambda f: (f / "job.yaml").write_text("pool: [a\n"), 2, ["is not YAML", "job.yaml:"]),
+    "anchor": (lambda f: (f / "job.yaml").write_text("pool: &a [x]\n"), 2, ["anchor"]),
+    "missing job file": (lambda f: (f / "job.yaml").unlink(), 2, ["no such file"]),
+    "missing pool folder": (lambda f: set_job(f, pool=["nowhere/*"]), 2, ["nowhere/*", "matches no folder", "job.yaml:"]),
+    "missing base": (lambda f: set_job(f, pool={"members": ["pool/members"], "base": "gone"}), 2, ["gone", "is not a folder"]),
+    "missing space": (lambda f: set_job(f, space="search_spaces/globl.yaml"), 2, ["globl", "Did you mean 'global'"]),
+    "missing suite": (lambda f: set_job(f, suites=["echo.yaml", "ecko"]), 2, ["ecko"]),
+    "missing data": (lambda f: (f / "echo.jsonl").unlink(), 2, ["echo.jsonl", "--data"]),
+    "unknown metric": (lambda f: set_job(f, objectives=[JOB["objectives"][1], {**JOB["objectives"][0], "metric": "exact_mtch"}]), 2, ["exact_mtch", "Did you mean 'exact_match'", "job.yaml:"]),
+    "unknown member in space": (lambda f: ((f / "s.yaml").write_text("version: 1\nmembers: {m9: {fixed: 0}}\n"), set_job(f, space="s.yaml")), 2, ["m9", "s.yaml:2"]),
+    "impossible sum": (lambda f: ((f / "s.yaml").write_text("version: 1\nsum: 9\nbounds: [0, 1]\n"), set_job(f, space="s.yaml")), 2, ["can never sum"]),
+    "suite without a holdout": (lambda f: set_suite(f, lambda task: task.pop("holdout")), 2, ["holdout", "missing", "echo.yaml:"]),
+    "splits overlap": (lambda f: set_suite(f, lambda task: task.update(holdout={"rows": [3, 10]})), 2, ["search and in holdout"]),
+    "empty split": (lambda f: set_suite(f, lambda task: task.update(holdout={"rows": [90, 99]})), 2, ["holdout", "empty"]),
+    "missing tensor": (lambda f: set_tensors(f, lambda t: t.pop(Q)), 4, ["m1", Q]),
+    "extra tensor": (lambda f: set_tensors(f, lambda t: t.update(extra=t[Q].clone())), 4, ["m1", "extra"]),
+    "shape": (lambda f: set_tensors(f, shrink), 4, ["m1", "model.norm.weight"]),
+    "dtype": (lambda f: set_tensors(f, widen), 4, ["m1", "F32"]),
+    "tied head": (lambda f: set_tensors(f, untie), 4, ["m1", "lm_head.weight"]),
+    "nan": (lambda f: set_tensors(f, poison), 4, ["m1", "model.layers.0.mlp.up_proj.weight", "NaN"]),
+    "infinity": (lambda f: set_tensors(f, explode), 4, ["m1", "model.layers.1.mlp.up_proj.weight"]),
+    "vocabulary": (lambda f: set_config(f, vocab_size=999), 4, ["m1", "vocab_size"]),
+    "rope": (lambda f: set_config(f, rope_parameters={"rope_theta": 123.0, "rope_type": "default"}), 4, ["m1", "rope"]),
+    "tokenizer": (lambda f: set_token(f), 4, ["m1", "tokenizer"]),
+    "duplicate member": (lambda f: shutil.copytree(f / "pool/members/m1", f / "pool/members/m1-copy"), 2, ["m1-copy", "m1"]),
+    "truncated": (lambda f: (f / "pool/members/m1/model.safetensors").write_bytes((f / "pool/members/m1/model.safetensors").read_bytes()[:-9]), 4, ["m1", "model.safetensors"]),
+    "pickle": (lambda f: (f / "pool/members/m1/model.safetensors").rename(f / "pool/members/m1/pytorch_model.bin"), 4, ["pickle"]),
+    "remote code": (lambda f: set_config(f, auto_map={"AutoModel": "evil.Model"}), 4, ["auto_map"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_starts(name, job, capsys):
+    spoil, exit_code, words = BAD[name]
+    spoil(job)
+    assert main(["run", str(job / "job.yaml"), "--dir", str(job / "run")]) == exit_code
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err and said.out == ""
+    for word in words:
+        assert word in said.err
+    assert not (job / "run").exists()
+
+
+def test_all_problems_are_told_at_once(job, capsys):
+    set_job(job, space="nowhere.yaml", suites=["echo.yaml", "nope"], method="linaer")
+    set_config(job, vocab_size=999)
+    assert main(["run", str(job / "job.yaml"), "--dir", str(job / "run")]) == 4
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("linaer", "nope", "vocab_size"))
+
+
+@pytest.mark.parametrize("arguments, exit_code", [(["front", "nowhere"], 3), (["status", "nowhere"], 3), (["export", "nowhere", "--trial", "knee", "--to", "x"], 3), (["score", "nowhere", "--suite", "demo"], 2)])
+def test_missing_runs_and_models_have_their_exit_codes(arguments, exit_code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == exit_code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_usage_errors_of_the_command_line_exit_with_2(capsys):
+    for arguments in ([], ["nonsense"], ["front"], ["front", "run", "--json", "--csv"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2

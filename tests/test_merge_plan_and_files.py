@@ -1,0 +1,221 @@
+"""The files around a merge: written weights, recipes as YAML, plans."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from recycler.errors import UsageError
+from recycler.merge.hashing import tensor_digest
+from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
+from recycler.merge.plan import plan_checkpoints, plan_merge
+from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
+from recycler.merge.stream import merged_tensors
+from recycler.merge.to_disk import merge_to_folder, merged_infos
+from recycler.merge.writer import write_model
+from recycler.pool.tensors import SAFETENSORS_DTYPES, ResidentPool
+from recycler.types import Checkpoint, Group, Pool, Recipe, TensorInfo
+
+
+def tensors_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"model.embed_tokens.weight": (50, 8), "model.norm.weight": (8,)} | {f"model.layers.{layer}.mlp.up_proj.weight": (16, 8) for layer in range(3)}
+    found = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+    return found | {"model.positions": torch.arange(5), "model.scale": torch.tensor(2.0).bfloat16()}
+
+
+@pytest.fixture
+def pool(tmp_path):
+    checkpoints = []
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(tensors_of(seed), folder / "model.safetensors")
+        from recycler.pool.headers import read_header
+
+        checkpoints.append(Checkpoint(name=name, location=str(folder), tensors=read_header(folder / "model.safetensors"), config={"num_hidden_layers": 3}))
+    return Pool(members=tuple(checkpoints[1:]), base=checkpoints[0])
+
+
+def recipe(method="linear", base=None, options=(), groups=(Group(name="all"),), weights=((0.5, 0.3, 0.2),)):
+    return Recipe(method=method, members=("a", "b", "c"), base=base, weights=weights, groups=groups, options=options, seed=5)
+
+
+def specs(tensors):
+    return {name: (SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+# ---------------------------------------------------------------- writing
+
+def test_written_file_has_the_bytes_of_safetensors_own(tmp_path):
+    tensors = tensors_of(0) | {"z": torch.zeros(3, dtype=torch.float64), "é": torch.ones(2), "empty": torch.empty(0, 4), "flag": torch.tensor(True)}
+    digests = write_model(tensors.items(), specs(tensors), tmp_path / "ours")
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours" / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert digests == {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+
+
+def test_shards_hold_everything_once_in_any_order_of_arrival(tmp_path):
+    tensors = tensors_of(0)
+    write_model(reversed(list(tensors.items())), specs(tensors), tmp_path, max_shard_bytes=600)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    from transformers.utils.hub import get_checkpoint_shard_files
+
+    found, metadata = get_checkpoint_shard_files(tmp_path, tmp_path / "model.safetensors.index.json")
+    assert metadata["total_size"] == sum(tensor.nbytes for tensor in tensors.values()) and len(found) == len(files)
+    loaded = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("spoil,message", [
+    (lambda pairs: pairs[:-1], "did not come"), (lambda pairs: [*pairs, pairs[0]], "comes twice"), (lambda pairs: [*pairs, ("stray", torch.zeros(2))], "not announced"),
+    (lambda pairs: [(pairs[0][0], pairs[0][1].float()), *pairs[1:]], "announced as BF16"),
+])
+def test_a_model_that_is_not_as_announced_is_refused(tmp_path, spoil, message):
+    tensors = tensors_of(0)
+    with pytest.raises(ValueError, match=message):
+        write_model(spoil(list(tensors.items())), specs(tensors), tmp_path, max_shard_bytes=600)
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize("method,base,options", [("linear", None, ()), ("linear", "base", ()), ("ties", "base", (("density", 0.5),)), ("della", "base", (("density", 0.5),)), ("lines", "base", ())])
+def test_merging_to_disk_gives_the_stream_bytes(pool, tmp_path, monkeypatch, method, base, options):
+    monkeypatch.setattr("recycler.merge.to_disk.STEP_ELEMENTS", 37)
+    plan = recipe(method, base, options)
+    digests = write_model(merged_tensors(plan, ResidentPool(pool)), merged_infos(plan, pool), tmp_path / "one", max_shard_bytes=700)
+    assert merge_to_folder(plan, ResidentPool(pool), tmp_path / "two", max_shard_bytes=700) == digests
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+# ---------------------------------------------------------------- recipes as files
+
+def test_recipe_yaml_reads_back_equal(tmp_path):
+    groups = (Group(name="mlp", match=r"\.mlp\."), Group(name="rest"))
+    for entry in (recipe(), recipe("ties", "base", (("density", (0.5, 0.25, 1.0)), ("normalize", False)), groups, ((1.0, 0.0, -0.5), (0.1, 0.2, 0.3)))):
+        sources = {"a": "a", "b": "/x/b", "c": "../c"} | ({"base": "z"} if entry.base else {})
+        found, places = read_recipe(tmp_path / "recipe.yaml", recipe_to_yaml(entry, sources))
+        assert found == entry
+        assert places["a"] == tmp_path / "a" and str(places["b"]) == "/x/b"
+
+
+def test_recipe_yaml_tells_every_mistake_with_its_line():
+    text = "method: tie\nmembers: {a: x, b: y}\nweights: {a: 1, c: .inf}\noptions: {density: 1}\ndtype: bf16\n"
+    with pytest.raises(UsageError) as error:
+        read_recipe("r.yaml", text)
+    told = str(error.value)
+    for part in ("r.yaml:1: method 'tie': unknown. Did you mean 'ties'?", "r.yaml:3: 'c': is no member", "r.yaml:3: 'b': has no weight", "r.yaml:5: dtype 'bf16'"):
+        assert part in told
+    with pytest.raises(UsageError, match="r.yaml:2: key 'wieghts': unknown. Did you mean 'weights'"):
+        read_recipe("r.yaml", "method: linear\nwieghts: {a: 1}\nmembers: {a: x}\n")
+
+
+GRADIENT = """
+slices:
+- sources:
+  - {model: /x/a, layer_range: [0, 3]}
+  - {model: /x/b, layer_range: [0, 3]}
+merge_method: slerp
+base_model: /x/a
+parameters:
+  t:
+  - {filter: self_attn, value: [0, 1]}
+  - {filter: mlp, value: 0.25}
+  - value: 0.5
+dtype: bfloat16
+"""
+
+
+def test_mergekit_gradients_and_filters_become_groups():
+    found, sources = read_mergekit("c.yml", GRADIENT)
+    assert found.method == "slerp" and found.members == ("a", "b") and found.base is None and str(sources["b"]) == "/x/b"
+
+    def t(name):
+        return found.weights[found.group_of(name)][1]
+
+    assert [t(f"model.layers.{layer}.self_attn.q_proj.weight") for layer in range(3)] == [0.0, 0.5, 1.0]
+    assert t("model.layers.2.mlp.up_proj.weight") == 0.25 and t("model.layers.2.input_layernorm.weight") == 0.5 and t("lm_head.weight") == 0.5
+
+
+def test_mergekit_per_model_parameters():
+    text = """
+models:
+- {model: /x/base}
+- {model: /x/b, parameters: {weight: 0.3, density: 0.5}}
+- {model: /y/b, parameters: {weight: [{filter: mlp, value: 0.5}, {value: 0.1}], density: 0.4}}
+merge_method: dare_ties
+base_model: /x/base
+parameters: {int8_mask: true, lambda: 0.9}
+dtype: float32
+out_dtype: bfloat16
+"""
+    found, _ = read_mergekit("c.yml", text)
+    assert found.members == ("x-b", "y-b") and found.base == "base" and found.dtype == "bfloat16"
+    assert dict(found.options) == {"density": (0.5, 0.4), "lambda": 0.9}
+    assert found.weights[found.group_of("model.layers.0.mlp.up_proj.weight")] == (0.3, 0.5)
+    assert found.weights[found.group_of("model.norm.weight")] == (0.3, 0.1)
+
+
+def test_mergekit_linear_normalizes_unless_told():
+    text = "models:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}\nmerge_method: linear\n"
+    assert read_mergekit("c.yml", text)[0].option("normalize") is True
+    assert read_mergekit("c.yml", text + "parameters: {normalize: false}\n")[0].option("normalize") is False
+
+
+@pytest.mark.parametrize("old,new,message", [
+    ("slerp", "passthrough", "c.yml:6: method 'passthrough': stacks layers"), ("[0, 3]}\nmerge", "[1, 4]}\nmerge", "would repeat, be skipped or change place"),
+    ("dtype: bfloat16", "dtype: bf16", "Did you mean 'bfloat16'"), ("parameters:\n  t", "parameters:\n  s", "parameter 's' of 'slerp': unknown"), ("base_model: /x/a", "base_model: /x/z", "needs a base_model and one other"),
+    ("/x/b,", "/x/b+lora,", "is an adapter or a revision"), ("slices:", "modules:", "key 'modules'"),
+])
+def test_mergekit_refusals(old, new, message):
+    assert old in GRADIENT
+    with pytest.raises(UsageError) as error:
+        read_mergekit("c.yml", GRADIENT.replace(old, new))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("entry", [
+    recipe(), recipe("ties", "base", (("density", (0.5, 0.2, 1.0)),)), recipe("della", "base", (("epsilon", 0.1), ("density", 0.5))),
+    recipe("task_arithmetic", "base", (), (Group(name="one", match=r"layers\.(0|2)\."), Group(name="rest")), ((1.0, 0.0, 0.5), (0.1, 0.2, 0.3))),
+])
+def test_written_mergekit_config_means_the_same_weights(entry):
+    names = [*(f"model.layers.{layer}.{part}.weight" for layer in range(12) for part in ("mlp.up_proj", "self_attn.q_proj")), "model.norm.weight", "lm_head.weight"]
+    sources = {name: f"/p/{name}" for name in ("a", "b", "c", "base")}
+    found, _ = read_mergekit("c.yml", recipe_to_mergekit(entry, sources, tensors=names))
+    assert [found.weights[found.group_of(name)] for name in names] == [entry.weights[entry.group_of(name)] for name in names]
+    assert (found.method, found.members, found.base, found.dtype) == (entry.method, entry.members, entry.base, entry.dtype)
+    assert {name: found.option(name) for name, _ in entry.options} == dict(entry.options)
+
+
+def test_recipes_without_words_in_mergekit_are_refused():
+    for entry in (recipe("widen", "base"), recipe("karcher"), recipe("layer_swap")):
+        with pytest.raises(UsageError):
+            recipe_to_mergekit(entry, {name: name for name in ("a", "b", "c", "base")})
+
+
+# ---------------------------------------------------------------- plans
+
+def test_plan_counts_what_is_read_and_written(pool):
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in (*pool.members, pool.base)}
+    whole = sum(info.num_bytes for info in pool.base.tensors.values())
+    plan = plan_checkpoints(recipe(), checkpoints)
+    assert plan.bytes_written == whole and plan.bytes_read == 3 * whole and plan.seconds(1e9) == pytest.approx(4 * whole / 1e9)
+    with_base = plan_checkpoints(recipe("ties", "base", weights=((0.5, 0.0, 0.5),)), checkpoints)
+    positions = pool.base.tensors["model.positions"].num_bytes
+    assert with_base.bytes_read == 3 * (whole - positions) + 3 * positions
+
+
+def test_a_hundred_thousand_tensors_are_planned_in_seconds():
+    tensors = {f"model.layers.{index // 400}.mlp.experts.{index % 400}.up_proj.weight": TensorInfo(
+        name=str(index), dtype="BF16", shape=(1024, 1024), file="x", start=0, num_bytes=2 * 1024 * 1024) for index in range(100_000)}
+    members = tuple(f"m{k}" for k in range(16))
+    groups = (Group(name="mlp", match=r"self_attn"), Group(name="rest"))
+    entry = Recipe(method="linear", members=members, groups=groups, weights=((1 / 16,) * 16,) * 2)
+    start = time.process_time()
+    plan = plan_merge(entry, tensors)
+    assert time.process_time() - start < 5
+    assert plan.num_parameters == 100_000 * 1024**2 and plan.bytes_read == 16 * plan.bytes_written

@@ -1,0 +1,220 @@
+"""Suites: refused when a score from them would prove nothing, frozen when built, and noticed when they change."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from recycler.errors import NotFoundError, RecyclerError, UnsafeInputError, UsageError
+from recycler.scoring.frozen import expected_tokens, read_frozen, refuse_change, suite_difference, suite_show, write_frozen
+from recycler.scoring.rows import fill, read_rows
+from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
+from recycler.suite import EvalSuite, check_across_suites, check_search_guard, read_suite
+from recycler.types import Objective
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITE = """
+version: 1
+tasks:
+  sums:
+    data: sums.jsonl
+    prompt: "{question}="
+    answer: "{answer}"
+    max_new_tokens: 4
+    stop: ["\\n"]
+    search: {rows: [0, 6]}
+    holdout: {rows: [6, 10]}
+"""
+
+
+class Letters:
+    """A tokenizer of one id a character, with a beginning-of-text letter and a chat template."""
+
+    bos_token = "^"
+
+    def encode(self, text, *, add_special_tokens):
+        return [ord(letter) for letter in ("^" if add_special_tokens else "") + text]
+
+    def apply_chat_template(self, conversation, *, tokenize, add_generation_prompt, continue_final_message=False):
+        return "^" + "".join(f"<{turn['role']}>{turn['content']}" for turn in conversation) + "<assistant>"
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a suite from its text, beside ten sums."""
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"question": f"{number}+1", "answer": number + 1, "kind": "even" if number % 2 == 0 else "odd"}) + "\n" for number in range(10)))
+
+    def build_text(text: str = SUITE, name: str = "sums") -> EvalSuite:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        return build_suite(path, Letters())
+
+    return build_text
+
+
+def test_a_suite_is_built_into_frozen_items(build):
+    suite = build()
+    assert [len(suite.select(role)) for role in ("search", "holdout")] == [6, 4]
+    first = suite.items[0]
+    assert (first.id, first.prompt, first.gold, first.cluster, first.max_new_tokens, first.stop) == ("sums/sums/0", "0+1=", "1", "sums/sums/0", 4, ("\n",))
+    assert first.prompt_ids == tuple(map(ord, "^0+1="))
+    assert build().digest == suite.digest
+
+
+def test_an_item_is_the_same_in_every_subset(build):
+    whole = {item.id: item for item in build().items}
+    assert all(whole[item.id] == item for item in build(SUITE.replace("rows: [0, 6]", "rows: [0, 6], limit: 3")).items)
+    assert len(build(SUITE.replace("rows: [0, 6]", "where: {kind: odd}, rows: [0, 6]")).select("search")) == 3
+
+
+def test_the_digest_sees_wording_data_and_roles(build, tmp_path):
+    digests = {build(text).digest for text in (SUITE, SUITE.replace("}=", "} ="), SUITE.replace("[0, 6]", "[0, 5]"), SUITE.replace("tokens: 4", "tokens: 5"))}
+    path = tmp_path / "sums.jsonl"
+    path.write_text(path.read_text().replace('"answer": 3', '"answer": 4'))
+    assert len(digests | {build().digest}) == 5
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (("rows: [6, 10]", "rows: [5, 10]"), "1 problems are in search and in holdout"),
+    (("rows: [6, 10]", "rows: [20, 30]"), "its holdout split is empty"),
+    (("    holdout: {rows: [6, 10]}\n", ""), "'tasks.sums.holdout': missing"),
+    (("sums.jsonl", "sumz.jsonl"), "not found in"),
+    (("{answer}", "{anser}"), "Did you mean 'answer'?"),
+    (("    stop:", "    scorer: exakt_match\n    stop:"), "Did you mean 'exact_match'?"),
+    (("    stop:", "    stopp:"), "Did you mean 'stop'?"),
+    (("    stop:", "    answer_pattern: '#(.*)'\n    stop:"), "answer_pattern finds nothing"),
+    (("    stop:", "    cluster: '{kind}'\n    stop:"), "2 problems are in search and in holdout"),
+    (("    stop:", "    lm_eval: gsm8k\n    stop:"), "leave them out"),
+    (("    stop:", "    system: be kind\n    stop:"), "needs chat: true"),
+    (("{question}=", "{question|upper}="), "Use |strip or |number"),
+])
+def test_broken_suites_are_refused_with_their_line(build, change, told):
+    with pytest.raises(RecyclerError) as error:
+        build(SUITE.replace(*change))
+    assert told in str(error.value) and "sums.yaml:" in str(error.value)
+
+
+def test_prompts_that_stand_in_both_splits_are_refused_or_dropped_from_search(build, tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text(path.read_text().replace("7+1", "2+1"))
+    with pytest.raises(UsageError, match="disjoint"):
+        build()
+    suite = build(SUITE.replace("    stop:", "    repeated: drop\n    stop:"))
+    assert [len(suite.select(role)) for role in ("search", "holdout")] == [5, 4]
+
+
+def test_chat_few_shot_and_bits_per_byte(build):
+    chat = build(SUITE.replace("    stop:", "    chat: true\n    system: Count.\n    stop:")).items[0]
+    assert chat.prompt == "^<system>Count.<user>0+1=<assistant>" and chat.prompt_ids == tuple(map(ord, chat.prompt))
+    shots = build(SUITE.replace("    stop:", "    fewshot: {rows: [8, 10], answer: '{answer}', between: ';'}\n    stop:")).items[0]
+    assert shots.prompt == "8+1=9;9+1=10;0+1="
+    bits = build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:")).items[0]
+    assert (bits.kind, bits.continuations, bits.num_bytes) == ("loglikelihood", ((ord("1"),),), 1)
+
+
+def test_spaces_at_the_end_of_a_context_belong_to_what_follows():
+    assert encode_pair(Letters(), "a \n", "b") == (list(map(ord, "^a")), list(map(ord, " \nb")), " \nb")
+
+
+def test_templates():
+    row = {"text": " a ", "list": [1, 2], "n": "2,125", "_row": 3}
+    assert fill("{{{text|strip}}} {list[1]} {n|number} {_row}", row, "") == "{a} 2 2125 3"
+
+
+def test_rows_of_every_kind_of_file(tmp_path):
+    import gzip
+
+    import pandas
+
+    rows = [{"q": "a\u2028b", "a": "1"}, {"q": "c", "a": "2"}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "x.jsonl").write_text(lines)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "x.json").write_text(json.dumps({"examples": rows}))
+    pandas.DataFrame(rows).to_parquet(tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.jsonl.gz", "x.json", "x.parquet"):
+        assert read_rows(tmp_path / name) == rows, name
+    (tmp_path / "x.tsv").write_text('say "hi"\t1\n')
+    assert read_rows(tmp_path / "x.tsv", ["q", "a"]) == [{"q": 'say "hi"', "a": "1"}]
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(UnsafeInputError, match="cannot be read"):
+        read_rows(tmp_path / "bad.jsonl")
+    (tmp_path / "x.yaml").touch()
+    with pytest.raises(UsageError, match="unknown kind"):
+        read_rows(tmp_path / "x.yaml")
+
+
+def test_searching_on_a_test_set_must_be_allowed(build):
+    flagged = build(SUITE.replace("rows: [0, 6]", "rows: [0, 6], benchmark_test: true"))
+    assert flagged.test_tasks == ("sums",) and build().test_tasks == ()
+    check_search_guard([flagged], allow=True)
+    check_search_guard([flagged], allow=False, objectives=[Objective(suite="other", metric="x", direction="maximize")])
+    with pytest.raises(UsageError, match="published test set"):
+        check_search_guard([flagged], allow=False)
+    with pytest.raises(UsageError, match="sums:sums"):
+        check_search_guard([flagged], allow=False, objectives=[Objective(suite="sums", task="sums", metric="exact_match", direction="maximize")])
+
+
+def test_a_problem_has_one_role_across_suites(build):
+    first = build(SUITE.replace("    stop:", "    cluster: 'sum-{_row}'\n    stop:"))
+    second = build(SUITE.replace("    stop:", "    cluster: 'sum-{_row}'\n    stop:").replace("[6, 10]", "[0, 4]").replace("[0, 6]", "[4, 10]"), name="others")
+    check_across_suites([first, first])
+    with pytest.raises(UsageError, match="8 problems"):
+        check_across_suites([first, second])
+
+
+def test_frozen_suites_come_back_and_damage_is_seen(build, tmp_path):
+    suite, path = build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:")), tmp_path / "suite.jsonl"
+    write_frozen(suite, path)
+    assert read_frozen(path) == suite
+    lines = path.read_text().splitlines(keepends=True)
+    for broken in ("".join(lines[:-1]), "".join(lines).replace('"gold":"3"', '"gold":"4"'), "{}\n", "", "".join(lines)[:-9], '{"kind":"recycler-suite","schema_version":1}\n'):
+        path.write_text(broken)
+        with pytest.raises(UnsafeInputError, match="recycler suite build"):
+            read_frozen(path)
+    with pytest.raises(NotFoundError):
+        read_frozen(tmp_path / "none.jsonl")
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_a_changed_suite_is_told_item_by_item(build):
+    old = build()
+    assert suite_difference(old, build()) == []
+    (line,) = suite_difference(old, EvalSuite(name="sums", items=tuple(reversed(old.items))))
+    assert "another order" in line
+    changed = dataclasses.replace(old.items[0], gold="2")
+    told = suite_difference(old, EvalSuite(name="sums", items=(changed, *old.items[2:])))
+    assert told == ["1 items are gone, such as 'sums/sums/1'", "item 'sums/sums/0' has other gold ('1', now '2')"]
+    with pytest.raises(UsageError, match="not the one the job began with: 10 items are gone"):
+        refuse_change(old, EvalSuite(name="sums", items=()))
+
+
+def test_show_says_what_can_be_told_apart(build):
+    shown = suite_show(build())
+    json.dumps(shown)
+    assert shown["tasks"]["sums"]["search"]["items"] == 6 and 0.2 < shown["tasks"]["sums"]["search"]["smallest_visible_difference"] < 0.45
+    assert expected_tokens(build().items[0]) == len("^0+1=") + 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval_suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_suites_are_well_formed(path):
+    spec, _ = read_suite(path)
+    assert spec.description
+    if any(task.lm_eval for task in spec.tasks.values()) and importlib.util.find_spec("lm_eval") is None:
+        pytest.skip("lm-eval is not installed")
+    assert all(objective_metrics(spec).values())
+
+
+def test_the_shipped_sums_are_those_of_their_generator():
+    folder = ROOT / "eval_suites/data"
+    spec = importlib.util.spec_from_file_location("make_arithmetic", folder / "make_arithmetic.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [json.loads(line) for line in (folder / "arithmetic.jsonl").read_text().splitlines()] == module.rows()
+    questions = [row["question"] for row in module.rows()]
+    assert len(set(questions)) == len(questions) == 600
+    assert all(eval(row["question"].split("is ")[1].split("?")[0]) == int(row["answer"]) for row in module.rows())
