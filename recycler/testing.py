@@ -224,7 +224,7 @@ class EngineContract:
         assert ask(self.engine) == self.fresh["m1"]
 
     def test_a_merge_that_overflows_scores_low_and_breaks_nothing(self):
-        self.engine.apply(self._linear(1e38, 1e38, -1e38))
+        self.engine.apply(Recipe(method="linear", members=self.pool.names, weights=((3e38, 3e38, -3e38),)))
         answers = ask(self.engine)
         assert len(answers.completions) == len(_prompts())
         assert all(math.isfinite(likelihood.logprob) and likelihood.logprob <= -1e4 and not likelihood.is_greedy for likelihood in answers.likelihoods)

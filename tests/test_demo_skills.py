@@ -27,7 +27,7 @@ def solve(prompt):
     if "(" in question:
         name, letters = question.rstrip(")").split("(")
         if name == "sort":
-            return "".join(letter * letters.count(letter) for letter in "abcdefgh")
+            return "".join(letter * letters.count(letter) for letter in "abcdefghij")
         order = range(len(letters) - 1, -1, -1) if name == "rev" else [*range(1, len(letters)), 0]
         return "".join(letters[place] for place in order)
     values = {word: number for number, word in enumerate(ENGLISH_ONES)} | {word: number for number, word in enumerate(SPANISH_ONES)}

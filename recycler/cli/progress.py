@@ -64,7 +64,7 @@ class Progress:
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
         print(f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
               f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}", file=sys.stderr)
-        self.update("starting workers", 0.0)
+        self.update("searching: starting workers", 0.0)
 
     def listen(self, event: Event) -> None:
         if event.what == "holdout":

@@ -19,7 +19,7 @@ ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 SPANISH_ONES = ("cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete dieciocho diecinueve veinte "
                 "veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete veintiocho veintinueve").split()
 SPANISH_TENS = "treinta cuarenta cincuenta sesenta setenta ochenta noventa".split()
-LETTERS = "abcdefgh"
+LETTERS = "abcdefghij"
 PROGRAMS: dict[str, Callable[[str], str]] = {
     "rev": lambda text: text[::-1],
     "sort": lambda text: "".join(sorted(text)),
@@ -73,7 +73,7 @@ def spanish(rng: random.Random) -> Problem:
 def code(rng: random.Random) -> Problem:
     """'rev(badc) =' -> 'cdab'"""
     name = rng.choice(sorted(PROGRAMS))
-    text = "".join(rng.choices(LETTERS, k=rng.randint(4, 6)))
+    text = "".join(rng.choices(LETTERS, k=rng.randint(5, 8)))
     return Problem(f"{name}({text}) =", PROGRAMS[name](text), f"{name}({text})")
 
 

@@ -11,7 +11,7 @@ from recycler.demo.runs import Run
 from recycler.demo.skills import Problem
 
 BATCH = 64
-WIDTH = 20  # tokens; the longest problem with its answer has 16
+WIDTH = 20  # tokens; the longest problem with its answer has 20
 IGNORED = -100  # the label that the loss skips: prompts and padding
 
 Rows = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each (N, WIDTH)

@@ -66,17 +66,20 @@ def learn_by_gradient(loss: Loss, num_modules: int, num_adapters: int, *, steps:
 def learn_by_spsa(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 200, learning_rate: float = 0.2, epsilon: float = 0.05, seed: int = 0) -> Tensor:
     """Weights `(M, K)` from losses or scores alone, two evaluations a step: SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
 
-    g = (L(x + eps z) - L(x - eps z)) / (2 eps) z with z of random signs; x moves by a step that shrinks as in Spall 1998.
-    The best of the averaged points is returned, uniform included, so it is never worse than the start on this loss.
+    x -= a_t g z / rms(g), g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t shrinking as in Spall 1998;
+    dividing by the running size of g makes the step the same for losses of any scale. The best point met is returned,
+    uniform included, so it is never worse than the start on this loss.
     """
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.zeros(num_modules, num_adapters)
+    logits, size = torch.zeros(num_modules, num_adapters), 0.0
     with torch.no_grad():
         best, best_loss = logits.softmax(1), float(loss(logits.softmax(1)))
         for step in range(steps):
             direction = torch.randint(0, 2, logits.shape, generator=generator).float().mul_(2).sub_(1)
             ahead, behind = (float(loss((logits + side * epsilon * direction).softmax(1))) for side in (1, -1))
-            logits -= learning_rate / (step + 1) ** 0.3 * (ahead - behind) / (2 * epsilon) * direction
+            slope = (ahead - behind) / (2 * epsilon)
+            size = max(abs(slope), 1e-30) if step == 0 else (0.9 * size**2 + 0.1 * slope**2) ** 0.5
+            logits -= learning_rate / (step + 1) ** 0.3 * slope / size * direction
             if step % 10 == 9 or step == steps - 1:
                 value = float(loss(logits.softmax(1)))
                 if value < best_loss:

@@ -214,8 +214,9 @@ def _nearer(pool: Pool, profile: DeltaProfile, index: int, member: Checkpoint, d
         return []
     others = sorted(profile.to_base[other] for other in range(num) if other != index)
     if others and own > OUTLIER * others[len(others) // 2] > 0:
-        how = refuse if method in DROP_METHODS else warn
-        return [how("wrong_base", member, f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other members (p99 of |delta| {delta.p99:.2g})", "It was probably trained from another base; leave it out, or merge it apart")]
+        said = f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other members (p99 of |delta| {delta.p99:.2g})"
+        remedy = "It was probably trained from another base; leave it out, or merge it apart"
+        return [refuse("wrong_base", member, said, remedy, unsafe=False) if method in DROP_METHODS else warn("wrong_base", member, said, remedy)]
     siblings = sorted(profile.distances[index][other] for other in range(num) if other != index and profile.distances[index][other] > 0)
     if siblings and siblings[len(siblings) // 2] * NEARER < own:
         return [warn("wrong_base", member, f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members than to the base (p99 of |delta| {delta.p99:.2g})", "They share a nearer ancestor; give that as base if you have it")]

@@ -1,0 +1,125 @@
+"""Real Ray, real engine, real signals: whatever is killed, the ledger ends as it would have."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
+
+from recycler.ledger import Ledger
+from recycler.types import Scorecard
+
+pytestmark = pytest.mark.ray
+
+
+def write_job(sound, folder, trials):  # noqa: F811
+    import yaml
+
+    folder.mkdir()
+    job = {**JOB, "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": trials}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    return folder / "job.yaml"
+
+
+def start(job, run):
+    return subprocess.Popen([sys.executable, "-m", "recycler", "run", str(job), "--dir", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(job, run):
+    process = start(job, run)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def front_json(run):
+    return subprocess.run([sys.executable, "-m", "recycler", "front", str(run), "--json"], capture_output=True, text=True, check=True).stdout
+
+
+def check_kill_and_resume(sound, tmp_path, kills, trials):  # noqa: F811
+    job = write_job(sound, tmp_path / "job", trials)
+    began = time.monotonic()
+    finish(job, tmp_path / "whole")
+    usual = time.monotonic() - began
+    rng, killed = random.Random(0), 0
+    while killed < kills:
+        process = start(job, tmp_path / "killed")
+        try:
+            process.wait(timeout=rng.uniform(0.2, 0.9) * usual)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        process.stdout.close(), process.stderr.close()
+        if process.returncode == 0:  # it got through before the kill: begin anew, so that every kill hits a run
+            (tmp_path / "killed").rename(tmp_path / f"through-{killed}-{time.monotonic_ns()}")
+    finish(job, tmp_path / "killed")
+    assert front_json(tmp_path / "killed") == front_json(tmp_path / "whole")
+    trials_after = Ledger(tmp_path / "killed" / "ledger.sqlite").trials()
+    assert [trial.number for trial in trials_after] == list(range(len(trials_after)))
+    assert {trial.state for trial in trials_after} == {"SCORED"}
+    return len(trials_after)
+
+
+def test_killed_driver_resumes_to_the_same_bytes(sound, tmp_path):  # noqa: F811
+    assert check_kill_and_resume(sound, tmp_path, kills=2, trials=5) >= 5
+
+
+@pytest.mark.slow
+def test_driver_killed_twenty_times_resumes_to_the_same_bytes(sound, tmp_path):  # noqa: F811
+    assert check_kill_and_resume(sound, tmp_path, kills=20, trials=12) >= 12
+
+
+def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # noqa: F811
+    """The actor dies in mid-trial: the trial is retried on a new actor and comes back with its real scores."""
+    from recycler.cluster.ray_workers import RayWorkers
+    from recycler.prepare import prepare
+    from recycler.run import _work
+    from recycler.search.baselines import blend
+
+    prepared = prepare(write_job(sound, tmp_path / "job", 2))
+    recipe = blend(prepared.pool, "bfloat16", {"m1": 1.0})
+    workers = RayWorkers(_work(prepared), num_workers=1)
+    try:
+        workers.submit(0, recipe, "search")
+        (undisturbed,) = workers.wait()
+        (victim,) = workers.process_ids()
+        workers.submit(1, recipe, "search")
+        os.kill(victim, signal.SIGKILL)
+        (disturbed,) = workers.wait()
+        assert workers.process_ids() != [victim]
+    finally:
+        workers.close()
+    assert isinstance(disturbed.answer, Scorecard) and disturbed.number == 1
+    assert disturbed.answer.scores == undisturbed.answer.scores
+    assert disturbed.answer.weights_digest == undisturbed.answer.weights_digest
+
+
+def test_two_drivers_of_one_run_do_not_fight(sound, tmp_path):  # noqa: F811
+    import fcntl
+
+    job = write_job(sound, tmp_path / "job", 2)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "driver.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = start(job, tmp_path / "run")
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "driven by another process" in err
+
+
+def test_a_run_whose_suite_changed_is_refused(sound, tmp_path):  # noqa: F811
+    import shutil
+
+    shutil.copytree(sound, tmp_path / "own")
+    job = write_job(tmp_path / "own", tmp_path / "job", 2)
+    finish(job, tmp_path / "run")
+    rows = (tmp_path / "own" / "echo.jsonl").read_text().splitlines()
+    (tmp_path / "own" / "echo.jsonl").write_text("\n".join([json.dumps({"q": "31+31", "a": "62"}), *rows[1:]]) + "\n")
+    process = start(job, tmp_path / "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "suite echo" in err and "has changed" in err
