@@ -18,7 +18,7 @@ from recycler.job import Number, Strict
 from recycler.types import Group
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
-DEFAULT_DELTA_SUM = (0.3, 3.0)  # with a base, scale matters as much as proportion (docs/design/scale.md)
+DEFAULT_DELTA_SUM = (0.3, 3.0)  # with a base, scale matters as much as proportion (docs/design/weights.md)
 MODULE_GROUPS = (
     Group(name="embeddings", match=r"(^|\.)(embed_tokens|lm_head|wte|wpe|embed_out|embeddings?)(\.|$)"),
     Group(name="attention", match=r"(^|\.)(self_attn|attn|attention|linear_attn)(\.|$)"),

@@ -22,7 +22,7 @@ from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
-LOGIT = 3.0  # softmax of [-3, 3]: measured better than normalising |x| or -log(u) (docs/design/search.md)
+LOGIT = 3.0  # softmax of [-3, 3]: measured better than normalising |x| or -log(u) (docs/design/weights.md)
 NSGA_POPULATION = 20  # Optuna's 50 would leave the first 50 trials random
 
 
