@@ -85,6 +85,8 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = ()) -> PreparedJob
     elif MERGE_METHODS[job.method].needs_base and job.pool.base is None:
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause="works on deltas and the pool has no base", remedy="Add base: under pool:", where=document.where(("pool",))))
     pool = collector.step(_open_pool, job, folder, document)
+    if pool and job.method in MERGE_METHODS and MERGE_METHODS[job.method].num_members not in (None, len(pool.members)):
+        collector.problems.append(Problem(thing=f"method {job.method!r}", cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has {len(pool.members)}", remedy="Use another method, or a pool of those two", where=document.where(("method",))))
     report = collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method) if pool else None
     space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
     suites = collector.step(_build_suites, job, folder, document, pool, data_folders)

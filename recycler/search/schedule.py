@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recycler.merge import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
 from recycler.search.proposer import Proposer
 from recycler.space import SearchSpace
-from recycler.types import Objective, Pool, Recipe, Trial
+from recycler.types import Objective, OptionValue, Pool, Recipe, Trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +34,9 @@ class Planner:
         proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
-        number = len(trials)
-        proposal = self.proposer.ask(number, trials)
-        recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=proposal.options,
+        comparable = [trial for trial in trials if trial.recipe.method == self.method]  # a soup says nothing about ties
+        proposal = self.proposer.ask(len(trials), comparable)
+        recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
                         base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
 
@@ -52,3 +53,9 @@ class Planner:
             return baselines.merge_best(self.pool, self.dtype, trials, self.objectives)
         step = baselines.greedy_soup(self.pool, self.dtype, trials, self.objectives)
         return step if isinstance(step, Planned) else None
+
+
+def _typed(method: str, options: Sequence[tuple[str, OptionValue]]) -> tuple[tuple[str, OptionValue], ...]:
+    """Options in the type of their defaults: samplers give floats, a number of layers is an integer."""
+    defaults = MERGE_METHODS[method].options
+    return tuple((name, round(value) if type(defaults[name]) is int else value) for name, value in options)

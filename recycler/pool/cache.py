@@ -1,0 +1,140 @@
+"""Copies of bucket objects on this machine: one file per (url, etag, size), whole or absent, the least used ones removed.
+
+RECYCLER_CACHE names the folder (default ~/.cache/recycler), RECYCLER_CACHE_BYTES its size (default 200 GB). A file that a
+process uses is held by a shared lock until the process ends and is never removed; a crashed process leaves no lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recycler.errors import InfrastructureError, Problem, UsageError
+
+DEFAULT_CACHE_BYTES = 200_000_000_000
+_held: dict[str, int] = {}  # key -> file descriptor with a shared lock, for as long as this process lives
+
+
+def cache_folder() -> Path:
+    """The cache's folder, made when it is not there; only its owner may read it."""
+    folder = Path(os.environ.get("RECYCLER_CACHE") or Path.home() / ".cache" / "recycler")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def cache_bytes() -> int:
+    """How large the cache may grow. Raises UsageError when the variable is no number."""
+    text = os.environ.get("RECYCLER_CACHE_BYTES") or str(DEFAULT_CACHE_BYTES)
+    try:
+        return int(float(text))
+    except ValueError:
+        raise UsageError(Problem(thing="RECYCLER_CACHE_BYTES", cause=f"is {text!r}, not a number of bytes", remedy="Give one, such as 50e9")) from None
+
+
+def cache_key(url: str, etag: str, size: int) -> str:
+    """Name of the copy of one version of an object. Times play no part in it."""
+    return hashlib.sha256(json.dumps([url, etag, size]).encode()).hexdigest()[:40]
+
+
+def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any]]) -> Path:
+    """The local copy, fetched when it is not there: by one process at a time, into a temporary file, renamed when whole.
+
+    `fetch(path)` writes the object and returns facts to keep beside it. Raises what it raises, and InfrastructureError
+    when the cache cannot hold the object beside those in use.
+    """
+    folder, key = cache_folder(), cache_key(url, etag, size)
+    path = folder / f"{key}.bin"
+    _hold(folder, key)
+    if not _is_whole(path, size):
+        lock = os.open(folder / f"{key}.fetch", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_whole(path, size):  # nobody fetched it while we waited
+                _make_room(folder, size, url)
+                _fetch(folder, key, {"url": url, "etag": etag, "size": size}, fetch)
+        finally:
+            os.close(lock)
+    os.utime(path)
+    return path
+
+
+def cached_facts(url: str, etag: str, size: int) -> dict[str, Any]:
+    """What is known of a copy: url, etag, size, sha256, digests of its tensors; empty when there is no copy."""
+    try:
+        return json.loads((cache_folder() / f"{cache_key(url, etag, size)}.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def release_all() -> None:
+    """Give up the locks of this process, so that its copies may be removed when room is needed."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _hold(folder: Path, key: str) -> None:
+    name = str(folder / f"{key}.lock")
+    if name not in _held:
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _held[name] = file
+
+
+def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path], dict[str, Any]]) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{key}.", suffix=".part", dir=folder)
+    os.close(handle)
+    part = Path(name)
+    try:
+        facts = facts | fetch(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        (folder / f".{key}.json.part").write_text(json.dumps(facts))
+        (folder / f".{key}.json.part").rename(folder / f"{key}.json")
+        part.rename(folder / f"{key}.bin")
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"cannot be written ({error.strerror})", remedy="Make room there, or name another folder in RECYCLER_CACHE")) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, wanted: int, url: str) -> None:
+    """Remove the least recently used copies that no process holds, until `wanted` bytes fit."""
+    entries = sorted(((status.st_mtime_ns, status.st_size, path) for path in folder.glob("*.bin") if (status := path.stat())), key=lambda entry: entry[0])
+    total, limit = sum(size for _, size, _ in entries), cache_bytes()
+    for _, size, path in entries:
+        if total + wanted <= limit:
+            return
+        if _remove(path):
+            total -= size
+    if total + wanted > limit:
+        raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}", remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints"))
+
+
+def _remove(path: Path) -> bool:
+    """Remove one copy unless a process holds it."""
+    lock = path.with_suffix(".lock")
+    if str(lock) in _held:
+        return False
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
