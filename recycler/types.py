@@ -30,6 +30,7 @@ class TensorInfo:
     file: str  # path of the shard that holds it
     start: int  # byte offset in that file
     num_bytes: int
+    file_bytes: int = 0  # size of that file when its header was read
     etag: str = ""  # of an object in a bucket: which version of it the header was read from
 
 

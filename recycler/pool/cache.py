@@ -102,8 +102,6 @@ def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path]
         (folder / f".{key}.json.part").rename(folder / f"{key}.json")
         part.rename(folder / f"{key}.bin")
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"cannot be written ({error.strerror})", remedy="Make room there, or name another folder in RECYCLER_CACHE")) from None
     finally:
         part.unlink(missing_ok=True)
@@ -111,6 +109,7 @@ def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path]
 
 def _make_room(folder: Path, wanted: int, url: str) -> None:
     """Remove the least recently used copies that no process holds, until `wanted` bytes fit."""
+    _remove_leftovers(folder)
     entries = sorted(((status.st_mtime_ns, status.st_size, path) for path in folder.glob("*.bin") if (status := path.stat())), key=lambda entry: entry[0])
     total, limit = sum(size for _, size, _ in entries), cache_bytes()
     for _, size, path in entries:
@@ -120,6 +119,20 @@ def _make_room(folder: Path, wanted: int, url: str) -> None:
             total -= size
     if total + wanted > limit:
         raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}", remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints"))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours by now."""
+    for part in folder.glob(".*.part"):
+        file = os.open(folder / f"{part.name.split('.')[1]}.fetch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            part.unlink(missing_ok=True)
+        finally:
+            os.close(file)
 
 
 def _remove(path: Path) -> bool:

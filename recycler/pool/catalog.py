@@ -19,15 +19,18 @@ from recycler.types import Checkpoint, Pool, TensorInfo
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 32_000_000
 _COUNTS = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim")
-_URL = re.compile(r"(s3|gs|az|hf|file):/+(.*)", re.DOTALL)
+_URL = re.compile(r"(s3|gs|az|hf):/+(.*)", re.DOTALL)
 
 
 def remote_url(location: str | Path) -> str | None:
-    """The URL that a location is, or None for a path. A Path that swallowed a slash (s3:/bucket) is understood."""
+    """The URL of a bucket that a location is, or None for a path. A Path that swallowed a slash (s3:/bucket) is understood."""
     match = _URL.fullmatch(str(location))
-    if match is None:
-        return None
-    return f"file:///{match[2]}" if match[1] == "file" else f"{match[1]}://{match[2]}"
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def local_path(location: str | Path) -> str:
+    """A path, of which file:// may stand in front."""
+    return re.sub(r"\Afile:/+", "/", str(location))
 
 
 def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
@@ -36,10 +39,10 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
     Raises UsageError for a wrong path and UnsafeInputError for a broken checkpoint.
     """
     if (url := remote_url(folder)) is not None:
-        from recycler.pool.bucket import open_remote_checkpoint
+        from recycler.pool.remote import open_remote_checkpoint
 
         return open_remote_checkpoint(url, name)
-    folder = Path(folder)
+    folder = Path(local_path(folder))
     name = name or folder.resolve().name
     if not folder.is_dir():
         raise UsageError(Problem(thing=f"checkpoint {name!r}", cause=f"{folder} is not a folder", remedy="Give the folder that holds config.json"))
@@ -81,11 +84,11 @@ def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> 
 
 def _expand(pattern: str) -> list[str]:
     if (url := remote_url(pattern)) is not None:
-        from recycler.pool.bucket import list_checkpoints
+        from recycler.pool.remote import list_checkpoints
 
         return list_checkpoints(url)
     folders: list[str] = []
-    for path in map(Path, sorted(glob.glob(pattern))):
+    for path in map(Path, sorted(glob.glob(local_path(pattern)))):
         if (path / "config.json").is_file():
             folders.append(str(path))
         elif path.is_dir():

@@ -5,16 +5,25 @@ from __future__ import annotations
 from io import FileIO
 from pathlib import Path
 
-from recycler.pool.catalog import remote_url
+from recycler.pool.catalog import local_path, remote_url
 from recycler.pool.headers import broken
-from recycler.types import TensorInfo
+from recycler.types import Checkpoint, TensorInfo
+
+
+def local_folder(checkpoint: Checkpoint) -> Path:
+    """A folder on this machine that holds the checkpoint's small files (config, tokenizer, template), wherever it lies."""
+    if remote_url(checkpoint.location) is None:
+        return Path(local_path(checkpoint.location))
+    from recycler.pool.remote import small_files_folder
+
+    return small_files_folder(checkpoint.location)
 
 
 def local_file(info: TensorInfo) -> Path:
     """The file that holds the tensor, fetched from its bucket first when it must be. Raises InfrastructureError."""
     if remote_url(info.file) is None:
         return Path(info.file)
-    from recycler.pool.bucket import cached_shard
+    from recycler.pool.remote import cached_shard
 
     return cached_shard(info)
 

@@ -79,7 +79,7 @@ def parse_header(source: str | Path, raw: bytes, *, length: int, size: int, etag
     if raw.count(b'"data_offsets"') > MAX_TENSORS or raw.count(b"[") + raw.count(b"{") > 3 * MAX_TENSORS + 10_000 or raw.count(b",") > 12 * MAX_TENSORS:
         raise broken(source, f"has a header of more than {MAX_TENSORS:,} tensors")
     header = _parse(source, raw)
-    return _tile(source, header, data_start=PREFIX_BYTES + length, data_bytes=size - PREFIX_BYTES - length, etag=etag)
+    return _tile(source, header, data_start=PREFIX_BYTES + length, size=size, etag=etag)
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -106,19 +106,19 @@ def _parse(source: str | Path, raw: bytes) -> dict[str, object]:
     return header
 
 
-def _tile(source: str | Path, header: dict[str, object], *, data_start: int, data_bytes: int, etag: str) -> dict[str, TensorInfo]:
-    infos = [_tensor_info(source, name, entry, data_start, etag) for name, entry in header.items()]
+def _tile(source: str | Path, header: dict[str, object], *, data_start: int, size: int, etag: str) -> dict[str, TensorInfo]:
+    infos = [_tensor_info(source, name, entry, data_start, size, etag) for name, entry in header.items()]
     end = data_start
     for info in sorted(infos, key=lambda info: (info.start, info.num_bytes)):
         if info.start != end:
             raise broken(source, f"tensor {info.name!r} starts at byte {info.start - data_start:,}, where {end - data_start:,} was expected")
         end += info.num_bytes
-    if end != data_start + data_bytes:
-        raise broken(source, f"tensors cover {end - data_start:,} bytes of a data section of {data_bytes:,}")
+    if end != size:
+        raise broken(source, f"tensors cover {end - data_start:,} bytes of a data section of {size - data_start:,}")
     return {info.name: info for info in infos}
 
 
-def _tensor_info(source: str | Path, name: str, entry: object, data_start: int, etag: str) -> TensorInfo:
+def _tensor_info(source: str | Path, name: str, entry: object, data_start: int, size: int, etag: str) -> TensorInfo:
     if not _NAME.fullmatch(name) or ".." in name or name.startswith("/"):
         raise broken(source, f"tensor name {name[:80]!r} is not allowed")
     if not isinstance(entry, dict) or set(entry) != _KEYS:
@@ -133,4 +133,4 @@ def _tensor_info(source: str | Path, name: str, entry: object, data_start: int, 
     num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != num_bytes:
         raise broken(source, f"tensor {name!r} of {dtype} {shape} needs {num_bytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}")
-    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), file=str(source), start=data_start + offsets[0], num_bytes=num_bytes, etag=etag)
+    return TensorInfo(name=name, dtype=dtype, shape=tuple(shape), file=str(source), start=data_start + offsets[0], num_bytes=num_bytes, file_bytes=size, etag=etag)

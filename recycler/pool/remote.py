@@ -73,13 +73,12 @@ def cached_shard(info: TensorInfo) -> Path:
     Raises InfrastructureError when the object has been overwritten since, and UnsafeInputError when its bytes are not
     those that the checkpoint's own manifest promises.
     """
-    size = _shard_size(info)
-    return cached(info.file, info.etag, size, lambda path: _download(info.file, info.etag, size, path))
+    return cached(info.file, info.etag, info.file_bytes, lambda path: _download(info.file, info.etag, info.file_bytes, path))
 
 
 def shard_facts(info: TensorInfo) -> dict[str, Any]:
     """url, etag, size, sha256 and the digest of every tensor of the cached shard; empty when it is not cached."""
-    return cached_facts(info.file, info.etag, _shard_size(info))
+    return cached_facts(info.file, info.etag, info.file_bytes)
 
 
 # ---------------------------------------------------------------- headers and small files
@@ -111,8 +110,7 @@ def _read_header(url: str) -> dict[str, TensorInfo]:
         raw += read(url, len(first.raw), PREFIX_BYTES + length, etag=first.etag).raw
     if not first.etag:
         raise InfrastructureError(Problem(thing=url, cause="the bucket gives its objects no etag", remedy="Copy the checkpoint to a disk: without it, an overwritten object would go unnoticed"))
-    # The size travels in the etag's field: together they name a version.
-    return parse_header(url, raw, length=length, size=first.size, etag=f"{first.size}:{first.etag}")
+    return parse_header(url, raw, length=length, size=first.size, etag=first.etag)
 
 
 def _small_files(url: str, objects: Mapping[str, int]) -> Path:
@@ -138,13 +136,8 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
 
 # ---------------------------------------------------------------- shards
 
-def _shard_size(info: TensorInfo) -> int:
-    return int(info.etag.split(":", 1)[0])
-
-
-def _download(url: str, version: str, size: int, path: Path) -> dict[str, Any]:
+def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
     """Fetch one version of an object in parallel parts; every part is bound to its etag. Returns its digests."""
-    etag = version.split(":", 1)[1]
 
     def fetch(start: int) -> None:
         piece = read(url, start, min(start + PART_BYTES, size), etag=etag)

@@ -1,7 +1,7 @@
 """The pool's tensors, resident: every checkpoint mapped into memory once, shared by all workers of a machine.
 
 Files are mapped, not read: the first merge reads them from disk, the next ones from the page cache, and workers of one
-machine share the same pages.
+machine share the same pages. Shards in a bucket are fetched into the local cache first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from safetensors import safe_open
 
+from recycler.pool.files import local_file
 from recycler.types import Checkpoint, Pool
 
 TORCH_DTYPES = {
@@ -31,7 +32,7 @@ class ResidentPool:
         """The tensor as it is stored: a read-only view of the file's pages. Raises KeyError."""
         info = self.pool.find(checkpoint).tensors[name]
         if info.file not in self._files:
-            self._files[info.file] = safe_open(info.file, framework="pt", device="cpu")
+            self._files[info.file] = safe_open(local_file(info), framework="pt", device="cpu")
         return self._files[info.file].get_tensor(name)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError
-from recycler.pool.catalog import parse_json, remote_url
+from recycler.pool.catalog import parse_json
+from recycler.pool.files import local_folder
 from recycler.pool.findings import Finding, refuse, warn
 from recycler.types import Checkpoint, Pool
 
@@ -16,15 +16,6 @@ MAX_TOKENIZER_BYTES = 200_000_000
 OTHER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")  # compared by bytes, where tokenizer.json is absent
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 ONE_TOKENIZER = "Rows of the embeddings would mean different tokens; give all members one tokenizer, or leave it out"
-
-
-def local_folder(checkpoint: Checkpoint) -> Path:
-    """A folder on this machine that holds the checkpoint's small files (config, tokenizer, template), wherever it lies."""
-    if remote_url(checkpoint.location) is None:
-        return Path(checkpoint.location)
-    from recycler.pool.bucket import small_files_folder
-
-    return small_files_folder(checkpoint.location)
 
 
 def token_range_findings(checkpoint: Checkpoint, rows: int | None) -> Iterator[Finding]:

@@ -76,7 +76,8 @@ def _moved(domain: WeightDomain, rng: np.random.Generator, rows: Floats, other: 
     total = rows.sum(axis=1, keepdims=True)
     if kind < 0.3 and (domain.low >= 0).all():  # jitter in proportion to the weights: stays near their face
         strength = rng.choice((20.0, 60.0, 200.0)) / reach**2
-        shape = rows[0] / total[0] * strength + 0.05
+        shares = rows[0] / total[0] if total[0] > 0 else np.full(members, 1.0 / members)  # the base itself has no proportions
+        shape = shares * strength + 0.05
         drawn = rng.dirichlet(shape)
         moved = rows + (drawn * total - rows[0])
     elif kind < 0.3:
