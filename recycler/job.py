@@ -105,6 +105,8 @@ class JobSpec(Strict):
     budget: BudgetSpec
     sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
+    allow_benchmark_tests: bool = False
+    """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""
 
     @model_validator(mode="before")
     @classmethod

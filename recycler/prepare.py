@@ -16,7 +16,7 @@ from recycler.pool.preflight import check_pool
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
-from recycler.suite import EvalSuite, read_suite
+from recycler.suite import EvalSuite, check_search_guard, read_suite
 from recycler.types import Item, Objective, Pool
 from recycler.yamls import YamlDocument
 
@@ -122,8 +122,10 @@ def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool
     if pool is not None:
         tokenizer = collector.step(load_tokenizer, Path(pool.template.location))
         suites = [collector.step(build_suite, path, tokenizer, data_folders=[*data_folders, folder]) for path in paths if path and path.stem in specs and tokenizer]
+    built = tuple(suite for suite in suites if suite is not None)
+    collector.step(check_search_guard, built, job.allow_benchmark_tests, job.searched_objectives)
     collector.finish()
-    return tuple(suites)
+    return built
 
 
 def _objective_problems(job: JobSpec, document: YamlDocument, specs: dict[str, Any]) -> list[Problem]:

@@ -33,6 +33,14 @@ class Front:
     reference: tuple[float, ...]  # in the objectives' own directions
 
     @property
+    def probability(self) -> dict[int, float]:
+        """Chance of each scored trial to be non-dominated, search scores taken as independent Gaussians, by number."""
+        distinct = [self.trials[index] for index in _first_of_each_recipe(self.trials)]
+        stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self.objectives] for trial in distinct]
+        chances = pareto.probability_non_dominated(maximized(distinct, self.objectives), stderrs, seed=0)
+        return {trial.number: round(float(chance), 3) for trial, chance in zip(distinct, chances, strict=True)}
+
+    @property
     def finalists(self) -> tuple[Trial, ...]:
         """Trials to score on the holdout items: the front and the baselines, each once, by number."""
         chosen = {trial.number: trial for trial in (*self.front, *self.members, self.uniform, self.greedy, self.base) if trial is not None}
@@ -71,6 +79,7 @@ def front_document(front: Front) -> dict[str, Any]:
     baselines = [_entry(trial, "member", front.objectives) for trial in front.members]
     baselines += [_entry(trial, kind, front.objectives) for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup")) if trial is not None]
     baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in front.objectives]
+    probability = front.probability
     sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -80,7 +89,7 @@ def front_document(front: Front) -> dict[str, Any]:
         "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},
         "num_trials": len(front.trials),
         "knee": knee(front).number,
-        "front": [_entry(trial, _kind(trial), front.objectives) for trial in front.front],
+        "front": [{**_entry(trial, _kind(trial), front.objectives), "probability": probability[trial.number]} for trial in front.front],
         "baselines": baselines,
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
     }

@@ -196,7 +196,7 @@ def check_search_guard(suites: Sequence[EvalSuite], allow: bool, objectives: Ite
             if not objectives or any(entry.suite == suite.name and entry.task in (None, task) for entry in objectives)]
     if used and not allow:
         raise UsageError(Problem(thing=f"search on {', '.join(used)}", cause="these items are a published test set; a score that was searched on it cannot be compared with anyone's",
-                                 remedy="Search on train or validation rows, or allow it in so many words (the card will say so)"))
+                                 remedy="Search on train or validation rows, or set allow_benchmark_tests: true in the job"))
 
 
 def _straddling(items: Iterable[Item]) -> list[str]:

@@ -143,7 +143,7 @@ def test_broken_objects_are_refused_by_url(place, tmp_path, content):
 
 def test_wrong_places_are_usage_errors(place, tmp_path):
     put_model(tmp_path, f"{place}/m")
-    for url, said in ((f"{place}/nothing", "matches no folder"), ("s3://no-such-bucket-here/x", "not there"), ("s3://", "")):
+    for url, said in ((f"{place}/nothing", "matches no folder"), ("s3://no-such-bucket-here/x", "not there"), ("s3://", "names no bucket")):
         with pytest.raises((UsageError, InfrastructureError), match=said):
             open_pool([url])
     put_model(tmp_path, f"{place}/pickle", files={"pytorch_model.bin": b"x"})
@@ -236,7 +236,7 @@ def test_a_stale_listing_is_survived_or_told(place, tmp_path, chaos):
         open_checkpoint(f"{place}/m")
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 200))])
 def test_random_faults_give_the_right_bytes_or_an_error(place, tmp_path, chaos, monkeypatch, seed):
     monkeypatch.setattr(remote, "PART_BYTES", 1 << 15)
     chance = random.Random(seed)
@@ -397,3 +397,21 @@ def test_obstore_is_loaded_for_buckets_only():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
 
 
+
+
+def test_a_hub_repository_is_a_checkpoint(tmp_path, monkeypatch):
+    """Without the hub: huggingface_hub's own function is replaced; what it is asked for is checked."""
+    import huggingface_hub
+
+    from recycler.pool import hub
+
+    asked = []
+    folder = write_checkpoint(tmp_path / "snapshots/abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **more: asked.append((repo, more["revision"])) or str(folder))
+    hub.hub_folder.cache_clear()
+    checkpoint = open_pool(["hf://owner/some-model@v1"]).members[0]
+    assert (checkpoint.name, checkpoint.location, asked) == ("some-model@v1", "hf://owner/some-model@v1", [("owner/some-model", "v1")])
+    assert local_folder(checkpoint) == folder and checkpoint_digest(checkpoint) == checkpoint_digest(open_checkpoint(folder))
+    with pytest.raises(UsageError, match="hf://OWNER/NAME"):
+        open_checkpoint("hf://no")
+    hub.hub_folder.cache_clear()

@@ -9,20 +9,20 @@ from recycler.types import Role, Trial
 
 
 def front_table(front: Front, role: Role = "search") -> str:
-    """Front and baselines, one line a trial: scores with standard errors, then weights; hypervolumes below."""
+    """Front and baselines, one line a trial: scores with standard errors, chance to be non-dominated, weights; volumes below."""
     if role == "holdout" and not all(trial.holdout for trial in front.front):
         role = "search"
     names = [objective.name for objective in front.objectives]
-    rows = [["trial", "what", *names, "weights"]]
-    chosen = knee(front)
+    rows = [["trial", "what", *names, "on front", "weights"]]
+    chosen, probability = knee(front), front.probability
     for trial in sorted(front.front, key=lambda trial: trial.number):
         mark = " (knee)" if trial is chosen else ""
-        rows.append([str(trial.number), _name(trial) + mark, *_figures(trial, names, role), _weights(trial)])
+        rows.append([str(trial.number), _name(trial) + mark, *_figures(trial, names, role), f"{probability[trial.number]:.0%}", _weights(trial)])
     rows.append([])
     baselines = [*front.members, front.uniform, front.greedy, front.base]
     for trial, label in zip(baselines, [*[None] * len(front.members), "uniform soup", "greedy soup", "base"], strict=True):
         if trial is not None:
-            rows.append([str(trial.number), label or f"member {trial.label}", *_figures(trial, names, role), ""])
+            rows.append([str(trial.number), label or f"member {trial.label}", *_figures(trial, names, role), "", ""])
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
     return f"Pareto front, {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"

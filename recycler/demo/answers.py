@@ -26,6 +26,9 @@ def sample_questions(folder: Path, per_skill: int = 2) -> list[Question]:
 def answer(model_folder: Path, prompts: Sequence[str]) -> list[str]:
     """Greedy answers, one a prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     tokenizer = AutoTokenizer.from_pretrained(str(model_folder), local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(model_folder), local_files_only=True).eval()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 from recycler.demo.runs import BASE, RUNS, Run
 from recycler.demo.skills import SKILLS, make_items
-from recycler.digest import digest, file_digest
+from recycler.digest import derive_seed, digest, file_digest
 
 TRAIN_ITEMS, SEARCH_ITEMS, HOLDOUT_ITEMS = 5000, 250, 1000  # a skill
 MARKER = "demo-pool.json"  # written last: its presence means that the pool is whole
-NUM_THREADS = 2  # fixed, because sums of floats depend on it
+NUM_THREADS = 1  # fixed, because sums of floats depend on it; more are little faster here, and far slower on a busy machine
 Progress = Callable[[str, float], None]
 
 
@@ -30,7 +31,8 @@ def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = No
         return
     aside = directory / ".pool-unfinished"
     shutil.rmtree(aside, ignore_errors=True)
-    _train_all(aside, seed, progress or (lambda stage, fraction: None))
+    with _settled_torch():
+        _train_all(aside, seed, progress or (lambda stage, fraction: None))
     write_suites(directory, seed=seed)
     (aside / MARKER).write_text(json.dumps(settings) + "\n")
     shutil.rmtree(directory / "pool", ignore_errors=True)
@@ -52,36 +54,51 @@ def write_suites(directory: Path, *, seed: int = 0) -> None:
 
 def _settings_digest(seed: int) -> str:
     """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new pool."""
-    sources = sorted(path for path in Path(__file__).parent.glob("*.py"))
-    return digest([seed, *((path.name, file_digest(path)) for path in sources)])
+    sources = [Path(__file__).parent / f"{name}.py" for name in ("model", "pool", "runs", "skills", "tokenizer", "train")]
+    return digest([seed, *map(file_digest, sources)])
 
 
 def _train_all(folder: Path, seed: int, progress: Progress) -> None:
+    """The base into FOLDER/base, then each run from it into FOLDER/members."""
     import torch
 
     from recycler.demo.model import make_model
     from recycler.demo.tokenizer import make_tokenizer
     from recycler.demo.train import encode, train
 
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(NUM_THREADS)
     tokenizer = make_tokenizer()
     rows = {skill: encode(make_items(skill, "train", TRAIN_ITEMS, seed), tokenizer) for skill in SKILLS}
-    total, done = sum(run.num_steps for run in (BASE, *RUNS)), 0
+    total = sum(run.num_steps for run in (BASE, *RUNS))
 
-    def one_run(model, run: Run, run_seed: int, place: Path) -> None:
-        def save(name: str) -> None:
-            deepcopy(model).to(torch.bfloat16).save_pretrained(place / name)
-            tokenizer.save_pretrained(place / name)
+    def save(model, place: Path) -> None:
+        deepcopy(model).to(torch.bfloat16).save_pretrained(place)
+        tokenizer.save_pretrained(place)
 
-        stage = f"training {', '.join(run.snapshots.values())}"
-        train(model, rows, run, run_seed, save=save, progress=lambda step: progress(stage, (done + step) / total))
+    def one_run(model, run: Run, number: int, stage: str) -> None:
+        before = sum(earlier.num_steps for earlier in (BASE, *RUNS)[:number])
+        train(model, rows, run, derive_seed("demo", seed, number),
+              save=lambda name: save(model, folder / "members" / name), progress=lambda step: progress(stage, (before + step) / total))
 
     base = make_model(seed, tokenizer)
-    one_run(base, BASE, seed, folder)
-    done += BASE.num_steps
+    one_run(base, BASE, 0, "training the base")
+    save(base, folder / "base")
     base.to(torch.bfloat16).float()  # the runs start from what was saved, not from what was rounded away
-    for index, run in enumerate(RUNS, start=1):
-        one_run(deepcopy(base), run, seed + 1000 * index, folder / "members")
-        done += run.num_steps
-    torch.set_num_threads(num_threads)
+    for number, run in enumerate(RUNS, start=1):
+        one_run(deepcopy(base), run, number, f"training {' and '.join(run.snapshots.values())}")
+
+
+@contextmanager
+def _settled_torch() -> Iterator[None]:
+    """A fixed number of threads, and no bar of transformers' own across the caller's; both as before afterwards."""
+    import torch
+    from transformers.utils import logging
+
+    num_threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    torch.set_num_threads(NUM_THREADS)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        if bars:
+            logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from recycler.demo.skills import Problem
 
 BATCH = 64
 WIDTH = 20  # tokens; the longest problem with its answer has 20
+SMOOTHING = 20  # steps
 IGNORED = -100  # the label that the loss skips: prompts and padding
 
 Rows = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each (N, WIDTH)
@@ -31,25 +32,27 @@ def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Rows:
 
 
 def train(model: LlamaForCausalLM, rows: Mapping[str, Rows], run: Run, seed: int, *, save: Callable[[str], None], progress: Callable[[int], None]) -> None:
-    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step.
-
-    The learning rate stays up after the warm-up: the noise it leaves in each member is what averaging takes out again.
-    """
+    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step."""
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    smoothed_loss = 0.0
     model.train()
     for step in range(1, run.num_steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * min(1.0, step / run.warmup)
         ids, labels = _batch(rows, run, draw)
         # No attention mask: padding is on the right, where a causal model cannot see it.
-        model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step in run.snapshots:
             save(run.snapshots[step])
         progress(step)
+        smoothed_loss += (loss.item() - smoothed_loss) / min(step, SMOOTHING)
+        if smoothed_loss < run.until_loss:
+            break
 
 
 def _batch(rows: Mapping[str, Rows], run: Run, draw: torch.Generator) -> Rows:

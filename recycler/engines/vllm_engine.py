@@ -34,13 +34,15 @@ class VLLMEngine:
         on_cpu = not torch.cuda.is_available()
         _set_environment(on_cpu, kv_cache_gib)
         import vllm
+        from vllm.platforms import current_platform
 
         if on_cpu:
             _keep_cpu_weights()
             _count_ranks_at_once()
         self._llm: Any = vllm.LLM(
             model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
-            worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True)
+            worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True,
+            use_tqdm_on_load=False)
         self._version = 0
         self._dirty = ""
         try:
@@ -50,7 +52,7 @@ class VLLMEngine:
             raise
         config = self._llm.llm_engine.vllm_config
         self.fingerprint = (
-            f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {'cpu' if on_cpu else torch.cuda.get_device_name()}, context {room}, "
+            f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {current_platform.get_device_name() or current_platform.device_type}, context {room}, "
             f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}")
 
     # ---------------------------------------------------------------- weights

@@ -76,8 +76,8 @@ def read_answer(answer: str) -> str:
 
 def pool_to_json(pool: Pool) -> str:
     """Names and places of a pool; its headers are read again where they are needed."""
-    return json.dumps({"members": [[member.name, member.location] for member in pool.members],
-                       "base": [pool.base.name, pool.base.location] if pool.base else None})
+    return json.dumps({"members": [[member.name, str(Path(member.location).absolute())] for member in pool.members],
+                       "base": [pool.base.name, str(Path(pool.base.location).absolute())] if pool.base else None})
 
 
 def pool_from_json(text: str) -> Pool:

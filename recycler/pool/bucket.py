@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from recycler.errors import InfrastructureError, Problem, RecyclerError, UsageError
 
 SCHEMES = ("s3", "gs", "az", "file")
-ATTEMPTS = 4  # of our own, for what obstore does not try again (429)
+ATTEMPTS = 4  # of our own, for what obstore does not try again: 429, a listing that breaks off
 Value = TypeVar("Value")
 
 
@@ -44,6 +44,12 @@ def split_url(url: str) -> tuple[str, str]:
     if not bucket:
         raise UsageError(Problem(thing=url, cause="names no bucket", remedy=f"Write {scheme}://BUCKET/PREFIX"))
     return f"{scheme}://{bucket}", key.strip("/")
+
+
+def trimmed(url: str) -> str:
+    """A URL without slashes at its end."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
 def list_prefix(url: str) -> tuple[dict[str, int], list[str]]:
@@ -159,7 +165,7 @@ def _open_store(root: str, endpoint: str, timeout: float) -> Any:
 
 
 def _try(url: str, act: Callable[[], Value]) -> Value:
-    """Call `act`, again after a pause when the bucket says that it is busy, and put its errors into our words."""
+    """Call `act`, again after a pause when the bucket is busy or breaks off, and put its errors into our words."""
     errors = _obstore().exceptions
     for attempt in range(ATTEMPTS):
         try:
@@ -173,14 +179,16 @@ def _try(url: str, act: Callable[[], Value]) -> Value:
         except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
             raise UsageError(Problem(thing=url, cause=f"access denied ({_short(error)})", remedy="Check the credentials in the environment")) from None
         except (errors.BaseError, OSError, ValueError) as error:
-            if attempt + 1 == ATTEMPTS or not _busy(error):
+            if "404 Not Found" in str(error):  # a bucket, where an object is a FileNotFoundError
+                raise UsageError(Problem(thing=url, cause="is not there: no such bucket", remedy="Check its name")) from None
+            if attempt + 1 == ATTEMPTS or not _may_pass(error):
                 raise InfrastructureError(Problem(thing=url, cause=_short(error), remedy="The bucket did not answer well; try again")) from None
             time.sleep(0.2 * 2**attempt * (1 + random.random()))
     raise AssertionError("unreachable")
 
 
-def _busy(error: Exception) -> bool:
-    return any(word in str(error) for word in ("429", "Too Many Requests", "SlowDown"))
+def _may_pass(error: Exception) -> bool:
+    return any(word in str(error) for word in ("429", "Too Many Requests", "SlowDown", "response body"))
 
 
 def _overwritten(url: str) -> InfrastructureError:

@@ -56,7 +56,7 @@ def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_whole(path, size):  # nobody fetched it while we waited
-                _make_room(folder, size, url)
+                _make_room(folder, key, size, url)
                 _fetch(folder, key, {"url": url, "etag": etag, "size": size}, fetch)
         finally:
             os.close(lock)
@@ -107,9 +107,9 @@ def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path]
         part.unlink(missing_ok=True)
 
 
-def _make_room(folder: Path, wanted: int, url: str) -> None:
+def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
     """Remove the least recently used copies that no process holds, until `wanted` bytes fit."""
-    _remove_leftovers(folder)
+    _remove_leftovers(folder, key)
     entries = sorted(((status.st_mtime_ns, status.st_size, path) for path in folder.glob("*.bin") if (status := path.stat())), key=lambda entry: entry[0])
     total, limit = sum(size for _, size, _ in entries), cache_bytes()
     for _, size, path in entries:
@@ -121,9 +121,12 @@ def _make_room(folder: Path, wanted: int, url: str) -> None:
         raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}", remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints"))
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours by now."""
+def _remove_leftovers(folder: Path, own: str) -> None:
+    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours (`own`) by now."""
     for part in folder.glob(".*.part"):
+        if part.name.split(".")[1] == own:
+            part.unlink(missing_ok=True)
+            continue
         file = os.open(folder / f"{part.name.split('.')[1]}.fetch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ import glob
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
     Raises UsageError for a wrong path and UnsafeInputError for a broken checkpoint.
     """
     if (url := remote_url(folder)) is not None:
+        if url.startswith("hf://"):
+            from recycler.pool.hub import hub_folder
+
+            return replace(open_checkpoint(hub_folder(url), name or url.split("@")[0].rstrip("/").rsplit("/", 1)[-1]), location=url)
         from recycler.pool.remote import open_remote_checkpoint
 
         return open_remote_checkpoint(url, name)
@@ -84,6 +89,8 @@ def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> 
 
 def _expand(pattern: str) -> list[str]:
     if (url := remote_url(pattern)) is not None:
+        if url.startswith("hf://"):
+            return [url]
         from recycler.pool.remote import list_checkpoints
 
         return list_checkpoints(url)

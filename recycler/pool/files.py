@@ -14,6 +14,10 @@ def local_folder(checkpoint: Checkpoint) -> Path:
     """A folder on this machine that holds the checkpoint's small files (config, tokenizer, template), wherever it lies."""
     if remote_url(checkpoint.location) is None:
         return Path(local_path(checkpoint.location))
+    if checkpoint.location.startswith("hf://"):
+        from recycler.pool.hub import hub_folder
+
+        return hub_folder(checkpoint.location)
     from recycler.pool.remote import small_files_folder
 
     return small_files_folder(checkpoint.location)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
-from recycler.pool.bucket import list_prefix, read, size_of
+from recycler.pool.bucket import list_prefix, read, size_of, trimmed
 from recycler.pool.cache import cache_folder, cache_key, cached, cached_facts
 from recycler.pool.catalog import INDEX, check_config, check_index, collect, parse_json, weight_names
 from recycler.pool.headers import PREFIX_BYTES, header_length, parse_header
@@ -33,7 +33,7 @@ _folders: dict[str, Path] = {}  # prefix -> its small files, as this process fir
 
 def list_checkpoints(url: str) -> list[str]:
     """URLs of the checkpoints at a prefix: the prefix itself when it holds a config.json, else those directly below it."""
-    url = url.rstrip("/")
+    url = trimmed(url)
     objects, prefixes = list_prefix(url)
     if "config.json" in objects:
         return [url]
@@ -47,7 +47,7 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
 
     Raises UsageError when there is none, UnsafeInputError when it is broken, InfrastructureError when the bucket is.
     """
-    url = url.rstrip("/")
+    url = trimmed(url)
     objects = _objects(url)
     folder = _small_files(url, objects)
     config = check_config(f"{url}/config.json", parse_json(f"{url}/config.json", (folder / "config.json").read_bytes()))
@@ -63,7 +63,7 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
 
 def small_files_folder(url: str) -> Path:
     """A local folder with the config, tokenizer and other small files of a prefix; fetched once a process and version."""
-    url = url.rstrip("/")
+    url = trimmed(url)
     return _folders.get(url) or _small_files(url, _objects(url))
 
 

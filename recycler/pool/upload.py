@@ -13,7 +13,7 @@ from pathlib import Path
 
 from recycler.digest import file_digest
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.pool.bucket import read, remove, size_of, upload, write_new
+from recycler.pool.bucket import read, remove, size_of, trimmed, upload, write_new
 from recycler.pool.remote import PART_BYTES, UNFINISHED
 
 MANIFEST = "recycler-manifest.json"
@@ -27,7 +27,7 @@ def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, s
     byte, are left. `verify` reads back every byte. Raises UsageError when the prefix holds another model or another
     writer's claim, InfrastructureError when the bucket does not answer well.
     """
-    url = url.rstrip("/")
+    url = trimmed(url)
     if not (folder / MANIFEST).is_file():
         raise UsageError(Problem(thing=str(folder), cause=f"has no {MANIFEST}", remedy="Upload a folder that recycler export or merge has written"))
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}

@@ -6,10 +6,12 @@ the data file (few-shot seed 1234), so a row has the same prompt whichever subse
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,6 +103,8 @@ def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = 
     from lm_eval.api.instance import Instance
 
     task = _SCORING.get(name) or _SCORING.setdefault(name, _open_task(_config(name, resolve=True), [doc], [doc], 0))
+    if "langdetect" in sys.modules:  # IFEval's language checks; unseeded, the same answer is right one time and wrong the next
+        sys.modules["langdetect"].DetectorFactory.seed = 0
     values: dict[str, Any] = {}
     for ensemble in task._filters:
         instance = Instance(request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0, metadata=(name, 0, 1))
@@ -129,7 +133,37 @@ def _open_task(config: Mapping[str, Any], docs: Sequence[Mapping[str, Any]], sho
     splits[own.get("test_split") or own.get("validation_split")] = docs
     tables = {split: datasets.Dataset.from_list([dict(row) for row in rows]) for split, rows in splits.items()}
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return ConfigurableTask(config={**own, "custom_dataset": lambda **_: tables})
+    return ConfigurableTask(config={**own, **_compiled_templates(own), "custom_dataset": lambda **_: tables})
+
+
+def _compiled_templates(config: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """Wording as functions, each template compiled once: lm-eval compiles it for every document and example, most of its time.
+
+    Same result as lm_eval/api/task.py `doc_to_text` and `doc_to_target`; tasks with choices read more into the text and are left alone.
+    """
+    from lm_eval.utils import env
+
+    def text(template: str) -> Callable[[Mapping[str, Any]], str]:
+        compiled = env.from_string(template)
+        return lambda doc: compiled.render(**doc)
+
+    def target(template: str) -> Callable[[Mapping[str, Any]], Any]:
+        compiled = env.from_string(template)
+
+        def render(doc: Mapping[str, Any]) -> Any:
+            found = compiled.render(**doc)
+            if len(found) >= 2 and found[0] == "[" and found[-1] == "]":
+                try:
+                    return ast.literal_eval(found)
+                except (SyntaxError, ValueError):
+                    return found
+            return found
+
+        return render
+
+    if config.get("doc_to_choice") or config.get("use_prompt"):
+        return {}
+    return {key: build(config[key]) for key, build in (("doc_to_text", text), ("doc_to_target", target)) if isinstance(config.get(key), str) and "{" in config[key]}
 
 
 def _chat_template(chat: Callable[..., str]) -> Callable[..., str]:
