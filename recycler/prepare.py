@@ -16,7 +16,7 @@ from recycler.pool.preflight import check_pool
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
-from recycler.suite import EvalSuite, check_search_guard, read_suite
+from recycler.suite import EvalSuite, check_across_suites, check_search_guard, read_suite
 from recycler.types import Item, Objective, Pool
 from recycler.yamls import YamlDocument
 
@@ -123,6 +123,7 @@ def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool
         tokenizer = collector.step(load_tokenizer, Path(pool.template.location))
         suites = [collector.step(build_suite, path, tokenizer, data_folders=[*data_folders, folder]) for path in paths if path and path.stem in specs and tokenizer]
     built = tuple(suite for suite in suites if suite is not None)
+    collector.step(check_across_suites, built)
     collector.step(check_search_guard, built, job.allow_benchmark_tests, job.searched_objectives)
     collector.finish()
     return built

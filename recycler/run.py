@@ -17,6 +17,7 @@ from recycler.ledger import Ledger
 from recycler.pool.catalog import open_checkpoint
 from recycler.prepare import PreparedJob, prepare
 from recycler.report import Front, read_front
+from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.loop import Event, Listener, score_holdout, search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
@@ -36,6 +37,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
     run_folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(run_folder):
         ledger = Ledger(run_folder / LEDGER)
+        _freeze_suites(run_folder / "suites", prepared)
         _check_same_job(ledger, prepared)
         if not (run_folder / "job.yaml").exists():
             shutil.copyfile(job_path, run_folder / "job.yaml")
@@ -103,6 +105,16 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         raise UsageError([Problem(thing=name, cause="has changed since this run began", remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared") for name in changed])
+
+
+def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
+    """Keep the items that are asked; refuse to go on with other ones, and say which item differs and how."""
+    for suite in prepared.suites:
+        path = folder / f"{suite.name}.jsonl"
+        if path.exists():
+            refuse_change(read_frozen(path), suite)
+        else:
+            write_frozen(suite, path)
 
 
 def _work(prepared: PreparedJob) -> Work:

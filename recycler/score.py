@@ -8,7 +8,7 @@ from pathlib import Path
 from recycler.engines import build_engine, default_engine_name
 from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_checkpoint
-from recycler.scoring.scorers import SCORERS
+from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
 from recycler.shipped import shipped_file
@@ -30,5 +30,5 @@ def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str 
 
 
 def _all_objectives(items: Sequence[Item]) -> list[Objective]:
-    found = {(item.suite, item.task, metric) for item in items for metric in SCORERS[item.scorer].metrics}
+    found = {(item.suite, item.task, metric) for item in items for metric in item_metrics(item)}
     return [Objective(suite=suite, task=task, metric=metric, direction="maximize") for suite, task, metric in sorted(found)]

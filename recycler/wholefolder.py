@@ -11,6 +11,9 @@ from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 
+COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+              "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
+
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
@@ -30,3 +33,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a checkpoint besides weights and config: tokenizer, chat template, generation config."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -122,4 +122,4 @@ def test_a_run_whose_suite_changed_is_refused(sound, tmp_path):  # noqa: F811
     (tmp_path / "own" / "echo.jsonl").write_text("\n".join([json.dumps({"q": "31+31", "a": "62"}), *rows[1:]]) + "\n")
     process = start(job, tmp_path / "run")
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "suite echo" in err and "has changed" in err
+    assert process.returncode == 2 and "suite 'echo'" in err and "is not the one the job began with" in err and "31+31" in err

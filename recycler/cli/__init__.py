@@ -69,6 +69,20 @@ def build_parser() -> argparse.ArgumentParser:
     fold.add_argument("adapters", nargs="+", help="PEFT adapter folders")
     fold.add_argument("--to", required=True, metavar="DIR", help="folder for the checkpoints, one a subfolder")
 
+    suite = _command(commands, "suite", "freeze a suite into items, show them, or check that they are still the same", "recycler.cli.models:suite")
+    suite.add_argument("action", choices=("build", "show", "check"))
+    suite.add_argument("suite", help="suite name or file; for show, a frozen file")
+    suite.add_argument("--model", help="checkpoint folder whose tokenizer and chat template are used (build, check)")
+    suite.add_argument("--frozen", metavar="FILE", help="frozen items to write (build) or to compare with (check)")
+    suite.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
+
+    serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")
+    serve.add_argument("--root", default=".", help="folder that holds run folders (default: the current one)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1); any other needs the token that is printed")
+    serve.add_argument("--port", type=int, default=8765)
+    serve.add_argument("--token", action="store_true", help="need a token on this machine too")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name under which browsers may ask; may be given again")
+
     demo = _command(commands, "demo", "train a small pool, recycle it, export the knee of the front", "recycler.cli.demo:demo")
     demo.add_argument("--dir", default="demo-run", help="where everything goes (default: demo-run)")
     demo.add_argument("--seed", type=int, default=0)

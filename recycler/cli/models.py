@@ -1,4 +1,4 @@
-"""export, score, merge, inspect, fold."""
+"""export, score, merge, inspect, fold, suite."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def fold(arguments: argparse.Namespace) -> None:
         out = Path(arguments.to) / adapter.resolve().name
         fold_adapter(Path(arguments.base), adapter, out)
         print(out)
+
+
+def suite(arguments: argparse.Namespace) -> None:
+    """recycler suite build|show|check SUITE."""
+    from recycler.errors import Problem, UsageError
+    from recycler.scoring.frozen import read_frozen, suite_build, suite_check, suite_show
+
+    data = [Path(folder) for folder in arguments.data]
+    if arguments.action == "show":
+        print(json.dumps(suite_show(read_frozen(Path(arguments.suite))), indent=2, ensure_ascii=False))
+        return
+    missing = [name for name in ("model", "frozen") if getattr(arguments, name) is None]
+    if missing:
+        raise UsageError([Problem(thing=f"suite {arguments.action}", cause=f"needs --{name}", remedy=f"Add --{name}") for name in missing])
+    if arguments.action == "build":
+        built = suite_build(arguments.suite, Path(arguments.model), Path(arguments.frozen), data_folders=data)
+        print(json.dumps({"schema_version": 1, "suite": built.name, "digest": built.digest, "num_items": len(built.items), "frozen": arguments.frozen}, indent=2))
+    else:
+        suite_check(Path(arguments.frozen), arguments.suite, Path(arguments.model), data_folders=data)
+        print("recycler: the items are the same", file=sys.stderr)
 
 
 def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
-from recycler.merge.stream import merged_tensors
-from recycler.merge.writer import DEFAULT_SHARD_BYTES, write_model
-from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool
+from recycler.merge.to_disk import merge_to_folder
+from recycler.merge.writer import DEFAULT_SHARD_BYTES
+from recycler.pool.tensors import ResidentPool
 from recycler.types import Pool, Recipe, Trial
-from recycler.wholefolder import whole_folder
+from recycler.wholefolder import copy_companions, whole_folder
 
 MANIFEST = "recycler-manifest.json"
-COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-          "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +37,7 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
     in both cases, and when killed, nothing is left at `folder`.
     """
     with whole_folder(folder) as aside:
-        infos = _infos(recipe, pool)
-        digests = write_model(merged_tensors(recipe, ResidentPool(pool)), infos, aside, max_shard_bytes=max_shard_bytes)
+        digests = merge_to_folder(recipe, ResidentPool(pool), aside, max_shard_bytes=max_shard_bytes)
         found = weights_digest(digests.items())
         if trial is not None and trial.weights_digest and trial.weights_digest != found:
             raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="the exported weights are not the ones that were scored: a member's files have changed since",
@@ -56,25 +52,17 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
     return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
 
 
-def _infos(recipe: Recipe, pool: Pool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    target = SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]
-    return {name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape) for name, info in pool.template.tensors.items()}
-
-
 def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
     config = {key: value for key, value in pool.template.config.items() if key not in ("_name_or_path", "torch_dtype")}
     (aside / "config.json").write_text(json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n")
-    for name in COPIED:
-        source = Path(pool.template.location) / name
-        if source.is_file():
-            shutil.copyfile(source, aside / name)
+    copy_companions(Path(pool.template.location), aside)
 
 
 def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> None:
     from recycler.merge.mergekit_yaml import recipe_to_mergekit
 
     try:
-        text = recipe_to_mergekit(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, num_layers=pool.template.num_layers)
+        text = recipe_to_mergekit(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, num_layers=pool.template.num_layers, tensors=pool.template.tensors)
     except UsageError:  # mergekit has no such method or grouping; our own recipe says it
         return
     (aside / "mergekit_config.yml").write_text(text)
@@ -84,7 +72,13 @@ def _write_manifest(recipe: Recipe, trial: Trial | None, aside: Path, digests: d
     manifest = {
         "schema_version": 1, "recipe_digest": digest(recipe), "weights_digest": found,
         "scores": {role: plain(trial.scores(role)) for role in ("search", "holdout")} if trial else None,
-        "files": {path.name: {"sha256": file_digest(path), "num_bytes": path.stat().st_size} for path in sorted(aside.iterdir())},
+        "files": {path.name: _file_facts(path) for path in sorted(aside.iterdir())},
         "tensors": digests,
     }
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    """Size and SHA-256; of weights only the size, since their tensors have digests of their own, taken while writing."""
+    facts: dict[str, Any] = {"num_bytes": path.stat().st_size}
+    return facts if path.suffix == ".safetensors" else facts | {"sha256": file_digest(path)}

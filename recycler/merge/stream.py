@@ -70,7 +70,12 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
         raise UnsafeInputError(problems)
     with torch.no_grad():
         for name, out in destinations.items():
-            _merge_one(recipe, resident, name, out)
+            if out.device.type == "cpu":
+                _merge_one(recipe, resident, name, out)
+            else:  # the pool lies in host memory: merge there, so that bits equal the export's, and copy once
+                merged = torch.empty(out.shape, dtype=out.dtype)
+                _merge_one(recipe, resident, name, merged)
+                out.copy_(merged)
 
 
 def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None) -> None:

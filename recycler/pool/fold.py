@@ -24,13 +24,11 @@ from recycler.pool.catalog import open_checkpoint
 from recycler.pool.headers import FLOAT_DTYPES, read_header
 from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint
-from recycler.wholefolder import whole_folder
+from recycler.wholefolder import copy_companions, whole_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 BY_PEFT = "Merge this adapter with PEFT, and give the result"
-COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-          "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
 # options of PEFT that change what an adapter computes, or that changed the base it was trained on (pissa, olora, loftq);
 # any value other than these is more than plain LoRA
@@ -67,9 +65,8 @@ def fold_adapter(base: Path, adapter: Path, out: Path) -> None:
     infos = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with whole_folder(out) as aside:
         write_model(_folded(checkpoint, factors), infos, aside)
-        for name in COPIED:
-            if (base / name).is_file():
-                shutil.copyfile(base / name, aside / name)
+        shutil.copyfile(base / "config.json", aside / "config.json")
+        copy_companions(base, aside)
 
 
 def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors]) -> Iterator[tuple[str, Tensor]]:

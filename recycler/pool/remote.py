@@ -27,7 +27,7 @@ PART_BYTES = 1 << 23
 PARALLEL = 8
 MAX_SMALL_BYTES = 200_000_000
 UNFINISHED = "recycler-upload.json"  # lies there while an upload goes on
-_SMALL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.(json|jinja|txt|model|md)|LICENSE|README\.md")
+SMALL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.(json|jinja|txt|model|md)|LICENSE|README\.md")
 _folders: dict[str, Path] = {}  # prefix -> its small files, as this process first saw them
 
 
@@ -115,7 +115,7 @@ def _read_header(url: str) -> dict[str, TensorInfo]:
 
 def _small_files(url: str, objects: Mapping[str, int]) -> Path:
     """Fetch the small files of a prefix into a folder of the cache that is named after their versions."""
-    names = sorted(name for name in objects if _SMALL.fullmatch(name))
+    names = sorted(name for name in objects if SMALL.fullmatch(name))
     large = [name for name in names if objects[name] > MAX_SMALL_BYTES]
     if large:
         raise UnsafeInputError(Problem(thing=f"{url}/{large[0]}", cause=f"holds {objects[large[0]]:,} bytes; {MAX_SMALL_BYTES:,} is the limit", remedy="Check what was uploaded there"))

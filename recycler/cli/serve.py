@@ -1,0 +1,40 @@
+"""serve: the service and its dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from recycler.errors import Problem, UsageError
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """recycler serve: loopback without a token; anywhere else tokens are made and told once, as addresses."""
+    try:
+        import uvicorn
+
+        from recycler.service.app import create_app
+    except ModuleNotFoundError as error:
+        raise UsageError(Problem(thing="recycler serve", cause=f"needs {error.name}, which is not installed", remedy="pip install 'recycler[service]'")) from None
+    root = Path(arguments.root)
+    if not root.is_dir():
+        raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
+    local = arguments.host in LOOPBACK_NAMES and not arguments.allow_host
+    token, viewer = (None, None) if local and not arguments.token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+    app = create_app(root, token=token, viewer_token=viewer, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
+    place = f"http://{arguments.host if arguments.host != '0.0.0.0' else socket.gethostname()}:{arguments.port}/"
+    if token is None:
+        print(f"recycler: serving {root} at {place} to this machine, without a token", file=sys.stderr)
+    else:
+        print(f"recycler: serving {root}; open one of these, they are told once\n  operator: {place}?token={token}\n  viewer:   {place}?token={viewer}", file=sys.stderr)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
+
+
+def _names(host: str) -> list[str]:
+    """Names under which a server at `host` may be asked for."""
+    return [socket.gethostname(), socket.getfqdn()] if host == "0.0.0.0" else [host]

@@ -1,0 +1,65 @@
+"""The application: guards outside, API and pages inside, errors as JSON problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from recycler import __version__
+from recycler.dashboard.pages import pages_router
+from recycler.errors import InfrastructureError, NotFoundError, RecyclerError
+from recycler.service.guard import LOOPBACK, Guard, Keys, SafeHeaders
+from recycler.service.jobs import BusyError, Jobs
+from recycler.service.metrics import CONTENT_TYPE, metrics_text
+from recycler.service.routes import api_router
+
+STATUS = {NotFoundError: 404, BusyError: 409, InfrastructureError: 503}
+
+
+def create_app(root: Path, *, token: str | None, viewer_token: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The service over the run folders of `root`.
+
+    Without a token everybody who reaches it is an operator, so only loopback hosts may be allowed then; ValueError else.
+    """
+    if token is None and not set(allowed_hosts) <= set(LOOPBACK):
+        raise ValueError("hosts other than loopback need a token")
+    jobs = Jobs(root)
+    app = FastAPI(title="recycler", version=__version__, summary="Recycling jobs: trials, fronts, comparisons, exports.", openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None)
+    app.state.jobs = jobs
+    app.add_exception_handler(RecyclerError, _told)
+    app.add_exception_handler(RequestValidationError, _refused)
+    app.add_middleware(Guard, keys=Keys(token, viewer_token))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
+    app.add_middleware(SafeHeaders)
+    app.include_router(api_router(jobs))
+    app.include_router(pages_router(jobs.store.run))
+
+    @app.get("/healthz", summary="Whether the root can be read")
+    def health() -> JSONResponse:
+        there = jobs.store.root.is_dir()
+        return JSONResponse({"ok": there}, 200 if there else 503)
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    def metrics() -> Response:
+        return Response(metrics_text(jobs.documents()), headers={"Content-Type": CONTENT_TYPE})
+
+    return app
+
+
+def _told(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RecyclerError)
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 422)
+    return JSONResponse({"problems": [asdict(problem) for problem in error.problems]}, status)
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"problems": [{"thing": ".".join(map(str, entry["loc"])), "cause": entry["msg"], "remedy": "", "where": ""} for entry in error.errors()]}, 422)

@@ -1,0 +1,145 @@
+"""JSON documents of the API, made from a snapshot by plain functions. Numbers that JSON cannot say become null."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from recycler import pareto
+from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.report import knee, weights_by_group
+from recycler.search.baselines import maximized
+from recycler.service.store import Snapshot
+from recycler.stats import mcnemar, paired_difference
+from recycler.types import Objective, Outcome, Role, Score, Trial
+
+MAX_FLIPS = 200
+MAX_OUTPUT = 4_000
+ROLES: tuple[Role, ...] = ("search", "holdout")
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def trial_entry(trial: Trial) -> dict[str, Any]:
+    """One trial as the lists and the events show it."""
+    return {
+        "trial": trial.number, "kind": trial.kind, "label": trial.label, "state": trial.state, "method": trial.recipe.method,
+        "weights": weights_by_group(trial), "options": dict(trial.recipe.options),
+        "scores": {role: {score.objective: _score(score) for score in trial.scores(role)} for role in ROLES},
+        "failure": {"blame": trial.failure.blame, "reason": trial.failure.reason} if trial.failure else None,
+    }
+
+
+def trials_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
+    """All trials, who is on the front, and where the events go on after this document."""
+    front, volumes, chosen = [], [], None
+    if _has_front(snapshot):
+        front, volumes, chosen = [trial.number for trial in snapshot.front.front], hypervolume_curve(snapshot), knee(snapshot.front).number
+    return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names), "base": snapshot.pool.base.name if snapshot.pool.base else None,
+            "front": front, "knee": chosen, "hypervolume": volumes, "cursor": cursor, "trials": [trial_entry(trial) for trial in snapshot.trials]}
+
+
+def objectives_document(objectives: Sequence[Objective]) -> list[dict[str, str]]:
+    return [{"name": objective.name, "direction": objective.direction} for objective in objectives]
+
+
+def hypervolume_curve(snapshot: Snapshot) -> list[dict[str, float]]:
+    """The volume after each trial that raised it, by number; measured above the corner of the run's front document."""
+    scored = snapshot.front.trials
+    values = maximized(scored, snapshot.objectives)
+    corner = pareto.as_maximized([snapshot.front.reference], [objective.direction for objective in snapshot.objectives])[0]
+    curve, best = [], values[:0]
+    for trial, row in zip(scored, values, strict=True):
+        if len(best) and (best >= row).all(axis=1).any():
+            continue
+        best = pareto.np.vstack([best[~(best <= row).all(axis=1)], row])
+        curve.append({"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)})
+    return curve
+
+
+def items_document(trial: Trial, role: Role, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {"schema_version": 1, "trial": trial.number, "role": role, "items": [
+        {"item": outcome.item, "values": {name: finite(value) for name, value in outcome.values}, "output": outcome.output[:MAX_OUTPUT], "num_tokens": outcome.num_tokens} for outcome in outcomes]}
+
+
+def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, outcomes: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
+    """Each trial against the first: score differences, paired differences with errors, and the items that flipped.
+
+    The ledger holds neither clusters nor weights of items, so the paired figures take every item as one independent vote.
+    """
+    tables = [{outcome.item: outcome for outcome in own} for own in outcomes]
+    against = [{"trial": trial.number, "objectives": [_difference(objective, trials[0], trial, role, tables[0], table) for objective in snapshot.objectives]}
+               for trial, table in zip(trials[1:], tables[1:], strict=True)]
+    return {"schema_version": 1, "role": role, "reference": trials[0].number, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names),
+            "trials": [trial_entry(trial) for trial in trials], "against": against, "note": "paired figures take every item as independent and equally weighted"}
+
+
+def pool_document(snapshot: Snapshot) -> dict[str, Any]:
+    """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed)."""
+    front = snapshot.front if _has_front(snapshot) else None
+    alone = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
+    volume = front.hypervolume(front.front, "search") if front else None
+    members = []
+    for index, member in enumerate(snapshot.pool.members):
+        using = [trial for trial in front.front if any(row[index] != 0.0 for row in trial.recipe.weights)] if front else []
+        mean = sum(sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights) for trial in using) / len(using) if using else 0.0
+        without = _volume_without(snapshot, index) if front else None
+        members.append({"name": member.name, "location": member.location, "trial": alone[member.name].number if member.name in alone else None,
+                        "scores": trial_entry(alone[member.name])["scores"] if member.name in alone else None,
+                        "front_uses": len(using), "mean_weight": finite(mean), "hypervolume_without": without})
+    base = snapshot.pool.base
+    return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "num_front": len(front.front) if front else 0, "hypervolume": volume,
+            "base": {"name": base.name, "location": base.location} if base else None, "members": members,
+            "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach"}
+
+
+def read_numbers(text: str) -> list[int]:
+    """2 to 4 distinct trial numbers. Raises UsageError."""
+    words = text.split(",")
+    if not 2 <= len(words) <= 4 or not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words) or len(set(map(int, words))) != len(words):
+        raise UsageError(Problem(thing="trials", cause="not 2 to 4 different trial numbers", remedy="Write trials=3,17"))
+    return [int(word) for word in words]
+
+
+def _has_front(snapshot: Snapshot) -> bool:
+    return any(trial.kind == "member" and trial.state == "SCORED" for trial in snapshot.trials)
+
+
+def _volume_without(snapshot: Snapshot, index: int) -> float | None:
+    rest = [trial for trial in snapshot.front.trials if all(row[index] == 0.0 for row in trial.recipe.weights)]
+    return snapshot.front.hypervolume(rest, "search") if rest else 0.0
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {"value": finite(score.value), "stderr": finite(score.stderr), "n": score.n}
+
+
+def _difference(objective: Objective, first: Trial, other: Trial, role: Role, a: dict[str, Outcome], b: dict[str, Outcome]) -> dict[str, Any]:
+    figures = [next((score for score in trial.scores(role) if score.objective == objective.name), None) for trial in (first, other)]
+    if None in figures:
+        raise NotFoundError(Problem(thing=f"trials {first.number} and {other.number}", cause=f"are not both scored on {role}", remedy="Holdout is scored for the front when the budget is spent"))
+    values = [_values_of(objective, table) for table in (b, a)]
+    found: dict[str, Any] = {"objective": objective.name, "score_difference": finite(figures[1].value - figures[0].value), "paired": None, "flips": None}
+    if values[0].keys() & values[1].keys():
+        paired = paired_difference(*values)
+        found["paired"] = {name: finite(getattr(paired, name)) for name in ("difference", "stderr", "low", "high", "p_value")} | {"n": paired.n, "distinguishable": paired.distinguishable}
+        if all(value in (0.0, 1.0) for side in values for value in side.values()):
+            found["flips"] = _flips(mcnemar(*values), b, a)
+    return found
+
+
+def _flips(flips: Any, b: dict[str, Outcome], a: dict[str, Outcome]) -> dict[str, Any]:
+    def told(items: Sequence[Any]) -> list[dict[str, str]]:
+        return [{"item": item, "reference_output": a[item].output[:MAX_OUTPUT], "output": b[item].output[:MAX_OUTPUT]} for item in items[:MAX_FLIPS]]
+
+    return {"num_gained": len(flips.a_only), "num_lost": len(flips.b_only), "num_both": flips.both, "num_neither": flips.neither, "p_value": flips.p_value,
+            "gained": told(flips.a_only), "lost": told(flips.b_only)}
+
+
+def _values_of(objective: Objective, table: dict[str, Outcome]) -> dict[str, float]:
+    """Item to value, of the items of an objective: an item's id is SUITE/TASK/NAME."""
+    prefix = f"{objective.suite}/{objective.task}/" if objective.task else f"{objective.suite}/"
+    return {item: dict(outcome.values)[objective.metric] for item, outcome in table.items() if item.startswith(prefix) and objective.metric in dict(outcome.values)}

@@ -1,0 +1,155 @@
+"""Jobs as the service sees them: state with a reason, submit, stop, resume, export. Everything heavy is another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
+from recycler.export.export import MANIFEST
+from recycler.job import JobSpec, read_job
+from recycler.report import choose
+from recycler.service import processes
+from recycler.service.documents import finite, hypervolume_curve, objectives_document
+from recycler.service.processes import LOG, Processes
+from recycler.service.store import EXPORTS, ID, Run, Snapshot, Store
+
+MAX_PROCESSES = 8
+STOPPED = (130, -2, -15)
+
+
+class BusyError(RecyclerError):
+    """Something of that name exists or runs already."""
+
+
+class Jobs:
+    """The runs of a root and the processes that work on them."""
+
+    def __init__(self, root: Path):
+        self.store, self.processes = Store(root), Processes()
+
+    # ---------------------------------------------------------------- reading
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [self.document(self.store.run(run_id)) for run_id in self.store.ids()]
+
+    def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
+        """Status of one job: state and reason, progress, cost, volume. A ledger that cannot be read is a state, no error."""
+        running = self.processes.is_driven(run)
+        head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "running": running}
+        try:
+            snapshot = snapshot or self.store.snapshot(run)
+        except RecyclerError as error:
+            state, reason = self._state(run, running, finished=False)
+            if not isinstance(error, NotFoundError):
+                state, reason = "broken", error.problems[0].cause
+            return {**head, "name": run.id, "state": state if state != "running" else "starting", "reason": reason, "trials": {"SCORED": 0, "PENDING": 0, "FAILED": 0}, "expected_trials": None,
+                    "objectives": [], "num_tokens": 0, "worker_seconds": 0.0, "elapsed_seconds": 0.0, "eta_seconds": None, "hypervolume": []}
+        status = snapshot.status
+        state, reason = self._state(run, running, finished=status["state"] == "finished")
+        closed = status["trials"]["SCORED"] + status["trials"]["FAILED"]
+        expected = max(2 * len(snapshot.pool.members) + bool(snapshot.pool.base) + 1 + (status["budget_trials"] or 0), closed)
+        left = status["elapsed_seconds"] / closed * (expected - closed) if closed and running else None
+        scored_member = any(trial.kind == "member" and trial.state == "SCORED" for trial in snapshot.trials)
+        return {**head, "name": status["name"], "state": state, "reason": reason, "trials": status["trials"], "expected_trials": closed if state == "finished" else expected,
+                "objectives": objectives_document(snapshot.objectives), "num_tokens": status["num_tokens"], "worker_seconds": finite(status["worker_seconds"]),
+                "elapsed_seconds": finite(status["elapsed_seconds"]), "eta_seconds": left, "hypervolume": hypervolume_curve(snapshot) if scored_member else []}
+
+    def _state(self, run: Run, running: bool, finished: bool) -> tuple[str, str]:
+        if running:
+            return "running", "a driver is at work"
+        if finished:
+            return "finished", "the budget is spent and the front is scored on the holdout items"
+        code = self.processes.exit_code(run.id)
+        said = processes.said_last(run.folder / LOG)
+        if code is not None and code not in (0, *STOPPED):
+            return "failed", said or f"the driver ended with exit code {code}"
+        if code in STOPPED:
+            return "stopped", "resume goes on where it was"
+        return "interrupted", said or "no driver is at work; the same recycler run goes on where it was"
+
+    # ---------------------------------------------------------------- submitting
+
+    def validate(self, text: str) -> JobSpec:
+        """The job that `text` spells. Raises UsageError with every problem, each at job.yaml:LINE."""
+        with tempfile.TemporaryDirectory(prefix="recycler-") as folder:
+            path = Path(folder) / "job.yaml"
+            path.write_text(text, encoding="utf-8", errors="replace")
+            try:
+                return read_job(path)[0]
+            except UsageError as error:
+                raise UsageError([_without_folder(problem, folder) for problem in error.problems]) from None
+
+    def submit(self, text: str, run_id: str | None) -> tuple[Run, bool]:
+        """Write the job file and start its driver; (run, True) when it is new, False when this very job was there.
+
+        Raises UsageError for a bad job, BusyError when the id belongs to another job.
+        """
+        job = self.validate(text)
+        run_id = run_id or job.name
+        if not ID.fullmatch(run_id):
+            raise UsageError(Problem(thing="id", cause="is not a word of lower case letters, digits, dots and dashes", remedy="Write one such as math-and-code-2"))
+        source, folder = self.store.source(run_id), self.store.root / run_id
+        if source.is_file() and source.read_text() == text:
+            return self.store.run(run_id), False
+        if source.exists() or folder.exists():
+            raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id"))
+        self._check_room()
+        folder.mkdir()
+        aside = source.with_suffix(".part")
+        aside.write_text(text)
+        os.replace(aside, source)
+        run = self.store.run(run_id)
+        self.resume(run)
+        return run, True
+
+    def resume(self, run: Run) -> None:
+        """Start the driver of a submitted job again. Raises BusyError when one is at work."""
+        if not run.submitted:
+            raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, so where its job file lies is not known here", remedy="Run the same recycler run again"))
+        self._check_room()
+        if self.processes.is_driven(run) or not self.processes.start(run.id, processes.as_python(processes.run_command(run)), run.folder / LOG, self.store.root):
+            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"))
+
+    def stop(self, run: Run) -> None:
+        if not self.processes.stop(run):
+            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver on this machine", remedy="Nothing to stop"))
+
+    # ---------------------------------------------------------------- exporting
+
+    def export(self, run: Run, which: str) -> dict[str, Any]:
+        """Start the export of a trial (a number, knee or best:OBJECTIVE) into the run's exports; the same again changes nothing."""
+        trial = choose(self.store.snapshot(run).front, which)
+        words, export_id = processes.export_command(run, trial.number), processes.export_id(trial.number)
+        if not (run.folder / EXPORTS / export_id / MANIFEST).is_file():
+            self._check_room()
+            self.processes.start(f"{run.id}/{export_id}", processes.as_python(words), run.folder / EXPORTS / f"{export_id}.log", self.store.root)
+        return self.export_document(run, export_id)
+
+    def exports(self, run: Run) -> list[dict[str, Any]]:
+        return [self.export_document(run, path.stem) for path in sorted((run.folder / EXPORTS).glob("trial-*.log"))]
+
+    def export_document(self, run: Run, export_id: str) -> dict[str, Any]:
+        """State of one export. Raises NotFoundError."""
+        folder, log = run.folder / EXPORTS / export_id, run.folder / EXPORTS / f"{export_id}.log"
+        number = export_id.removeprefix("trial-")
+        if not number.isdigit() or not log.is_file():
+            raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
+        found = {"schema_version": 1, "id": export_id, "trial": int(number), "command": processes.as_shell(processes.export_command(run, int(number))), "reason": "", "num_bytes": None, "weights_digest": None}
+        if (folder / MANIFEST).is_file():
+            manifest = json.loads((folder / MANIFEST).read_text())
+            return {**found, "state": "done", "num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
+        if self.processes.alive(f"{run.id}/{export_id}"):
+            return {**found, "state": "running"}
+        return {**found, "state": "failed", "reason": processes.said_last(log) or "the export was interrupted; ask again"}
+
+    def _check_room(self) -> None:
+        if self.processes.num_alive() >= MAX_PROCESSES:
+            raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+
+
+def _without_folder(problem: Problem, folder: str) -> Problem:
+    return Problem(thing=problem.thing.replace(f"{folder}/", ""), cause=problem.cause.replace(f"{folder}/", ""), remedy=problem.remedy, where=problem.where.replace(f"{folder}/", ""))

@@ -1,0 +1,135 @@
+"""Runs and exports as processes of their own: the service holds no weights and a dying service takes no run with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from recycler.service.store import EXPORTS, Run
+
+LOG = "driver.log"
+LOCK = "driver.lock"
+INTERRUPT_SECONDS, TERMINATE_SECONDS = 15.0, 10.0
+TAIL_BYTES = 8_192
+
+
+class Processes:
+    """What this service started, by name; drivers that others started are found by the lock they hold."""
+
+    def __init__(self) -> None:
+        self._children: dict[str, subprocess.Popen] = {}
+        self._lock = threading.Lock()
+
+    def start(self, name: str, command: list[str], log: Path, cwd: Path) -> bool:
+        """Start `command` in its own session, its words going to `log`; False when the last one of that name still runs."""
+        with self._lock:
+            if self._alive(name):
+                return False
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as file:
+                self._children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True)
+            return True
+
+    def alive(self, name: str) -> bool:
+        with self._lock:
+            return self._alive(name)
+
+    def num_alive(self) -> int:
+        with self._lock:
+            return sum(child.poll() is None for child in self._children.values())
+
+    def exit_code(self, name: str) -> int | None:
+        """How the last process of that name ended; None while it runs or when there was none."""
+        with self._lock:
+            child = self._children.get(name)
+            return child.poll() if child else None
+
+    def stop(self, run: Run) -> bool:
+        """Interrupt the driver of a run, then terminate it when it does not listen; False when none runs."""
+        with self._lock:
+            child = self._children.get(run.id)
+            pid = child.pid if child and child.poll() is None else driver_pid(run.folder)
+        if pid is None:
+            return False
+        os.kill(pid, signal.SIGINT)
+        threading.Thread(target=self._insist, args=(run, pid), daemon=True).start()
+        return True
+
+    def is_driven(self, run: Run) -> bool:
+        return self.alive(run.id) or driver_pid(run.folder) is not None
+
+    def _insist(self, run: Run, pid: int) -> None:
+        for seconds, number in ((INTERRUPT_SECONDS, signal.SIGTERM), (TERMINATE_SECONDS, signal.SIGKILL)):
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                time.sleep(0.2)
+                if not self._is_still(run, pid):
+                    return
+            os.kill(pid, number)
+
+    def _is_still(self, run: Run, pid: int) -> bool:
+        """Whether `pid` is still the driver, so that a number given to another process is never signalled."""
+        with self._lock:
+            child = self._children.get(run.id)
+            if child is not None and child.pid == pid:
+                return child.poll() is None
+        return driver_pid(run.folder) == pid
+
+    def _alive(self, name: str) -> bool:
+        child = self._children.get(name)
+        return child is not None and child.poll() is None
+
+
+def driver_pid(folder: Path) -> int | None:
+    """The process that holds the run's lock, read from /proc/locks: asking the lock itself could refuse a starting driver."""
+    try:
+        stat, locks = (folder / LOCK).stat(), Path("/proc/locks").read_text()
+    except FileNotFoundError:
+        return None
+    inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+    held = (line.split() for line in locks.splitlines())
+    return next((int(words[4]) for words in held if "->" not in words and words[1] == "FLOCK" and words[5] == inode and int(words[4]) > 0), None)
+
+
+def log_tail(path: Path) -> str:
+    """The last few kilobytes of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def said_last(path: Path) -> str:
+    """What recycler itself said last in a log, without its prefix."""
+    lines = [line.strip() for line in log_tail(path).splitlines() if line.strip()]
+    own = [line.removeprefix("recycler: ") for line in lines if line.startswith("recycler: ")]
+    return (own or lines or [""])[-1]
+
+
+def run_command(run: Run) -> list[str]:
+    return ["run", str(run.source), "--dir", str(run.folder)]
+
+
+def export_command(run: Run, number: int) -> list[str]:
+    return ["export", str(run.folder), "--trial", str(number), "--to", str(run.folder / EXPORTS / export_id(number))]
+
+
+def export_id(number: int) -> str:
+    return f"trial-{number}"
+
+
+def as_python(words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "recycler", *words]
+
+
+def as_shell(words: list[str]) -> str:
+    """The command line that a person would type."""
+    return shlex.join(["recycler", *words])

@@ -1,0 +1,176 @@
+"""The API: parse, call one function, answer. Ids are words of a strict pattern; no path ever comes from outside."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Header, Path, Query
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from recycler.export.card import model_card
+from recycler.merge.recipe_yaml import recipe_to_yaml
+from recycler.service import documents, events, processes
+from recycler.service.jobs import Jobs
+from recycler.service.processes import LOG
+from recycler.service.store import Snapshot
+
+JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+ExportId = Annotated[str, Path(pattern=r"^trial-[0-9]{1,8}$")]
+TrialNumber = Annotated[int, Path(ge=0, lt=10**8)]
+RoleQuery = Annotated[Literal["search", "holdout"], Query(description="which items")]
+Problems = {404: {"description": "no such job, trial or export"}, 401: {"description": "token needed"}, 503: {"description": "the ledger cannot be read"}}
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobText(Request):
+    """A job file as text."""
+
+    text: str = Field(max_length=500_000)
+    id: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+
+
+class ExportRequest(Request):
+    """Which trial to export: a number, `knee`, or `best:OBJECTIVE`."""
+
+    trial: str = Field(max_length=200)
+
+
+class Nothing(Request):
+    """An empty JSON object."""
+
+
+def api_router(jobs: Jobs) -> APIRouter:
+    """All routes under /api/v1."""
+    router = APIRouter(prefix="/api/v1", responses=Problems)
+    _reading(router, jobs)
+    _trials(router, jobs)
+    _writing(router, jobs)
+    return router
+
+
+def _reading(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/jobs", summary="All jobs with state, progress and cost")
+    def list_jobs() -> JSONResponse:
+        return JSONResponse({"schema_version": 1, "jobs": jobs.documents()})
+
+    @router.get("/jobs/{job}", summary="One job: state with a reason, progress, cost, hypervolume after each improvement")
+    def job_status(job: JobId) -> JSONResponse:
+        return JSONResponse(jobs.document(jobs.store.run(job)))
+
+    @router.get("/jobs/{job}/source", summary="The job file that was submitted, and the end of the driver's log")
+    def job_source(job: JobId) -> JSONResponse:
+        run = jobs.store.run(job)
+        path = run.source if run.submitted else run.folder / "job.yaml"
+        return JSONResponse({"schema_version": 1, "text": path.read_text(errors="replace") if path.is_file() else "", "log": processes.log_tail(run.folder / LOG),
+                             "command": processes.as_shell(processes.run_command(run)) if run.submitted else ""})
+
+    @router.get("/jobs/{job}/front", summary="The front and its baselines: the document of `recycler front --json`")
+    def front(job: JobId) -> JSONResponse:
+        return JSONResponse(jobs.store.snapshot(jobs.store.run(job)).front_document())
+
+    @router.get("/jobs/{job}/pool", summary="Members: own scores, use by the front, the volume without them")
+    def pool(job: JobId) -> JSONResponse:
+        return JSONResponse(documents.pool_document(jobs.store.snapshot(jobs.store.run(job))))
+
+    @router.get("/jobs/{job}/events", summary="Server-sent events: trial, holdout, status, end; resumes after Last-Event-ID", response_class=StreamingResponse)
+    def job_events(job: JobId, after: Annotated[str, Query(max_length=events.MAX_CURSOR)] = "", last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+        run = jobs.store.run(job)
+        jobs.store.snapshot(run)  # a job without a ledger is told as 404 before the stream begins
+
+        def read() -> tuple[Snapshot, dict[str, Any]]:
+            snapshot = jobs.store.snapshot(run)
+            return snapshot, jobs.document(run, snapshot)
+
+        return StreamingResponse(events.stream(read, last_event_id if last_event_id is not None else after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _trials(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/jobs/{job}/trials", summary="Every trial with recipe and scores, the front's numbers, and the cursor for events")
+    def trials(job: JobId) -> JSONResponse:
+        snapshot = jobs.store.snapshot(jobs.store.run(job))
+        return JSONResponse(documents.trials_document(snapshot, str(events.Cursor.of(snapshot))))
+
+    @router.get("/jobs/{job}/trials.csv", summary="Every trial as CSV", response_class=Response)
+    def trials_csv(job: JobId) -> Response:
+        return Response(_csv(jobs.store.snapshot(jobs.store.run(job))), media_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{job}-trials.csv"'})
+
+    @router.get("/jobs/{job}/trials/{number}/items", summary="Per-item outcomes of one trial")
+    def items(job: JobId, number: TrialNumber, role: RoleQuery = "search") -> JSONResponse:
+        run = jobs.store.run(job)
+        return JSONResponse(documents.items_document(jobs.store.snapshot(run).trial(number), role, jobs.store.outcomes(run, number, role)))
+
+    @router.get("/jobs/{job}/trials/{number}/recipe", summary="The recipe of one trial as YAML, its model card, and the export command")
+    def recipe(job: JobId, number: TrialNumber) -> JSONResponse:
+        run = jobs.store.run(job)
+        snapshot = jobs.store.snapshot(run)
+        trial = snapshot.trial(number)
+        checkpoints = (*snapshot.pool.members, *([snapshot.pool.base] if snapshot.pool.base else []))
+        text = recipe_to_yaml(trial.recipe, {checkpoint.name: checkpoint.location for checkpoint in checkpoints})
+        return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(processes.export_id(number), snapshot.pool, trial.recipe, trial, text),
+                             "command": processes.as_shell(processes.export_command(run, number))})
+
+    @router.get("/jobs/{job}/compare", summary="2 to 4 trials: paired differences to the first with standard errors, and flipped items with both outputs")
+    def compare(job: JobId, trials: Annotated[str, Query(max_length=64, examples=["3,17"])], role: RoleQuery = "search") -> JSONResponse:
+        run, numbers = jobs.store.run(job), documents.read_numbers(trials)
+        snapshot = jobs.store.snapshot(run)
+        chosen = [snapshot.trial(number) for number in numbers]
+        return JSONResponse(documents.compare_document(snapshot, chosen, role, [jobs.store.outcomes(run, number, role) for number in numbers]))
+
+
+def _writing(router: APIRouter, jobs: Jobs) -> None:
+    @router.post("/validate", summary="Check a job file: every problem with file and line")
+    def validate(request: JobText) -> JSONResponse:
+        return JSONResponse({"schema_version": 1, "name": jobs.validate(request.text).name, "problems": []})
+
+    @router.post("/jobs", status_code=201, summary="Submit a job file; the same text again is the same job")
+    def submit(request: JobText) -> JSONResponse:
+        run, created = jobs.submit(request.text, request.id)
+        return JSONResponse(jobs.document(run), 201 if created else 200, {"Location": f"/api/v1/jobs/{run.id}"})
+
+    @router.post("/jobs/{job}/stop", status_code=202, summary="Stop the driver; scored trials are kept")
+    def stop(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
+        run = jobs.store.run(job)
+        jobs.stop(run)
+        return JSONResponse(jobs.document(run), 202)
+
+    @router.post("/jobs/{job}/resume", status_code=202, summary="Go on with an unfinished job")
+    def resume(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
+        run = jobs.store.run(job)
+        jobs.resume(run)
+        return JSONResponse(jobs.document(run), 202)
+
+    @router.post("/jobs/{job}/export", status_code=202, summary="Export a trial into the run's exports; follow it at exports/ID")
+    def export(job: JobId, request: ExportRequest) -> JSONResponse:
+        found = jobs.export(jobs.store.run(job), request.trial)
+        return JSONResponse(found, 200 if found["state"] == "done" else 202, {"Location": f"/api/v1/jobs/{job}/exports/{found['id']}"})
+
+    @router.get("/jobs/{job}/exports", summary="All exports of a job")
+    def exports(job: JobId) -> JSONResponse:
+        return JSONResponse({"schema_version": 1, "exports": jobs.exports(jobs.store.run(job))})
+
+    @router.get("/jobs/{job}/exports/{export}", summary="One export: running, done or failed with a reason")
+    def export_status(job: JobId, export: ExportId) -> JSONResponse:
+        return JSONResponse(jobs.export_document(jobs.store.run(job), export))
+
+
+def _csv(snapshot: Snapshot) -> str:
+    """One line a trial. Text cells that a spreadsheet would run as a formula get a quote before them."""
+    names = [objective.name for objective in snapshot.objectives]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "kind", "label", "state", *[_cell(f"{name} {role} {part}") for name in names for role in documents.ROLES for part in ("value", "stderr", "n")]])
+    for trial in snapshot.trials:
+        scores = {(role, score.objective): score for role in documents.ROLES for score in trial.scores(role)}
+        figures = [getattr(scores[role, name], part) if (role, name) in scores else "" for name in names for role in documents.ROLES for part in ("value", "stderr", "n")]
+        writer.writerow([trial.number, trial.kind, _cell(trial.label), trial.state, *figures])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
