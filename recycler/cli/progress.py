@@ -68,7 +68,7 @@ class Progress:
 
     def listen(self, event: Event) -> None:
         if event.what == "holdout":
-            self.update(f"holdout: trial {event.trial.number}", 1.0 if self._stage == "holdout" else 0.5)
+            self.update(f"holdout: trial {event.trial.number}", event.fraction)
         elif event.what in ("scored", "failed"):
             self._done += 1
             self.update(f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}", min(self._done / self._expected, 1.0))

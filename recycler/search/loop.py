@@ -25,6 +25,7 @@ class Event:
 
     what: Literal["resumed", "opened", "scored", "failed", "holdout"]
     trial: Trial
+    fraction: float = 0.0  # of the holdout scoring that is done
 
 
 Listener = Callable[[Event], None]
@@ -68,7 +69,7 @@ def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, 
     """Score each finalist on the holdout items, once; search scores chose them, holdout scores are reported."""
     waiting = [trial for trial in finalists if not trial.holdout]
     by_number = {trial.number: trial for trial in waiting}
-    in_flight = 0
+    in_flight, total = 0, len(waiting)
     while waiting or in_flight:
         while waiting and in_flight < workers.num_workers:
             trial = waiting.pop(0)
@@ -79,7 +80,7 @@ def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, 
             if isinstance(result.answer, Failure):
                 raise InfrastructureError(Problem(thing=f"trial {result.number}", cause=f"could not be scored on the holdout items ({result.answer.reason})", remedy="Run the same command again; nothing else is repeated"))
             ledger.add_holdout(result.number, result.answer)
-            listen(Event(what="holdout", trial=replace(by_number[result.number], holdout=_in_order(result.answer))))
+            listen(Event(what="holdout", trial=replace(by_number[result.number], holdout=_in_order(result.answer)), fraction=1.0 - (len(waiting) + in_flight) / total))
 
 
 def _scored_twin(trial: Trial, trials: dict[int, Trial]) -> Trial | None:

@@ -1,0 +1,41 @@
+// The API of this server, and nothing else: no request leaves the machine.
+
+export const job = document.body.dataset.job;
+const base = `/api/v1/jobs/${encodeURIComponent(job)}`;
+
+/** Raised for an answer that is not 2xx; `problems` as the server told them. */
+export class ApiError extends Error {
+  constructor(status, problems) {
+    super(problems.map((problem) => `${problem.where ? `${problem.where}: ` : ""}${problem.thing}: ${problem.cause}. ${problem.remedy}`).join("\n"));
+    this.status = status;
+    this.problems = problems;
+  }
+}
+
+async function read(answer) {
+  const document = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new ApiError(answer.status, document.problems ?? [{ thing: "server", cause: `answered ${answer.status}`, remedy: "", where: "" }]);
+  return document;
+}
+
+export const get = async (path) => read(await fetch(path, { headers: { Accept: "application/json" } }));
+export const post = async (path, body = {}) => read(await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }));
+export const getJob = (path = "") => get(base + path);
+export const postJob = (path, body) => post(base + path, body);
+export const jobPath = (path) => base + path;
+
+/** Follows a job's events; `handlers` by kind: trial, holdout, status, end. Opens again by itself, without loss. */
+export function follow(cursor, handlers) {
+  let last = cursor;
+  const open = () => {
+    const source = new EventSource(`${base}/events?after=${encodeURIComponent(last)}`);
+    for (const kind of ["trial", "holdout", "status", "end"]) {
+      source.addEventListener(kind, (event) => {
+        if (event.lastEventId) last = event.lastEventId;
+        handlers[kind]?.(JSON.parse(event.data));
+        if (kind === "end") { source.close(); setTimeout(open, 5000); }
+      });
+    }
+  };
+  open();
+}

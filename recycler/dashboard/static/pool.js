@@ -1,0 +1,21 @@
+// Pool: the members, their own scores, how the front uses them, and what it is worth without each.
+
+import { getJob } from "./api.js";
+import { draw } from "./chart.js";
+import { figure, fill, h, notice } from "./dom.js";
+import { escapeForPlotly } from "./scatter.js";
+
+function table(pool) {
+  const loss = (member) => (member.hypervolume_without === null || !pool.hypervolume ? "–" : `${member.hypervolume_without.toPrecision(4)} (${(100 * (member.hypervolume_without / pool.hypervolume - 1)).toFixed(1)} %)`);
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Members" }, h("table", { id: "members" },
+    h("thead", {}, h("tr", {}, ["member", ...pool.objectives.map((o) => `${o.name} (${o.direction})`), "in front trials", "mean weight there", "volume without it", "where"].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, pool.members.map((member) => h("tr", {}, h("th", { scope: "row" }, member.name), pool.objectives.map((o) => h("td", { class: "num" }, figure(member.scores?.search[o.name]))),
+      h("td", { class: "num" }, `${member.front_uses} of ${pool.num_front}`), h("td", { class: "num" }, member.mean_weight.toFixed(3)), h("td", { class: "num" }, loss(member)), h("td", { class: "soft" }, member.location))))));
+}
+
+try {
+  const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "img", "aria-label": "Weights of the members in the front" });
+  fill(document.getElementById("page"), h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, `${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`), table(pool), h("p", { class: "soft" }, pool.note)), h("section", { class: "card" }, h("h2", {}, "Mean weight in the front's trials"), chart)));
+  await draw(chart, (colours) => ({ traces: [{ type: "bar", x: pool.members.map((m) => escapeForPlotly(m.name)), y: pool.members.map((m) => m.mean_weight), marker: { color: colours.accent } }], layout: { xaxis: { type: "category" }, yaxis: { title: { text: "weight" } }, showlegend: false } }));
+  document.body.dataset.ready = "1";
+} catch (error) { notice(error.message); }
