@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TypeAlias
 
 from recycler import __version__
 from recycler.errors import RecyclerError
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 EPILOG = "Exit codes: 0 ok, 1 failed, 2 usage or job file, 3 not found, 4 unsafe or broken input, 5 infrastructure (try again), 130 interrupted."
 
 
@@ -18,7 +20,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recycler", description="Recycle a pool of checkpoints: search merges on real benchmarks, keep the Pareto front, export the one you choose.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"recycler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _job_commands(commands)
+    _model_commands(commands)
+    return parser
 
+
+def _job_commands(commands: Commands) -> None:
+    """What acts on a job and its run folder."""
     run = _command(commands, "run", "run or resume a job", "recycler.cli.jobs:run")
     run.add_argument("job", help="job file (YAML)")
     run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
@@ -43,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="split the weights beyond this size")
     _json_flag(export)
 
+    demo = _command(commands, "demo", "train a small pool, recycle it, export the knee of the front", "recycler.cli.demo:demo")
+    demo.add_argument("--dir", default="demo-run", help="where everything goes (default: demo-run)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--trials", type=int, default=40, help="merges to try (default: 40)")
+
+
+def _model_commands(commands: Commands) -> None:
+    """What acts on checkpoints, adapters, recipes and suites."""
     score = _command(commands, "score", "score one checkpoint on a suite", "recycler.cli.models:score")
     score.add_argument("model", help="checkpoint folder")
     score.add_argument("--suite", action="append", required=True, help="suite name or file; may be given again")
@@ -83,12 +99,6 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--token", action="store_true", help="need a token on this machine too")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name under which browsers may ask; may be given again")
 
-    demo = _command(commands, "demo", "train a small pool, recycle it, export the knee of the front", "recycler.cli.demo:demo")
-    demo.add_argument("--dir", default="demo-run", help="where everything goes (default: demo-run)")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--trials", type=int, default=40, help="merges to try (default: 40)")
-    return parser
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
@@ -108,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _command(commands, name: str, summary: str, function: str) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, summary: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EPILOG)
     parser.set_defaults(function=function)
     return parser
