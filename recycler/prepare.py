@@ -103,6 +103,9 @@ def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:
     except RecyclerError as error:
         where = document.where(("pool", "members")) if ("pool", "members") in document.lines else document.where(("pool",))
         raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
+    remote = [checkpoint.location for checkpoint in (*pool.members, *([pool.base] if pool.base else [])) if "://" in checkpoint.location]
+    if remote:
+        raise UsageError(Problem(thing=f"pool entry {remote[0]!r}", cause="lies in a bucket, and engines load members from this machine's disk", remedy="Copy the checkpoints to a folder first; recycler inspect and recycler merge read buckets directly", where=document.where(("pool",))))
     if len(pool.members) < 2:
         raise UsageError(Problem(thing="pool", cause=f"holds {len(pool.members)} checkpoint", remedy="A merge needs two members or more", where=document.where(("pool",))))
     return pool

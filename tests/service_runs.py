@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import zlib
 from contextlib import contextmanager
 
 import numpy as np
+from handmade import model_arrays, write_checkpoint
 
 from recycler.ledger import Ledger
 from recycler.search.baselines import average, fixed_baselines
@@ -26,7 +28,7 @@ def scorecard_of(recipe, role="search", *, items=ITEMS, says=""):
     """Smooth in the weights, 0 or 1 for each item; equal for equal recipes."""
     row = np.array(recipe.weights[0])
     skill = 1 / (1 + np.exp(-(4 * np.array([row[0] + 0.3 * row[3] - 0.2 * row[1], row[1] + 0.4 * row[3] - 0.1 * row[2], row[2] + 0.2 * row[3]]) - 1.5 - 0.8 * (row.sum() - 1) ** 2)))
-    noise = np.random.default_rng(abs(hash((role, tuple(row.round(6).tolist())))) % 2**32)
+    noise = np.random.default_rng(zlib.crc32(repr((role, row.round(6).tolist())).encode()))
     outcomes, scores = [], []
     for objective, level in zip(OBJECTIVES, skill, strict=True):
         hard = np.linspace(0.05, 0.95, items)
@@ -36,8 +38,14 @@ def scorecard_of(recipe, role="search", *, items=ITEMS, says=""):
     return Scorecard(role=role, scores=tuple(scores), outcomes=tuple(outcomes), weights_digest="", engine_fingerprint="synthetic", num_tokens=15 * items, merge_seconds=0.1, score_seconds=0.4)
 
 
-def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0):
-    """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure; holdout when finished."""
+def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0, checkpoints=False):
+    """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure; holdout when finished.
+
+    With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be exported.
+    """
+    if checkpoints:
+        for index, name in enumerate((*NAMES, "base")):
+            write_checkpoint(root / "pool" / name, model_arrays(index))
     folder = root / run_id
     folder.mkdir(parents=True)
     pool, ledger = pool_at(root / "pool"), Ledger(folder / "ledger.sqlite")

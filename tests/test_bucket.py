@@ -36,7 +36,7 @@ def chaos():
 def place(chaos, tmp_path, monkeypatch):
     """An empty bucket, an empty cache; yields the bucket's URL."""
     chaos.reset()
-    for name, value in {"AWS_ENDPOINT_URL": chaos.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "RECYCLER_CACHE": str(tmp_path / "cache"), "RECYCLER_BUCKET_TIMEOUT": "1"}.items():
+    for name, value in {"AWS_ENDPOINT_URL": chaos.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "RECYCLER_CACHE": str(tmp_path / "cache"), "RECYCLER_BUCKET_TIMEOUT": "30"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "_folders", {})
     name = f"pool-{random.randrange(10**12)}"
@@ -158,9 +158,11 @@ HEALED = {"503 twice": ("503", 2), "429 twice": ("429", 2), "reset once": ("rese
 
 
 @pytest.mark.parametrize("fault, times", HEALED.values(), ids=HEALED)
-def test_faults_that_pass_give_the_right_bytes(place, tmp_path, chaos, fault, times):
+def test_faults_that_pass_give_the_right_bytes(place, tmp_path, chaos, monkeypatch, fault, times):
     folder = put_model(tmp_path, f"{place}/m")
     chaos.log.clear()
+    if fault == "hang":
+        monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
     chaos.plan = only("GET|HEAD", fault, times)
     assert same_bytes(open_checkpoint(f"{place}/m"), folder)
 
@@ -170,16 +172,16 @@ LASTING = {"503": "503", "429": "429", "reset": "reset", "cut": "cut", "hang": "
 
 @pytest.mark.parametrize("fault", LASTING.values(), ids=LASTING)
 def test_faults_that_stay_are_clear_errors_in_bounded_time(place, tmp_path, chaos, monkeypatch, fault):
-    monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "0.3")
     put_model(tmp_path, f"{place}/m", rows=300)
     checkpoint = open_checkpoint(f"{place}/m")
+    monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "0.3" if fault == "hang" else "5")
     chaos.plan = only(f"GET.*{SHARD}", fault)
     start = time.monotonic()
     with pytest.raises(UsageError if fault == "403" else InfrastructureError, match=f"{place}/m/{SHARD}"):
         if fault in ("whole", "shifted"):
             open_checkpoint(f"{place}/m")
         local_file(next(iter(checkpoint.tensors.values())))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert not list(cache_folder().glob("*.bin")) and not list(cache_folder().glob(".*.part"))
 
 

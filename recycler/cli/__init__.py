@@ -85,6 +85,16 @@ def _model_commands(commands: Commands) -> None:
     fold.add_argument("adapters", nargs="+", help="PEFT adapter folders")
     fold.add_argument("--to", required=True, metavar="DIR", help="folder for the checkpoints, one a subfolder")
 
+    pack = _command(commands, "pack", "keep a pool as base and deltas: exact, or compressed", "recycler.cli.models:pack")
+    pack.add_argument("pool", nargs="+", help="checkpoint folders, globs, or a folder of them")
+    pack.add_argument("--base", required=True, help="the checkpoint that the members were trained from")
+    pack.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must not exist")
+    pack.add_argument("--ratio", type=float, help="compress each matrix's delta to 1/RATIO of its bits; default: exact")
+
+    unpack = _command(commands, "unpack", "write a packed pool as checkpoint folders again", "recycler.cli.models:unpack")
+    unpack.add_argument("packed", help="folder that recycler pack wrote")
+    unpack.add_argument("out", help="folder to write; it must not exist")
+
     suite = _command(commands, "suite", "freeze a suite into items, show them, or check that they are still the same", "recycler.cli.models:suite")
     suite.add_argument("action", choices=("build", "show", "check"))
     suite.add_argument("suite", help="suite name or file; for show, a frozen file")

@@ -1,4 +1,4 @@
-"""export, score, merge, inspect, fold, suite."""
+"""export, score, merge, inspect, fold, pack, unpack, suite."""
 
 from __future__ import annotations
 
@@ -60,6 +60,23 @@ def fold(arguments: argparse.Namespace) -> None:
         out = Path(arguments.to) / adapter.resolve().name
         fold_adapter(Path(arguments.base), adapter, out)
         print(out)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """recycler pack POOL --base BASE --to DIR."""
+    from recycler.digest import plain
+    from recycler.pool.catalog import open_pool
+    from recycler.pool.pack import pack_pool
+
+    print(json.dumps({"schema_version": 1, **plain(pack_pool(open_pool(arguments.pool, arguments.base), Path(arguments.to), arguments.ratio))}, indent=2))
+
+
+def unpack(arguments: argparse.Namespace) -> None:
+    """recycler unpack PACKED OUT."""
+    from recycler.pool.pack import unpack as unpack_pool
+
+    for folder in unpack_pool(Path(arguments.packed), Path(arguments.out)):
+        print(folder)
 
 
 def suite(arguments: argparse.Namespace) -> None:

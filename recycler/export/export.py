@@ -13,6 +13,7 @@ from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.merge.writer import DEFAULT_SHARD_BYTES
+from recycler.pool.files import local_folder
 from recycler.pool.tensors import ResidentPool
 from recycler.types import Pool, Recipe, Trial
 from recycler.wholefolder import copy_companions, whole_folder
@@ -55,7 +56,7 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
 def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
     config = {key: value for key, value in pool.template.config.items() if key not in ("_name_or_path", "torch_dtype")}
     (aside / "config.json").write_text(json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n")
-    copy_companions(Path(pool.template.location), aside)
+    copy_companions(local_folder(pool.template), aside)
 
 
 def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> None:

@@ -8,11 +8,12 @@ rounded vectors; and the split into precisions is chosen per matrix from a few, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 COEFFICIENT_BITS = 32
+TRIAL_ROWS = 2048
 Split = tuple[tuple[int, int], ...]  # (bits per number, number of singular vectors), largest singular values first
 
 
@@ -37,14 +38,19 @@ def compress(delta: np.ndarray, num_bits: int) -> LowRank:
 
     One symmetric eigenproblem of the smaller side, so up to some thousands of rows or columns on that side.
     """
+    if delta.shape[0] < delta.shape[1]:
+        found = compress(np.ascontiguousarray(delta.T), num_bits)
+        return replace(found, left=found.right, right=found.left)
     norm = float(np.linalg.norm(delta))
     rank, (rows, columns) = min(delta.shape), delta.shape
     splits = _splits(num_bits, rows + columns, rank)
     if norm == 0.0 or not splits:
         return LowRank(split=(), left=np.zeros((rows, 0), np.int16), right=np.zeros((columns, 0), np.int16), coefficients=np.zeros(0, np.float32), error=float(norm > 0.0))
     left, right = _singular_vectors(delta, max(sum(count for _, count in split) for split in splits))
-    found = [_fit(delta, left, right, split, norm) for split in splits]
-    return min(found, key=lambda candidate: candidate.error)
+    rows = np.linspace(0, rows - 1, min(rows, TRIAL_ROWS)).astype(np.int64)  # enough of them to choose a split
+    part, part_left = np.ascontiguousarray(delta[rows]), np.ascontiguousarray(left[rows])
+    best = min(splits, key=lambda split: _fit(part, part_left, right, split).error)
+    return _fit(delta, left, right, best)
 
 
 def _splits(num_bits: int, side: int, rank: int) -> list[Split]:
@@ -69,10 +75,7 @@ def _capped(split: Split, rank: int) -> Split:
 
 
 def _singular_vectors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `rank` left (M, R) and right (N, R) singular vectors, by the eigenvectors of the smaller Gram matrix."""
-    if delta.shape[0] < delta.shape[1]:
-        right, left = _singular_vectors(np.ascontiguousarray(delta.T), rank)
-        return left, right
+    """The first `rank` left (M, R) and right (N, R) singular vectors, for M >= N, by the eigenvectors of the Gram matrix."""
     gram = delta.T.astype(np.float64) @ delta.astype(np.float64) if delta.size < 4_000_000 else (delta.T @ delta).astype(np.float64)
     _, vectors = np.linalg.eigh(gram)
     right = np.ascontiguousarray(vectors[:, ::-1][:, :rank]).astype(np.float32)
@@ -80,14 +83,15 @@ def _singular_vectors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndar
     return left / np.maximum(np.linalg.norm(left, axis=0), 1e-30), right
 
 
-def _fit(delta: np.ndarray, left: np.ndarray, right: np.ndarray, split: Split, norm: float) -> LowRank:
+def _fit(delta: np.ndarray, left: np.ndarray, right: np.ndarray, split: Split) -> LowRank:
     codes = [np.concatenate([_rounded(vectors[:, start : start + count], bits) for bits, count, start in _stretches(split)], axis=1) for vectors in (left, right)]
     a, b = (code.astype(np.float32) for code in codes)
     normal = (a.T @ a).astype(np.float64) * (b.T @ b)
     target = np.einsum("mr,mr->r", a, delta @ b).astype(np.float64)
-    normal[np.diag_indices_from(normal)] *= 1.0 + 1e-9
-    coefficients = np.linalg.lstsq(normal, target, rcond=1e-10)[0].astype(np.float32)
-    error = float(np.linalg.norm(delta - (a * coefficients) @ b.T)) / norm
+    scale = 1.0 / np.sqrt(np.diag(normal))  # odd integers: no column is zero
+    unit = normal * np.outer(scale, scale) + 1e-7 * np.eye(len(scale))
+    coefficients = (scale * np.linalg.solve(unit, scale * target)).astype(np.float32)
+    error = float(np.linalg.norm(delta - (a * coefficients) @ b.T) / max(np.linalg.norm(delta), 1e-30))
     return LowRank(split=split, left=codes[0], right=codes[1], coefficients=coefficients, error=error)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -44,17 +44,15 @@ class Cursor:
         return cls({trial.number for trial in snapshot.trials if trial.state != "PENDING"}, {trial.number for trial in snapshot.trials if trial.holdout})
 
 
-def unseen(snapshot: Snapshot, cursor: Cursor) -> list[tuple[str, dict[str, Any]]]:
-    """(kind of event, trial) of all that the reader has not seen, by number; the cursor moves past them."""
-    found = []
+def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(kind of event, trial) of all that the reader has not seen, by number; the cursor moves past each as it is given."""
     for trial in snapshot.trials:
         if trial.state != "PENDING" and trial.number not in cursor.closed:
             cursor.closed.add(trial.number)
-            found.append(("trial", trial_entry(trial)))
+            yield "trial", trial_entry(trial)
         if trial.holdout and trial.number not in cursor.holdout:
             cursor.holdout.add(trial.number)
-            found.append(("holdout", trial_entry(trial)))
-    return found
+            yield "holdout", trial_entry(trial)
 
 
 async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str) -> AsyncIterator[str]:

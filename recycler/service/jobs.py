@@ -77,7 +77,7 @@ class Jobs:
         """The job that `text` spells. Raises UsageError with every problem, each at job.yaml:LINE."""
         with tempfile.TemporaryDirectory(prefix="recycler-") as folder:
             path = Path(folder) / "job.yaml"
-            path.write_text(text, encoding="utf-8", errors="replace")
+            path.write_bytes(text.encode())
             try:
                 return read_job(path)[0]
             except UsageError as error:
@@ -93,14 +93,14 @@ class Jobs:
         if not ID.fullmatch(run_id):
             raise UsageError(Problem(thing="id", cause="is not a word of lower case letters, digits, dots and dashes", remedy="Write one such as math-and-code-2"))
         source, folder = self.store.source(run_id), self.store.root / run_id
-        if source.is_file() and source.read_text() == text:
+        if source.is_file() and source.read_bytes() == text.encode():
             return self.store.run(run_id), False
         if source.exists() or folder.exists():
             raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id"))
         self._check_room()
         folder.mkdir()
         aside = source.with_suffix(".part")
-        aside.write_text(text)
+        aside.write_bytes(text.encode())
         os.replace(aside, source)
         run = self.store.run(run_id)
         self.resume(run)

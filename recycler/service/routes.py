@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Path, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from recycler.errors import UsageError
 from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.service import documents, events, processes
@@ -124,9 +126,12 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
 
 
 def _writing(router: APIRouter, jobs: Jobs) -> None:
-    @router.post("/validate", summary="Check a job file: every problem with file and line")
+    @router.post("/validate", summary="Check a job file: its name, or every problem with file and line")
     def validate(request: JobText) -> JSONResponse:
-        return JSONResponse({"schema_version": 1, "name": jobs.validate(request.text).name, "problems": []})
+        try:
+            return JSONResponse({"schema_version": 1, "name": jobs.validate(request.text).name, "problems": []})
+        except UsageError as error:
+            return JSONResponse({"schema_version": 1, "name": None, "problems": [asdict(problem) for problem in error.problems]})
 
     @router.post("/jobs", status_code=201, summary="Submit a job file; the same text again is the same job")
     def submit(request: JobText) -> JSONResponse:

@@ -3,10 +3,13 @@
 export const job = document.body.dataset.job;
 const base = `/api/v1/jobs/${encodeURIComponent(job)}`;
 
+/** A problem as one line: where, the thing, the cause, the remedy. */
+export const told = (problem) => `${problem.where ? `${problem.where}: ` : ""}${problem.thing}: ${problem.cause}. ${problem.remedy}`;
+
 /** Raised for an answer that is not 2xx; `problems` as the server told them. */
 export class ApiError extends Error {
   constructor(status, problems) {
-    super(problems.map((problem) => `${problem.where ? `${problem.where}: ` : ""}${problem.thing}: ${problem.cause}. ${problem.remedy}`).join("\n"));
+    super(problems.map(told).join("\n"));
     this.status = status;
     this.problems = problems;
   }

@@ -23,7 +23,7 @@ export class Detail {
     this.number = trial.trial;
     if (changed) this.after = h("div", { "aria-live": "polite" });
     fill(this.element, h("h2", { id: "chosen" }, trialName(trial)),
-      h("dl", {}, data.objectives.flatMap(({ name }) => [h("dt", {}, name), h("dd", {}, `${figure(trial.scores.search[name])} search`, h("br"), `${figure(trial.scores.holdout[name])} holdout`)]),
+      h("dl", { class: "narrow" }, data.objectives.flatMap(({ name }) => [h("dt", {}, name), h("dd", {}, `${figure(trial.scores.search[name])} search`, h("br"), `${figure(trial.scores.holdout[name])} holdout`)]),
         h("dt", {}, "on the front"), h("dd", {}, probability === undefined ? (data.front.includes(trial.trial) ? "yes" : "no") : `yes, with probability ${Math.round(probability * 100)} %`)),
       weightBars(trial, data.members),
       h("div", { class: "bar" }, h("button", { type: "button", class: "main", id: "export", disabled: trial.state !== "SCORED", onclick: () => this.#export(trial.trial) }, `Export trial ${trial.trial}`),

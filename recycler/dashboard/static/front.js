@@ -114,7 +114,7 @@ function sliders() {
     told.textContent = `Best for ${data.objectives.map((o, i) => `${Math.round((100 * shares[i]) / total)} % ${o.name}`).join(", ")}: trial ${pick.trial}`;
     choose(pick.trial);
   };
-  fill(place.sliders, h("h2", {}, "Preference"), data.objectives.map((o, index) => h("label", { style: "display:flex" }, o.name, h("input", { type: "range", min: 0, max: 100, value: shares[index], "aria-label": `how much ${o.name} matters`, oninput: (event) => { shares[index] = +event.target.value; move(); } }))), told);
+  fill(place.sliders, h("h2", {}, "Preference"), data.objectives.map((o, index) => h("label", { class: "slider" }, h("span", {}, o.name), h("input", { type: "range", min: 0, max: 100, value: shares[index], "aria-label": `how much ${o.name} matters`, oninput: (event) => { shares[index] = +event.target.value; move(); } }))), told);
 }
 
 /** Trials that arrive while the page is open; drawn in bunches. */

@@ -1,6 +1,6 @@
 // Jobs: one card a job, and the form that submits one.
 
-import { get, post } from "./api.js";
+import { get, post, told } from "./api.js";
 import { duration, fill, h, notice } from "./dom.js";
 
 const REFRESH_MS = 3000, VALIDATE_MS = 400;
@@ -53,6 +53,7 @@ function form() {
     if (!text.value.trim()) return tell([]);
     try {
       const found = await post("/api/v1/validate", { text: text.value });
+      if (found.problems.length) return tell(found.problems.map(told), "bad");
       tell([`${found.name}: the file is well formed`], "good");
       button.disabled = false;
     } catch (error) { tell(error.message.split("\n"), "bad"); }

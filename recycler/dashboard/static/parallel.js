@@ -3,7 +3,7 @@
 import { palette } from "./chart.js";
 import { extent, valueOf } from "./model.js";
 
-const TOP = 34, BOTTOM = 26, SIDE = 46, GRAB = 26;
+const TOP = 34, BOTTOM = 26, SIDE = 58, GRAB = 26;
 
 export class Parallel {
   /** `onrange(axis name, [low, high] or null)`. */
@@ -65,12 +65,12 @@ export class Parallel {
 
   #axes(pen, colours) {
     pen.font = "12px system-ui, sans-serif"; pen.textAlign = "center"; pen.lineWidth = 1;
-    const room = Math.max(6, Math.floor((this.width - 2 * SIDE) / Math.max(1, this.axes.length - 1) / 6.6));
+    const room = ((this.width - 2 * SIDE) / Math.max(1, this.axes.length - 1)) - 6;
     this.axes.forEach((axis, index) => {
       const x = this.#place(index), [low, high] = this.spans[index];
       pen.strokeStyle = colours.ink; pen.fillStyle = colours.ink;
       pen.beginPath(); pen.moveTo(x, TOP); pen.lineTo(x, this.high - BOTTOM); pen.stroke();
-      pen.fillText(axis.name.length > room ? `${axis.name.slice(0, room - 1)}…` : axis.name, x, 12);
+      pen.fillText(shortened(pen, axis.name, index && index < this.axes.length - 1 ? Math.max(room, 60) : 2 * SIDE - 4), x, 12);
       pen.fillStyle = colours.soft;
       pen.fillText(high.toPrecision(3), x, 27); pen.fillText(low.toPrecision(3), x, this.high - 10);
       const range = this.brush.ranges.get(axis.name);
@@ -111,4 +111,11 @@ export class Parallel {
     if (this.drag && !this.drag.moved) this.onrange(this.axes[this.drag.index].name, null);
     this.drag = null;
   }
+}
+
+/** The name without its middle where it is too long for `room` pixels. */
+function shortened(pen, name, room) {
+  let kept = name;
+  for (let length = name.length - 1; length > 4 && pen.measureText(kept).width > room; length -= 1) kept = `${name.slice(0, Math.floor(length / 2))}…${name.slice(-Math.floor(length / 2))}`;
+  return kept;
 }

@@ -1,0 +1,334 @@
+"""The dashboard in a real headless Chromium: every page, linked brushing, live trials, keyboard, no request to elsewhere."""
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs recycler[service]")
+pytest.importorskip("plotly", reason="needs recycler[service]")
+pytest.importorskip("playwright", reason="needs playwright, see the test extra")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
+
+import uvicorn
+from playwright.sync_api import expect, sync_playwright
+from service_runs import EVIL, add_trial, driven, make_run
+
+from recycler.service import create_app
+
+pytestmark = pytest.mark.browser
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+TIMEOUT_MS = 60_000  # of one expectation; machines that run tests are busy
+SCREENSHOTS = Path(os.environ["RECYCLER_SCREENSHOTS"]) if "RECYCLER_SCREENSHOTS" in os.environ else None
+expect.set_options(timeout=TIMEOUT_MS)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    make_run(root, "demo", checkpoints=True)
+    make_run(root, "evil", merges=3, label=EVIL)
+    make_run(root, "live", merges=8, finished=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(root):
+    with served(root) as address:
+        yield address
+
+
+class served:
+    """The service in a thread, on a port of its own; closed at the end."""
+
+    def __init__(self, root, **settings):
+        self.app = create_app(root, **{"token": None, **settings})
+
+    def __enter__(self):
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread.start()
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def __exit__(self, *_exception):
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={"width": 1280, "height": 860})
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A page that fails the test when it logs an error or asks anybody but the service."""
+    page, wrong = browser.new_page(), []
+    page.set_default_timeout(TIMEOUT_MS)
+    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    page.on("console", lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else None)
+    page.on("request", lambda request: wrong.append(f"asked {request.url}") if urlsplit(request.url).scheme not in ("data", "blob") and urlsplit(request.url).hostname != "127.0.0.1" else None)
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def opened_front(page, address, run="demo", fragment=""):
+    page.goto(f"{address}/jobs/{run}/front{fragment}")
+    page.wait_for_selector("body[data-ready='1']")
+    return page
+
+
+def shot(page, name):
+    if SCREENSHOTS:
+        page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def rows(page):
+    return page.eval_on_selector_all("#table tbody tr", "rows => rows.map(row => +row.dataset.trial)")
+
+
+def bright(page):
+    """Numbers of the trials that the scatter shows bright; None when nothing is dimmed."""
+    return page.evaluate("""() => { const traces = document.getElementById('scatter').data.slice(0, 6);
+        return traces.some(t => t.selectedpoints) ? traces.flatMap(t => (t.selectedpoints ?? []).map(i => t.customdata[i])) : null; }""")
+
+
+# ---------------------------------------------------------------- pages
+
+def test_jobs_page_shows_state_progress_and_checks_a_file_as_it_is_typed(page, address):
+    page.goto(address)
+    card = page.locator("[data-job=demo]")
+    expect(card.locator(".badge")).to_have_text("finished")
+    expect(card).to_contain_text("37 of 37, 1 failed")
+    page.get_by_text("Submit a job").click()
+    page.get_by_label("Job file").fill("version: 1\nname: x\npoool: a\n")
+    expect(page.locator("#problems")).to_contain_text("job.yaml:3")
+    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+    shot(page, "jobs")
+
+
+def test_progress_page_draws_the_hypervolume(page, address):
+    page.goto(f"{address}/jobs/demo")
+    expect(page.locator("#state")).to_have_text("finished")
+    expect(page.locator(".js-plotly-plot .scatterlayer path.js-line")).to_have_count(1)
+    expect(page.locator("#latest li").first).to_contain_text("failed (weights are not finite")
+    shot(page, "progress")
+
+
+def test_pool_page_lists_members(page, address):
+    page.goto(f"{address}/jobs/demo/pool")
+    expect(page.locator("#members tbody tr")).to_have_count(4)
+    expect(page.locator(".barlayer path")).to_have_count(4)
+    shot(page, "pool")
+
+
+def test_compare_page_shows_flips_with_both_outputs(page, address):
+    page.goto(f"{address}/jobs/demo/compare#trials=0,1")
+    expect(page.locator("[data-objective='demo:math/exact_match']")).to_contain_text("worse")
+    flip = page.locator("[data-flips='demo:math/exact_match'] details").first
+    flip.locator("summary").click()
+    expect(flip.locator("pre")).to_have_count(2)
+    expect(page.locator(".barlayer")).to_have_count(1)
+    shot(page, "compare")
+
+
+# ---------------------------------------------------------------- the front
+
+def test_front_shows_members_soups_and_best_so_far_beside_merges(page, address):
+    opened_front(page, address)
+    names = page.evaluate("document.getElementById('scatter').data.filter(t => t.x.length).map(t => t.name)")
+    assert {"merges", "front", "members", "uniform soup", "base", "best so far"} <= set(names)
+    assert page.evaluate("document.getElementById('scatter').data[1].error_x.array.every(e => e >= 0)")
+    expect(page.locator("#table tbody tr")).to_have_count(36)
+    shot(page, "front")
+
+
+def test_a_box_in_the_scatter_brushes_table_and_lines(page, address):
+    opened_front(page, address)
+    box = page.locator("#scatter .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] - 4, steps=5)
+    page.mouse.up()
+    expect(page.locator("#count")).to_contain_text("pass the brush")
+    listed = rows(page)
+    assert 0 < len(listed) < 36 and set(bright(page)) == set(listed)
+    shot(page, "front-brushed")
+    page.locator("#clear").click()
+    expect(page.locator("#table tbody tr")).to_have_count(36)
+    assert bright(page) is None
+
+
+def test_a_drag_along_an_axis_brushes_scatter_and_table_and_stands_in_the_address(page, address):
+    opened_front(page, address)
+    before = page.evaluate("document.getElementById('parallel').toDataURL()")
+    page.locator("#parallel").scroll_into_view_if_needed()
+    box = page.locator("#parallel").bounding_box()
+    page.mouse.move(box["x"] + 58, box["y"] + 36)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 58, box["y"] + 110, steps=6)
+    page.mouse.up()
+    expect(page.locator("#count")).to_contain_text("pass the brush")
+    listed = rows(page)
+    assert 0 < len(listed) < 36 and set(bright(page)) == set(listed)
+    assert page.evaluate("document.getElementById('parallel').toDataURL()") != before
+    page.wait_for_function("location.hash.includes('ranges=')")
+    again = page.evaluate("location.hash")
+    page.goto("about:blank")
+    opened_front(page, address, fragment=again)
+    expect(page.locator("#count")).to_contain_text("pass the brush")
+    assert rows(page) == listed
+
+
+def test_preference_sliders_pick_the_best_trial(page, address):
+    opened_front(page, address)
+    for name, value in (("math", "100"), ("code", "0"), ("prose", "0")):
+        page.get_by_label(f"how much demo:{name}/").fill(value)
+    expect(page.locator("#preferred")).to_contain_text("Best for 100 % demo:math/exact_match")
+    scores = page.evaluate("""async () => { const found = await (await fetch('/api/v1/jobs/demo/front')).json(); return found.front.map(t => [t.scores['demo:math/exact_match'].search.value, t.trial]); }""")
+    assert page.locator("#preferred").inner_text().endswith(f"trial {min(number for value, number in scores if value == max(scores)[0])}")
+
+
+def test_holdout_toggle_shows_only_what_was_held_out(page, address):
+    opened_front(page, address)
+    page.locator("#role").select_option("holdout")
+    expect(page.locator("#table tbody tr")).to_have_count(12)
+    assert "role=holdout" in page.url
+
+
+def test_names_and_outputs_are_text(page, address):
+    opened_front(page, address, "evil")
+    page.goto(f"{address}/jobs/evil/compare#trials=0,1")
+    page.locator("details summary").first.click()
+    expect(page.locator("details pre").first).to_contain_text("<img src=x")
+    page.goto(f"{address}/jobs/evil")
+    expect(page.locator("#latest")).to_contain_text("<img src=x")
+    assert page.evaluate("document.querySelectorAll('main img, main script').length") == 0 and "XSS" not in page.title()
+
+
+# ---------------------------------------------------------------- live, keyboard, theme, phone
+
+def test_trials_appear_while_a_job_runs(page, address, root):
+    with driven(root / "live"):
+        opened_front(page, address, "live")
+        count = page.locator("#table tbody tr").count()
+        number = add_trial(root / "live", 7)
+        expect(page.locator(f"#table tr[data-trial='{number}']")).to_have_count(1)
+        expect(page.locator("#table tbody tr")).to_have_count(count + 1)
+        assert number in page.evaluate("document.getElementById('scatter').data.slice(0, 2).flatMap(t => t.customdata)")
+        page.goto(f"{address}/jobs/live")
+        expect(page.locator("#state")).to_have_text("running")
+        newer = add_trial(root / "live", 8)
+        expect(page.locator(f"#latest li[data-trial='{newer}']")).to_have_count(1)
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("#state")).to_have_text("interrupted")
+
+
+def press_until(page, selector):
+    """Tab from where the focus is until an element that fits has it."""
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"no way to {selector} by keyboard")
+
+
+def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root):
+    opened_front(page, address)
+    press_until(page, "[data-choose='8']")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chosen")).to_have_text("8 · merge")
+    assert page.evaluate("document.activeElement.dataset.choose") == "8"
+    press_until(page, "#export")
+    page.keyboard.press("Enter")
+    expect(page.locator("#export-command")).to_contain_text("recycler export")
+    expect(page.locator("#export-state")).to_contain_text("Exported and verified", timeout=240_000)
+    assert (root / "demo/exports/trial-8/model.safetensors").is_file()
+    shot(page, "export")
+
+
+def test_two_ticked_trials_are_compared_by_a_link(page, address):
+    opened_front(page, address)
+    for number in (0, 1):
+        page.get_by_label(f"compare trial {number}", exact=True).check()
+    page.locator("#compare-link").click()
+    expect(page.get_by_role("heading", name="Differences to trial 0")).to_be_visible()
+
+
+def test_dark_follows_the_system_and_the_button(page, address):
+    page.emulate_media(color_scheme="dark")
+    opened_front(page, address)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    shot(page, "front-dark")
+    page.locator("#theme").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
+    page.evaluate("localStorage.removeItem('recycler-theme')")
+
+
+def test_pages_fit_a_phone(page, address):
+    page.set_viewport_size({"width": 390, "height": 780})
+    for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
+        page.goto(address + path)
+        page.wait_for_selector("#page *")
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    opened_front(page, address)
+    shot(page, "phone")
+
+
+def test_every_control_has_a_name(page, address):
+    for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
+        page.goto(address + path)
+        page.wait_for_selector("#page *")
+        page.wait_for_timeout(500)
+        nameless = page.evaluate("""() => [...document.querySelectorAll('main button, main input, main select, main textarea, main a, header a, header button')].filter(e => !e.closest('.js-plotly-plot'))
+            .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)""")
+        assert nameless == [], path
+
+
+def test_a_token_in_the_address_opens_the_dashboard(browser, root):
+    with served(root, token="t" * 43) as address:
+        page = browser.new_page()
+        assert page.goto(f"{address}/").status == 401
+        page.goto(f"{address}/?token={'t' * 43}")
+        page.wait_for_selector("[data-job=demo]", timeout=TIMEOUT_MS)
+        assert "token" not in page.url and page.evaluate("document.cookie") == ""
+        page.close()
+
+
+@pytest.mark.slow
+def test_five_thousand_trials(browser, tmp_path):
+    """Load and brush times are printed; the limits are far above, since this machine is shared."""
+    make_run(tmp_path, "large", merges=5000, items=8)
+    with served(tmp_path) as address:
+        page = browser.new_page()
+        page.set_default_timeout(240_000)
+        start = time.monotonic()
+        opened_front(page, address, "large")
+        loaded = time.monotonic() - start
+        for high in ("0.9", "0.7", "0.5", "0.3"):
+            page.evaluate("""high => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.onchange(); }""", high)
+            page.wait_for_timeout(1500)
+        times = page.evaluate("performance.getEntriesByType('measure').filter(m => m.name === 'brush').map(m => Math.round(m.duration))")
+        draws = page.evaluate("performance.getEntriesByType('measure').filter(m => m.name === 'draw').map(m => Math.round(m.duration))")
+        print(json.dumps({"trials": 5008, "load_seconds": round(loaded, 2), "draw_ms": draws, "brush_ms": times}))
+        assert loaded < 60 and max(times) < 5000
+        page.close()

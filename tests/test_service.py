@@ -1,0 +1,223 @@
+"""The service tells what the ledger says, goes on where a reader stopped, and refuses what did not come from its own pages."""
+
+import json
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs recycler[service]")
+pytest.importorskip("plotly", reason="needs recycler[service]")
+pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
+
+from fastapi.testclient import TestClient
+from service_runs import EVIL, NAMES, add_trial, driven, make_run
+from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
+
+from recycler.report import front_document
+from recycler.run import open_front
+from recycler.service import create_app
+from recycler.service.events import Cursor
+from recycler.service.processes import driver_pid
+
+API = "/api/v1"
+TOKEN, VIEWER = "operator-token-of-the-tests", "viewer-token-of-the-tests"
+JSON = {"content-type": "application/json"}
+
+
+def client_of(root, **settings):
+    return TestClient(create_app(root, **{"token": None, **settings}), base_url="http://127.0.0.1:8765", follow_redirects=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    make_run(outside, "secret", merges=2)
+    root = outside / "root"
+    root.mkdir()
+    make_run(root, "demo", checkpoints=True)
+    make_run(root, "evil", merges=3, label=EVIL)
+    (root / "linked").symlink_to(outside / "secret")
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(root):
+    return client_of(root)
+
+
+def events_of(text):
+    """[(id or None, kind, data)] of an event stream."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
+        if "event" in fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+# ---------------------------------------------------------------- reading
+
+def test_jobs_are_listed_with_state_progress_and_cost(client):
+    jobs = {job["id"]: job for job in client.get(f"{API}/jobs").json()["jobs"]}
+    assert set(jobs) == {"demo", "evil"}
+    demo = jobs["demo"]
+    assert demo["state"] == "finished" and demo["trials"] == {"SCORED": 36, "PENDING": 0, "FAILED": 1} and demo["num_tokens"] == 36 * 600
+    volumes = [point["hypervolume"] for point in demo["hypervolume"]]
+    assert volumes == sorted(volumes) and volumes[-1] > 0
+
+
+def test_front_is_the_document_of_the_command_line(client, root):
+    assert client.get(f"{API}/jobs/demo/front").json() == json.loads(json.dumps(front_document(open_front(root / "demo"))))
+
+
+def test_hypervolume_curve_ends_at_the_front_s_volume(client):
+    curve, front = client.get(f"{API}/jobs/demo").json()["hypervolume"], client.get(f"{API}/jobs/demo/front").json()
+    assert curve[-1]["hypervolume"] == pytest.approx(front["hypervolume"]["search"])
+
+
+def test_trials_name_the_front_and_the_failure(client):
+    found = client.get(f"{API}/jobs/demo/trials").json()
+    assert len(found["trials"]) == 37 and found["members"] == list(NAMES)
+    assert sorted(found["front"]) == sorted(entry["trial"] for entry in client.get(f"{API}/jobs/demo/front").json()["front"])
+    assert found["trials"][-1]["failure"]["blame"] == "recipe"
+
+
+def test_compare_agrees_with_the_items(client):
+    found = client.get(f"{API}/jobs/demo/compare?trials=0,1").json()
+    math = found["against"][0]["objectives"][0]
+    items = [{item["item"]: item["values"].get("exact_match") for item in client.get(f"{API}/jobs/demo/trials/{number}/items").json()["items"] if "/math/" in item["item"]} for number in (0, 1)]
+    gained = {item for item in items[0] if items[1][item] > items[0][item]}
+    assert {flip["item"] for flip in math["flips"]["gained"]} == gained and math["flips"]["num_lost"] > 0
+    assert math["paired"]["difference"] == pytest.approx(math["score_difference"]) and math["paired"]["stderr"] > 0
+    assert math["flips"]["lost"][0]["output"].startswith("answer")
+
+
+def test_pool_says_what_the_front_is_worth_without_a_member(client):
+    found = client.get(f"{API}/jobs/demo/pool").json()
+    assert [member["name"] for member in found["members"]] == list(NAMES)
+    assert all(0 <= member["hypervolume_without"] <= found["hypervolume"] for member in found["members"])
+
+
+def test_recipe_comes_with_card_and_command(client):
+    found = client.get(f"{API}/jobs/demo/trials/8/recipe").json()
+    assert "method: linear" in found["recipe"] and "## Scores" in found["card"] and found["command"].startswith("recycler export ")
+
+
+def test_csv_has_a_line_a_trial_and_no_formulas(client):
+    lines = client.get(f"{API}/jobs/demo/trials.csv").text.splitlines()
+    assert len(lines) == 38 and not any(cell.startswith("=") for line in lines for cell in line.split(","))
+
+
+def test_metrics_and_openapi(client):
+    assert 'recycler_trials{job="demo",state="scored"} 36' in client.get("/metrics").text
+    document = client.get(f"{API}/openapi.json").json()
+    assert {f"{API}/jobs/{{job}}/{name}" for name in ("trials", "front", "compare", "events", "export", "stop", "pool")} <= set(document["paths"])
+
+
+def test_a_ledger_that_cannot_be_read_is_a_state(tmp_path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "ledger.sqlite").write_bytes(b"this is no database" * 100)
+    client = client_of(tmp_path)
+    assert client.get(f"{API}/jobs").json()["jobs"][0]["state"] == "broken"
+    assert client.get(f"{API}/jobs/torn/front").status_code == 503
+
+
+# ---------------------------------------------------------------- events
+
+@pytest.mark.parametrize("closed, holdout", [(set(), set()), ({0, 1, 2, 5}, {1}), ({7}, set()), (set(range(40)), {0, 39})])
+def test_a_cursor_reads_back(closed, holdout):
+    again = Cursor.read(str(Cursor(closed, holdout)), 40)
+    assert again.closed == closed and again.holdout == holdout
+
+
+@pytest.mark.parametrize("text", ["", ";", "x;y", "1-;2", "99999999-99999999;", "0-99999999", "3-1", ",,,;;;", "١;٢", "-1"])
+def test_a_bad_cursor_counts_as_unseen_and_costs_nothing(text):
+    assert max(Cursor.read(text, 40).closed, default=0) <= 99999999 and len(Cursor.read(text, 40).closed) <= 41
+
+
+def test_every_closed_trial_is_told_once(client):
+    found = events_of(client.get(f"{API}/jobs/demo/events").text)
+    assert [data["trial"] for _, kind, data in found if kind == "trial"] == list(range(37))
+    assert len([1 for _, kind, _ in found if kind == "holdout"]) == 12 and found[-1][1] == "end"
+
+
+def test_events_go_on_after_any_id(client):
+    whole = [event for event in events_of(client.get(f"{API}/jobs/demo/events").text) if event[0]]
+    for index in range(0, len(whole), 7):
+        rest = [event for event in events_of(client.get(f"{API}/jobs/demo/events", headers={"Last-Event-ID": whole[index][0]}).text) if event[0]]
+        assert rest == whole[index + 1:]
+
+
+def test_trials_then_events_lose_nothing(tmp_path):
+    folder = make_run(tmp_path, finished=False)
+    client = client_of(tmp_path)
+    cursor = client.get(f"{API}/jobs/demo/trials").json()["cursor"]
+    number = add_trial(folder, 99)
+    found = events_of(client.get(f"{API}/jobs/demo/events", params={"after": cursor}).text)
+    assert [data["trial"] for _, kind, data in found if kind == "trial"] == [number]
+
+
+# ---------------------------------------------------------------- states, submit, stop, export
+
+def test_a_driver_is_seen_by_its_lock_and_can_be_stopped(tmp_path):
+    folder = make_run(tmp_path, finished=False)
+    client = client_of(tmp_path)
+    assert client.get(f"{API}/jobs/demo").json()["state"] == "interrupted"
+    assert client.post(f"{API}/jobs/demo/stop", json={}).status_code == 409
+    with driven(folder) as process:
+        assert driver_pid(folder) == process.pid
+        running = client.get(f"{API}/jobs/demo").json()
+        assert running["state"] == "running" and running["eta_seconds"] > 0
+        assert client.post(f"{API}/jobs/demo/stop", json={}).status_code == 202
+        process.wait(timeout=30)
+    assert client.get(f"{API}/jobs/demo").json()["state"] == "interrupted"
+
+
+def test_bad_jobs_are_told_line_by_line(client):
+    text = "version: 1\nname: x\npool: [a]\nsuites: [gsm8k]\nobjektives: []\nbudget: {trials: 0}\n"
+    for path, status in (("/validate", 200), ("/jobs", 422)):
+        answer = client.post(API + path, json={"text": text})
+        assert answer.status_code == status
+        assert {"job.yaml:5", "job.yaml:6"} <= {problem["where"] for problem in answer.json()["problems"]}
+
+
+def test_a_job_whose_pool_is_missing_fails_with_the_driver_s_words(tmp_path):
+    client = client_of(tmp_path)
+    text = "version: 1\nname: lost\npool: nowhere/*\nsuites: [demo]\nobjectives:\n- {suite: demo, metric: exact_match, direction: maximize}\n- {suite: demo, metric: bits_per_byte, direction: minimize}\nbudget: {trials: 2}\n"
+    made = client.post(f"{API}/jobs", json={"text": text})
+    assert made.status_code == 201 and made.json()["state"] == "starting"
+    deadline = time.monotonic() + 120
+    while (job := client.get(f"{API}/jobs/lost").json())["running"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert job["state"] == "failed" and "nowhere" in client.get(f"{API}/jobs/lost/source").json()["log"]
+    assert client.post(f"{API}/jobs", json={"text": text}).status_code == 200  # the same job again
+    assert client.post(f"{API}/jobs", json={"text": text + "seed: 1\n"}).status_code == 409  # another one of that id
+
+
+def test_export_runs_beside_and_is_whole(client, root):
+    answer = client.post(f"{API}/jobs/demo/export", json={"trial": "8"})
+    assert answer.status_code == 202 and answer.json()["id"] == "trial-8"
+    deadline = time.monotonic() + 180
+    while (found := client.get(f"{API}/jobs/demo/exports/trial-8").json())["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert found["state"] == "done" and found["num_bytes"] > 1000, found
+    assert (root / "demo/exports/trial-8/model.safetensors").is_file()
+    assert client.post(f"{API}/jobs/demo/export", json={"trial": "8"}).status_code == 200
+    assert client.post(f"{API}/jobs/demo/export", json={"trial": "4711"}).status_code == 404
+
+
+@pytest.mark.ray
+def test_a_real_job_from_submit_to_export(sound, tmp_path):  # noqa: F811
+    import yaml
+
+    client = client_of(tmp_path)
+    job = {**JOB, "name": "real", "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": 2}}
+    assert client.post(f"{API}/jobs", json={"text": yaml.safe_dump(job)}).status_code == 201
+    deadline = time.monotonic() + 400
+    while (found := client.get(f"{API}/jobs/real").json())["running"] and time.monotonic() < deadline:
+        time.sleep(1)
+    assert found["state"] == "finished", client.get(f"{API}/jobs/real/source").json()["log"]
+    exported = client.post(f"{API}/jobs/real/export", json={"trial": "knee"}).json()
+    while (done := client.get(f"{API}/jobs/real/exports/{exported['id']}").json())["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(1)
+    assert done["state"] == "done", done
