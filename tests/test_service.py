@@ -1,6 +1,10 @@
 """The service tells what the ledger says, goes on where a reader stopped, and refuses what did not come from its own pages."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,10 +13,12 @@ pytest.importorskip("fastapi", reason="needs recycler[service]")
 pytest.importorskip("plotly", reason="needs recycler[service]")
 pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
 
+import httpx
 from fastapi.testclient import TestClient
 from service_runs import EVIL, NAMES, add_trial, driven, make_run
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
+from recycler.cli import main
 from recycler.report import front_document
 from recycler.run import open_front
 from recycler.service import create_app
@@ -220,4 +226,36 @@ def test_a_real_job_from_submit_to_export(sound, tmp_path):  # noqa: F811
     exported = client.post(f"{API}/jobs/real/export", json={"trial": "knee"}).json()
     while (done := client.get(f"{API}/jobs/real/exports/{exported['id']}").json())["state"] == "running" and time.monotonic() < deadline:
         time.sleep(1)
-    assert done["state"] == "done", done
+    assert done["state"] == "done" and done["verified"], done
+
+
+def test_serve_tells_its_token_once_and_stops_when_asked(root):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--port", str(port), "--token"], stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [process.stderr.readline() for _ in range(3)]
+        address = lines[1].split()[-1]
+        assert address.startswith(f"http://127.0.0.1:{port}/?token=")
+        with httpx.Client(follow_redirects=True) as web:
+            for _ in range(100):
+                try:
+                    answer = web.get(address)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.2)
+            assert answer.status_code == 200 and "token" not in str(answer.url)
+            assert web.get(f"http://127.0.0.1:{port}{API}/jobs").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}{API}/jobs").status_code == 401
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_serve_refuses_a_root_that_is_no_folder(tmp_path, capsys):
+    assert main(["serve", "--root", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

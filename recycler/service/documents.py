@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from recycler import pareto
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.report import knee, weights_by_group
-from recycler.search.baselines import maximized
 from recycler.service.store import Snapshot
 from recycler.stats import mcnemar, paired_difference
 from recycler.types import Objective, Outcome, Role, Score, Trial
@@ -37,27 +35,13 @@ def trials_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
     """All trials, who is on the front, and where the events go on after this document."""
     front, volumes, chosen = [], [], None
     if _has_front(snapshot):
-        front, volumes, chosen = [trial.number for trial in snapshot.front.front], hypervolume_curve(snapshot), knee(snapshot.front).number
+        front, volumes, chosen = [trial.number for trial in snapshot.front.front], snapshot.volumes, knee(snapshot.front).number
     return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names), "base": snapshot.pool.base.name if snapshot.pool.base else None,
             "front": front, "knee": chosen, "hypervolume": volumes, "cursor": cursor, "trials": [trial_entry(trial) for trial in snapshot.trials]}
 
 
 def objectives_document(objectives: Sequence[Objective]) -> list[dict[str, str]]:
     return [{"name": objective.name, "direction": objective.direction} for objective in objectives]
-
-
-def hypervolume_curve(snapshot: Snapshot) -> list[dict[str, float]]:
-    """The volume after each trial that raised it, by number; measured above the corner of the run's front document."""
-    scored = snapshot.front.trials
-    values = maximized(scored, snapshot.objectives)
-    corner = pareto.as_maximized([snapshot.front.reference], [objective.direction for objective in snapshot.objectives])[0]
-    curve, best = [], values[:0]
-    for trial, row in zip(scored, values, strict=True):
-        if len(best) and (best >= row).all(axis=1).any():
-            continue
-        best = pareto.np.vstack([best[~(best <= row).all(axis=1)], row])
-        curve.append({"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)})
-    return curve
 
 
 def items_document(trial: Trial, role: Role, outcomes: Sequence[Outcome]) -> dict[str, Any]:

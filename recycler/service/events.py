@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from recycler.service.store import Snapshot
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_POLLS = 20
+REST = 4.0  # of the time that one reading took: a large ledger is read less often
 MAX_CURSOR = 20_000
 _RANGE = re.compile(r"(\d{1,8})(?:-(\d{1,8}))?", re.ASCII)
 
@@ -58,7 +60,7 @@ def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, 
 async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str) -> AsyncIterator[str]:
     """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and status."""
     snapshot, status = await run_in_threadpool(read)
-    cursor, told, quiet = Cursor.read(last_event_id, len(snapshot.trials)), None, 0
+    cursor, told, quiet, took = Cursor.read(last_event_id, len(snapshot.trials)), None, 0, 0.0
     yield "retry: 3000\n\n"
     while True:
         for kind, entry in unseen(snapshot, cursor):
@@ -73,8 +75,10 @@ async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event
         quiet += 1
         if quiet % KEEP_ALIVE_POLLS == 0:
             yield ": still here\n\n"
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(max(POLL_SECONDS, REST * took))
+        began = time.monotonic()
         snapshot, status = await run_in_threadpool(read)
+        took = time.monotonic() - began
 
 
 def _ranges(numbers: set[int]) -> str:

@@ -13,7 +13,7 @@ from recycler.export.export import MANIFEST
 from recycler.job import JobSpec, read_job
 from recycler.report import choose
 from recycler.service import processes
-from recycler.service.documents import finite, hypervolume_curve, objectives_document
+from recycler.service.documents import finite, objectives_document
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import EXPORTS, ID, Run, Snapshot, Store
 
@@ -53,10 +53,9 @@ class Jobs:
         closed = status["trials"]["SCORED"] + status["trials"]["FAILED"]
         expected = max(2 * len(snapshot.pool.members) + bool(snapshot.pool.base) + 1 + (status["budget_trials"] or 0), closed)
         left = status["elapsed_seconds"] / closed * (expected - closed) if closed and running else None
-        scored_member = any(trial.kind == "member" and trial.state == "SCORED" for trial in snapshot.trials)
         return {**head, "name": status["name"], "state": state, "reason": reason, "trials": status["trials"], "expected_trials": closed if state == "finished" else expected,
                 "objectives": objectives_document(snapshot.objectives), "num_tokens": status["num_tokens"], "worker_seconds": finite(status["worker_seconds"]),
-                "elapsed_seconds": finite(status["elapsed_seconds"]), "eta_seconds": left, "hypervolume": hypervolume_curve(snapshot) if scored_member else []}
+                "elapsed_seconds": finite(status["elapsed_seconds"]), "eta_seconds": left, "hypervolume": snapshot.volumes}
 
     def _state(self, run: Run, running: bool, finished: bool) -> tuple[str, str]:
         if running:
@@ -138,10 +137,11 @@ class Jobs:
         number = export_id.removeprefix("trial-")
         if not number.isdigit() or not log.is_file():
             raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
-        found = {"schema_version": 1, "id": export_id, "trial": int(number), "command": processes.as_shell(processes.export_command(run, int(number))), "reason": "", "num_bytes": None, "weights_digest": None}
+        found = {"schema_version": 1, "id": export_id, "trial": int(number), "command": processes.as_shell(processes.export_command(run, int(number))), "reason": "", "num_bytes": None, "weights_digest": None, "verified": False}
         if (folder / MANIFEST).is_file():
             manifest = json.loads((folder / MANIFEST).read_text())
-            return {**found, "state": "done", "num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
+            scored = self.store.snapshot(run).trial(int(number)).weights_digest
+            return {**found, "state": "done", "num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"], "verified": scored == manifest["weights_digest"]}
         if self.processes.alive(f"{run.id}/{export_id}"):
             return {**found, "state": "running"}
         return {**found, "state": "failed", "reason": processes.said_last(log) or "the export was interrupted; ask again"}

@@ -9,10 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from recycler import pareto
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
 from recycler.report import Front, front_document, read_front
 from recycler.run import LEDGER, read_facts, read_status
+from recycler.search.baselines import maximized
 from recycler.types import Objective, Outcome, Pool, Role, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -60,6 +64,20 @@ class Snapshot:
     def front(self) -> Front:
         """Raises NotFoundError before the first member is scored."""
         return read_front(self.trials, self.objectives, self.pool, self.dtype)
+
+    @cached_property
+    def volumes(self) -> list[dict[str, float]]:
+        """The hypervolume after each trial that raised it, by number, above the corner of the front document; empty before one."""
+        if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
+            return []
+        values = maximized(self.front.trials, self.objectives)
+        corner = pareto.as_maximized([self.front.reference], [objective.direction for objective in self.objectives])[0]
+        curve, best = [], values[:0]
+        for trial, row in zip(self.front.trials, values, strict=True):
+            if not (best >= row).all(axis=1).any():
+                best = np.vstack([best[~(best <= row).all(axis=1)], row])
+                curve.append({"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)})
+        return curve
 
     def front_document(self) -> dict[str, Any]:
         """The document of `recycler front --json`; costly for thousands of trials, so one thread makes it for all."""

@@ -15,7 +15,7 @@ export async function draw(element, make) {
   await globalThis.Plotly.react(element, traces, {
     paper_bgcolor: colours.card, plot_bgcolor: colours.card, font: { color: colours.ink, family: "system-ui, sans-serif", size: 13 }, margin: { l: 62, r: 14, t: 14, b: 48 }, hovermode: "closest",
     uirevision: "keep", selectionrevision: "keep", legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
-  }, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"], toImageButtonOptions: { format: "svg" }, scrollZoom: false });
+  }, { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "select2d", "lasso2d", "resetScale2d"]], toImageButtonOptions: { format: "svg" }, scrollZoom: false });
 }
 
 addEventListener("themechange", () => { for (const [element, make] of drawn) if (element.isConnected) draw(element, make); });

@@ -1,7 +1,7 @@
 // What is known of one trial: scores, weights, recipe; export it, with the command line that does the same.
 
 import { getJob, postJob } from "./api.js";
-import { figure, fill, h, notice, trialName } from "./dom.js";
+import { bytes, figure, fill, h, notice, trialName } from "./dom.js";
 
 const POLL_MS = 1000;
 
@@ -40,7 +40,7 @@ export class Detail {
   async #export(number) {
     const after = this.after;
     const tell = (found) => fill(after, h("p", { id: "export-state", class: found.state === "failed" ? "bad" : found.state === "done" ? "good" : "" },
-      found.state === "done" ? `Exported and verified: ${(found.num_bytes / 1e6).toFixed(1)} MB, weights ${found.weights_digest.slice(0, 16)}` : `Export ${found.state}. ${found.reason}`), h("h3", {}, "The same by hand"), h("pre", { id: "export-command", tabindex: "0" }, found.command));
+      found.state === "done" ? `Exported${found.verified ? " and verified: the weights are the ones that were scored" : ""}; ${bytes(found.num_bytes)}, weights ${found.weights_digest.slice(0, 16)}` : `Export ${found.state}. ${found.reason}`), h("h3", {}, "The same by hand"), h("pre", { id: "export-command", tabindex: "0" }, found.command));
     try {
       let found = await postJob("/export", { trial: String(number) });
       tell(found);

@@ -44,3 +44,5 @@ export function trialName(trial) {
   const kinds = { member: `member ${trial.label}`, base: `base ${trial.label}`, uniform_soup: "uniform soup", greedy_soup: "greedy step", merge: trial.label || "merge" };
   return `${trial.trial} · ${kinds[trial.kind] ?? trial.kind}`;
 }
+
+export const bytes = (number) => (number < 1e6 ? `${(number / 1e3).toFixed(1)} kB` : number < 1e9 ? `${(number / 1e6).toFixed(1)} MB` : `${(number / 1e9).toFixed(2)} GB`);

@@ -118,11 +118,19 @@ function sliders() {
 }
 
 /** Trials that arrive while the page is open; drawn in bunches. */
-let timer = 0;
+let timer = 0, rest = 0, late = false;
 function arrived(entry) {
   const index = data.trials.findIndex((trial) => trial.trial === entry.trial);
   if (index < 0) data.trials.push(entry); else data.trials[index] = entry;
-  if (!timer) timer = setTimeout(() => { timer = 0; data.front = nonDominated(data.trials, data.objectives); draw(); }, LIVE_MS);
+  if (timer) { late = true; return; }
+  timer = setTimeout(async () => {
+    const start = performance.now();
+    data.front = nonDominated(data.trials, data.objectives);
+    await draw();
+    rest = 4 * (performance.now() - start);
+    timer = 0;
+    if (late) { late = false; arrived(entry); }
+  }, Math.max(LIVE_MS, rest));
 }
 
 async function more() {
