@@ -21,6 +21,7 @@ if CHROMIUM is None:
 import uvicorn
 from playwright.sync_api import expect, sync_playwright
 from service_runs import EVIL, add_trial, driven, make_run
+from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
 from recycler.service import create_app
 
@@ -313,6 +314,25 @@ def test_a_token_in_the_address_opens_the_dashboard(browser, root):
         page.wait_for_selector("[data-job=demo]", timeout=TIMEOUT_MS)
         assert "token" not in page.url and page.evaluate("document.cookie") == ""
         page.close()
+
+
+@pytest.mark.ray
+def test_a_real_job_is_followed_from_submit_to_export(page, address, root, sound):  # noqa: F811
+    import yaml
+
+    job = {**JOB, "name": "real", "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": 2}}
+    page.goto(address)
+    page.get_by_text("Submit a job").click()
+    page.get_by_label("Job file").fill(yaml.safe_dump(job))
+    expect(page.locator("#problems")).to_contain_text("well formed")
+    page.get_by_role("button", name="Submit").click()
+    page.locator("[data-job=real] h2 a").click()
+    expect(page.locator("#state")).to_have_text("running", timeout=240_000)
+    expect(page.locator("#state")).to_have_text("finished", timeout=400_000)
+    page.get_by_role("link", name="Front", exact=True).click()
+    page.locator("#export").click()
+    expect(page.locator("#export-state")).to_contain_text("Exported and verified", timeout=240_000)
+    assert len(list((root / "real/exports").glob("trial-*/model.safetensors"))) == 1
 
 
 @pytest.mark.slow

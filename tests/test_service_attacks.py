@@ -1,9 +1,12 @@
 """What the service refuses: foreign hosts and origins, forged writes, traversal, large bodies, guessed tokens, markup."""
 
-from urllib.parse import unquote
+import json
+from urllib.parse import quote, unquote
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("fastapi", reason="needs recycler[service]")
 pytest.importorskip("plotly", reason="needs recycler[service]")
@@ -178,6 +181,29 @@ def test_markup_in_names_and_outputs_stays_data(client):
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"])
 def test_other_methods_are_refused(client, method):
     assert client.request(method, f"{API}/jobs/demo", headers=JSON, content=b"{}").status_code == 405
+
+
+NASTY = st.one_of(st.text(max_size=30), st.sampled_from(["demo", "evil", "0", "1", "0,1", "-1", "search", "holdout", "trial-8", "9" * 30, "\x00", "..", "NaN", "null", "0-5;1"]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_answer_is_a_server_error(client, data):
+    """Every operation of the OpenAPI document with hostile values; the test client raises what the service does not catch."""
+    paths = client.app.openapi()["paths"]
+    path = data.draw(st.sampled_from(sorted(paths)))
+    method, operation = data.draw(st.sampled_from(sorted((name, json.dumps(found)) for name, found in paths[path].items())))
+    parameters = json.loads(operation).get("parameters", [])
+    values = {parameter["name"]: data.draw(st.sampled_from(["demo", "evil"]) | NASTY if parameter["in"] == "path" else NASTY) for parameter in parameters}
+    target = path
+    for parameter in parameters:
+        if parameter["in"] == "path":
+            target = target.replace("{" + parameter["name"] + "}", quote(values[parameter["name"]], safe=""))
+    query = {parameter["name"]: values[parameter["name"]] for parameter in parameters if parameter["in"] == "query" and data.draw(st.booleans())}
+    body = json.dumps(data.draw(st.dictionaries(st.sampled_from(["text", "id", "trial", "x"]), st.one_of(NASTY, st.none(), st.integers(), st.just("[" * 3000), st.just("a: &a [*a]"))))) if method == "post" else None
+    headers = {"content-type": "application/json"} | ({"Last-Event-ID": quote(values["last-event-id"])} if "last-event-id" in values else {})
+    answer = client.request(method, target, params=query, content=body, headers=headers)
+    assert answer.status_code < 500, (target, query, body, answer.text)
 
 
 def test_scripts_never_make_markup_of_text():

@@ -97,7 +97,10 @@ class Jobs:
         if source.exists() or folder.exists():
             raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id"))
         self._check_room()
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another request was quicker
+            raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")) from None
         aside = source.with_suffix(".part")
         aside.write_bytes(text.encode())
         os.replace(aside, source)
@@ -115,7 +118,7 @@ class Jobs:
 
     def stop(self, run: Run) -> None:
         if not self.processes.stop(run):
-            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver on this machine", remedy="Nothing to stop"))
+            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver that this service may stop", remedy="It has ended, or runs on another machine or as another user"))
 
     # ---------------------------------------------------------------- exporting
 

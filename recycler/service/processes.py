@@ -57,7 +57,8 @@ class Processes:
             pid = child.pid if child and child.poll() is None else driver_pid(run.folder)
         if pid is None:
             return False
-        os.kill(pid, signal.SIGINT)
+        if not _signal(pid, signal.SIGINT):
+            return False
         threading.Thread(target=self._insist, args=(run, pid), daemon=True).start()
         return True
 
@@ -71,7 +72,7 @@ class Processes:
                 time.sleep(0.2)
                 if not self._is_still(run, pid):
                     return
-            os.kill(pid, number)
+            _signal(pid, number)
 
     def _is_still(self, run: Run, pid: int) -> bool:
         """Whether `pid` is still the driver, so that a number given to another process is never signalled."""
@@ -84,6 +85,14 @@ class Processes:
     def _alive(self, name: str) -> bool:
         child = self._children.get(name)
         return child is not None and child.poll() is None
+
+
+def _signal(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):  # it has just ended, or is another user's
+        return False
+    return True
 
 
 def driver_pid(folder: Path) -> int | None:

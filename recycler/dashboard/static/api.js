@@ -1,6 +1,7 @@
 // The API of this server, and nothing else: no request leaves the machine.
 
 export const job = document.body.dataset.job;
+const REOPEN_MS = 5000, WAIT_MS = 2000;
 const base = `/api/v1/jobs/${encodeURIComponent(job)}`;
 
 /** A problem as one line: where, the thing, the cause, the remedy. */
@@ -27,18 +28,30 @@ export const getJob = (path = "") => get(base + path);
 export const postJob = (path, body) => post(base + path, body);
 export const jobPath = (path) => base + path;
 
+/** The job's trials; waits while its driver has not opened the ledger yet, telling `waiting` the status each time. */
+export async function firstTrials(waiting) {
+  for (;;) {
+    const status = await getJob();
+    waiting(status);
+    if (status.state !== "starting") return getJob("/trials");
+    await new Promise((done) => setTimeout(done, WAIT_MS));
+  }
+}
+
 /** Follows a job's events; `handlers` by kind: trial, holdout, status, end. Opens again by itself, without loss. */
 export function follow(cursor, handlers) {
   let last = cursor;
+  const again = () => setTimeout(open, REOPEN_MS);
   const open = () => {
     const source = new EventSource(`${base}/events?after=${encodeURIComponent(last)}`);
     for (const kind of ["trial", "holdout", "status", "end"]) {
       source.addEventListener(kind, (event) => {
         if (event.lastEventId) last = event.lastEventId;
         handlers[kind]?.(JSON.parse(event.data));
-        if (kind === "end") { source.close(); setTimeout(open, 5000); }
+        if (kind === "end") { source.close(); again(); }
       });
     }
+    source.onerror = () => { if (source.readyState === EventSource.CLOSED) again(); };
   };
   open();
 }

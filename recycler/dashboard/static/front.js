@@ -1,6 +1,6 @@
 // Front: scatter, parallel coordinates and table of one job's trials; a brush in one shows in all.
 
-import { follow, getJob, job } from "./api.js";
+import { firstTrials, follow, getJob, job } from "./api.js";
 import { Detail } from "./detail.js";
 import { checkbox, figure, fill, h, notice, select, trialName } from "./dom.js";
 import { axesOf, Brush, nonDominated, preferred, readHash, valueOf, writeHash } from "./model.js";
@@ -118,10 +118,11 @@ function sliders() {
 }
 
 /** Trials that arrive while the page is open; drawn in bunches. */
-let timer = 0, rest = 0, late = false;
+let timer = 0, rest = 0, late = false, stale = true;
 function arrived(entry) {
   const index = data.trials.findIndex((trial) => trial.trial === entry.trial);
   if (index < 0) data.trials.push(entry); else data.trials[index] = entry;
+  stale = true;
   if (timer) { late = true; return; }
   timer = setTimeout(async () => {
     const start = performance.now();
@@ -134,6 +135,8 @@ function arrived(entry) {
 }
 
 async function more() {
+  if (!stale || !data.front.length) return;
+  stale = false;
   const found = await getJob("/front");
   probability = Object.fromEntries(found.front.map((entry) => [entry.trial, entry.probability]));
   greedy = found.baselines.find((entry) => entry.kind === "greedy_soup")?.trial ?? null;
@@ -141,7 +144,7 @@ async function more() {
 }
 
 async function start() {
-  data = await getJob("/trials");
+  data = await firstTrials((status) => notice(status.state === "starting" ? "The driver is starting." : ""));
   axes = axesOf(data);
   const names = data.objectives.map((o) => o.name);
   if (!names.includes(state.x)) state.x = names[0];
@@ -154,7 +157,7 @@ async function start() {
   tools(); ranges(); sliders(); showMarked();
   await draw();
   document.body.dataset.ready = "1";
-  follow(data.cursor, { trial: arrived, holdout: arrived });
+  follow(data.cursor, { trial: arrived, holdout: arrived, end: more });
   await more();
 }
 

@@ -1,6 +1,6 @@
 // Progress of one job: state, cost, hypervolume, failures, exports, log; stop, resume, duplicate.
 
-import { follow, getJob, jobPath, postJob } from "./api.js";
+import { firstTrials, follow, getJob, jobPath, postJob } from "./api.js";
 import { draw } from "./chart.js";
 import { duration, fill, h, notice, trialName } from "./dom.js";
 
@@ -51,12 +51,15 @@ fill(document.getElementById("page"), h("div", { class: "split" },
   h("div", { class: "stack" }, h("section", { class: "card" }, facts, h("div", { class: "bar" }, stop, resume, duplicate, h("a", { href: jobPath("/trials.csv"), download: true }, "Trials as CSV"))), h("section", { class: "card" }, h("h2", {}, "Hypervolume"), chart)),
   h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, "Latest"), latest, failures), h("section", { class: "card" }, h("h2", {}, "Exports"), exports), h("section", { class: "card" }, h("h2", {}, "Driver"), log))));
 
-try {
-  show(await getJob());
+async function told(status) {
+  show(status);
   const source = await getJob("/source");
   log.textContent = source.log || source.command || "No log: this run was started by hand.";
-  await showExports();
-  const { trials, cursor } = await getJob("/trials");
+}
+
+try {
+  const { trials, cursor } = await firstTrials(told);
   trials.filter((trial) => trial.state !== "PENDING").slice(-8).forEach(showTrial);
-  follow(cursor, { trial: showTrial, status: show });
+  follow(cursor, { trial: showTrial, status: told });
+  await showExports();
 } catch (error) { notice(error.message); }
