@@ -22,7 +22,7 @@ from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint, Completion, GenerateRequest, Group, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
 
-Architecture = Literal["llama", "qwen2"]
+Architecture = Literal["llama", "qwen2", "qwen3"]
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 DELTA_SCALE = 0.02  # of a member's random delta, beside weights of about 0.08
 
@@ -61,18 +61,21 @@ def pico_tokenizer():
 
 
 def _pico_model(architecture: Architecture, vocab_size: int, tied: bool):
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[architecture]
+    config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[architecture]
+    heads = {"head_dim": 32} if architecture == "qwen3" else {}  # its own default is 128, whatever the hidden size
     config = config_class(
         vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=512, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        max_position_embeddings=512, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=1, eos_token_id=2, **heads)
     return model_class(config)
 
 
 def _random(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Weights wide enough that a random model has opinions; norms near one."""
+    """Weights wide enough that a random model has opinions; norms near one. No model ends its text by itself."""
     noise = torch.randn(like.shape, generator=generator)
+    if "embed_tokens" in name or "lm_head" in name:
+        noise[SPECIAL_TOKENS.index("<eos>")] = 0.0
     return 1.0 + 0.1 * noise if "norm" in name else 0.15 * noise
 
 
@@ -204,6 +207,15 @@ class EngineContract:
     def test_no_requests_no_answers(self):
         self.engine.apply(self._linear(0.0, 0.0, 0.0))
         assert self.engine.generate([]) == [] and self.engine.loglikelihood([]) == []
+
+    def test_requests_without_an_answer_are_refused(self):
+        """An empty continuation has probability one: it would win every choice."""
+        self.engine.apply(self._linear(1.0, 0.0, 0.0))
+        for prompt, length in (((), 3), ((5, 6), 0)):
+            _refuses(UsageError, lambda: self.engine.generate([GenerateRequest(prompt_ids=prompt, max_new_tokens=length)]))
+        for context, continuation in (((), (5, 6)), ((5, 6), ())):
+            _refuses(UsageError, lambda: self.engine.loglikelihood([LoglikelihoodRequest(context_ids=context, continuation_ids=continuation)]))
+        assert ask(self.engine) == self.fresh["m0"]
 
     def test_too_long_a_request_is_refused(self):
         _refuses(UsageError, lambda: self.engine.generate([GenerateRequest(prompt_ids=(5,) * self.max_model_len, max_new_tokens=1)]))

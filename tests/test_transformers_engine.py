@@ -13,3 +13,7 @@ class TestLlamaTied(EngineContract):
 class TestQwen2Untied(TestLlamaTied):
     architecture = "qwen2"
     tied = False
+
+
+class TestQwen3Tied(TestLlamaTied):
+    architecture = "qwen3"

@@ -11,15 +11,14 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from recycler.engines.live import LOGPROB_FLOOR, check_generate, check_loglikelihood, merge_live
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.merge.hashing import model_digest
-from recycler.merge.stream import merge_into
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
 
-BATCH_TOKENS = 16384  # prompt tokens in flight; keeps logits and cache of one batch small
+BATCH_TOKENS = 16384  # tokens in flight; keeps the cache of one batch small
+BATCH_LOGITS = 2**28  # tokens times vocabulary of one batch of likelihoods: half a gigabyte in bfloat16
 MAX_BATCH = 256
-LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
 
 
 class TransformersEngine:
@@ -35,17 +34,18 @@ class TransformersEngine:
         self._weights = self._live_weights(pool)
         self._ends = self._end_ids()
         self._dirty = ""
-        self.fingerprint = f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, {self._device.type}, context {self._max_model_len}, batch {BATCH_TOKENS}/{MAX_BATCH}"
+        self.fingerprint = f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, {self._device.type}, context {self._max_model_len}, batch {BATCH_TOKENS}/{MAX_BATCH}, logits {BATCH_LOGITS}"
 
     # ---------------------------------------------------------------- weights
 
     def apply(self, recipe: Recipe) -> str:
         if recipe.dtype != self._dtype:
             raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
+        self._check_open()
         self._dirty = "the last merge failed half-way"
-        merge_into(recipe, self._resident, self._weights)
+        digest = merge_live(recipe, self._resident, self._weights)
         self._dirty = ""
-        return model_digest(self._weights.items())
+        return digest
 
     def _live_weights(self, pool: Pool) -> dict[str, Tensor]:
         """Checkpoint name -> live parameter, after proof that each holds what the checkpoint holds."""
@@ -68,10 +68,11 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        self._check(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0))
+        self._check_clean()
+        check_generate(requests, self._max_model_len)
         found: dict[int, Completion] = {}
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), requests[index].max_new_tokens))
-        for batch in _batches(order, lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens):
+        for batch in _batches(order, lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens, BATCH_TOKENS):
             for index, completion in zip(batch, self._decode([requests[index] for index in batch]), strict=True):
                 found[index] = completion
         return [found[index] for index in range(len(requests))]
@@ -108,7 +109,7 @@ class TransformersEngine:
         """The completion, when its last token ended it; text stops before the first stop string."""
         ended = tokens[-1] in self._ends
         if ended or len(tokens) >= request.max_new_tokens or request.stop:
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            text = self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
             cuts = [place for stop in request.stop if (place := text.find(stop)) >= 0]
             if cuts or ended:
                 return Completion(text=text[: min(cuts)] if cuts else text, num_tokens=len(tokens), finish="stop")
@@ -120,10 +121,12 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
+        self._check_clean()
+        check_loglikelihood(requests, self._max_model_len)
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
-        self._check(max(lengths, default=0))
+        room = min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0])
         found: dict[int, Loglikelihood] = {}
-        for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index]):
+        for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
             ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for place, index in enumerate(batch):
@@ -136,11 +139,14 @@ class TransformersEngine:
     def close(self) -> None:
         self._weights, self._model = {}, None
 
-    def _check(self, longest: int) -> None:
+    def _check_open(self) -> None:
+        if self._model is None:
+            raise RuntimeError("the engine is closed")
+
+    def _check_clean(self) -> None:
+        self._check_open()
         if self._dirty:
             raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
-        if longest > self._max_model_len:
-            raise UsageError(Problem(thing="request", cause=f"needs {longest} tokens, the engine takes {self._max_model_len}", remedy="Raise engine.max_model_len"))
 
     def _pad_left(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = self._pad_right([tuple(reversed(sequence)) for sequence in sequences])
@@ -154,11 +160,11 @@ class TransformersEngine:
         return ids, mask
 
 
-def _batches(order: Sequence[int], size: Callable[[int], int]) -> Iterator[list[int]]:
-    """Consecutive indices whose padded token count stays within BATCH_TOKENS; at least one each."""
+def _batches(order: Sequence[int], size: Callable[[int], int], room: int) -> Iterator[list[int]]:
+    """Consecutive indices whose padded token count stays within `room`; at least one each."""
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) >= MAX_BATCH or (len(batch) + 1) * max(size(other) for other in (batch[-1], index)) > BATCH_TOKENS):
+        if batch and (len(batch) >= MAX_BATCH or (len(batch) + 1) * max(size(other) for other in (batch[-1], index)) > room):
             yield batch
             batch = []
         batch.append(index)

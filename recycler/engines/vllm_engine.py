@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from recycler.engines.live import LOGPROB_FLOOR, check_generate, check_loglikelihood
 from recycler.engines.vllm_worker import pool_to_json, read_answer
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.ledger.codec import recipe_to_json
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
 
-LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
 DEFAULT_MAX_MODEL_LEN = 4096
 WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
 
@@ -80,7 +80,8 @@ class VLLMEngine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         from vllm import SamplingParams
 
-        self._check(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0))
+        self._check_clean()
+        check_generate(requests, self._limit)
         params = [SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None) for request in requests]
         outputs = self._run([request.prompt_ids for request in requests], params)
         return [_completion(output.outputs[0]) for output in outputs]
@@ -90,7 +91,8 @@ class VLLMEngine:
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
         from vllm import SamplingParams
 
-        self._check(max((len(request.context_ids) + len(request.continuation_ids) for request in requests), default=0))
+        self._check_clean()
+        check_loglikelihood(requests, self._limit)
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
         outputs = self._run([request.context_ids + request.continuation_ids for request in requests], [params] * len(requests))
         return [_likelihood(output.prompt_logprobs, request) for output, request in zip(outputs, requests, strict=True)]
@@ -108,12 +110,10 @@ class VLLMEngine:
             raise RuntimeError("the engine is closed")
         return self._llm
 
-    def _check(self, longest: int) -> None:
+    def _check_clean(self) -> None:
         self._live()
         if self._dirty:
             raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
-        if longest > self._limit:
-            raise UsageError(Problem(thing="request", cause=f"needs {longest} tokens, the engine takes {self._limit}", remedy="Raise engine.max_model_len"))
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any]) -> list[Any]:
         """Everything in one submission: vLLM batches it as it likes and answers in order."""

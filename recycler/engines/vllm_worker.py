@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from recycler.engines.live import merge_live
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError
 from recycler.ledger.codec import recipe_from_json
-from recycler.merge.hashing import model_digest
-from recycler.merge.stream import merge_into, merged_tensors
-from recycler.pool.catalog import open_checkpoint
+from recycler.pool.catalog import local_path, open_checkpoint, remote_url
 from recycler.pool.headers import FLOAT_DTYPES
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Checkpoint, Pool
@@ -44,14 +43,7 @@ class RecyclerWorker:
         return str(len(self._recycler_views))
 
     def _recycler_merge(self, recipe_json: str) -> str:
-        recipe, views = recipe_from_json(recipe_json), self._recycler_views
-        if all(view.device.type == "cpu" for view in views.values()):
-            merge_into(recipe, self._recycler_pool, views)
-        else:  # the arithmetic stays on the CPU, where an export does it too: the same bits on every device
-            with torch.no_grad():
-                for name, tensor in merged_tensors(recipe, self._recycler_pool):
-                    views[name].copy_(tensor)
-        return model_digest(views.items())
+        return merge_live(recipe_from_json(recipe_json), self._recycler_pool, self._recycler_views)
 
 
 def _answer(work) -> str:
@@ -76,14 +68,19 @@ def read_answer(answer: str) -> str:
 
 def pool_to_json(pool: Pool) -> str:
     """Names and places of a pool; its headers are read again where they are needed."""
-    return json.dumps({"members": [[member.name, str(Path(member.location).absolute())] for member in pool.members],
-                       "base": [pool.base.name, str(Path(pool.base.location).absolute())] if pool.base else None})
+    return json.dumps({"members": [[member.name, _anywhere(member.location)] for member in pool.members],
+                       "base": [pool.base.name, _anywhere(pool.base.location)] if pool.base else None})
+
+
+def _anywhere(location: str) -> str:
+    """A location that means the same in another working folder; that of a bucket does already."""
+    return location if remote_url(location) else str(Path(local_path(location)).absolute())
 
 
 def pool_from_json(text: str) -> Pool:
     found = json.loads(text)
-    return Pool(members=tuple(open_checkpoint(Path(location), name) for name, location in found["members"]),
-                base=open_checkpoint(Path(found["base"][1]), found["base"][0]) if found["base"] else None)
+    return Pool(members=tuple(open_checkpoint(location, name) for name, location in found["members"]),
+                base=open_checkpoint(found["base"][1], found["base"][0]) if found["base"] else None)
 
 
 # ---------------------------------------------------------------- checkpoint names and live parameters
