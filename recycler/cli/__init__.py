@@ -102,6 +102,13 @@ def _model_commands(commands: Commands) -> None:
     suite.add_argument("--frozen", metavar="FILE", help="frozen items to write (build) or to compare with (check)")
     suite.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
 
+    doctor = _command(commands, "doctor", "can this machine run jobs? versions, GPUs, disk, clock, sandbox, cluster, bucket, ledger", "recycler.cli.doctor:doctor")
+    doctor.add_argument("--dir", default=".", help="folder that runs go to (default: the current one)")
+    doctor.add_argument("--bucket", metavar="URL", help="try reading and conditional writing there: s3://, gs://, az:// or file://")
+    doctor.add_argument("--ledger", metavar="URL", help="try this database (default: RECYCLER_LEDGER)")
+    doctor.add_argument("--address", metavar="URL", help="try this Ray cluster: http://HEAD:8265")
+    _json_flag(doctor)
+
     serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")
     serve.add_argument("--root", default=".", help="folder that holds run folders (default: the current one)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1); any other needs the token that is printed")
