@@ -1,8 +1,10 @@
 """Run folders made of nothing but a ledger, for the service and its dashboard: synthetic trials through the real Ledger."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import zlib
 from contextlib import contextmanager
 
@@ -97,3 +99,28 @@ def driven(folder):
     finally:
         process.kill()
         process.wait()
+
+
+class served:
+    """The service in a thread, on a port of its own; closed at the end."""
+
+    def __init__(self, root, **settings):
+        from recycler.service import create_app
+
+        self.app = create_app(root, **{"token": None, **settings})
+
+    def __enter__(self):
+        import uvicorn
+
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(64)  # before the thread: who asks early waits instead of being refused
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread.start()
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def __exit__(self, *_exception):
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.socket.close()

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,12 +16,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
 
-import uvicorn
 from playwright.sync_api import expect, sync_playwright
-from service_runs import EVIL, add_trial, driven, make_run
+from service_runs import EVIL, add_trial, driven, make_run, served
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
-
-from recycler.service import create_app
 
 pytestmark = pytest.mark.browser
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -45,27 +40,6 @@ def root(tmp_path_factory):
 def address(root):
     with served(root) as address:
         yield address
-
-
-class served:
-    """The service in a thread, on a port of its own; closed at the end."""
-
-    def __init__(self, root, **settings):
-        self.app = create_app(root, **{"token": None, **settings})
-
-    def __enter__(self):
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.socket.listen(64)  # before the thread: who asks early waits instead of being refused
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=1))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
-        self.thread.start()
-        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-
-    def __exit__(self, *_exception):
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Match
 
 from recycler import __version__
 from recycler.dashboard.pages import pages_router
@@ -35,6 +37,7 @@ def create_app(root: Path, *, token: str | None, viewer_token: str | None = None
     app.state.jobs = jobs
     app.add_exception_handler(RecyclerError, _told)
     app.add_exception_handler(RequestValidationError, _refused)
+    app.add_exception_handler(HTTPException, _answered)
     app.add_middleware(Guard, keys=Keys(token, viewer_token))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
@@ -58,6 +61,14 @@ def _told(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RecyclerError)
     status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 422)
     return JSONResponse({"problems": [asdict(problem) for problem in error.problems]}, status)
+
+
+def _answered(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # the router names the methods of the first route only, and a path may have two
+        headers["Allow"] = ", ".join(sorted({method for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE for method in route.methods}))
+    return JSONResponse({"problems": [{"thing": "request", "cause": str(error.detail), "remedy": "", "where": ""}]}, error.status_code, headers)
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:

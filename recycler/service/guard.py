@@ -112,6 +112,8 @@ class Guard:
             return None
         if not _same_origin(headers):
             return _refuse(403, "writes from other origins are refused")
+        if scope["method"] != "POST":  # nothing else is routed: 405
+            return None
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _refuse(415, "writes must be application/json")
         return _refuse(403, "a viewer may only read") if role == "viewer" else None

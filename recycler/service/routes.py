@@ -23,7 +23,10 @@ JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ExportId = Annotated[str, Path(pattern=r"^trial-[0-9]{1,8}$")]
 TrialNumber = Annotated[int, Path(ge=0, lt=10**8)]
 RoleQuery = Annotated[Literal["search", "holdout"], Query(description="which items")]
-Problems = {404: {"description": "no such job, trial or export"}, 401: {"description": "token needed"}, 503: {"description": "the ledger cannot be read"}}
+Problems = {400: {"description": "no well-formed request"}, 401: {"description": "token needed"}, 403: {"description": "from another site, or a viewer's write"}, 404: {"description": "no such job, trial or export"},
+            503: {"description": "the ledger cannot be read"}}
+Refusals = {409: {"description": "exists already, or runs already"}, 413: {"description": "body too large"}, 415: {"description": "not application/json"}}
+Same = {200: {"description": "it was there already"}}
 
 
 class Request(BaseModel):
@@ -126,31 +129,31 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
 
 
 def _writing(router: APIRouter, jobs: Jobs) -> None:
-    @router.post("/validate", summary="Check a job file: its name, or every problem with file and line")
+    @router.post("/validate", responses=Refusals, summary="Check a job file: its name, or every problem with file and line")
     def validate(request: JobText) -> JSONResponse:
         try:
             return JSONResponse({"schema_version": 1, "name": jobs.validate(request.text).name, "problems": []})
         except UsageError as error:
             return JSONResponse({"schema_version": 1, "name": None, "problems": [asdict(problem) for problem in error.problems]})
 
-    @router.post("/jobs", status_code=201, summary="Submit a job file; the same text again is the same job")
+    @router.post("/jobs", status_code=201, responses=Refusals | Same, summary="Submit a job file; the same text again is the same job")
     def submit(request: JobText) -> JSONResponse:
         run, created = jobs.submit(request.text, request.id)
         return JSONResponse(jobs.document(run), 201 if created else 200, {"Location": f"/api/v1/jobs/{run.id}"})
 
-    @router.post("/jobs/{job}/stop", status_code=202, summary="Stop the driver; scored trials are kept")
+    @router.post("/jobs/{job}/stop", status_code=202, responses=Refusals, summary="Stop the driver; scored trials are kept")
     def stop(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
         run = jobs.store.run(job)
         jobs.stop(run)
         return JSONResponse(jobs.document(run), 202)
 
-    @router.post("/jobs/{job}/resume", status_code=202, summary="Go on with an unfinished job")
+    @router.post("/jobs/{job}/resume", status_code=202, responses=Refusals, summary="Go on with an unfinished job")
     def resume(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
         run = jobs.store.run(job)
         jobs.resume(run)
         return JSONResponse(jobs.document(run), 202)
 
-    @router.post("/jobs/{job}/export", status_code=202, summary="Export a trial into the run's exports; follow it at exports/ID")
+    @router.post("/jobs/{job}/export", status_code=202, responses=Refusals | Same, summary="Export a trial into the run's exports; follow it at exports/ID")
     def export(job: JobId, request: ExportRequest) -> JSONResponse:
         found = jobs.export(jobs.store.run(job), request.trial)
         return JSONResponse(found, 200 if found["state"] == "done" else 202, {"Location": f"/api/v1/jobs/{job}/exports/{found['id']}"})
