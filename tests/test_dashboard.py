@@ -1,92 +1,20 @@
 """The dashboard in a real headless Chromium: every page, linked brushing, live trials, keyboard, no request to elsewhere."""
 
 import json
-import os
-import shutil
 import time
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-
-pytest.importorskip("fastapi", reason="needs recycler[service]")
-pytest.importorskip("plotly", reason="needs recycler[service]")
-pytest.importorskip("playwright", reason="needs playwright, see the test extra")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt-get install chromium", allow_module_level=True)
-
-from playwright.sync_api import expect, sync_playwright
-from service_runs import EVIL, add_trial, driven, make_run, served
+from browsing import TIMEOUT_MS, address, bright, browser, opened_front, page, press_until, root, rows, shot  # noqa: F401  (fixtures and gestures)
+from playwright.sync_api import expect
+from service_runs import add_trial, driven, make_run, served
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
 pytestmark = pytest.mark.browser
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-TIMEOUT_MS = 60_000  # of one expectation; machines that run tests are busy
-SCREENSHOTS = Path(os.environ["RECYCLER_SCREENSHOTS"]) if "RECYCLER_SCREENSHOTS" in os.environ else None
-expect.set_options(timeout=TIMEOUT_MS)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    make_run(root, "demo", checkpoints=True)
-    make_run(root, "evil", merges=3, label=EVIL)
-    make_run(root, "live", merges=8, finished=False)
-    return root
-
-
-@pytest.fixture(scope="module")
-def address(root):
-    with served(root) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={"width": 1280, "height": 860})
-        yield context
-        context.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    """A page that fails the test when it logs an error or asks anybody but the service."""
-    page, wrong = browser.new_page(), []
-    page.set_default_timeout(TIMEOUT_MS)
-    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on("console", lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else None)
-    page.on("request", lambda request: wrong.append(f"asked {request.url}") if urlsplit(request.url).scheme not in ("data", "blob") and urlsplit(request.url).hostname != "127.0.0.1" else None)
-    yield page
-    page.close()
-    assert wrong == []
-
-
-def opened_front(page, address, run="demo", fragment=""):
-    page.goto(f"{address}/jobs/{run}/front{fragment}")
-    page.wait_for_selector("body[data-ready='1']")
-    return page
-
-
-def shot(page, name):
-    if SCREENSHOTS:
-        page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-def rows(page):
-    return page.eval_on_selector_all("#table tbody tr", "rows => rows.map(row => +row.dataset.trial)")
-
-
-def bright(page):
-    """Numbers of the trials that the scatter shows bright; None when nothing is dimmed."""
-    return page.evaluate("""() => { const traces = document.getElementById('scatter').data.slice(0, 6);
-        return traces.some(t => t.selectedpoints) ? traces.flatMap(t => (t.selectedpoints ?? []).map(i => t.customdata[i])) : null; }""")
 
 
 # ---------------------------------------------------------------- pages
 
-def test_jobs_page_shows_state_progress_and_checks_a_file_as_it_is_typed(page, address):
+def test_jobs_page_shows_state_progress_and_checks_a_file_as_it_is_typed(page, address):  # noqa: F811
     page.goto(address)
     card = page.locator("[data-job=demo]")
     expect(card.locator(".badge")).to_have_text("finished")
@@ -98,7 +26,7 @@ def test_jobs_page_shows_state_progress_and_checks_a_file_as_it_is_typed(page, a
     shot(page, "jobs")
 
 
-def test_progress_page_draws_the_hypervolume(page, address):
+def test_progress_page_draws_the_hypervolume(page, address):  # noqa: F811
     page.goto(f"{address}/jobs/demo")
     expect(page.locator("#state")).to_have_text("finished")
     expect(page.locator(".js-plotly-plot .scatterlayer path.js-line")).to_have_count(1)
@@ -106,14 +34,14 @@ def test_progress_page_draws_the_hypervolume(page, address):
     shot(page, "progress")
 
 
-def test_pool_page_lists_members(page, address):
+def test_pool_page_lists_members(page, address):  # noqa: F811
     page.goto(f"{address}/jobs/demo/pool")
     expect(page.locator("#members tbody tr")).to_have_count(4)
     expect(page.locator(".barlayer path")).to_have_count(4)
     shot(page, "pool")
 
 
-def test_compare_page_shows_flips_with_both_outputs(page, address):
+def test_compare_page_shows_flips_with_both_outputs(page, address):  # noqa: F811
     page.goto(f"{address}/jobs/demo/compare#trials=0,1")
     expect(page.locator("[data-objective='demo:math/exact_match']")).to_contain_text("worse")
     flip = page.locator("[data-flips='demo:math/exact_match'] details").first
@@ -125,7 +53,7 @@ def test_compare_page_shows_flips_with_both_outputs(page, address):
 
 # ---------------------------------------------------------------- the front
 
-def test_front_shows_members_soups_and_best_so_far_beside_merges(page, address):
+def test_front_shows_members_soups_and_best_so_far_beside_merges(page, address):  # noqa: F811
     opened_front(page, address)
     names = page.evaluate("document.getElementById('scatter').data.filter(t => t.x.length).map(t => t.name)")
     assert {"merges", "front", "members", "uniform soup", "base", "best so far"} <= set(names)
@@ -134,7 +62,7 @@ def test_front_shows_members_soups_and_best_so_far_beside_merges(page, address):
     shot(page, "front")
 
 
-def test_a_box_in_the_scatter_brushes_table_and_lines(page, address):
+def test_a_box_in_the_scatter_brushes_table_and_lines(page, address):  # noqa: F811
     opened_front(page, address)
     box = page.locator("#scatter .nsewdrag").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + 4)
@@ -151,7 +79,7 @@ def test_a_box_in_the_scatter_brushes_table_and_lines(page, address):
     assert bright(page) is None
 
 
-def test_a_drag_along_an_axis_brushes_scatter_and_table_and_stands_in_the_address(page, address):
+def test_a_drag_along_an_axis_brushes_scatter_and_table_and_stands_in_the_address(page, address):  # noqa: F811
     opened_front(page, address)
     before = page.evaluate("document.getElementById('parallel').toDataURL()")
     page.locator("#parallel").scroll_into_view_if_needed()
@@ -172,7 +100,7 @@ def test_a_drag_along_an_axis_brushes_scatter_and_table_and_stands_in_the_addres
     assert rows(page) == listed
 
 
-def test_preference_sliders_pick_the_best_trial(page, address):
+def test_preference_sliders_pick_the_best_trial(page, address):  # noqa: F811
     opened_front(page, address)
     for name, value in (("math", "100"), ("code", "0"), ("prose", "0")):
         page.get_by_label(f"how much demo:{name}/").fill(value)
@@ -181,14 +109,14 @@ def test_preference_sliders_pick_the_best_trial(page, address):
     assert page.locator("#preferred").inner_text().endswith(f"trial {min(number for value, number in scores if value == max(scores)[0])}")
 
 
-def test_holdout_toggle_shows_only_what_was_held_out(page, address):
+def test_holdout_toggle_shows_only_what_was_held_out(page, address):  # noqa: F811
     opened_front(page, address)
     page.locator("#role").select_option("holdout")
     expect(page.locator("#table tbody tr")).to_have_count(12)
     assert "role=holdout" in page.url
 
 
-def test_names_and_outputs_are_text(page, address):
+def test_names_and_outputs_are_text(page, address):  # noqa: F811
     opened_front(page, address, "evil")
     page.goto(f"{address}/jobs/evil/compare#trials=0,1")
     page.locator("details summary").first.click()
@@ -200,7 +128,7 @@ def test_names_and_outputs_are_text(page, address):
 
 # ---------------------------------------------------------------- live, keyboard, theme, phone
 
-def test_trials_appear_while_a_job_runs(page, address, root):
+def test_trials_appear_while_a_job_runs(page, address, root):  # noqa: F811
     with driven(root / "live"):
         opened_front(page, address, "live")
         count = page.locator("#table tbody tr").count()
@@ -216,16 +144,7 @@ def test_trials_appear_while_a_job_runs(page, address, root):
         expect(page.locator("#state")).to_have_text("interrupted")
 
 
-def press_until(page, selector):
-    """Tab from where the focus is until an element that fits has it."""
-    for _ in range(400):
-        page.keyboard.press("Tab")
-        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
-            return
-    raise AssertionError(f"no way to {selector} by keyboard")
-
-
-def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root):
+def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root):  # noqa: F811
     opened_front(page, address)
     press_until(page, "[data-choose='8']")
     page.keyboard.press("Enter")
@@ -239,7 +158,7 @@ def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root):
     shot(page, "export")
 
 
-def test_two_ticked_trials_are_compared_by_a_link(page, address):
+def test_two_ticked_trials_are_compared_by_a_link(page, address):  # noqa: F811
     opened_front(page, address)
     for number in (0, 1):
         page.get_by_label(f"compare trial {number}", exact=True).check()
@@ -247,7 +166,7 @@ def test_two_ticked_trials_are_compared_by_a_link(page, address):
     expect(page.get_by_role("heading", name="Differences to trial 0")).to_be_visible()
 
 
-def test_dark_follows_the_system_and_the_button(page, address):
+def test_dark_follows_the_system_and_the_button(page, address):  # noqa: F811
     page.emulate_media(color_scheme="dark")
     opened_front(page, address)
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
@@ -259,7 +178,7 @@ def test_dark_follows_the_system_and_the_button(page, address):
     page.evaluate("localStorage.removeItem('recycler-theme')")
 
 
-def test_pages_fit_a_phone(page, address):
+def test_pages_fit_a_phone(page, address):  # noqa: F811
     page.set_viewport_size({"width": 390, "height": 780})
     for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
         page.goto(address + path)
@@ -270,7 +189,7 @@ def test_pages_fit_a_phone(page, address):
     shot(page, "phone")
 
 
-def test_every_control_has_a_name(page, address):
+def test_every_control_has_a_name(page, address):  # noqa: F811
     for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
         page.goto(address + path)
         page.wait_for_selector("#page *")
@@ -280,7 +199,7 @@ def test_every_control_has_a_name(page, address):
         assert nameless == [], path
 
 
-def test_a_token_in_the_address_opens_the_dashboard(browser, root):
+def test_a_token_in_the_address_opens_the_dashboard(browser, root):  # noqa: F811
     with served(root, token="t" * 43) as address:
         page = browser.new_page()
         assert page.goto(f"{address}/").status == 401
@@ -310,7 +229,7 @@ def test_a_real_job_is_followed_from_submit_to_export(page, address, root, sound
 
 
 @pytest.mark.slow
-def test_five_thousand_trials(browser, tmp_path):
+def test_five_thousand_trials(browser, tmp_path):  # noqa: F811
     """Load and brush times are printed; the limits are far above, since this machine is shared."""
     make_run(tmp_path, "large", merges=5000, items=8)
     with served(tmp_path) as address:

@@ -34,7 +34,7 @@ function scores(found) {
 }
 
 function weights(found) {
-  const element = h("div", { class: "chart low", role: "img", "aria-label": "Weights by member and group" });
+  const element = h("div", { class: "chart low", role: "group", "aria-label": "Weights by member and group" });
   const section = h("section", { class: "card" }, h("h2", {}, "Weights"), element);
   const make = (colours) => {
     const names = found.trials.flatMap((trial) => Object.keys(trial.weights).map((group) => [trial, group]));
@@ -71,3 +71,4 @@ if (!state.trials) {
   if (front.length > 1) { state.trials = [knee, ...front.filter((number) => number !== knee)].slice(0, 2).join(","); input.value = state.trials; }
 }
 await show();
+document.body.dataset.ready = "1";

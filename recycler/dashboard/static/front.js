@@ -12,7 +12,7 @@ const DEFAULTS = { x: "", y: "", role: "search", rest: "1", bars: "1", trial: ""
 const state = readHash(DEFAULTS);
 let brush = Brush.fromText(state.ranges), data, axes, probability = {}, greedy = null, pendingFrame = 0;
 
-const place = { scatter: h("div", { class: "chart", id: "scatter", role: "img", "aria-label": "Scatter of two objectives; the table below holds the same trials" }), canvas: h("canvas", { id: "parallel", role: "img", "aria-label": "Parallel coordinates; the number fields below brush the same axes" }),
+const place = { scatter: h("div", { class: "chart", id: "scatter", role: "group", "aria-label": "Scatter of two objectives; the table below holds the same trials" }), canvas: h("canvas", { id: "parallel", role: "img", "aria-label": "Parallel coordinates; the number fields below brush the same axes" }),
   tools: h("div", { class: "bar" }), ranges: h("details"), table: h("div", { class: "scroll", id: "table", tabindex: "0", role: "region", "aria-label": "Trials" }), count: h("p", { id: "count", class: "soft", "aria-live": "polite" }), sliders: h("div"), detail: h("div"), marked: h("div", { class: "bar" }) };
 const detail = new Detail(place.detail);
 const scatter = new Scatter(place.scatter, { onbrush: (points) => { brush.points = points; brushed(); }, onchoose: choose });

@@ -85,7 +85,7 @@ function form() {
 
 fill(document.getElementById("page"), h("div", { class: "stack" }, list, form()));
 const loop = async () => {
-  try { if (!document.hidden) await refresh(); } catch (error) { notice(error.message); }
+  try { if (!document.hidden) await refresh(); document.body.dataset.ready = "1"; } catch (error) { notice(error.message); }
   setTimeout(loop, REFRESH_MS);
 };
 loop();

@@ -14,7 +14,7 @@ function table(pool) {
 }
 
 try {
-  const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "img", "aria-label": "Weights of the members in the front" });
+  const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "group", "aria-label": "Weights of the members in the front" });
   fill(document.getElementById("page"), h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, `${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`), table(pool), h("p", { class: "soft" }, pool.note)), h("section", { class: "card" }, h("h2", {}, "Mean weight in the front's trials"), chart)));
   await draw(chart, (colours) => ({ traces: [{ type: "bar", x: pool.members.map((m) => escapeForPlotly(m.name)), y: pool.members.map((m) => m.mean_weight), marker: { color: colours.accent } }], layout: { xaxis: { type: "category" }, yaxis: { title: { text: "weight" } }, showlegend: false } }));
   document.body.dataset.ready = "1";

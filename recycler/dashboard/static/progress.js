@@ -4,7 +4,7 @@ import { firstTrials, follow, getJob, jobPath, postJob } from "./api.js";
 import { draw } from "./chart.js";
 import { duration, fill, h, notice, trialName } from "./dom.js";
 
-const facts = h("div"), chart = h("div", { class: "chart low", role: "img", "aria-label": "Hypervolume after each trial" }), failures = h("div"), exports = h("div"), latest = h("ol", { id: "latest", "aria-label": "Latest trials" });
+const facts = h("div"), chart = h("div", { class: "chart low", role: "group", "aria-label": "Hypervolume after each trial" }), failures = h("div"), exports = h("div"), latest = h("ol", { id: "latest", "aria-label": "Latest trials" });
 const log = h("pre", { tabindex: "0", "aria-label": "End of the driver's log" });
 const stop = h("button", { type: "button", onclick: () => act("/stop", "Stopping: scored trials are kept.") }, "Stop");
 const resume = h("button", { type: "button", onclick: () => act("/resume", "Going on.") }, "Resume");
@@ -62,4 +62,5 @@ try {
   trials.filter((trial) => trial.state !== "PENDING").slice(-8).forEach(showTrial);
   follow(cursor, { trial: showTrial, status: told });
   await showExports();
+  document.body.dataset.ready = "1";
 } catch (error) { notice(error.message); }
