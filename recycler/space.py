@@ -65,7 +65,7 @@ class SpaceSpec(Strict):
     max_nonzero: int | None = Field(default=None, ge=1)
     """At most so many members in a merge."""
     options: dict[str, list[Number]] = {}
-    """Knobs of the method as [lowest, highest], such as density: [0.2, 1.0]."""
+    """Knobs of the method as [lowest, highest], such as density: [0.2, 1.0]; density@GROUP for the tensors of one group."""
 
     @model_validator(mode="after")
     def _ranges(self) -> SpaceSpec:
@@ -135,8 +135,12 @@ def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], 
         if name not in members:
             problems.append(Problem(thing=f"member {name!r}", cause="not in the pool", remedy=did_you_mean(name, members), where=document.where(("members", name))))
     for name in spec.options:
-        if name not in method_options:
-            problems.append(Problem(thing=f"option {name!r}", cause="not an option of the job's method", remedy=did_you_mean(name, method_options or ["none"]), where=document.where(("options", name))))
+        bare, at, group = name.partition("@")
+        names = [known.name for known in _groups(spec, max(num_layers, 1))] if at else []
+        if bare not in method_options:
+            problems.append(Problem(thing=f"option {name!r}", cause="not an option of the job's method", remedy=did_you_mean(bare, method_options or ["none"]), where=document.where(("options", name))))
+        elif at and group not in names:
+            problems.append(Problem(thing=f"option {name!r}", cause=f"there is no group {group!r}", remedy=did_you_mean(group, names), where=document.where(("options", name))))
     if isinstance(spec.groups, LayerBlocks) and spec.groups.layer_blocks > num_layers:
         problems.append(Problem(thing="groups.layer_blocks", cause=f"{spec.groups.layer_blocks} blocks for {num_layers} layers", remedy="Use fewer blocks", where=document.where(("groups",))))
     limits = [spec.members.get(name, MemberSpec()) for name in members]

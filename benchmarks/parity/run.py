@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 from models import FAMILIES, build  # noqa: E402
 
-from recycler.merge.mergekit_write import recipe_to_mergekit  # noqa: E402
+from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit  # noqa: E402
 from recycler.merge.stream import merged_tensors  # noqa: E402
 from recycler.pool.catalog import open_pool  # noqa: E402
 from recycler.pool.tensors import ResidentPool  # noqa: E402
@@ -62,22 +62,65 @@ CASES: dict[str, tuple[str, dict, tuple, bool]] = {  # label: method, options, w
     "della": ("della", {"density": 0.5, "epsilon": 0.2}, THREE, True),
     "della_linear": ("della_linear", {"density": 0.5, "epsilon": 0.2}, THREE, True),
     "della_linear, no rescale": ("della_linear", {"density": 0.5, "epsilon": 0.2, "rescale": False}, THREE, True),
+    "dare_linear, one member": ("dare_linear", {"density": 0.3, "rescale": False}, (1.0,), True),
+    "della_linear, one member": ("della_linear", {"density": 0.5, "epsilon": 0.2, "rescale": False}, (1.0,), True),
 }
-RANDOM = ("density 0.5", "no rescale", "della")
+BY_HAND: dict[str, str] = {  # mergekit's YAML, read by both: settings over depth and by name, and slices
+    "task_arithmetic, gradients": """
+models:
+- {model: M1, parameters: {weight: [0, 0.5, 1]}}
+- {model: M2, parameters: {weight: [{filter: mlp, value: [1, 0]}, {filter: self_attn, value: 0.4}, {value: 0.7}]}}
+merge_method: task_arithmetic
+base_model: BASE
+parameters: {lambda: [{filter: norm, value: 0.5}, {value: [0.8, 1.2]}], normalize: [{filter: q_proj, value: true}, {value: false}]}
+""",
+    "ties, density over depth": """
+models:
+- {model: M1, parameters: {weight: 0.6, density: [0.2, 0.8]}}
+- {model: M2, parameters: {weight: 0.4, density: [{filter: mlp, value: 0.3}, {value: [1, 0.5]}]}}
+- {model: M3, parameters: {weight: [0.2, 0.3], density: 0.5}}
+merge_method: ties
+base_model: BASE
+""",
+    "slerp, t over depth": """
+slices:
+- sources: [{model: M1, layer_range: [0, 4]}, {model: M2, layer_range: [0, 4]}]
+merge_method: slerp
+base_model: M1
+parameters: {t: [{filter: self_attn, value: [0, 0.5, 0.3, 1]}, {filter: mlp, value: [1, 0]}, {value: 0.5}]}
+""",
+    "linear, two slices": """
+slices:
+- sources: [{model: M1, layer_range: [0, 1], parameters: {weight: 0.9}}, {model: M2, layer_range: [0, 1], parameters: {weight: 0.3}}]
+- sources: [{model: M1, layer_range: [1, 4], parameters: {weight: [0.1, 0.7]}}, {model: M2, layer_range: [1, 4], parameters: {weight: 0.5}}]
+merge_method: linear
+parameters: {normalize: false}
+""",
+}
+RANDOM = ("dare_linear, density 0.5", "dare_ties, density 0.5", "no rescale", "della", "one member")
 
 
-def recipe_of(label: str) -> Recipe:
+def recipe_of(label: str, folder: Path) -> Recipe:
+    if label in BY_HAND:
+        return read_mergekit("case.yml", by_hand(label, folder))[0]
     method, options, weights, with_base = CASES[label]
     rows = weights if isinstance(weights[0], tuple) else (weights,)
     return Recipe(method=method, members=tuple(f"m{number + 1}" for number in range(len(rows[0]))), base="base" if with_base else None,
                   weights=rows, groups=MLP if len(rows) > 1 else (Group(name="all"),), options=tuple(options.items()))
 
 
-def mergekit(recipe: Recipe, folder: Path, out: Path, command: str) -> dict[str, torch.Tensor]:
-    names = (*recipe.members, *([recipe.base] if recipe.base else []))
+def by_hand(label: str, folder: Path) -> str:
+    text = BY_HAND[label].replace("BASE", str(folder / "base"))
+    for number in (1, 2, 3):
+        text = text.replace(f"M{number}", str(folder / f"m{number}"))
+    return text + "dtype: float32\nout_dtype: bfloat16\n"
+
+
+def mergekit(label: str, recipe: Recipe, folder: Path, command: str) -> dict[str, torch.Tensor]:
+    names, out = (*recipe.members, *([recipe.base] if recipe.base else [])), folder / label.replace(" ", "_").replace(",", "")
     tensors = open_pool([folder / "base"]).template.tensors
     config = out.with_suffix(".yml")
-    config.write_text(recipe_to_mergekit(recipe, {name: folder / name for name in names}, tensors=tensors))
+    config.write_text(by_hand(label, folder) if label in BY_HAND else recipe_to_mergekit(recipe, {name: folder / name for name in names}, tensors=tensors))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([command, str(config), str(out), "--no-copy-tokenizer", "--quiet"], env=environment, capture_output=True, text=True)
     if not (out / "model.safetensors").exists():
@@ -107,20 +150,35 @@ def compare(label: str, recipe: Recipe, folder: Path, ours: dict, theirs: dict) 
 
 
 def law(recipe: Recipe, folder: Path, ours: dict, theirs: dict) -> str:
-    """Random masks are compared by what they do: share of elements that moved, and mean movement along the full merge."""
+    """Random masks are compared by what they do, ours and mergekit's.
+
+    moved: share of elements unlike the base (rate). slope: regression of the merged delta on that of the full linear merge
+    (mean). outside: moved elements that no member had moved (support). larger half: the rate among the larger half of each
+    tensor's deltas. With one member and no rescaling every element is the base's or the member's: `other` counts the rest.
+    """
     full = dict(merged_tensors(Recipe(method="linear", members=recipe.members, base=recipe.base, weights=recipe.weights, dtype="float32"), pool(folder, recipe)))
     base = load_file(folder / "base" / "model.safetensors")
+    members = [load_file(folder / name / "model.safetensors") for name in recipe.members]
     figures = []
     for merged in (ours, theirs):
-        moved = sum(int((merged[name] != base[name].to(torch.bfloat16)).sum()) for name in theirs) / sum(base[name].numel() for name in theirs)
-        along = [(merged[name].float() - base[name].float(), full[name] - base[name].float()) for name in theirs]
-        slope = sum(float((a * b).sum()) for a, b in along) / sum(float((b * b).sum()) for _, b in along)
-        figures.append(f"moved {moved:.4f}, slope {slope:.4f}")
+        total, count = dict.fromkeys(("moved", "outside", "other", "large", "along", "square"), 0.0), 0
+        for name, origin in base.items():
+            delta, wanted = merged[name].float() - origin.to(torch.bfloat16).float(), full[name] - origin.float()
+            moved = delta != 0
+            total["moved"] += int(moved.sum())
+            total["outside"] += int((moved & torch.stack([member[name] == origin for member in members]).all(0)).sum())
+            total["other"] += int((moved & (merged[name] != members[0][name].to(torch.bfloat16))).sum())
+            total["large"] += int(moved[wanted.abs() > wanted.abs().median()].sum())
+            total["along"] += float((delta * wanted).double().sum())
+            total["square"] += float((wanted * wanted).double().sum())
+            count += origin.numel()
+        figures.append(f"moved {total['moved'] / count:.4f}, of the larger half {2 * total['large'] / count:.4f}, slope {total['along'] / total['square']:.4f}, outside {total['outside']:.0f}"
+                       + (f", other {total['other']:.0f}" if len(members) == 1 else ""))
     return f"by law: {figures[0]} (mergekit: {figures[1]})"
 
 
 def pool(folder: Path, recipe: Recipe) -> ResidentPool:
-    return ResidentPool(open_pool([folder / name for name in recipe.members], folder / "base"))
+    return ResidentPool(open_pool([folder / name for name in recipe.members], folder / "base" if recipe.base else None))
 
 
 def main() -> None:
@@ -133,13 +191,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for family in FAMILIES:
             build(Path(place) / family.replace(" ", "_"), family)
-        for label in CASES:
+        for label in (*CASES, *BY_HAND):
             if arguments.only not in label:
                 continue
             cells = []
             for family in FAMILIES:
-                folder, recipe = Path(place) / family.replace(" ", "_"), recipe_of(label)
-                theirs = mergekit(recipe, folder, folder / label.replace(" ", "_").replace(",", ""), arguments.mergekit)
+                folder = Path(place) / family.replace(" ", "_")
+                recipe = recipe_of(label, folder)
+                theirs = mergekit(label, recipe, folder, arguments.mergekit)
                 cells.append(compare(label, recipe, folder, dict(merged_tensors(recipe, pool(folder, recipe))), theirs))
             print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+MAX_NESTING = 3  # a filter, its value, a gradient inside
 Matches = Callable[[str], bool]  # does this filter match the tensor at hand?
+
+
+def setting_fault(setting: Any, depth: int = 0) -> str | None:
+    """What is wrong with a setting's shape, in words; None when it is sound."""
+    if isinstance(setting, (bool, int, float, str)):
+        return f"is {setting}" if isinstance(setting, float) and not math.isfinite(setting) else "is a number of too many digits" if type(setting) is int and abs(setting) > 2**63 else None
+    if depth > MAX_NESTING or setting is None or setting == []:
+        return "is empty" if not setting else "is nested too deeply"
+    if isinstance(setting, Mapping):
+        if "value" not in setting or setting.keys() - {"filter", "value"} or not isinstance(setting.get("filter"), str | None):
+            return "is not {filter: a word, value: ...}"
+        return setting_fault(setting["value"], depth + 1)
+    if not isinstance(setting, list):
+        return f"is a {type(setting).__name__}"
+    if len({isinstance(entry, Mapping) for entry in setting}) > 1 or any(isinstance(entry, list) for entry in setting):
+        return "mixes filters with plain values"
+    return next((fault for entry in setting if (fault := setting_fault(entry, depth + 1))), None)
 
 
 def evaluate(setting: Any, depth: float, matches: Matches) -> Any:
@@ -39,10 +58,12 @@ def _gradient(values: Sequence[Any], depth: float) -> Any:
 
 
 def filters_in(setting: Any) -> Iterator[str]:
-    """Every filter of a setting but the ones that match all."""
+    """Every filter of a setting but the ones that match all, nested ones too."""
     for condition in setting if isinstance(setting, list) else [setting]:
-        if isinstance(condition, Mapping) and condition.get("filter") not in (None, "*"):
-            yield condition["filter"]
+        if isinstance(condition, Mapping):
+            if condition.get("filter") not in (None, "*"):
+                yield condition["filter"]
+            yield from filters_in(condition["value"])
 
 
 def has_gradient(setting: Any) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UsageError
-from recycler.types import Recipe
+from recycler.merge import MERGE_METHODS
+from recycler.merge.options import options_of
+from recycler.types import OptionValue, Recipe
 from recycler.yamls import dump_yaml
 
 SAME_THERE = frozenset({"linear", "task_arithmetic", "model_stock", "slerp", "nuslerp", "multislerp", "karcher", "ties", "dare_linear", "dare_ties",
@@ -25,8 +27,7 @@ def recipe_to_mergekit(recipe: Recipe, sources: Mapping[str, str | Path], *, num
     _check(recipe)
     filters = _filters(recipe, list(tensors) or _llama_names(num_layers))
     data: dict[str, Any] = {"merge_method": recipe.method}
-    parameters = {name: value for name, value in recipe.options if not isinstance(value, tuple)}
-    per_member = {name: value for name, value in recipe.options if isinstance(value, tuple)}
+    parameters, per_member = _options(recipe, filters)
     columns = list(zip(*recipe.weights, strict=True))
     entries: list[dict[str, Any]] = [{"model": str(sources[name])} for name in recipe.members]
     if recipe.base is not None:
@@ -39,7 +40,7 @@ def recipe_to_mergekit(recipe: Recipe, sources: Mapping[str, str | Path], *, num
     elif recipe.method == "linear":
         parameters.setdefault("normalize", False)
     for index, entry in enumerate(entries):
-        own = {name: values[index] for name, values in per_member.items()}
+        own = {name: _setting([values[index] for values in rows], filters) for name, rows in per_member.items()}
         if recipe.method not in WITHOUT_WEIGHTS | {"slerp"}:
             own["weight"] = _setting(columns[index], filters)
         if own:
@@ -66,20 +67,35 @@ def _check(recipe: Recipe) -> None:
         refuse("has weights that sum to zero, so there is no t")
 
 
-def _setting(values: Sequence[float], filters: Filtered) -> Any:
-    """One number when all groups agree, else a value for each filter."""
+def _options(recipe: Recipe, filters: Filtered) -> tuple[dict[str, Any], dict[str, list[tuple[float, ...]]]]:
+    """Options of the whole merge as settings, and those that differ between members as one row of numbers a group."""
+    shared: dict[str, Any] = {}
+    per_member: dict[str, list[tuple[float, ...]]] = {}
+    groups = [options_of(recipe.options, group.name) for group in recipe.groups]
+    for name in dict.fromkeys(name.partition("@")[0] for name, _ in recipe.options):
+        values = [group.get(name, MERGE_METHODS[recipe.method].options[name]) for group in groups]
+        if any(isinstance(value, tuple) for value in values):
+            per_member[name] = [value if isinstance(value, tuple) else (value,) * len(recipe.members) for value in values]
+        else:
+            shared[name] = _setting(values, filters)
+    return shared, per_member
+
+
+def _setting(values: Sequence[OptionValue], filters: Filtered) -> Any:
+    """One value when all groups agree, else a value for each filter."""
     if len(set(values)) == 1:
-        return float(values[0])
-    return [{"filter": wanted or "*", "value": float(values[group])} for wanted, group in filters]
+        return values[0]
+    return [{"filter": wanted or "*", "value": values[group]} for wanted, group in filters]
 
 
 def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
     """Substrings that tell the groups apart, each time the one that settles most of the tensors still open."""
-    if len(recipe.groups) == 1 or len(set(recipe.weights)) == 1:
+    kinds = [(row, tuple(sorted(options_of(recipe.options, group.name).items()))) for group, row in zip(recipe.groups, recipe.weights, strict=True)]
+    if len(set(kinds)) == 1:
         return [("", 0)]
     if not tensors:
         raise UsageError(Problem(thing="groups", cause="need the names of the tensors to be written as mergekit's filters", remedy="Pass tensors="))
-    first_equal = [recipe.weights.index(row) for row in recipe.weights]
+    first_equal = [kinds.index(kind) for kind in kinds]
     group_of = {name: first_equal[recipe.group_of(name)] for name in tensors}
     holders: dict[str, list[str]] = {}
     for piece in {piece for name in tensors for piece in _pieces(name)}:

@@ -2,60 +2,28 @@
 
 Understood: `models` or `slices` (that stack the whole model in its own order), `merge_method`, `base_model`, `parameters`
 with scalars, gradients and filters, `dtype`, `out_dtype`, `tokenizer_source`. Refused, with the reason: `modules`,
-`passthrough` and slices that repeat, skip or reorder layers, LoRA references (`model+lora`), methods we do not have, and
-parameters other than weights that differ between tensors. `docs/parity.md` lists what is meant to differ.
+`passthrough` and slices that repeat, skip or reorder layers, LoRA references (`model+lora`), methods and parameters that we
+do not have. `docs/parity.md` lists what is meant to differ.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-
-from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
+from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.merge import MERGE_METHODS
-from recycler.merge.mergekit_settings import evaluate, filters_in, first, has_gradient
+from recycler.merge.mergekit_numbers import MAX_LAYERS, Reader, Slice, groups_and_options
+from recycler.merge.mergekit_settings import setting_fault
 from recycler.merge.mergekit_write import recipe_to_mergekit as recipe_to_mergekit  # both ways from one door
 from recycler.merge.recipe_yaml import DTYPES
-from recycler.types import Group, OptionValue, Recipe
-from recycler.yamls import KeyPath, YamlDocument, load_yaml
+from recycler.pool.catalog import read_config
+from recycler.types import Recipe
+from recycler.yamls import KeyPath, load_yaml
 
 KEYS = ("models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name")
-IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here
-SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit gives these methods no weights
-MAX_FILTERS = 6
-MAX_LAYERS = 10_000
-
-
-@dataclass(slots=True)
-class _Slice:
-    """Layers [start, stop) of the output, what feeds them, and the settings in force, innermost first."""
-
-    start: int
-    stop: int
-    settings: dict[str, Mapping[str, Any] | None]  # model -> its own parameters
-    shared: Mapping[str, Any] | None
-
-
-@dataclass(slots=True)
-class _Reader:
-    document: YamlDocument
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return self.document.data
-
-    def refuse(self, key_path: KeyPath, thing: str, cause: str, remedy: str) -> None:
-        self.problems.append(Problem(thing=thing, cause=cause, remedy=remedy, where=self.document.where(key_path)))
-
-    def stop_if_wrong(self) -> None:
-        raise_problems(self.problems)
+SCALARS = ("merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "name")
 
 
 def read_mergekit(path: Path | str, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
@@ -63,7 +31,7 @@ def read_mergekit(path: Path | str, text: str | None = None) -> tuple[Recipe, di
 
     Folders are as mergekit takes them: relative to where the command runs. Raises UsageError with file:line.
     """
-    reader = _Reader(load_yaml(path, text))
+    reader = Reader(load_yaml(path, text))
     if not isinstance(reader.data, dict):
         raise UsageError(Problem(thing=str(path), cause="does not hold a mapping of keys to values", remedy="Start it with merge_method:", where=reader.document.where(())))
     _check_keys(reader)
@@ -79,8 +47,7 @@ def read_mergekit(path: Path | str, text: str | None = None) -> tuple[Recipe, di
     method = reader.data["merge_method"]
     members = _members(reader, method, models, base)
     reader.stop_if_wrong()
-    groups, weights = _groups(reader, method, members, base, slices, num_layers=_num_layers(slices, models))
-    options = _options(reader, method, members, slices)
+    groups, weights, options = groups_and_options(reader, method, members, slices, num_layers=_num_layers(reader, slices, models))
     reader.stop_if_wrong()
     uses_base = base is not None and base not in members
     recipe = Recipe(method=method, members=tuple(names[model] for model in members), base=names[base] if uses_base else None,
@@ -91,15 +58,25 @@ def read_mergekit(path: Path | str, text: str | None = None) -> tuple[Recipe, di
 def read_tokenizer_source(path: Path | str, text: str | None = None) -> str | None:
     """What a mergekit configuration says on the tokenizer: 'union', 'base', a model, or None."""
     data = load_yaml(path, text).data
-    return data.get("tokenizer_source") or (data.get("tokenizer") or {}).get("source")
+    if not isinstance(data, dict):
+        return None
+    own = data.get("tokenizer")
+    return data.get("tokenizer_source") or (own.get("source") if isinstance(own, dict) else None)
 
 
 # ---------------------------------------------------------------- structure
 
-def _check_keys(reader: _Reader) -> None:
+def _check_keys(reader: Reader) -> None:
     data = reader.data
     for key in data.keys() - set(KEYS):
         reader.refuse((key,), f"key {key!r}", "is not understood", "Modules are not; give models or slices" if key == "modules" else did_you_mean(str(key), KEYS))
+    for key in SCALARS:
+        if not isinstance(data.get(key), str | None):
+            reader.refuse((key,), f"key {key!r}", f"is {str(data[key])[:40]!r}, which is not a word", "Write one word")
+    if not isinstance(data.get("tokenizer"), dict | None):
+        reader.refuse(("tokenizer",), "key 'tokenizer'", "is not a mapping", "Write tokenizer: {source: union}")
+    _parameters(reader, data.get("parameters"), ("parameters",))
+    reader.stop_if_wrong()
     method = data.get("merge_method")
     if method == "passthrough":
         reader.refuse(("merge_method",), "method 'passthrough'", "stacks layers into another architecture, which a pool of one architecture cannot hold", "Run this one with mergekit")
@@ -114,34 +91,37 @@ def _check_keys(reader: _Reader) -> None:
             reader.refuse((key,), f"{key} {data[key]!r}", "unknown", did_you_mean(str(data[key]), DTYPES))
 
 
-def _slices(reader: _Reader) -> list[_Slice]:
+def _slices(reader: Reader) -> list[Slice]:
     """The output's layers in order. A configuration with `models` is one slice of all layers (stop 0: not known yet)."""
     data = reader.data
     if reader.problems:
         return []
     if "models" in data:
         settings = _inputs(reader, data["models"], ("models",))
-        return [_Slice(0, 0, {model: entry.get("parameters") for model, entry in settings.items()}, data.get("parameters"))]
-    slices: list[_Slice] = []
+        return [Slice(0, 0, {model: entry.get("parameters") for model, entry in settings.items()}, data.get("parameters"))]
+    slices: list[Slice] = []
     for index, part in enumerate(data["slices"] if isinstance(data["slices"], list) else []):
         path: KeyPath = ("slices", index)
         if not isinstance(part, dict) or part.keys() - {"sources", "parameters"}:
             reader.refuse(path, "slice", "is more than sources and parameters", "A base_model or residual_weight of its own is not supported")
             continue
         inputs = _inputs(reader, part.get("sources"), (*path, "sources"))
-        ranges = {tuple(entry.get("layer_range") or ()) for entry in inputs.values()}
+        _parameters(reader, part.get("parameters"), (*path, "parameters"))
+        ranges = [_layer_range(entry.get("layer_range")) for entry in inputs.values()]
         place = slices[-1].stop if slices else 0
-        if len(ranges) != 1 or len(next(iter(ranges))) != 2 or next(iter(ranges))[0] != place or not place < next(iter(ranges))[1] <= MAX_LAYERS:
+        if reader.problems:
+            continue
+        if len(set(ranges)) != 1 or ranges[0] is None or ranges[0][0] != place or not place < ranges[0][1] <= MAX_LAYERS:
             reader.refuse(path, f"slice {index}", f"does not take layers {place} and up from all of its sources: layers would repeat, be skipped or change place", "Run this one with mergekit")
             continue
         shared = {**(data.get("parameters") or {}), **(part.get("parameters") or {})}
-        slices.append(_Slice(place, next(iter(ranges))[1], {model: entry.get("parameters") for model, entry in inputs.items()}, shared))
+        slices.append(Slice(place, ranges[0][1], {model: entry.get("parameters") for model, entry in inputs.items()}, shared))
     if not slices and not reader.problems:
         reader.refuse(("slices",), "slices", "empty", "Give at least one")
     return slices
 
 
-def _inputs(reader: _Reader, entries: Any, path: KeyPath) -> dict[str, dict[str, Any]]:
+def _inputs(reader: Reader, entries: Any, path: KeyPath) -> dict[str, dict[str, Any]]:
     """The entries of a list of models or sources by model. Adds problems."""
     found: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
@@ -153,9 +133,25 @@ def _inputs(reader: _Reader, entries: Any, path: KeyPath) -> dict[str, dict[str,
             reader.refuse((*path, index), f"model {entry['model']!r}", "stands twice", "Add its weights up")
         else:
             found[entry["model"]] = entry
+            _parameters(reader, entry.get("parameters"), (*path, index, "parameters"))
     if not found and not reader.problems:
         reader.refuse(path, "models", "empty", "Give at least one")
     return found
+
+
+def _parameters(reader: Reader, given: Any, path: KeyPath) -> None:
+    """Adds a problem for each parameter that is not a number, a gradient or a list of filters."""
+    if not isinstance(given, dict | None):
+        reader.refuse(path, "parameters", "are not a mapping", "Write parameters: {NAME: VALUE}")
+        return
+    for name, setting in (given or {}).items():
+        fault = setting_fault(setting) if isinstance(name, str) else "does not have a word as its name"
+        if fault:
+            reader.refuse((*path, name), f"parameter {str(name)[:40]!r}", fault, "Write a number, a list of numbers over depth, or a list of {filter: PART OF A NAME, value: ...}")
+
+
+def _layer_range(given: Any) -> tuple[int, int] | None:
+    return (given[0], given[1]) if isinstance(given, list) and len(given) == 2 and all(type(number) is int for number in given) else None
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
@@ -164,7 +160,7 @@ def _names(models: Sequence[str]) -> dict[str, str]:
     return {model: name if last.count(name) == 1 else model.strip("/").replace("/", "-") for model, name in zip(models, last, strict=True)}
 
 
-def _members(reader: _Reader, method: str, models: Sequence[str], base: str | None) -> list[str]:
+def _members(reader: Reader, method: str, models: Sequence[str], base: str | None) -> list[str]:
     """Which models are merged, as opposed to being the origin of deltas."""
     if method == "slerp":
         others = [model for model in models if model != base]
@@ -181,122 +177,25 @@ def _members(reader: _Reader, method: str, models: Sequence[str], base: str | No
     return members
 
 
-def _num_layers(slices: Sequence[_Slice], models: Sequence[str]) -> int:
+def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) -> int:
+    """Layers of the merge: from the slices, else from the first model that is a folder here; 0 when none is."""
     if slices[-1].stop:
         return slices[-1].stop
-    for model in models:
-        config = Path(model) / "config.json"
-        if config.is_file():
-            return int(json.loads(config.read_text()).get("num_hidden_layers", 0))
-    return 0
+    number = next((found.get("num_hidden_layers", 0) for model in models if (found := _config(model)) is not None), 0)
+    if type(number) is not int or not 0 <= number <= MAX_LAYERS:
+        reader.refuse((), "num_hidden_layers", f"is {str(number)[:40]} in config.json", f"A model has at most {MAX_LAYERS:,} layers")
+        return 0
+    return number
 
 
-def _dtype(reader: _Reader, model: str) -> str:
+def _config(model: str) -> dict[str, Any] | None:
+    path = Path(model) / "config.json"
+    return read_config(path) if path.is_file() else None
+
+
+def _dtype(reader: Reader, model: str) -> str:
     """out_dtype, else dtype, else what the first model's config says, as mergekit keeps the input's."""
     asked = reader.data.get("out_dtype") or reader.data.get("dtype")
-    config = Path(model) / "config.json"
-    if asked is None and config.is_file():
-        values = json.loads(config.read_text())
-        asked = values.get("dtype") or values.get("torch_dtype")
+    config = _config(model) or {}
+    asked = asked or config.get("dtype") or config.get("torch_dtype")
     return asked if asked in DTYPES else "bfloat16"
-
-
-# ---------------------------------------------------------------- numbers
-
-def _scopes(part: _Slice, model: str | None) -> list[Mapping[str, Any] | None]:
-    return [part.settings.get(model), part.shared] if model is not None else [part.shared]
-
-
-def _groups(reader: _Reader, method: str, members: Sequence[str], base: str | None, slices: Sequence[_Slice], *,
-            num_layers: int) -> tuple[tuple[Group, ...], tuple[tuple[float, ...], ...]]:
-    """Groups of tensors with one row of weights each: by filters, and by layer where a weight varies over depth."""
-    name = "t" if method == "slerp" else "weight"
-    settings = [scope[name] for part in slices for model in (*members, None) for scope in _scopes(part, model) if scope and name in scope]
-    by_filter = _filter_classes(reader, settings)
-    by_layer = len(slices) > 1 or any(map(has_gradient, settings))
-    if by_layer and not num_layers:
-        reader.refuse(("parameters",), f"gradient of {name}", "needs the number of layers, and no model's config.json can be read", "Check the models' paths")
-    rows: list[tuple[Group, tuple[float, ...]]] = []
-    places = [(part, layer) for part in slices for layer in range(part.start, part.stop or num_layers)] if by_layer else []
-    for part, layer in [*places, (slices[0], None)]:
-        length = (part.stop or num_layers) - part.start
-        depth = 0.0 if layer is None else (layer - part.start) / (length - 1) if length > 1 else 1.0
-        for filters, regex in by_filter:
-            row = _row(reader, method, members, part, depth, filters)
-            label = "-".join(filter(None, [f"layer{layer}" if layer is not None else "", *filters])) or "rest"
-            rows.append((Group(name=label, match=_regex(layer, regex)), row))
-        if reader.problems:
-            break
-    if len({row for _, row in rows}) == 1:
-        return (Group(name="all"),), (rows[0][1],)
-    return tuple(group for group, _ in rows), tuple(row for _, row in rows)
-
-
-def _row(reader: _Reader, method: str, members: Sequence[str], part: _Slice, depth: float, filters: Sequence[str]) -> tuple[float, ...]:
-    """Weights of all members for the tensors that match exactly `filters`."""
-    def value(name: str, model: str | None) -> float:
-        number = first(_scopes(part, model), name, depth, lambda wanted: wanted in filters)
-        if model is not None and model not in part.settings:
-            return 0.0  # this slice is made of other models
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            reader.refuse(("parameters",), f"{name} of {model or 'the merge'}", "missing or not a number" + (f" for tensors with {filters}" if filters else ""), f"Give {name}: under parameters")
-            return 0.0
-        return float(number)
-
-    if method in SHARED_BY_NATURE:
-        return (1.0,) * len(members)
-    if method == "slerp":
-        t = value("t", None)
-        return (1.0 - t, t)
-    return tuple(value("weight", model) for model in members)
-
-
-def _filter_classes(reader: _Reader, settings: Sequence[Any]) -> list[tuple[tuple[str, ...], str]]:
-    """(filters that match, regex) from the most special to the rest. The regex of the rest is empty.
-
-    When all settings ask the same filters in the same order, the first that matches decides, so one class a filter is
-    enough; otherwise one for each combination.
-    """
-    orders = {order for setting in settings if (order := tuple(filters_in(setting)))}
-    if not orders:
-        return [((), "")]
-    if len(orders) == 1:
-        return [*(((wanted,), re.escape(wanted)) for wanted in next(iter(orders))), ((), "")]
-    every = list(dict.fromkeys(wanted for order in orders for wanted in order))
-    if len(every) > MAX_FILTERS:
-        reader.refuse(("parameters",), "filters", f"{len(every)} different ones are combined in different orders", "Use the same list of filters for every model")
-        return [((), "")]
-    return [(chosen, "^" + "".join(f"(?=.*{re.escape(wanted)})" for wanted in chosen) if chosen else "")
-            for size in range(len(every), -1, -1) for chosen in combinations(every, size)]
-
-
-def _regex(layer: int | None, regex: str) -> str:
-    if layer is None:
-        return regex
-    place = rf"(^|\.)(layers|h|blocks)\.{layer}\."
-    return rf"^(?=.*{place})(?=.*{regex.lstrip('^')})" if regex else place
-
-
-def _options(reader: _Reader, method: str, members: Sequence[str], slices: Sequence[_Slice]) -> tuple[tuple[str, OptionValue], ...]:
-    """Parameters other than weights: one value for the merge, or one per member; anything finer is refused."""
-    known = MERGE_METHODS[method].options
-    weight = {"slerp": {"t"}}.get(method, set() if method in SHARED_BY_NATURE else {"weight"})
-    given = {name for part in slices for model in (*members, None) for scope in _scopes(part, model) if scope for name in scope}
-    found: list[tuple[str, OptionValue]] = [("normalize", True)] if method == "linear" and "normalize" not in given else []
-    for name in sorted(given - weight - IGNORED_PARAMETERS):
-        if name not in known:
-            reader.refuse(("parameters", name), f"parameter {name!r} of {method!r}", "unknown", did_you_mean(name, {*known, *weight}) if known or weight else "It has none")
-            continue
-        values = [_constant(reader, name, [scope for part in slices for scope in _scopes(part, model)]) for model in members]
-        values = [known[name] if value is None else value for value in values]
-        found.append((name, values[0] if len(set(values)) == 1 else tuple(float(value) for value in values)))
-    return tuple(found)
-
-
-def _constant(reader: _Reader, name: str, scopes: Sequence[Mapping[str, Any] | None]) -> Any:
-    for scope in scopes:
-        if scope and name in scope:
-            if has_gradient(scope[name]) or any(filters_in(scope[name])):
-                reader.refuse(("parameters", name), f"parameter {name!r}", "differs between tensors", "Only weights may vary by depth or name in a recipe")
-            return evaluate(scope[name], 0.0, lambda wanted: True)
-    return None

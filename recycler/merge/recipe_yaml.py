@@ -3,8 +3,8 @@
     method: ties
     base: {llama: ../llama}
     members: {math: ../math-v3, code: ../code-v1}
-    weights: {math: 0.7, code: 0.3}      # or groups: [{name, match, weights}, ...]; match is a regex, the first that is found wins
-    options: {density: 0.5}
+    weights: {math: 0.7, code: 0.3}      # or groups: [{name, match, weights, options}, ...]; match is a regex, the first that is found wins
+    options: {density: 0.5}              # a list is one number a member; a group's own options go before these
     dtype: bfloat16
     seed: 0
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
+from recycler.merge.options import Options, option_complaints
 from recycler.pool.catalog import open_checkpoint
 from recycler.types import Group, OptionValue, Pool, Recipe
 from recycler.yamls import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
@@ -35,6 +36,7 @@ class _GroupEntry(BaseModel):
     name: str
     match: str = ""
     weights: dict[str, float]
+    options: dict[str, bool | int | float | str | list[float]] = {}
 
 
 class _RecipeFile(BaseModel):
@@ -62,10 +64,16 @@ def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict
         method=entry.method, members=tuple(entry.members), base=next(iter(entry.base), None) if entry.base else None,
         groups=tuple(Group(name=group.name, match=group.match) for group in groups),
         weights=tuple(tuple(group.weights[member] for member in entry.members) for group in groups),
-        options=tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in entry.options.items()),
+        options=_options(entry),
         dtype=entry.dtype, seed=entry.seed)
     folder = Path(path).parent
     return recipe, {name: folder / place for name, place in (entry.members | (entry.base or {})).items()}
+
+
+def _options(entry: _RecipeFile) -> Options:
+    """The recipe's options, then those of its groups as NAME@GROUP."""
+    pairs = [*entry.options.items(), *((f"{name}@{group.name}", value) for group in entry.groups or [] for name, value in group.options.items())]
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in pairs)
 
 
 def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
@@ -79,8 +87,11 @@ def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
         data["weights"] = rows[0]
     else:
         data["groups"] = [{"name": group.name, "match": group.match, "weights": row} for group, row in zip(recipe.groups, rows, strict=True)]
-    if recipe.options:
-        data["options"] = {name: _plain_option(value) for name, value in recipe.options}
+        for entry in data["groups"]:
+            if own := {name.partition("@")[0]: _plain_option(value) for name, value in recipe.options if name.partition("@")[2] == entry["name"]}:
+                entry["options"] = own
+    if options := {name: _plain_option(value) for name, value in recipe.options if "@" not in name}:
+        data["options"] = options
     return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed})
 
 
@@ -113,9 +124,10 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
     if entry.method not in MERGE_METHODS:
         add(("method",), f"method {entry.method!r}", "unknown", did_you_mean(entry.method, MERGE_METHODS))
     else:
-        known = MERGE_METHODS[entry.method].options
-        for name in entry.options.keys() - known.keys():
-            add(("options", name), f"option {name!r} of {entry.method!r}", "unknown", did_you_mean(name, known) if known else "It has no options")
+        places = {group.name: index for index, group in enumerate(entry.groups or [])}
+        for name, cause, remedy in option_complaints(_options(entry), MERGE_METHODS[entry.method].options, list(places), len(entry.members)):
+            bare, at, group = name.partition("@")
+            add(("groups", places[group], "options", bare) if group in places else ("options", name), f"option {bare!r} of {entry.method!r}", cause, remedy)
         if MERGE_METHODS[entry.method].needs_base and not entry.base:
             add(("method",), f"method {entry.method!r}", "works on deltas and there is no base", "Add base: {name: folder}")
     if entry.dtype not in DTYPES:
@@ -127,6 +139,8 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
     if (entry.weights is None) == (entry.groups is None) or entry.groups == []:
         add((), "weights and groups", "exactly one of them is needed", "weights: for one row, groups: for more")
     rows = [(("weights",), entry.weights)] if entry.weights is not None else []
+    for name in {group.name for group in entry.groups or [] if "@" in group.name or [other.name for other in entry.groups].count(group.name) > 1}:
+        add(("groups",), f"group {name!r}", "has a name with an @, or that another group has", "Give each group a word of its own")
     for index, group in enumerate(entry.groups or []):
         rows.append((("groups", index, "weights"), group.weights))
         try:

@@ -16,6 +16,7 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.merge import MERGE_METHODS
 from recycler.merge.method import TensorContext, as_keywords
+from recycler.merge.options import option_complaints, options_of
 from recycler.pool.headers import FLOAT_DTYPES
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Group, Recipe
@@ -36,9 +37,8 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
         options, wanted = MERGE_METHODS[recipe.method].options, MERGE_METHODS[recipe.method].num_members
         if wanted is not None and len(recipe.members) != wanted:
             problems.append(Problem(thing=f"method {recipe.method!r}", cause=f"merges {wanted} members, the recipe has {len(recipe.members)}", remedy="Name exactly that many"))
-        for name, _ in recipe.options:
-            if name not in options:
-                problems.append(Problem(thing=f"option {name!r} of {recipe.method!r}", cause="unknown", remedy=did_you_mean(name, options)))
+        problems += [Problem(thing=f"option {name!r} of {recipe.method!r}", cause=cause, remedy=remedy)
+                     for name, cause, remedy in option_complaints(recipe.options, options, [group.name for group in recipe.groups], len(recipe.members))]
     if recipe.dtype not in TORCH_DTYPES:
         problems.append(Problem(thing=f"dtype {recipe.dtype!r}", cause="unknown", remedy=did_you_mean(recipe.dtype, TORCH_DTYPES)))
     if problems:
@@ -88,9 +88,10 @@ def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, e
     if elements is not None:
         tensors = [tensor.reshape(-1)[elements] for tensor in tensors]
         base = base.reshape(-1)[elements] if base is not None else None
-    weights = recipe.weights[_group_index(recipe.groups, name)]
+    group = _group_index(recipe.groups, name)
     context = TensorContext(name=name, members=recipe.members, seed=recipe.seed, num_layers=resident.pool.template.num_layers)
-    MERGE_METHODS[recipe.method].function(tensors, weights, base=base, context=context, out=out, **as_keywords(dict(recipe.options)))
+    options = options_of(recipe.options, recipe.groups[group].name)
+    MERGE_METHODS[recipe.method].function(tensors, recipe.weights[group], base=base, context=context, out=out, **as_keywords(options))
 
 
 def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:

@@ -58,4 +58,4 @@ class Planner:
 def _typed(method: str, options: Sequence[tuple[str, OptionValue]]) -> tuple[tuple[str, OptionValue], ...]:
     """Options in the type of their defaults: samplers give floats, a number of layers is an integer."""
     defaults = MERGE_METHODS[method].options
-    return tuple((name, round(value) if type(defaults[name]) is int else value) for name, value in options)
+    return tuple((name, round(value) if type(defaults[name.partition("@")[0]]) is int else value) for name, value in options)
