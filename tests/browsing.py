@@ -26,7 +26,7 @@ expect.set_options(timeout=TIMEOUT_MS)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    make_run(root, "demo", checkpoints=True)
+    make_run(root, "demo", checkpoints=True, suites=True)
     make_run(root, "evil", merges=3, label=EVIL)
     make_run(root, "live", merges=8, finished=False)
     return root

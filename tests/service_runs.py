@@ -12,8 +12,10 @@ import numpy as np
 from handmade import model_arrays, write_checkpoint
 
 from recycler.ledger import Ledger
+from recycler.scoring.frozen import write_frozen
 from recycler.search.baselines import average, fixed_baselines
-from recycler.types import Checkpoint, Failure, Objective, Outcome, Pool, Recipe, Score, Scorecard
+from recycler.suite import EvalSuite
+from recycler.types import Checkpoint, Failure, Item, Objective, Outcome, Pool, Recipe, Score, Scorecard
 
 OBJECTIVES = (Objective(suite="demo", task="math", metric="exact_match", direction="maximize"), Objective(suite="demo", task="code", metric="exact_match", direction="maximize"),
               Objective(suite="demo", task="prose", metric="bits_per_byte", direction="minimize"))
@@ -40,16 +42,27 @@ def scorecard_of(recipe, role="search", *, items=ITEMS, says=""):
     return Scorecard(role=role, scores=tuple(scores), outcomes=tuple(outcomes), weights_digest="", engine_fingerprint="synthetic", num_tokens=15 * items, merge_seconds=0.1, score_seconds=0.4)
 
 
-def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0, checkpoints=False):
+def frozen_suite(items=ITEMS, cluster_size=4):
+    """The items that `scorecard_of` answers; neighbours form clusters."""
+    return EvalSuite(name="demo", items=tuple(
+        Item(id=f"demo/{o.task}/{role}-{index}", suite="demo", task=o.task, role=role, kind="generate" if o.direction == "maximize" else "loglikelihood", scorer=o.metric, prompt=f"What is {o.task} {index}?", prompt_ids=(1, 2),
+             gold=f"gold {index}", continuations=() if o.direction == "maximize" else ((3,),), num_bytes=8, cluster=f"{o.task}-{index // cluster_size}", max_new_tokens=4)
+        for o in OBJECTIVES for role in ("search", "holdout") for index in range(items)))
+
+
+def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0, checkpoints=False, suites=False):
     """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure; holdout when finished.
 
-    With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be exported.
+    With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be exported; with `suites` the
+    frozen items are.
     """
     if checkpoints:
         for index, name in enumerate((*NAMES, "base")):
             write_checkpoint(root / "pool" / name, model_arrays(index))
     folder = root / run_id
     folder.mkdir(parents=True)
+    if suites:
+        write_frozen(frozen_suite(items), folder / "suites/demo.jsonl")
     pool, ledger = pool_at(root / "pool"), Ledger(folder / "ledger.sqlite")
     ledger.set_fact("job", json.dumps({"name": run_id, "dtype": "bfloat16", "trials": merges, "members": [[member.name, member.location] for member in pool.members], "base": ["base", pool.base.location],
                                        "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction} for o in OBJECTIVES]}))

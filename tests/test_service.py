@@ -40,7 +40,7 @@ def root(tmp_path_factory):
     make_run(outside, "secret", merges=2)
     root = outside / "root"
     root.mkdir()
-    make_run(root, "demo", checkpoints=True)
+    make_run(root, "demo", checkpoints=True, suites=True)
     make_run(root, "evil", merges=3, label=EVIL)
     (root / "linked").symlink_to(outside / "secret")
     return root
@@ -96,6 +96,28 @@ def test_compare_agrees_with_the_items(client):
     assert {flip["item"] for flip in math["flips"]["gained"]} == gained and math["flips"]["num_lost"] > 0
     assert math["paired"]["difference"] == pytest.approx(math["score_difference"]) and math["paired"]["stderr"] > 0
     assert math["flips"]["lost"][0]["output"].startswith("answer")
+
+
+def test_paired_errors_take_clusters_as_units(client, tmp_path):
+    """The same ledger with and without its frozen suites: same differences, other errors, and the note says which."""
+    make_run(tmp_path, "demo")
+    plain, clustered = (who.get(f"{API}/jobs/demo/compare?trials=0,1").json() for who in (client_of(tmp_path), client))
+    assert clustered["clustered"] and not plain["clustered"] and plain["note"] != clustered["note"]
+    for one, other in zip(plain["against"][0]["objectives"], clustered["against"][0]["objectives"], strict=True):
+        assert one["paired"]["difference"] == pytest.approx(other["paired"]["difference"])
+        assert one["paired"]["stderr"] != other["paired"]["stderr"]
+        assert (one["paired"]["num_clusters"], other["paired"]["num_clusters"]) == (40, 10)
+    flips = clustered["against"][0]["objectives"][0]["flips"]
+    assert flips["p_value"] is None and flips["lost"][0]["prompt"].startswith("What is math") and flips["lost"][0]["gold"].startswith("gold")
+    assert plain["against"][0]["objectives"][0]["flips"]["p_value"] < 1
+
+
+def test_a_suite_that_is_damaged_is_as_if_it_were_gone(tmp_path):
+    folder = make_run(tmp_path, "demo", merges=1, suites=True)
+    client = client_of(tmp_path)
+    assert client.get(f"{API}/jobs/demo/compare?trials=0,1").json()["clustered"]
+    (folder / "suites/demo.jsonl").write_text("{}")
+    assert not client.get(f"{API}/jobs/demo/compare?trials=0,1").json()["clustered"]
 
 
 def test_pool_says_what_the_front_is_worth_without_a_member(client):
@@ -229,15 +251,26 @@ def test_a_real_job_from_submit_to_export(sound, tmp_path):  # noqa: F811
     assert done["state"] == "done" and done["verified"], done
 
 
-def test_serve_tells_its_token_once_and_stops_when_asked(root):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"))])
+def test_serve_tells_its_token_once_and_stops_when_asked(root, host):
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--port", str(port), "--token"], stderr=subprocess.PIPE, text=True)
+    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--host", host, "--port", str(port), "--token"], stderr=subprocess.PIPE, text=True)
     try:
         lines = [process.stderr.readline() for _ in range(3)]
         address = lines[1].split()[-1]
-        assert address.startswith(f"http://127.0.0.1:{port}/?token=")
+        assert address.startswith(f"{place}/?token=")
         with httpx.Client(follow_redirects=True) as web:
             for _ in range(100):
                 try:
@@ -246,8 +279,8 @@ def test_serve_tells_its_token_once_and_stops_when_asked(root):
                 except httpx.TransportError:
                     time.sleep(0.2)
             assert answer.status_code == 200 and "token" not in str(answer.url)
-            assert web.get(f"http://127.0.0.1:{port}{API}/jobs").status_code == 200
-        assert httpx.get(f"http://127.0.0.1:{port}{API}/jobs").status_code == 401
+            assert web.get(f"{place}{API}/jobs").status_code == 200
+        assert httpx.get(f"{place}{API}/jobs").status_code == 401
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
     finally:

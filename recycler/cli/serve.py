@@ -10,7 +10,8 @@ from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 
-LOOPBACK_NAMES = ("127.0.0.1", "localhost")
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -27,7 +28,8 @@ def serve(arguments: argparse.Namespace) -> None:
     local = arguments.host in LOOPBACK_NAMES and not arguments.allow_host
     token, viewer = (None, None) if local and not arguments.token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
     app = create_app(root, token=token, viewer_token=viewer, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
-    place = f"http://{arguments.host if arguments.host != '0.0.0.0' else socket.gethostname()}:{arguments.port}/"
+    host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
+    place = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}/"
     if token is None:
         print(f"recycler: serving {root} at {place} to this machine, without a token", file=sys.stderr)
     else:
@@ -37,4 +39,4 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def _names(host: str) -> list[str]:
     """Names under which a server at `host` may be asked for."""
-    return [socket.gethostname(), socket.getfqdn()] if host == "0.0.0.0" else [host]
+    return [socket.gethostname(), socket.getfqdn()] if host in EVERYWHERE else [host]

@@ -11,13 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Match
 
 from recycler import __version__
 from recycler.dashboard.pages import pages_router
 from recycler.errors import InfrastructureError, NotFoundError, RecyclerError
-from recycler.service.guard import LOOPBACK, Guard, Keys, SafeHeaders
+from recycler.service.guard import LOOPBACK, AllowedHosts, Guard, Keys, SafeHeaders
 from recycler.service.jobs import BusyError, Jobs
 from recycler.service.metrics import CONTENT_TYPE, metrics_text
 from recycler.service.routes import api_router
@@ -25,7 +24,7 @@ from recycler.service.routes import api_router
 STATUS = {NotFoundError: 404, BusyError: 409, InfrastructureError: 503}
 
 
-def create_app(root: Path, *, token: str | None, viewer_token: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+def create_app(root: Path, *, token: str | None, viewer_token: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
     """The service over the run folders of `root`.
 
     Without a token everybody who reaches it is an operator, so only loopback hosts may be allowed then; ValueError else.
@@ -39,7 +38,7 @@ def create_app(root: Path, *, token: str | None, viewer_token: str | None = None
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _answered)
     app.add_middleware(Guard, keys=Keys(token, viewer_token))
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+    app.add_middleware(AllowedHosts, names=allowed_hosts)
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
     app.add_middleware(SafeHeaders)
     app.include_router(api_router(jobs))

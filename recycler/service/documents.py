@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.report import knee, weights_by_group
+from recycler.service.frozen_items import clusters_and_weights
 from recycler.service.store import Snapshot
-from recycler.stats import mcnemar, paired_difference
-from recycler.types import Objective, Outcome, Role, Score, Trial
+from recycler.stats import Flips, mcnemar, paired_difference
+from recycler.types import Item, Objective, Outcome, Role, Score, Trial
 
 MAX_FLIPS = 200
 MAX_OUTPUT = 4_000
@@ -49,16 +50,19 @@ def items_document(trial: Trial, role: Role, outcomes: Sequence[Outcome]) -> dic
         {"item": outcome.item, "values": {name: finite(value) for name, value in outcome.values}, "output": outcome.output[:MAX_OUTPUT], "num_tokens": outcome.num_tokens} for outcome in outcomes]}
 
 
-def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, outcomes: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
+def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, outcomes: Sequence[Sequence[Outcome]], items: Mapping[str, Item]) -> dict[str, Any]:
     """Each trial against the first: score differences, paired differences with errors, and the items that flipped.
 
-    The ledger holds neither clusters nor weights of items, so the paired figures take every item as one independent vote.
+    `items` are the run's frozen ones: their clusters are the units of the errors and their weights those of the scores.
+    Where they are not known every item is one independent vote, and the note says so.
     """
     tables = [{outcome.item: outcome for outcome in own} for own in outcomes]
-    against = [{"trial": trial.number, "objectives": [_difference(objective, trials[0], trial, role, tables[0], table) for objective in snapshot.objectives]}
+    against = [{"trial": trial.number, "objectives": [_difference(objective, trials[0], trial, role, tables[0], table, items) for objective in snapshot.objectives]}
                for trial, table in zip(trials[1:], tables[1:], strict=True)]
+    known = all(name in items for table in tables for name in table)
+    note = "errors of paired differences take clusters of items as units, as the scores' own do" if known else "the run's suites are not here: paired figures take every item as independent and equally weighted"
     return {"schema_version": 1, "role": role, "reference": trials[0].number, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names),
-            "trials": [trial_entry(trial) for trial in trials], "against": against, "note": "paired figures take every item as independent and equally weighted"}
+            "trials": [trial_entry(trial) for trial in trials], "against": against, "clustered": known, "note": note}
 
 
 def pool_document(snapshot: Snapshot) -> dict[str, Any]:
@@ -101,25 +105,30 @@ def _score(score: Score) -> dict[str, Any]:
     return {"value": finite(score.value), "stderr": finite(score.stderr), "n": score.n}
 
 
-def _difference(objective: Objective, first: Trial, other: Trial, role: Role, a: dict[str, Outcome], b: dict[str, Outcome]) -> dict[str, Any]:
+def _difference(objective: Objective, first: Trial, other: Trial, role: Role, a: dict[str, Outcome], b: dict[str, Outcome], items: Mapping[str, Item]) -> dict[str, Any]:
     figures = [next((score for score in trial.scores(role) if score.objective == objective.name), None) for trial in (first, other)]
     if None in figures:
         raise NotFoundError(Problem(thing=f"trials {first.number} and {other.number}", cause=f"are not both scored on {role}", remedy="Holdout is scored for the front when the budget is spent"))
     values = [_values_of(objective, table) for table in (b, a)]
     found: dict[str, Any] = {"objective": objective.name, "score_difference": finite(figures[1].value - figures[0].value), "paired": None, "flips": None}
-    if values[0].keys() & values[1].keys():
-        paired = paired_difference(*values)
-        found["paired"] = {name: finite(getattr(paired, name)) for name in ("difference", "stderr", "low", "high", "p_value")} | {"n": paired.n, "distinguishable": paired.distinguishable}
+    common = values[0].keys() & values[1].keys()
+    if common:
+        clusters, weights = clusters_and_weights(items, common, objective.metric) or (None, None)
+        paired = paired_difference(*values, clusters, weights)
+        num_clusters = len(set(clusters.values())) if clusters else paired.n
+        found["paired"] = {name: finite(getattr(paired, name)) for name in ("difference", "stderr", "low", "high", "p_value")} | {"n": paired.n, "num_clusters": num_clusters, "distinguishable": paired.distinguishable}
         if all(value in (0.0, 1.0) for side in values for value in side.values()):
-            found["flips"] = _flips(mcnemar(*values), b, a)
+            found["flips"] = _flips(mcnemar(*values), b, a, items, independent=num_clusters == paired.n)
     return found
 
 
-def _flips(flips: Any, b: dict[str, Outcome], a: dict[str, Outcome]) -> dict[str, Any]:
-    def told(items: Sequence[Any]) -> list[dict[str, str]]:
-        return [{"item": item, "reference_output": a[item].output[:MAX_OUTPUT], "output": b[item].output[:MAX_OUTPUT]} for item in items[:MAX_FLIPS]]
+def _flips(flips: Flips, b: dict[str, Outcome], a: dict[str, Outcome], items: Mapping[str, Item], *, independent: bool) -> dict[str, Any]:
+    """Flipped items with question, right answer and both outputs. McNemar's p is null where clusters make it too small."""
+    def told(names: Sequence[Any]) -> list[dict[str, str]]:
+        return [{"item": name, "prompt": items[name].prompt[-MAX_OUTPUT:] if name in items else "", "gold": items[name].gold[:MAX_OUTPUT] if name in items else "",
+                 "reference_output": a[name].output[:MAX_OUTPUT], "output": b[name].output[:MAX_OUTPUT]} for name in names[:MAX_FLIPS]]
 
-    return {"num_gained": len(flips.a_only), "num_lost": len(flips.b_only), "num_both": flips.both, "num_neither": flips.neither, "p_value": flips.p_value,
+    return {"num_gained": len(flips.a_only), "num_lost": len(flips.b_only), "num_both": flips.both, "num_neither": flips.neither, "p_value": flips.p_value if independent else None,
             "gained": told(flips.a_only), "lost": told(flips.b_only)}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Literal
@@ -14,8 +16,9 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 1_000_000
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?", re.ASCII)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE_HEADERS = {
     # Plotly writes its own style elements, hence 'unsafe-inline' for styles only; scripts come from this server alone.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -74,6 +77,18 @@ class SafeHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class AllowedHosts:
+    """Refuses requests for other names than those given: a foreign name that leads here is DNS rebinding. Knows IPv6."""
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]):
+        self.app, self._names = app, {name.strip("[]").lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _host_name(Headers(scope=scope).get("host", "")) not in self._names:
+            return await _refuse(400, "the host is not one of this service's names")(scope, receive, send)
+        return await self.app(scope, receive, send)
 
 
 class Guard:
@@ -144,6 +159,12 @@ class Guard:
         known = self._keys.operator if role == "operator" else self._keys.viewer
         answer.set_cookie(self._keys.cookie, _session(known or "", "session"), httponly=True, samesite="strict", secure=scope["scheme"] == "https", path="/")
         return answer
+
+
+def _host_name(host: str) -> str | None:
+    """The name in a Host header, in lower case and without port and brackets; None for what is no such header."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]).lower() if match else None
 
 
 def _same_origin(headers: Headers) -> bool:

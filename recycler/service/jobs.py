@@ -14,6 +14,7 @@ from recycler.job import JobSpec, read_job
 from recycler.report import choose
 from recycler.service import processes
 from recycler.service.documents import finite, objectives_document
+from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import EXPORTS, ID, Run, Snapshot, Store
 
@@ -29,7 +30,7 @@ class Jobs:
     """The runs of a root and the processes that work on them."""
 
     def __init__(self, root: Path):
-        self.store, self.processes = Store(root), Processes()
+        self.store, self.processes, self.items = Store(root), Processes(), FrozenItems()
 
     # ---------------------------------------------------------------- reading
 

@@ -125,7 +125,7 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         run, numbers = jobs.store.run(job), documents.read_numbers(trials)
         snapshot = jobs.store.snapshot(run)
         chosen = [snapshot.trial(number) for number in numbers]
-        return JSONResponse(documents.compare_document(snapshot, chosen, role, [jobs.store.outcomes(run, number, role) for number in numbers]))
+        return JSONResponse(documents.compare_document(snapshot, chosen, role, [jobs.store.outcomes(run, number, role) for number in numbers], jobs.items.of(run.folder)))
 
 
 def _writing(router: APIRouter, jobs: Jobs) -> None:

@@ -47,9 +47,9 @@ function weights(found) {
 }
 
 function flips(found) {
-  const told = (items, other) => items.map((item) => h("details", { "data-item": item.item }, h("summary", {}, item.item), h("div", { class: "sides" }, h("div", {}, h("h3", {}, `trial ${found.reference}`), h("pre", {}, item.reference_output || "(no text)")), h("div", {}, h("h3", {}, `trial ${other}`), h("pre", {}, item.output || "(no text)")))));
+  const told = (items, other) => items.map((item) => h("details", { "data-item": item.item }, h("summary", {}, item.item), item.prompt ? h("div", {}, h("h3", {}, "question"), h("pre", { tabindex: "0" }, item.prompt), h("h3", {}, "right answer"), h("pre", {}, item.gold)) : null, h("div", { class: "sides" }, h("div", {}, h("h3", {}, `trial ${found.reference}`), h("pre", {}, item.reference_output || "(no text)")), h("div", {}, h("h3", {}, `trial ${other}`), h("pre", {}, item.output || "(no text)")))));
   return found.against.flatMap((other) => other.objectives.filter((o) => o.flips).map(({ objective, flips: f }) => h("section", { class: "card", "data-flips": objective },
-    h("h2", {}, `${objective}: flips from trial ${found.reference} to ${other.trial}`), h("p", {}, `${f.num_gained} now right, ${f.num_lost} now wrong; ${f.num_both} right in both, ${f.num_neither} in neither; McNemar p = ${f.p_value.toPrecision(2)}`),
+    h("h2", {}, `${objective}: flips from trial ${found.reference} to ${other.trial}`), h("p", {}, `${f.num_gained} now right, ${f.num_lost} now wrong; ${f.num_both} right in both, ${f.num_neither} in neither; ${f.p_value === null ? "items come in clusters: the paired interval above is the test" : `McNemar p = ${f.p_value.toPrecision(2)}`}`),
     h("h3", { class: "good" }, `Now right (${f.num_gained})`), told(f.gained, other.trial), h("h3", { class: "bad" }, `Now wrong (${f.num_lost})`), told(f.lost, other.trial))));
 }
 

@@ -1,0 +1,59 @@
+"""The items that a run asked, read from its frozen suites: clusters, weights, questions and right answers.
+
+The ledger holds what was answered, not what was asked. A run folder keeps its suites beside the ledger; where they are
+gone (or the ledger is in a database and the folder elsewhere) paired figures take every item as one independent vote.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from recycler.errors import RecyclerError
+from recycler.scoring.frozen import read_frozen
+from recycler.scoring.scorers import item_weight
+from recycler.types import Item
+
+SUITES = "suites"
+MAX_RUNS = 8  # whose items are kept in memory
+Signature = tuple[tuple[str, int, int], ...]
+
+
+class FrozenItems:
+    """Items by id of each run, read once; read again when a suite file has changed."""
+
+    def __init__(self) -> None:
+        self._cached: dict[Path, tuple[Signature, dict[str, Item]]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, folder: Path) -> Mapping[str, Item]:
+        """{item id: item} of a run folder; empty when it has no suites, or one that cannot be read."""
+        paths = sorted((folder / SUITES).glob("*.jsonl"))
+        signature = tuple((path.name, stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()])
+        with self._lock:
+            known = self._cached.get(folder)
+            if known is None or known[0] != signature:
+                self._cached.pop(folder, None)
+                while len(self._cached) >= MAX_RUNS:
+                    self._cached.pop(next(iter(self._cached)))
+                known = self._cached[folder] = (signature, _read(paths))
+            return known[1]
+
+
+def _read(paths: Iterable[Path]) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for path in paths:
+        try:
+            found.update((item.id, item) for item in read_frozen(path).items)
+        except RecyclerError:  # a figure with some clusters would be wrong in a way that nobody sees
+            return {}
+    return found
+
+
+def clusters_and_weights(items: Mapping[str, Item], ids: Iterable[str], metric: str) -> tuple[dict[str, str], dict[str, float]] | None:
+    """({id: cluster}, {id: weight}) for a paired difference, as the scores' own errors take them; None when an item is unknown."""
+    ids = list(ids)
+    if not all(name in items for name in ids):
+        return None
+    return {name: items[name].cluster or name for name in ids}, {name: item_weight(items[name], metric) for name in ids}
