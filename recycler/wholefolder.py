@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -11,17 +13,23 @@ from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 
+UNFINISHED = ".unfinished"
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
               "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise."""
+    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise.
+
+    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _remove_left_behind(folder)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=UNFINISHED, dir=folder.parent))
+    lock = _locked(aside)
     try:
         yield aside
         for path in aside.iterdir():
@@ -33,6 +41,31 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove unfinished folders of processes that are no more; those at work hold a lock on theirs."""
+    for aside in folder.parent.glob(f".{glob.escape(folder.name)}-*{UNFINISHED}"):
+        lock = _locked(aside)
+        if lock is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock until it is closed or the process ends; None when another holds it, or locks are not to be had."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def copy_companions(source: Path, target: Path) -> None:
