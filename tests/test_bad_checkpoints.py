@@ -59,6 +59,7 @@ HEADERS = {
     "not utf-8": raw(b'{"w\xff":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'), "utf-16": raw('{"w":1}'.encode("utf-16-le")), "bom": raw(b"\xef\xbb\xbf{}"),
     "surrogate": raw('{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'), "cut escape": raw('{"\\u12'),
     "same name twice": raw('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
+    "minus zero": raw('{"w":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}'),  # found by fuzzing: the library refuses it
     "same key twice": raw('{"w":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
     "metadata twice": raw('{"__metadata__":{},"__metadata__":{},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),
     **{f"metadata {value!r}": file_bytes({"__metadata__": value, "w": entry()}, bytes(8)) for value in ([], 1, "x", None, True, {"a": 1}, {"a": None}, {"a": {}}, {"a": ["b"]})},

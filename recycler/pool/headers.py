@@ -95,9 +95,16 @@ def no_constants(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
+def _natural(digits: str) -> int:
+    """`parse_int` that refuses a sign: the library refuses -0 too."""
+    if digits.startswith("-"):
+        raise ValueError(f"{digits[:20]} is not a natural number")
+    return int(digits)
+
+
 def _parse(source: str | Path, raw: bytes) -> dict[str, object]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constants)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constants, parse_int=_natural)
     except (ValueError, RecursionError) as error:
         raise broken(source, f"has a header that is not JSON ({str(error)[:200]})") from None
     metadata = header.pop("__metadata__", {})
