@@ -8,7 +8,9 @@ Kernel on features, after scaling the values to mean 0 and standard deviation 1:
     k(x, x') = s^2 M(|shared(x) - shared(x')|_l) + s_g^2 / G sum_g M(|row_g(x) - row_g(x')| / l_g) + v <lin(x), lin(x')> + c
 
 with M the Matern-5/2 function (Rasmussen and Williams 2006, eq. 4.17). The linear term says that a merge scores about
-like the weighted average of its members; the rest is what merging itself gives or takes.
+like the weighted average of its members, plus a multiple of the merge's own squared length: to second order, and with
+one curvature for all directions, the loss at sum w_i d_i is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2)
+where weights sum to 1. The rest is what merging itself gives or takes.
 """
 
 from __future__ import annotations
@@ -67,12 +69,14 @@ class Features:
         return np.swapaxes(rows @ self.metric, 0, 1) if self.groups > 1 else np.zeros((0, len(points), 1))
 
     def linear(self, points: Floats) -> Floats:
-        """(n, L): features whose inner products are the linear kernel, mean row apart from the groups' deviations."""
+        """(n, L): features whose inner products are the linear kernel: mean row, its squared length in the metric, knobs,
+        and apart from these the groups' deviations."""
         rows = self._rows(points)
         mean = rows.mean(axis=1)
+        length = ((mean @ self.metric) ** 2).sum(axis=1, keepdims=True)
         apart = (rows - mean[:, None]).reshape(len(points), -1) / self.groups**0.5
         knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (self.extra_high - self.extra_low)
-        return np.concatenate([mean, knobs] + ([apart] if self.groups > 1 else []), axis=1)
+        return np.concatenate([mean, length, knobs] + ([apart] if self.groups > 1 else []), axis=1)
 
     def lengthscale_index(self, num_shared: int) -> NDArray[np.intp]:
         """Which lengthscale each shared feature takes: its own (ARD), or one for the weights and one per knob."""

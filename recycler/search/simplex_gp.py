@@ -26,6 +26,8 @@ PriorMean = Callable[[Floats], Floats]
 NUM_DRAWS = 16
 NUM_CANDIDATES = 400
 NUM_REFINED = 160
+REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
+NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
 # The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
@@ -156,10 +158,11 @@ class SimplexGP:
         if not len(candidates):
             return _fresh(self.domain, rng, known)
         gains = self._gains(baseline, candidates, corner, rng)
-        best = candidates[np.argsort(-gains, kind="stable")[:12]]
-        near = around(self.domain, rng, best, NUM_REFINED, reach=0.4)
-        candidates = distinct(np.concatenate([best, near]), known)
-        gains = self._gains(baseline, candidates, corner, rng)
+        for reach in REACHES:
+            best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
+            near = around(self.domain, rng, best, NUM_REFINED, reach=reach)
+            candidates = distinct(np.concatenate([best, near]), known)
+            gains = self._gains(baseline, candidates, corner, rng)
         return candidates[int(np.argmax(gains))]
 
     def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, rng: np.random.Generator) -> Floats:
