@@ -190,13 +190,13 @@ def main() -> None:
     print("| case | " + " | ".join(FAMILIES) + " |\n|---|" + "---|" * len(FAMILIES), flush=True)
     with tempfile.TemporaryDirectory() as place:
         for family in FAMILIES:
-            build(Path(place) / family.replace(" ", "_"), family)
+            build(Path(place) / family.replace(" ", "_").replace(",", ""), family)
         for label in (*CASES, *BY_HAND):
             if arguments.only not in label:
                 continue
             cells = []
             for family in FAMILIES:
-                folder = Path(place) / family.replace(" ", "_")
+                folder = Path(place) / family.replace(" ", "_").replace(",", "")
                 recipe = recipe_of(label, folder)
                 theirs = mergekit(label, recipe, folder, arguments.mergekit)
                 cells.append(compare(label, recipe, folder, dict(merged_tensors(recipe, pool(folder, recipe))), theirs))

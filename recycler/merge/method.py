@@ -33,7 +33,7 @@ class MergeMethod:
     """One row of the table: the function, whether it needs a base, and its options with their defaults.
 
     `elementwise`: every output element depends on the same element of the inputs alone, so that a tensor may be merged in
-    slices. `num_members`: how many members the method takes, when that is fixed.
+    slices. `num_members`: how many members the method takes, when that is fixed. `reads_all`: members of weight 0 too.
     """
 
     function: MergeFunction
@@ -41,6 +41,7 @@ class MergeMethod:
     options: Mapping[str, Any] = field(default_factory=dict)
     elementwise: bool = False
     num_members: int | None = None
+    reads_all: bool = False
 
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:

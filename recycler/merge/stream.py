@@ -83,15 +83,16 @@ def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, e
     if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
         out.copy_(_agreed(recipe, resident, name))
         return
-    base = resident.tensor(recipe.base, name) if recipe.base else None
-    tensors = [resident.tensor(member, name) for member in recipe.members]
-    if elements is not None:
-        tensors = [tensor.reshape(-1)[elements] for tensor in tensors]
-        base = base.reshape(-1)[elements] if base is not None else None
-    group = _group_index(recipe.groups, name)
+    group, method = _group_index(recipe.groups, name), MERGE_METHODS[recipe.method]
+    if elements is None:
+        tensors = [resident.tensor(member, name) for member in recipe.members]
+        base = resident.tensor(recipe.base, name) if recipe.base else None
+    else:  # of weight 0: out stands in for what is not read
+        tensors = [resident.elements(member, name, elements) if weight != 0.0 or method.reads_all else out for member, weight in zip(recipe.members, recipe.weights[group], strict=True)]
+        base = resident.elements(recipe.base, name, elements) if recipe.base else None
     context = TensorContext(name=name, members=recipe.members, seed=recipe.seed, num_layers=resident.pool.template.num_layers)
     options = options_of(recipe.options, recipe.groups[group].name)
-    MERGE_METHODS[recipe.method].function(tensors, recipe.weights[group], base=base, context=context, out=out, **as_keywords(options))
+    method.function(tensors, recipe.weights[group], base=base, context=context, out=out, **as_keywords(options))
 
 
 def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """Merge straight into files: blocks are merged, written and hashed while they are warm, and no output is ever held whole.
 
-Linear methods go by blocks of a tensor, the others by tensors; two buffers are used again and again, so that one is hashed
-while the other is filled.
+Linear methods go by blocks of a tensor, the others by tensors; two buffers are used again and again, so that one is written
+and hashed while the other is filled.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from recycler.merge.hashing import digest_head, tensor_bytes
 from recycler.merge.stream import _merge_one, check_recipe
 from recycler.merge.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
 from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool
+from recycler.pool.tensors import DTYPES, SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool, StreamedPool
 from recycler.types import Pool, Recipe
 
-STEP_ELEMENTS = 1 << 20
-_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
+STEP_ELEMENTS = 1 << 18  # 512 KiB of bfloat16 a member: read, merged, written and hashed while it is in the cache
 
 
 def merged_infos(recipe: Recipe, pool: Pool) -> dict[str, TensorSpec]:
@@ -42,17 +41,23 @@ def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max
     check_recipe(recipe, resident)
     infos = merged_infos(recipe, resident.pool)
     by_block = MERGE_METHODS[recipe.method].elementwise
-    with ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer, ThreadPoolExecutor(1) as hasher, torch.no_grad():
+    with ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer, ThreadPoolExecutor(1) as worker, StreamedPool(resident.pool) as streamed, torch.no_grad():
         buffers = _Buffers()
         digests: dict[str, Future[str]] = {}
         for name, (dtype, shape) in infos.items():
             sha = hashlib.sha256(digest_head(dtype, shape))
-            for elements, out in buffers.parts(_DTYPES[dtype], shape, whole=not by_block or dtype not in FLOAT_DTYPES):
-                _merge_one(recipe, resident, name, out, elements)
-                writer.write_part(name, elements.start if elements is not None else 0, out)
-                buffers.busy(hasher.submit(sha.update, tensor_bytes(out)))
-            digests[name] = hasher.submit(sha.hexdigest)  # one worker: after the updates
+            whole = not by_block or dtype not in FLOAT_DTYPES
+            for elements, out in buffers.parts(DTYPES[dtype], shape, whole=whole):
+                _merge_one(recipe, resident if whole else streamed, name, out, elements)
+                buffers.busy(worker.submit(_finish, writer, sha, name, elements, out))
+            digests[name] = worker.submit(sha.hexdigest)  # one worker: after the updates
+        buffers.wait()
         return {name: digest.result() for name, digest in digests.items()}
+
+
+def _finish(writer: ModelWriter, sha: hashlib._Hash, name: str, elements: slice | None, out: Tensor) -> None:
+    writer.write_part(name, elements.start if elements is not None else 0, out)
+    sha.update(tensor_bytes(out))
 
 
 class _Buffers:
@@ -74,6 +79,12 @@ class _Buffers:
 
     def busy(self, done: Future) -> None:
         self._done[self._turn] = done
+
+    def wait(self) -> None:
+        """Until nothing is busy; raises what went wrong in it."""
+        for waiting in self._done:
+            if waiting is not None:
+                waiting.result()
 
     def _next(self, dtype: torch.dtype, count: int) -> Tensor:
         self._turn = 1 - self._turn
