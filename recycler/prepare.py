@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +11,14 @@ from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
 from recycler.job import JobSpec, read_job
 from recycler.merge import MERGE_METHODS
-from recycler.pool.catalog import open_pool
+from recycler.pool.catalog import open_pool, remote_url
+from recycler.pool.files import local_folder
 from recycler.pool.preflight import check_pool
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
 from recycler.suite import EvalSuite, check_across_suites, check_search_guard, read_suite
-from recycler.types import Item, Objective, Pool
+from recycler.types import Checkpoint, Item, Objective, Pool
 from recycler.yamls import YamlDocument
 
 Value = TypeVar("Value")
@@ -47,12 +48,20 @@ class PreparedJob:
         """What must not change between two sittings of one run, as digests by name."""
         pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in (*self.pool.members, *([self.pool.base] if self.pool.base else []))}
         identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}})
-        return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}}
+        return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}, **object_versions(self.pool)}
 
     def max_model_len(self) -> int:
         """Longest prompt plus answer of any item in tokens, with a little room, in steps of 16."""
         longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in self.items)
         return self.job.engine.max_model_len or -(-(longest + 8) // 16) * 16
+
+
+def object_versions(pool: Pool) -> dict[str, str]:
+    """Etag of every object in a bucket that holds weights of the pool, and a digest of every config there, by URL."""
+    checkpoints = [*pool.members, *([pool.base] if pool.base else [])]
+    weights = {f"object {tensor.file}": tensor.etag for checkpoint in checkpoints for tensor in checkpoint.tensors.values() if tensor.etag}
+    configs = {f"object {checkpoint.location}/config.json": digest(checkpoint.config) for checkpoint in checkpoints if remote_url(checkpoint.location)}
+    return weights | configs
 
 
 class _Collector:
@@ -103,12 +112,18 @@ def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:
     except RecyclerError as error:
         where = document.where(("pool", "members")) if ("pool", "members") in document.lines else document.where(("pool",))
         raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
-    remote = [checkpoint.location for checkpoint in (*pool.members, *([pool.base] if pool.base else [])) if "://" in checkpoint.location]
-    if remote:
-        raise UsageError(Problem(thing=f"pool entry {remote[0]!r}", cause="lies in a bucket, and engines load members from this machine's disk", remedy="Copy the checkpoints to a folder first; recycler inspect and recycler merge read buckets directly", where=document.where(("pool",))))
+    pool = Pool(members=tuple(map(_pinned, pool.members)), base=_pinned(pool.base) if pool.base else None)
     if len(pool.members) < 2:
         raise UsageError(Problem(thing="pool", cause=f"holds {len(pool.members)} checkpoint", remedy="A merge needs two members or more", where=document.where(("pool",))))
     return pool
+
+
+def _pinned(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of the hub with the commit that its name stood for in its place, so that every node takes that one."""
+    if not checkpoint.location.startswith("hf://"):
+        return checkpoint
+    commit = local_folder(checkpoint).name
+    return replace(checkpoint, location=f"{checkpoint.location.partition('@')[0].rstrip('/')}@{commit}")
 
 
 def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool) -> SearchSpace:
@@ -123,7 +138,7 @@ def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool
     collector.problems += _objective_problems(job, document, specs)
     suites = []
     if pool is not None:
-        tokenizer = collector.step(load_tokenizer, Path(pool.template.location))
+        tokenizer = collector.step(load_tokenizer, local_folder(pool.template))
         suites = [collector.step(build_suite, path, tokenizer, data_folders=[*data_folders, folder]) for path in paths if path and path.stem in specs and tokenizer]
     built = tuple(suite for suite in suites if suite is not None)
     collector.step(check_across_suites, built)

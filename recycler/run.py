@@ -7,68 +7,95 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from recycler.bundle import Bundle, bundle_job
 from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.ledger import Ledger
+from recycler.ledger.place import LEDGER, LEDGER_URL, find_ledger, job_place
 from recycler.pool.catalog import open_checkpoint
-from recycler.prepare import PreparedJob, prepare
-from recycler.report import Front, read_front
+from recycler.pool.deltas import delta_gram
+from recycler.prepare import PreparedJob, object_versions, prepare
+from recycler.redact import without_password
+from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.loop import Event, Listener, score_holdout, search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
+from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.types import Checkpoint, Objective, Pool, Trial
 
-LEDGER = "ledger.sqlite"
 MakeWorkers = Callable[[Work, int], Workers]
 
 
-def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), listen: Listener = lambda event: None,
+def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), ledger_url: str | None = None, listen: Listener = lambda event: None,
             started: Callable[[PreparedJob, Sequence[Trial]], None] = lambda prepared, trials: None) -> Front:
     """Run or resume the job in `run_folder` and return its front, holdout scores included.
 
-    Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when workers keep failing.
+    With `ledger_url` the ledger is a schema of that database, named after the job's id, and the folder only holds copies.
+    Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when workers keep failing, the
+    ledger stays away, or another driver has the job.
     """
     prepared = prepare(job_path, data_folders=data_folders)
     run_folder.mkdir(parents=True, exist_ok=True)
-    with _only_driver(run_folder):
-        ledger = Ledger(run_folder / LEDGER)
+    bundle = bundle_job(job_path, data_folders=data_folders) if ledger_url else None
+    with _only_driver(run_folder), closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger:
+        ledger.hold()
         _freeze_suites(run_folder / "suites", prepared)
         _check_same_job(ledger, prepared)
+        if bundle:
+            ledger.keep_files(bundle.files)
+        ledger.retry_system_failures()
         if not (run_folder / "job.yaml").exists():
             shutil.copyfile(job_path, run_folder / "job.yaml")
         started(prepared, ledger.trials())
-        if _finished(ledger, prepared):
-            return open_front(run_folder)
-        workers = make_workers(_work(prepared), prepared.job.engine.workers)
-        try:
-            clock = _Clock(ledger, prepared)
-            trials = search(_planner(prepared), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen))
-            front = read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype)
-            score_holdout(_with_holdout(front.finalists, ledger), ledger, workers, listen=clock.stamp(listen))
-            ledger.set_fact("finished", str(prepared.job.budget.trials))
-        finally:
-            workers.close()
-            ledger.close()
-    return open_front(run_folder)
+        if not _finished(ledger, prepared):
+            _search_and_hold_out(prepared, ledger, make_workers, listen)
+        return _front_of(ledger)
 
 
-def open_front(run_folder: Path) -> Front:
+def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener) -> None:
+    workers = make_workers(_work(prepared), prepared.job.engine.workers)
+    try:
+        clock = _Clock(ledger, prepared)
+        trials = search(_planner(prepared, ledger), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen))
+        ledger.set_fact(SMOOTHED, write_smoothed(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared))))
+        front = read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype, smoothed=read_smoothed(ledger))
+        score_holdout(_with_holdout(front.finalists, ledger), ledger, workers, listen=clock.stamp(listen))
+        ledger.set_fact("finished", str(prepared.job.budget.trials))
+    finally:
+        workers.close()
+
+
+def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -> Ledger:
+    """The ledger that this run writes: a file in its folder, or the job's schema in a database."""
+    if url is None or bundle is None:
+        remembered = run_folder / LEDGER_URL
+        return Ledger(remembered.read_text().strip() if remembered.is_file() else run_folder / LEDGER)
+    if (run_folder / LEDGER).exists():
+        raise UsageError(Problem(thing=f"run {run_folder}", cause=f"has a ledger of its own ({LEDGER})", remedy="Leave out --ledger (and RECYCLER_LEDGER), or give another --dir"))
+    place = job_place(url, bundle.id)
+    (run_folder / LEDGER_URL).write_text(without_password(place) + "\n")
+    return Ledger(place)
+
+
+def open_front(run: str | Path) -> Front:
     """The front of a run as the ledger has it now. Raises NotFoundError when there is no run or nothing scored."""
-    ledger = open_ledger(run_folder)
+    with closing(open_ledger(run)) as ledger:
+        return _front_of(ledger)
+
+
+def _front_of(ledger: Ledger) -> Front:
     objectives, pool, dtype = read_facts(ledger)
-    return read_front(ledger.trials(), objectives, pool, dtype)
+    return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
 
 
-def open_ledger(run_folder: Path) -> Ledger:
-    """The ledger of a run folder. Raises NotFoundError."""
-    if not (run_folder / LEDGER).is_file():
-        raise NotFoundError(Problem(thing=f"run {run_folder}", cause=f"has no {LEDGER}", remedy="Give the folder of a run: recycler run job.yaml --dir RUN"))
-    return Ledger(run_folder / LEDGER)
+def open_ledger(run: str | Path) -> Ledger:
+    """The ledger of a run: its folder, URL?job=ID, or a job's id in the database RECYCLER_LEDGER. Raises NotFoundError."""
+    return Ledger(find_ledger(run), create=False)
 
 
 def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
@@ -82,11 +109,15 @@ def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
     return tuple(Objective(**objective) for objective in facts["objectives"]), Pool(members=members, base=base), facts["dtype"]
 
 
-def open_pool_of(run_folder: Path) -> Pool:
-    """The pool of a run, opened again with its headers. Raises UsageError when a member has gone."""
-    _, named, _ = read_facts(open_ledger(run_folder))
-    members = tuple(open_checkpoint(Path(member.location), member.name) for member in named.members)
-    return Pool(members=members, base=open_checkpoint(Path(named.base.location), named.base.name) if named.base else None)
+def open_pool_of(run: str | Path) -> Pool:
+    """The pool of a run, opened again with its headers. Raises UsageError when a member has gone or is another version."""
+    with closing(open_ledger(run)) as ledger:
+        _, named, _ = read_facts(ledger)
+        before = json.loads(ledger.fact("digests") or "{}")
+    members = tuple(open_checkpoint(member.location, member.name) for member in named.members)
+    pool = Pool(members=members, base=open_checkpoint(named.base.location, named.base.name) if named.base else None)
+    _refuse_changes({name: version for name, version in before.items() if name.startswith("object ")}, object_versions(pool))
+    return pool
 
 
 def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
@@ -101,7 +132,10 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
             "base": [base.name, str(Path(base.location).resolve()) if "://" not in base.location else base.location] if base else None}))
         ledger.set_fact("digests", json.dumps(now))
         return
-    before = json.loads(stored)
+    _refuse_changes(json.loads(stored), now)
+
+
+def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         raise UsageError([Problem(thing=name, cause="has changed since this run began", remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared") for name in changed])
@@ -123,10 +157,32 @@ def _work(prepared: PreparedJob) -> Work:
                 settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len()})
 
 
-def _planner(prepared: PreparedJob) -> Planner:
+def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
     job = prepared.job
+    gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
     return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
-                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed))
+                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram))
+
+
+def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:
+    """The model that picks the front, whatever sampler proposed the trials: all are compared by the same."""
+    return SimplexProposer(prepared.space, prepared.objectives, seed=prepared.job.seed, gram=_gram(prepared, ledger))
+
+
+def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:
+    return [trial for trial in trials if trial.recipe.method == prepared.job.method]
+
+
+def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
+    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a resumed run proposes the same.
+
+    None for a pool in a bucket: reading all of it for this alone would take longer than it saves.
+    """
+    if any("://" in checkpoint.location for checkpoint in prepared.pool.members):
+        return None
+    if ledger.fact("gram") is None:
+        ledger.set_fact("gram", json.dumps(delta_gram(prepared.pool)))
+    return json.loads(ledger.fact("gram"))
 
 
 def _with_holdout(finalists: Sequence[Trial], ledger: Ledger) -> list[Trial]:
@@ -173,13 +229,23 @@ def _only_driver(run_folder: Path) -> Iterator[None]:
 
 def read_status(ledger: Ledger) -> dict:
     """How far a run is, as the one JSON document of `recycler status --json`."""
-    trials = ledger.trials()
     facts = json.loads(ledger.fact("job") or "{}")
     tokens, seconds = ledger.spent()
-    finished = ledger.fact("finished") is not None
     return {
-        "schema_version": 1, "name": facts.get("name", ""), "state": "finished" if finished else "unfinished: recycler run goes on with it",
-        "trials": {state: sum(trial.state == state for trial in trials) for state in ("SCORED", "PENDING", "FAILED")},
+        "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
+        "trials": ledger.counts(),
         "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "failures": [{"trial": trial.number, "blame": trial.failure.blame, "reason": trial.failure.reason} for trial in trials if trial.failure],
+        "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
     }
+
+
+def _state(ledger: Ledger) -> str:
+    """One line that is true: finished, driven by whom, or why nobody drives it."""
+    if ledger.fact("finished") is not None:
+        return "finished"
+    holder = ledger.holder()
+    if holder is None:
+        return "unfinished: recycler run goes on with it"
+    if holder.is_alive:
+        return f"running: driven by {holder.name}, heard of {holder.seconds_since_renewal:.0f} s ago"
+    return f"stalled: {holder.name} was last heard of {holder.seconds_since_renewal:.0f} s ago; recycler resume or run goes on with it"

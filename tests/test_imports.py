@@ -11,9 +11,9 @@ HEAVY = ("torch", "ray", "vllm", "optuna", "transformers", "pandas", "lm_eval", 
 ROOT = Path(__file__).resolve().parent.parent / "recycler"
 FLOORS = (
     {"types", "errors", "digest"},
-    {"yamls", "shipped", "job", "space", "suite", "pareto", "stats", "wholefolder"},
+    {"yamls", "shipped", "job", "space", "suite", "pareto", "stats", "wholefolder", "redact"},
     {"pool", "merge", "engines", "scoring", "evaluate", "cluster", "ledger", "search"},
-    {"prepare", "report", "run", "export", "score"},
+    {"bundle", "prepare", "report", "run", "export", "score"},
     {"cli", "service", "dashboard", "demo", "testing", "__main__"},
 )
 

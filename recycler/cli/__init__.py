@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"recycler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _job_commands(commands)
+    _cluster_commands(commands)
     _model_commands(commands)
     return parser
 
@@ -32,22 +33,24 @@ def _job_commands(commands: Commands) -> None:
     run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
     run.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
     run.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    run.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
     status = _command(commands, "status", "how far a run is", "recycler.cli.jobs:status")
-    status.add_argument("run", help="run folder")
+    status.add_argument("run", help="run folder, URL?job=ID, or job id")
     _json_flag(status)
 
     front = _command(commands, "front", "the Pareto front and the baselines of a run", "recycler.cli.jobs:front")
-    front.add_argument("run", help="run folder")
+    front.add_argument("run", help="run folder, URL?job=ID, or job id")
     shape = front.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="one JSON document")
     shape.add_argument("--csv", action="store_true", help="one line a trial")
     front.add_argument("--holdout", action="store_true", help="show holdout scores instead of search scores")
 
     export = _command(commands, "export", "write a merge of a run as a Hugging Face folder", "recycler.cli.models:export")
-    export.add_argument("run", help="run folder")
+    export.add_argument("run", help="run folder, URL?job=ID, or job id")
     export.add_argument("--trial", required=True, metavar="N|knee|best:OBJECTIVE", help="which merge")
-    export.add_argument("--to", required=True, metavar="DIR", help="folder to write; it must not exist")
+    export.add_argument("--to", required=True, metavar="DIR|URL", help="folder to write, which must not exist, or a prefix of a bucket (s3://...)")
+    export.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="dtype of the weights (default: as scored)")
     export.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="split the weights beyond this size")
     _json_flag(export)
 
@@ -55,6 +58,31 @@ def _job_commands(commands: Commands) -> None:
     demo.add_argument("--dir", default="demo-run", help="where everything goes (default: demo-run)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--trials", type=int, default=40, help="merges to try (default: 40)")
+
+
+def _cluster_commands(commands: Commands) -> None:
+    """What acts on jobs of a Ray cluster whose ledgers are in a database."""
+    submit = _command(commands, "submit", "start a job's driver on a Ray cluster; the same job again is that job", "recycler.cli.cluster:submit")
+    submit.add_argument("job", help="job file (YAML)")
+    submit.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    resume = _command(commands, "resume", "one more driver for a job that none drives", "recycler.cli.cluster:resume")
+    resume.add_argument("job", help="job file, or the id of a job in the ledger")
+    for command in (submit, resume):
+        command.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
+        command.add_argument("--ship-code", action="store_true", help="send this recycler along, for nodes that have its dependencies only")
+        command.add_argument("--wait", action="store_true", help="show the driver's log and end when it does: 0 when finished, else 1")
+    logs = _command(commands, "logs", "what a job's driver says", "recycler.cli.cluster:logs")
+    logs.add_argument("-f", "--follow", action="store_true", help="until it ends")
+    stop = _command(commands, "stop", "end a job's driver; scored trials are kept", "recycler.cli.cluster:stop")
+    for command in (logs, stop):
+        command.add_argument("id", help="job id, as recycler submit printed it")
+    jobs = _command(commands, "list", "the jobs of a ledger database and of a cluster", "recycler.cli.cluster:list_jobs")
+    _json_flag(jobs)
+    for command in (submit, resume, jobs):
+        command.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)")
+    for command in (submit, resume, logs, stop, jobs):
+        command.add_argument("--address", metavar="URL", help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)")
+        command.add_argument("--insecure", action="store_true", help="take a cluster that asks nobody for a token")
 
 
 def _model_commands(commands: Commands) -> None:
@@ -124,8 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(import_module(module), function)(arguments) or 0
     except RecyclerError as error:
+        from recycler.redact import redacted
+
         for problem in error.problems:
-            print(f"recycler: {problem}", file=sys.stderr)
+            print(f"recycler: {redacted(str(problem))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -6,6 +6,8 @@ import argparse
 import csv
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 from recycler.cli.progress import Progress
@@ -17,18 +19,30 @@ def run(arguments: argparse.Namespace) -> None:
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.run import run_job
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how clusters and services ask a driver to end
     with Progress() as progress:
-        front = run_job(Path(arguments.job), Path(arguments.dir), data_folders=[Path(folder) for folder in arguments.data],
+        front = run_job(Path(arguments.job), Path(arguments.dir), data_folders=[Path(folder) for folder in arguments.data], ledger_url=ledger_url(arguments.ledger),
                         make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
                         listen=progress.listen, started=progress.started)
     print(front_table(front, "holdout"), end="")
+
+
+def ledger_url(given: str | None) -> str | None:
+    """The database that --ledger or RECYCLER_LEDGER names. Raises UsageError for a password on the command line."""
+    from recycler.errors import Problem, UsageError
+    from recycler.ledger.place import ENVIRONMENT, has_password, split_place
+
+    if given is not None and has_password(given):
+        raise UsageError(Problem(thing="--ledger", cause="holds a password, and command lines are seen by everyone on the machine", remedy=f"Put it into PGPASSWORD or ~/.pgpass, or the whole URL into {ENVIRONMENT}"))
+    url = given or os.environ.get(ENVIRONMENT)
+    return split_place(url)[0] if url else None
 
 
 def status(arguments: argparse.Namespace) -> None:
     """recycler status RUN: how far, what it cost, and why anything failed."""
     from recycler.run import open_ledger, read_status
 
-    found = read_status(open_ledger(Path(arguments.run)))
+    found = read_status(open_ledger(arguments.run))
     if arguments.json:
         print(json.dumps(found, indent=2))
         return
@@ -43,7 +57,7 @@ def front(arguments: argparse.Namespace) -> None:
     from recycler.report import front_document
     from recycler.run import open_front
 
-    found = open_front(Path(arguments.run))
+    found = open_front(arguments.run)
     role = "holdout" if arguments.holdout else "search"
     if arguments.json:
         print(json.dumps(front_document(found), indent=2, sort_keys=True))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """recycler export RUN --trial WHICH --to DIR."""
-    from recycler.export.export import export_recipe
+    """recycler export RUN --trial WHICH --to DIR|URL."""
+    from recycler.export.export import export_to
     from recycler.report import choose
     from recycler.run import open_front, open_pool_of
 
-    run = Path(arguments.run)
-    trial = choose(open_front(run), arguments.trial)
-    done = export_recipe(trial.recipe, open_pool_of(run), Path(arguments.to), trial=trial, max_shard_bytes=arguments.max_shard_bytes)
+    trial = choose(open_front(arguments.run), arguments.trial)
+    recipe = replace(trial.recipe, dtype=arguments.dtype or trial.recipe.dtype)
+    done = export_to(recipe, open_pool_of(arguments.run), arguments.to, trial=trial, max_shard_bytes=arguments.max_shard_bytes)
     _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
 
 

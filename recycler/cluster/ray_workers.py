@@ -1,18 +1,28 @@
-"""Workers as Ray actors: one long-lived engine each, on a GPU or a share of the CPU cores. Only this file imports Ray."""
+"""Workers as Ray actors: one long-lived engine each, on GPUs or a share of the CPU cores. Only this package imports Ray.
+
+Actors hold nothing that the ledger lacks, so they come and go: Ray starts one wherever there is room for it, now or when a
+node joins in mid-job; an actor that dies, with its process or its node, loses the trial it was on to another one.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from recycler.cluster.shares import cpu_share
 from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Work
 from recycler.errors import InfrastructureError, Problem
+from recycler.redact import redacted
 from recycler.types import Failure, Recipe, Role, Scorecard
+
+NOTICE_SECONDS = 60.0
 
 
 class _Actor:
@@ -21,83 +31,156 @@ class _Actor:
     def __init__(self, work: Work):
         self._worker = ScoringWorker(work)
 
+    def place(self) -> tuple[str, int]:
+        """(node, process) that it runs on."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
     def score(self, recipe: Recipe, role: Role) -> Scorecard | Failure:
         return self._worker.score(recipe, role)
 
-    def process_id(self) -> int:
-        return os.getpid()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Live:
+    """An actor whose engine is up."""
+
+    actor: ray.actor.ActorHandle
+    node: str
+    process: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    number: int
+    recipe: Recipe
+    role: Role
+    attempt: int = 1
 
 
 class RayWorkers:
-    """`num_workers` actors on a Ray cluster; a trial whose actor dies goes to a new actor, and no other worker waits."""
+    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial when it is free."""
 
     def __init__(self, work: Work, *, num_workers: int, address: str | None = None):
         _connect(address)
         self.num_workers = num_workers
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        cores = float(ray.cluster_resources().get("CPU", 1))
-        share = max(1, int(cores // num_workers))
-        self._options = {"num_gpus": 1, "num_cpus": 1} if gpus >= num_workers else {"num_cpus": min(share, cores / num_workers)}
-        self._options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(share), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}}
+        self._options = _resources(num_workers, work)
         self._work = ray.put(work)
-        self._free: list[ray.actor.ActorHandle] = [self._new_actor() for _ in range(num_workers)]
-        self._busy: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Recipe, Role, int]] = {}
-        self._waiting: deque[tuple[int, Recipe, Role, int]] = deque()
+        self._starting: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
+        self._free: list[_Live] = []
+        self._busy: dict[ray.ObjectRef, tuple[_Live, _Task]] = {}
+        self._waiting: deque[_Task] = deque()
+        self._failed_starts = 0
+        for _ in range(num_workers):
+            self._start_actor()
 
     def submit(self, number: int, recipe: Recipe, role: Role) -> None:
-        self._waiting.append((number, recipe, role, 1))
+        self._waiting.append(_Task(number, recipe, role))
         self._dispatch()
 
     def wait(self) -> Sequence[Result]:
         """Block until at least one submission has ended for good."""
         while True:
-            done, _ = ray.wait(list(self._busy), num_returns=1)
-            results = [result for result in map(self._collect, done) if result is not None]
+            done, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=NOTICE_SECONDS)
+            if not done and not self._busy:
+                self._say_what_is_missing()
+            found = [self._collect(reference) if reference in self._busy else self._welcome(reference) for reference in done]
             self._dispatch()
-            if results:
+            if results := [result for result in found if result is not None]:
                 return results
 
     def process_ids(self) -> list[int]:
-        """Operating-system ids of the live workers, for tests that kill one."""
-        actors = [*self._free, *(entry[0] for entry in self._busy.values())]
-        return ray.get([actor.process_id.remote() for actor in actors])
+        """Operating-system ids of the workers that are up, for tests that kill one."""
+        return [live.process for live in [*self._free, *(live for live, _ in self._busy.values())]]
 
     def close(self) -> None:
-        for actor in [*self._free, *(entry[0] for entry in self._busy.values())]:
+        for actor in [*self._starting.values(), *(live.actor for live in self._free), *(live.actor for live, _ in self._busy.values())]:
             ray.kill(actor)
         ray.shutdown()
 
-    def _new_actor(self) -> ray.actor.ActorHandle:
-        return ray.remote(_Actor).options(**self._options, max_restarts=0).remote(self._work)
+    # ---------------------------------------------------------------- actors
+
+    def _start_actor(self) -> None:
+        actor = ray.remote(_Actor).options(**self._options, max_restarts=0).remote(self._work)
+        self._starting[actor.place.remote()] = actor
+
+    def _welcome(self, reference: ray.ObjectRef) -> Result | None:
+        """An actor is up and free; or it could not start, which the third time in a row costs the next trial."""
+        actor = self._starting.pop(reference)
+        try:
+            node, process = ray.get(reference)
+        except RayError as error:
+            self._start_actor()
+            if "node" not in _reason(error).lower():
+                self._failed_starts += 1
+            if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
+                return None
+            self._failed_starts = 0
+            task = self._waiting.popleft()
+            return Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS))
+        self._failed_starts = 0
+        self._free.append(_Live(actor, node, process))
+        return None
 
     def _dispatch(self) -> None:
         while self._free and self._waiting:
-            number, recipe, role, attempt = self._waiting.popleft()
-            actor = self._free.pop()
-            self._busy[actor.score.remote(recipe, role)] = (actor, number, recipe, role, attempt)
+            live, task = self._free.pop(), self._waiting.popleft()
+            self._busy[live.actor.score.remote(task.recipe, task.role)] = (live, task)
 
     def _collect(self, reference: ray.ObjectRef) -> Result | None:
         """The result of one finished call; None when it failed through no fault of the recipe and is tried again."""
-        actor, number, recipe, role, attempt = self._busy.pop(reference)
+        live, task = self._busy.pop(reference)
         try:
             answer = ray.get(reference)
         except RayError as error:
-            reason = str(error.cause if getattr(error, "cause", None) else error).strip().splitlines()[-1]
             if not isinstance(error, RayActorError):
-                ray.kill(actor)  # its engine may be dirty
-            self._free.append(self._new_actor())
-            if attempt < MAX_ATTEMPTS:
-                self._waiting.appendleft((number, recipe, role, attempt + 1))
+                ray.kill(live.actor)  # its engine may be dirty
+            self._start_actor()
+            if not _is_alive(live.node):  # the node left and took the trial along: that says nothing about the trial
+                self._waiting.appendleft(task)
                 return None
-            answer = Failure(blame="system", reason=reason, attempts=attempt)
+            if task.attempt < MAX_ATTEMPTS:
+                self._waiting.appendleft(_Task(task.number, task.recipe, task.role, task.attempt + 1))
+                return None
+            answer = Failure(blame="system", reason=_reason(error), attempts=task.attempt)
         else:
-            self._free.append(actor)
-        return Result(number=number, role=role, answer=answer)
+            self._free.append(live)
+        return Result(number=task.number, role=task.role, answer=answer)
+
+    def _say_what_is_missing(self) -> None:
+        wanted = {name.removeprefix("num_"): amount for name, amount in self._options.items() if name.startswith("num_")}
+        print(f"recycler: no worker is up yet: waiting for a node with {wanted}, or for members to arrive from their bucket; the cluster has {_room()}", file=sys.stderr, flush=True)
+
+
+def _resources(num_workers: int, work: Work) -> dict:
+    """Ray's options for one worker: whole GPUs of one node where the cluster has them, else the share of the cores that fits."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
+    gpus = int(work.settings.get("tensor_parallel") or 1)
+    has_room = sum(int(node.get("GPU", 0)) // gpus for node in nodes) > 0
+    places = [checkpoint.location for checkpoint in (*work.pool.members, *([work.pool.base] if work.pool.base else []))]
+    variables = {"OMP_NUM_THREADS": str(max(1, int(share))), "TOKENIZERS_PARALLELISM": "false"}
+    if not any(place.startswith("hf://") for place in places):
+        variables["HF_HUB_OFFLINE"] = "1"
+    return {**({"num_gpus": gpus, "num_cpus": 1} if has_room else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
+
+
+def _is_alive(node: str) -> bool:
+    return any(entry["NodeID"] == node and entry["Alive"] for entry in ray.nodes())
+
+
+def _room() -> dict[str, float]:
+    return {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+
+
+def _reason(error: RayError) -> str:
+    """The last line of an error, which says what happened; what stands before is Ray's bookkeeping."""
+    return redacted(str(error.cause if getattr(error, "cause", None) else error).strip().splitlines()[-1].strip())
 
 
 def _connect(address: str | None) -> None:
+    """Join the cluster at `address`, or the one that a job runs on (RAY_ADDRESS), or start one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     try:
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, OSError) as error:

@@ -12,6 +12,7 @@ from recycler.engines import build_engine
 from recycler.engines.port import Engine
 from recycler.errors import RecyclerError
 from recycler.evaluate import score_recipe
+from recycler.pool.materialise import materialise
 from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
 
 MAX_ATTEMPTS = 3
@@ -55,7 +56,7 @@ class ScoringWorker:
 
     def __init__(self, work: Work, engine: Engine | None = None):
         self.work = work
-        self.engine = engine or build_engine(work.engine, work.pool, **work.settings)
+        self.engine = engine or build_engine(work.engine, materialise(work.pool), **work.settings)
 
     def score(self, recipe: Recipe, role: Role) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""

@@ -18,9 +18,13 @@ def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, reci
              f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, found and exported by recycler.", ""]
     if trial is not None and (trial.search or trial.holdout):
         lines += ["## Scores", "", "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.", "",
-                  "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
+                  *_dtype_note(recipe, trial), "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
     lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
+    return [] if recipe.dtype == trial.recipe.dtype else [f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in {recipe.dtype}.", ""]
 
 
 def used_members(recipe: Recipe) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.merge.writer import DEFAULT_SHARD_BYTES
+from recycler.pool.cache import cache_folder
+from recycler.pool.catalog import local_path
 from recycler.pool.files import local_folder
 from recycler.pool.tensors import ResidentPool
 from recycler.types import Pool, Recipe, Trial
@@ -34,13 +37,13 @@ class Export:
 def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Export:
     """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest with digests.
 
-    Raises UsageError when the folder exists and UnsafeInputError when the weights differ from those that were scored;
-    in both cases, and when killed, nothing is left at `folder`.
+    `recipe` is the trial's, or differs from it in dtype alone. Raises UsageError when the folder exists and UnsafeInputError
+    when the weights differ from those that were scored (in another dtype nothing was scored to compare with); in both cases, and when killed, nothing is left at `folder`.
     """
     with whole_folder(folder) as aside:
         digests = merge_to_folder(recipe, ResidentPool(pool), aside, max_shard_bytes=max_shard_bytes)
         found = weights_digest(digests.items())
-        if trial is not None and trial.weights_digest and trial.weights_digest != found:
+        if trial is not None and trial.weights_digest and trial.recipe.dtype == recipe.dtype and trial.weights_digest != found:
             raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="the exported weights are not the ones that were scored: a member's files have changed since",
                                            remedy="Put the pool back as it was, or score it again in a new run"))
         _write_config(recipe, pool, aside)
@@ -51,6 +54,24 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
         total = sum(path.stat().st_size for path in aside.iterdir())
         _write_manifest(recipe, trial, aside, digests, found)
     return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
+
+
+def export_to(recipe: Recipe, pool: Pool, target: str, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Export:
+    """`export_recipe` to a folder, or to a prefix of a bucket: merged on this machine's disk first, uploaded with the manifest
+    last, read back and compared. Started again after an interruption, the upload goes on where it was.
+
+    Raises as `export_recipe` and `upload_folder` do.
+    """
+    if "://" not in target or target.startswith("file://"):
+        return export_recipe(recipe, pool, Path(local_path(target)), trial=trial, title=title, max_shard_bytes=max_shard_bytes)
+    from recycler.pool.upload import check_target, upload_folder
+
+    check_target(target)
+    with tempfile.TemporaryDirectory(prefix="export-", dir=cache_folder()) as aside:
+        folder = Path(aside) / target.rstrip("/").rsplit("/", 1)[-1]
+        done = export_recipe(recipe, pool, folder, trial=trial, title=title, max_shard_bytes=max_shard_bytes)
+        upload_folder(folder, target)
+    return replace(done, folder=target.rstrip("/"))
 
 
 def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:

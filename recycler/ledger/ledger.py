@@ -1,99 +1,155 @@
-"""The ledger: open a trial before a worker sees it, close it when its scorecard is here. SQLAlchemy Core behind one file.
+"""The ledger: open a trial before a worker sees it, close it when its scorecard is here. SQLAlchemy Core behind one package.
 
 One writer (the driver) and any number of readers. Each write is one transaction, flushed to the disk before it returns,
-so a driver killed at any moment leaves trials that are either PENDING or whole.
+so a driver killed at any moment leaves trials that are either PENDING or whole. When a database goes away, calls wait for
+it; a write whose answer was lost is not done twice.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Engine, create_engine, event, func, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from recycler.digest import canonical_json, digest
 from recycler.errors import InfrastructureError, NotFoundError, Problem
 from recycler.ledger import codec, schema
+from recycler.ledger.database import OPEN_SECONDS, Database, retried
+from recycler.ledger.lease import Holder, Lease, read_holder
 from recycler.types import Failure, Outcome, Recipe, Role, Score, Scorecard, Trial, TrialKind
+
+Value = TypeVar("Value")
 
 
 class Ledger:
-    """Trials, scores and per-item outcomes of one job, at a SQLAlchemy URL or a SQLite path."""
+    """Trials, scores and per-item outcomes of one job: a SQLite file, or postgresql://HOST/DATABASE?job=ID.
 
-    def __init__(self, url: str | Path, *, create: bool = True):
-        url = str(url)
-        if "://" not in url:
-            if not create and not Path(url).is_file():
-                raise NotFoundError(Problem(thing=f"ledger {url}", cause="no such file", remedy="Give the folder of a run that was started"))
-            url = f"sqlite:///{url}"
-        self._engine = _connect(url)
+    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be reached or opened.
+    """
+
+    def __init__(self, place: str | Path, *, create: bool = True):
+        self._database = Database(place, create=create)
+        self._lease: Lease | None = None
         try:
-            with self._engine.begin() as connection:
-                schema.migrate(connection)
+            retried(self._migrate, self._database, OPEN_SECONDS)
         except DatabaseError as error:
-            raise InfrastructureError(Problem(thing=f"ledger {url}", cause=f"cannot be opened ({error.orig})", remedy="Check that it is a recycler ledger and that the disk has room")) from None
+            raise InfrastructureError(Problem(thing=f"ledger {self._database.shown}", cause=f"cannot be opened ({error.orig})", remedy="Check that it is a recycler ledger and that the disk has room")) from None
+
+    @property
+    def place(self) -> str:
+        """Where it is, without password."""
+        return self._database.shown
+
+    def hold(self) -> None:
+        """Become the only driver, until `close`. Raises InfrastructureError that names the other one.
+
+        A SQLite file has no lease: its driver holds the lock of the run folder.
+        """
+        if self._database.is_shared:
+            self._lease = Lease(self._database)
+
+    def holder(self) -> Holder | None:
+        """Who drives the job; None when nobody does, or for a SQLite file."""
+        return read_holder(self._database) if self._database.is_shared else None
 
     def close(self) -> None:
-        self._engine.dispose()
+        if self._lease is not None:
+            self._lease.release()
+        self._database.close()
 
     # -------------------------------------------------------------- facts about the job
 
     def fact(self, key: str) -> str | None:
-        with self._engine.connect() as connection:
-            return connection.execute(select(schema.facts.c.value).where(schema.facts.c.key == key)).scalar()
+        return self._read(lambda connection: connection.execute(select(schema.facts.c.value).where(schema.facts.c.key == key)).scalar())
 
     def set_fact(self, key: str, value: str) -> None:
-        with self._engine.begin() as connection:
+        def write(connection: Connection, again: bool) -> None:
             connection.execute(schema.facts.delete().where(schema.facts.c.key == key))
             connection.execute(schema.facts.insert().values(key=key, value=value))
+
+        self._write(write)
+
+    def keep_files(self, files: Mapping[str, bytes]) -> None:
+        """Keep the job's own files, by relative path, in place of those that were kept before."""
+        def write(connection: Connection, again: bool) -> None:
+            connection.execute(schema.files.delete())
+            connection.execute(schema.files.insert(), [{"name": name, "content": content} for name, content in sorted(files.items())])
+
+        self._write(write)
+
+    def files(self) -> dict[str, bytes]:
+        """The job's own files. Raises NotFoundError when none were kept."""
+        found = {row.name: bytes(row.content) for row in self._read(lambda connection: connection.execute(select(schema.files)).all())}
+        if not found:
+            raise NotFoundError(Problem(thing=f"ledger {self.place}", cause="keeps no files of its job", remedy="Give the job file"))
+        return found
+
+    def retry_system_failures(self) -> tuple[int, ...]:
+        """FAILED -> PENDING for trials that failed through no fault of their recipe; their numbers. For the start of a driver."""
+        numbers = tuple(number for number, failure in self.failures() if failure.blame == "system")
+
+        def write(connection: Connection, again: bool) -> None:
+            connection.execute(update(schema.trials).where(schema.trials.c.number.in_(numbers), schema.trials.c.state == "FAILED").values(state="PENDING", failure=None, closed_at=None))
+
+        if numbers:
+            self._write(write)
+        return numbers
 
     # -------------------------------------------------------------- writing
 
     def open_trial(self, number: int, kind: TrialKind, recipe: Recipe, *, label: str = "", params: tuple[tuple[str, float], ...] = ()) -> None:
         """Write a PENDING trial. Raises sqlalchemy's IntegrityError when the number is taken."""
-        with self._engine.begin() as connection:
+        def write(connection: Connection, again: bool) -> None:
+            if again and connection.execute(select(schema.trials.c.number).where(schema.trials.c.number == number, schema.trials.c.recipe_digest == digest(recipe))).first():
+                return
             connection.execute(schema.trials.insert().values(
                 number=number, kind=kind, label=label, state="PENDING", recipe=codec.recipe_to_json(recipe), recipe_digest=digest(recipe),
-                params=canonical_json(dict(params)), opened_at=time.time()))
+                params=canonical_json(dict(params)), opened_at=self._database.now(connection)))
+
+        self._write(write)
 
     def close_trial(self, number: int, scorecard: Scorecard) -> None:
         """PENDING -> SCORED, with its scores and outcomes, in one transaction."""
-        with self._engine.begin() as connection:
+        def write(connection: Connection, again: bool) -> None:
             changed = connection.execute(update(schema.trials).where(schema.trials.c.number == number, schema.trials.c.state == "PENDING").values(
                 state="SCORED", weights_digest=scorecard.weights_digest, engine_fingerprint=scorecard.engine_fingerprint, num_tokens=scorecard.num_tokens,
-                merge_seconds=scorecard.merge_seconds, score_seconds=scorecard.score_seconds, closed_at=time.time())).rowcount
+                merge_seconds=scorecard.merge_seconds, score_seconds=scorecard.score_seconds, closed_at=self._database.now(connection))).rowcount
+            if again and changed == 0 and self._is_there(connection, number, scorecard.role):
+                return
             assert changed == 1, f"trial {number} is not pending"
             self._insert_scores(connection, number, scorecard)
 
+        self._write(write)
+
     def fail_trial(self, number: int, failure: Failure) -> None:
         """PENDING -> FAILED."""
-        with self._engine.begin() as connection:
+        def write(connection: Connection, again: bool) -> None:
             connection.execute(update(schema.trials).where(schema.trials.c.number == number).values(
-                state="FAILED", failure=canonical_json(failure), attempts=failure.attempts, closed_at=time.time()))
+                state="FAILED", failure=canonical_json(failure), attempts=failure.attempts, closed_at=self._database.now(connection)))
+
+        self._write(write)
 
     def add_holdout(self, number: int, scorecard: Scorecard) -> None:
         """Add holdout scores to a SCORED trial; a second time changes nothing."""
-        with self._engine.begin() as connection:
-            there = connection.execute(select(schema.outcomes.c.trial).where(schema.outcomes.c.trial == number, schema.outcomes.c.role == "holdout")).first()
-            if there is None:
+        def write(connection: Connection, again: bool) -> None:
+            if not self._is_there(connection, number, "holdout"):
                 self._insert_scores(connection, number, scorecard)
 
-    @staticmethod
-    def _insert_scores(connection, number: int, scorecard: Scorecard) -> None:
-        connection.execute(schema.scores.insert(), [
-            {"trial": number, "role": scorecard.role, "objective": score.objective, "value": score.value, "stderr": score.stderr, "n": score.n}
-            for score in scorecard.scores])
-        connection.execute(schema.outcomes.insert().values(trial=number, role=scorecard.role, payload=codec.outcomes_to_bytes(scorecard.outcomes)))
+        self._write(write)
 
     # -------------------------------------------------------------- reading
 
     def trials(self) -> tuple[Trial, ...]:
         """All trials by number, with their scores."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(schema.trials).order_by(schema.trials.c.number)).all()
-            score_rows = connection.execute(select(schema.scores).order_by(schema.scores.c.trial, schema.scores.c.objective)).all()
+        def read(connection: Connection) -> tuple[list, list]:
+            return (connection.execute(select(schema.trials).order_by(schema.trials.c.number)).all(),
+                    connection.execute(select(schema.scores).order_by(schema.scores.c.trial, schema.scores.c.objective)).all())
+
+        rows, score_rows = self._read(read)
         scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
         for row in score_rows:
             scores[row.trial, row.role].append(Score(objective=row.objective, value=row.value, stderr=row.stderr, n=row.n))
@@ -103,36 +159,73 @@ class Ledger:
                   weights_digest=row.weights_digest, params=codec.params_from_json(row.params))
             for row in rows)
 
+    def counts(self) -> dict[str, int]:
+        """Number of trials by state; reads no trial."""
+        rows = self._read(lambda connection: connection.execute(select(schema.trials.c.state, func.count()).group_by(schema.trials.c.state)).all())
+        return {"SCORED": 0, "PENDING": 0, "FAILED": 0} | {state: number for state, number in rows}
+
+    def failures(self) -> tuple[tuple[int, Failure], ...]:
+        """(number, failure) of the trials that failed."""
+        columns = schema.trials.c
+        rows = self._read(lambda connection: connection.execute(select(columns.number, columns.failure).where(columns.state == "FAILED").order_by(columns.number)).all())
+        return tuple((number, failure) for number, text in rows if (failure := codec.failure_from_json(text)) is not None)
+
     def outcomes(self, number: int, role: Role) -> tuple[Outcome, ...]:
         """Per-item results of one trial. Raises NotFoundError when it has none of that role."""
-        with self._engine.connect() as connection:
-            payload = connection.execute(select(schema.outcomes.c.payload).where(schema.outcomes.c.trial == number, schema.outcomes.c.role == role)).scalar()
+        columns = schema.outcomes.c
+        payload = self._read(lambda connection: connection.execute(select(columns.payload).where(columns.trial == number, columns.role == role)).scalar())
         if payload is None:
             raise NotFoundError(Problem(thing=f"trial {number}", cause=f"has no {role} outcomes", remedy="Only scored trials have; holdout is scored for the front when the budget is spent"))
         return codec.outcomes_from_bytes(payload)
 
     def scorecard(self, number: int, role: Role) -> Scorecard:
         """What was written for a scored trial; its costs are 0, since giving it again costs nothing. Raises NotFoundError."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(schema.trials).where(schema.trials.c.number == number)).one()
-            scores = connection.execute(select(schema.scores).where(schema.scores.c.trial == number, schema.scores.c.role == role).order_by(schema.scores.c.objective)).all()
+        def read(connection: Connection) -> tuple:
+            return (connection.execute(select(schema.trials).where(schema.trials.c.number == number)).one(),
+                    connection.execute(select(schema.scores).where(schema.scores.c.trial == number, schema.scores.c.role == role).order_by(schema.scores.c.objective)).all())
+
+        row, scores = self._read(read)
         return Scorecard(role=role, scores=tuple(Score(objective=score.objective, value=score.value, stderr=score.stderr, n=score.n) for score in scores),
                          outcomes=self.outcomes(number, role), weights_digest=row.weights_digest, engine_fingerprint=row.engine_fingerprint)
 
     def spent(self) -> tuple[int, float]:
         """(tokens, worker seconds) of all scored trials."""
         columns = schema.trials.c
-        with self._engine.connect() as connection:
-            tokens, seconds = connection.execute(select(func.sum(columns.num_tokens), func.sum(columns.merge_seconds + columns.score_seconds)).where(columns.state == "SCORED")).one()
+        tokens, seconds = self._read(lambda connection: connection.execute(
+            select(func.sum(columns.num_tokens), func.sum(columns.merge_seconds + columns.score_seconds)).where(columns.state == "SCORED")).one())
         return int(tokens or 0), float(seconds or 0.0)
 
+    # -------------------------------------------------------------- transactions
 
-def _connect(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        @event.listens_for(engine, "connect")
-        def _pragmas(connection, _record) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA busy_timeout=30000")
-    return engine
+    def _read(self, act: Callable[[Connection], Value]) -> Value:
+        def attempt(again: bool) -> Value:
+            with self._database.engine.connect() as connection:
+                return act(connection)
+
+        return retried(attempt, self._database)
+
+    def _write(self, act: Callable[[Connection, bool], None]) -> None:
+        def attempt(again: bool) -> None:
+            with self._database.engine.begin() as connection:
+                if self._lease is not None:
+                    self._lease.check(connection)
+                act(connection, again)
+
+        retried(attempt, self._database)
+
+    def _migrate(self, again: bool) -> None:
+        with self._database.engine.begin() as connection:
+            self._database.lock_schema(connection)
+            schema.migrate(connection)
+
+    @staticmethod
+    def _is_there(connection: Connection, number: int, role: Role) -> bool:
+        columns = schema.outcomes.c
+        return connection.execute(select(columns.trial).where(columns.trial == number, columns.role == role)).first() is not None
+
+    @staticmethod
+    def _insert_scores(connection: Connection, number: int, scorecard: Scorecard) -> None:
+        connection.execute(schema.scores.insert(), [
+            {"trial": number, "role": scorecard.role, "objective": score.objective, "value": score.value, "stderr": score.stderr, "n": score.n}
+            for score in scorecard.scores])
+        connection.execute(schema.outcomes.insert().values(trial=number, role=scorecard.role, payload=codec.outcomes_to_bytes(scorecard.outcomes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Column, Connection, Float, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
+from sqlalchemy import Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
 
 metadata = MetaData()
 
@@ -45,12 +45,38 @@ outcomes = Table(  # per-item results of one trial on one split: zlib-compressed
     PrimaryKeyConstraint("trial", "role"),
 )
 
+lease = Table(  # one row: who may write to a ledger that several machines see; every taking over raises the token
+    "lease", metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("token", Integer, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("taken_at", Float, nullable=False),
+    Column("renewed_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+
+files = Table(  # the job's bundle, so that it can be resumed from anywhere
+    "files", metadata,
+    Column("name", String(400), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+by_state = Index("ix_trials_state_cost", trials.c.state, trials.c.num_tokens, trials.c.merge_seconds, trials.c.score_seconds)  # a summary reads no rows
+
 
 def m001_initial(connection: Connection) -> None:
-    metadata.create_all(connection)
+    for table in (facts, trials, scores, outcomes):
+        table.create(connection, checkfirst=True)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+def m002_lease_files_and_summary(connection: Connection) -> None:
+    lease.create(connection, checkfirst=True)
+    files.create(connection, checkfirst=True)
+    connection.execute(lease.insert().values(id=1, token=0, holder="", taken_at=0.0, renewed_at=0.0, expires_at=0.0))
+    by_state.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_lease_files_and_summary)
 
 
 def migrate(connection: Connection) -> None:

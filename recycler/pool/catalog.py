@@ -19,6 +19,7 @@ from recycler.types import Checkpoint, Pool, TensorInfo
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 32_000_000
+PACK_MANIFEST = "recycler-pack.json"
 _COUNTS = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim")
 _URL = re.compile(r"(s3|gs|az|hf):/+(.*)", re.DOTALL)
 
@@ -27,6 +28,12 @@ def remote_url(location: str | Path) -> str | None:
     """The URL of a bucket that a location is, or None for a path. A Path that swallowed a slash (s3:/bucket) is understood."""
     match = _URL.fullmatch(str(location))
     return f"{match[1]}://{match[2]}" if match else None
+
+
+def packed_place(location: str | Path) -> tuple[str, str] | None:
+    """(pack, name) of a place PACK/recycler-pack.json#NAME, or None for any other."""
+    pack, found, name = str(location).rpartition(f"/{PACK_MANIFEST}#")
+    return (remote_url(pack) or pack, name) if found else None
 
 
 def local_path(location: str | Path) -> str:
@@ -39,6 +46,10 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
 
     Raises UsageError for a wrong path and UnsafeInputError for a broken checkpoint.
     """
+    if packed_place(folder):
+        from recycler.pool.packed import open_packed_checkpoint
+
+        return open_packed_checkpoint(str(folder), name)
     if (url := remote_url(folder)) is not None:
         if url.startswith("hf://"):
             from recycler.pool.hub import hub_folder
@@ -60,15 +71,21 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
 
 
 def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:
-    """Folders, globs, folders of folders, or prefixes of buckets, as a Pool; members are named after their folders.
+    """Folders, globs, folders of folders, prefixes of buckets, or packed pools, as a Pool; members are named after their folders.
 
-    Raises one error that lists the problems of every checkpoint.
+    A packed pool brings its base. Raises one error that lists the problems of every checkpoint.
     """
     found: list[str] = []
     problems: list[Problem] = []
     for pattern in map(str, members):
         try:
-            expanded = _expand(pattern)
+            if _is_pack(pattern):
+                from recycler.pool.packed import packed_pool
+
+                expanded, own_base = packed_pool(pattern)
+                base = base or own_base
+            else:
+                expanded = _expand(pattern)
         except RecyclerError as error:
             problems += error.problems
             continue
@@ -85,6 +102,17 @@ def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> 
             worst = type(error) if error.exit_code > worst.exit_code else worst
     raise_problems(problems, worst)
     return Pool(members=tuple(checkpoints[: len(found)]), base=checkpoints[-1] if base else None)
+
+
+def _is_pack(place: str) -> bool:
+    url = remote_url(place)
+    if url is None:
+        return (Path(local_path(place)) / PACK_MANIFEST).is_file()
+    if url.startswith("hf://"):
+        return False
+    from recycler.pool.bucket import size_of, trimmed
+
+    return size_of(f"{trimmed(url)}/{PACK_MANIFEST}") is not None
 
 
 def _expand(pattern: str) -> list[str]:
@@ -116,6 +144,8 @@ def _named(places: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _parts(place: str) -> list[str]:
+    if (packed := packed_place(place)) is not None:
+        return [*_parts(packed[0]), packed[1]]
     if (url := remote_url(place)) is not None:
         return [part for part in url.split("://", 1)[1].split("/") if part]
     return [part for part in Path(place).resolve().parts if part != "/"]

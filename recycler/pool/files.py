@@ -1,17 +1,21 @@
-"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when it lies in a bucket."""
+"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when it lies in a bucket or a pack."""
 
 from __future__ import annotations
 
 from io import FileIO
 from pathlib import Path
 
-from recycler.pool.catalog import local_path, remote_url
+from recycler.pool.catalog import local_path, packed_place, remote_url
 from recycler.pool.headers import broken
 from recycler.types import Checkpoint, TensorInfo
 
 
 def local_folder(checkpoint: Checkpoint) -> Path:
     """A folder on this machine that holds the checkpoint's small files (config, tokenizer, template), wherever it lies."""
+    if packed_place(checkpoint.location):
+        from recycler.pool.packed import packed_small_files
+
+        return packed_small_files(checkpoint.location)
     if remote_url(checkpoint.location) is None:
         return Path(local_path(checkpoint.location))
     if checkpoint.location.startswith("hf://"):
@@ -24,7 +28,11 @@ def local_folder(checkpoint: Checkpoint) -> Path:
 
 
 def local_file(info: TensorInfo) -> Path:
-    """The file that holds the tensor, fetched from its bucket first when it must be. Raises InfrastructureError."""
+    """The file that holds the tensor, fetched from its bucket or unpacked first when it must be. Raises InfrastructureError."""
+    if packed_place(info.file):
+        from recycler.pool.packed import unpacked_file
+
+        return unpacked_file(info)
     if remote_url(info.file) is None:
         return Path(info.file)
     from recycler.pool.remote import cached_shard

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.pool.catalog import PACK_MANIFEST as MANIFEST
 from recycler.pool.catalog import check_config, parse_json, read_json
 from recycler.pool.deltas import as_float32
 from recycler.pool.files import local_folder
@@ -33,7 +34,7 @@ from recycler.pool.scan import read_bytes, tensor_digest
 from recycler.types import Checkpoint, Pool, TensorInfo
 from recycler.wholefolder import whole_folder
 
-MANIFEST = "recycler-pack.json"
+MAX_STEPS = 3  # same as another member's, which is a delta to the base's, which is the same as another of the base's
 _INTEGERS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -71,7 +72,7 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
         packer = _Packer(aside, pool.base, ratio)
         checkpoints = {checkpoint.name: packer.add(checkpoint) for checkpoint in (pool.base, *pool.members)}
         manifest = {"schema_version": 1, "base": pool.base.name, "ratio": ratio, "checkpoints": checkpoints}
-        sizes = {name: (aside / f"{_file_of(name)}.safetensors").stat().st_size for name in checkpoints}
+        sizes = {name: (aside / f"{file_of(name)}.safetensors").stat().st_size for name in checkpoints}
         (aside / MANIFEST).write_text(json.dumps(manifest, allow_nan=False) + "\n")
     return PackReport(folder=str(out), num_bytes_before=sum(member.num_bytes for member in pool.members), num_bytes_base=sizes[pool.base.name],
                       num_bytes_members=sum(size for name, size in sizes.items() if name != pool.base.name), errors=tuple(sorted(packer.errors, key=lambda entry: -entry.error)))
@@ -82,22 +83,23 @@ def unpack(packed: Path, out: Path) -> list[Path]:
 
     Exact tensors are compared with the digest they had. Raises UnsafeInputError for a pack that is damaged.
     """
-    manifest = _read_manifest(packed)
+    manifest = read_manifest(packed)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, entry in manifest["checkpoints"].items():
-        with whole_folder(out / _file_of(name)) as aside:
+        with whole_folder(out / file_of(name)) as aside:
             for small, digest in entry["small"].items():
                 if not SMALL.fullmatch(small) or not (packed / f"small-{digest}").is_file():
                     raise broken(packed / MANIFEST, f"names the file {small[:80]!r}, which is not there or not allowed")
                 shutil.copyfile(packed / f"small-{digest}", aside / small)
             check_config(aside / "config.json", read_json(aside / "config.json"))
-            _write(aside / "model.safetensors", _Unpacker(packed, manifest), name)
-        written.append(out / _file_of(name))
+            write_unpacked(aside / "model.safetensors", Unpacker(packed, manifest), name)
+        written.append(out / file_of(name))
     return written
 
 
-def _file_of(name: str) -> str:
+def file_of(name: str) -> str:
+    """The name of a checkpoint, when it can be that of a file. Raises UsageError."""
     if not name or name.startswith(".") or not all(letter.isalnum() or letter in "._-" for letter in name) or len(name) > 200:
         raise UsageError(Problem(thing=f"checkpoint {name[:80]!r}", cause="has a name that is no file name", remedy="Rename its folder: letters, digits, dots and dashes"))
     return name
@@ -124,7 +126,7 @@ class _Packer:
                 if raw is not None:
                     header[name] = {"dtype": "U8", "shape": [len(raw)], "data_offsets": [position, position + len(raw)]}
                     position += file.write(raw)
-        _prepend(data, header, self.folder / f"{_file_of(checkpoint.name)}.safetensors")
+        _prepend(data, header, self.folder / f"{file_of(checkpoint.name)}.safetensors")
         return {"small": dict(self._small(checkpoint)), "tensors": tensors}
 
     def _tensor(self, checkpoint: Checkpoint, name: str, info: TensorInfo) -> tuple[dict[str, Any], bytes | None]:
@@ -202,7 +204,7 @@ def _unordered(ordered: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- unpacking
 
-class _Unpacker:
+class Unpacker:
     """Random access to the tensors of a packed folder, as bytes."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
@@ -219,9 +221,9 @@ class _Unpacker:
     def _decode(self, checkpoint: str, name: str, depth: int) -> bytes:
         entry = self.manifest["checkpoints"][checkpoint]["tensors"][name]
         size, num = DTYPE_BYTES[entry["dtype"]], math.prod(entry["shape"])
+        if depth > MAX_STEPS:
+            raise ValueError("its references go in a circle")
         if entry["kind"] == "same":
-            if depth > 1:
-                raise ValueError("a reference to a reference")
             raw = self.tensor(*entry["as"], depth=depth + 1)
         elif entry["kind"] == "raw":
             raw = self._content(checkpoint, name)
@@ -237,7 +239,7 @@ class _Unpacker:
 
     def _content(self, checkpoint: str, name: str) -> bytes:
         if checkpoint not in self.headers:
-            self.headers[checkpoint] = read_header(self.folder / f"{_file_of(checkpoint)}.safetensors")
+            self.headers[checkpoint] = read_header(self.folder / f"{file_of(checkpoint)}.safetensors")
         info = self.headers[checkpoint][name]
         return read_bytes(info, 0, info.num_bytes)
 
@@ -260,22 +262,29 @@ def _rounded(values: np.ndarray, dtype: str) -> bytes:
     return values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).tobytes()
 
 
-def _write(path: Path, source: _Unpacker, checkpoint: str) -> None:
+def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
+    """How the safetensors file of an unpacked checkpoint begins, length included; the tensors follow in that order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position, tensors = 0, source.manifest["checkpoints"][checkpoint]["tensors"]
+    position, tensors = 0, manifest["checkpoints"][checkpoint]["tensors"]
     for name, entry in tensors.items():
         num_bytes = math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
         header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [position, position + num_bytes]}
         position += num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_unpacked(path: Path, source: Unpacker, checkpoint: str) -> None:
+    """Write one checkpoint of a pack as a safetensors file. Raises UnsafeInputError when the pack is damaged."""
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in tensors:
+        file.write(unpacked_header(source.manifest, checkpoint))
+        for name in source.manifest["checkpoints"][checkpoint]["tensors"]:
             file.write(source.tensor(checkpoint, name))
 
 
-def _read_manifest(packed: Path) -> dict[str, Any]:
+def read_manifest(packed: Path) -> dict[str, Any]:
+    """The manifest of a packed folder, checked. Raises UsageError when there is none, UnsafeInputError when it is not sound."""
     path = packed / MANIFEST
     if not path.is_file():
         raise UsageError(Problem(thing=str(packed), cause=f"has no {MANIFEST}", remedy="Give a folder that recycler pack has written"))

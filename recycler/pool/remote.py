@@ -54,7 +54,7 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
     index = parse_json(f"{url}/{INDEX}", (folder / INDEX).read_bytes()) if INDEX in objects else None
     names = weight_names(url, set(objects) | _unlisted(url, index, set(objects)))
     with ThreadPoolExecutor(PARALLEL) as threads:
-        headers = list(threads.map(lambda file: _read_header(f"{url}/{file}"), names))
+        headers = list(threads.map(lambda file: read_remote_header(f"{url}/{file}"), names))
     tensors = collect(dict(zip(names, headers, strict=True)))
     if index is not None:
         check_index(f"{url}/{INDEX}", index, tensors)
@@ -100,7 +100,8 @@ def _unlisted(url: str, index: Any, listed: set[str]) -> set[str]:
     return {name for name in plausible if size_of(f"{url}/{name}") is not None}
 
 
-def _read_header(url: str) -> dict[str, TensorInfo]:
+def read_remote_header(url: str) -> dict[str, TensorInfo]:
+    """Tensors of one shard by name, each with the etag of the version that was read; one or two ranged reads."""
     if size_of(url) == 0:
         header_length(url, b"", 0)  # raises: there is no range to ask for
     first = read(url, 0, HEADER_GUESS_BYTES)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from recycler.digest import file_digest
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.pool.bucket import read, remove, size_of, trimmed, upload, write_new
+from recycler.pool.bucket import read, remove, size_of, split_url, trimmed, upload, write_new
 from recycler.pool.remote import PART_BYTES, UNFINISHED
 
 MANIFEST = "recycler-manifest.json"
@@ -44,6 +44,12 @@ def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, s
         raise _taken(url)
     remove(f"{url}/{UNFINISHED}")
     return digests
+
+
+def check_target(url: str) -> None:
+    """Raise UsageError, before anything is merged, for a URL that nothing can be uploaded to."""
+    if not split_url(trimmed(url))[1]:
+        raise UsageError(Problem(thing=url, cause="is a whole bucket", remedy="Give a prefix in it, such as s3://BUCKET/my-merge"))
 
 
 def remote_digest(url: str, size: int) -> str:

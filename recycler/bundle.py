@@ -1,0 +1,120 @@
+"""Everything of a job that is written by hand, as one small bundle: job file, space, suites and the data they name.
+
+A bundle runs anywhere as `recycler run job.yaml --data data`, and its digest is the job's id: the same files are the same job
+wherever it is started from. Budget and workers play no part in it, so that a job may be given more of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import environ
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from recycler.digest import digest
+from recycler.errors import Problem, UsageError, raise_problems
+from recycler.job import JobSpec, read_job
+from recycler.scoring.rows import find_data
+from recycler.shipped import shipped_file
+from recycler.suite import SuiteSpec, read_suite
+from recycler.yamls import YamlDocument, dump_yaml
+
+JOB, DATA = "job.yaml", "data"
+MAX_BYTES = 100_000_000  # what Ray takes as a working directory
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Files by relative path: `job.yaml` with paths that stay within, suites and space where it says, data under `data/`."""
+
+    job: JobSpec
+    files: dict[str, bytes]
+
+    @cached_property
+    def id(self) -> str:
+        """NAME-DIGEST."""
+        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True})
+        contents = sorted((PurePosixPath(name).name, hashlib.sha256(raw).hexdigest()) for name, raw in self.files.items() if name != JOB)
+        return f"{self.job.name[:40]}-{digest([identity, contents])[:10]}"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.files.values()))
+
+    def write(self, folder: Path) -> None:
+        """Write the files below `folder`."""
+        for name, raw in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+
+
+def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
+    """Collect the files of a job. Raises UsageError or NotFoundError for what is missing, clashes or is too large."""
+    job, document = read_job(job_path)
+    folder, files = job_path.parent, {}
+    space = shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",)))
+    suites = [shipped_file("eval_suites", name, beside=folder, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
+    places = {"space": _inside(job.space, "search_spaces", space), "suites": [_inside(name, "eval_suites", path) for name, path in zip(job.suites, suites, strict=True)]}
+    for place, path in zip((places["space"], *places["suites"]), (space, *suites), strict=True):
+        _add(files, place, path)
+    for path in suites:
+        spec, suite_document = read_suite(path)
+        folders = [*data_folders, *([Path(environ["RECYCLER_DATA"])] if environ.get("RECYCLER_DATA") else []), folder, path.parent]
+        for task, name in _data_names(spec):
+            _add(files, f"{DATA}/{_plain(name, suite_document.where(('tasks', task)))}", find_data(name, folders, suite_document.where(("tasks", task))))
+    files[JOB] = _job_text(job, document, places)
+    bundle = Bundle(job=job, files=files)
+    if bundle.num_bytes > MAX_BYTES:
+        raise UsageError(Problem(thing=str(job_path), cause=f"has {bundle.num_bytes:,} bytes of suites and data; {MAX_BYTES:,} is the limit", remedy="Freeze a suite over fewer rows, or keep the data on the nodes (RECYCLER_DATA)"))
+    return bundle
+
+
+def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
+    """A bundle from the files that an earlier one wrote, by way of an empty folder. Raises UsageError when they are no job."""
+    (folder / JOB).write_bytes(files.get(JOB, b""))
+    return Bundle(job=read_job(folder / JOB)[0], files=files)
+
+
+def check_travels(job: JobSpec) -> None:
+    """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a bucket, or by a full path."""
+    entries = [*job.pool.members, *([job.pool.base] if job.pool.base else [])]
+    raise_problems([Problem(thing=f"pool entry {entry!r}", cause="is relative to this machine's job file", remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share")
+                    for entry in entries if "://" not in entry and not Path(entry).is_absolute()])
+
+
+def _inside(name: str, folder: str, path: Path) -> str:
+    """Where a space or suite lies in the bundle: at the path that the job gives when that stays within, else by its name."""
+    own = PurePosixPath(name if name.endswith(path.suffix) else f"{name}{path.suffix}")
+    return str(own) if not own.is_absolute() and ".." not in own.parts else f"{folder}/{path.name}"
+
+
+def _plain(name: str, where: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UsageError(Problem(thing=f"data file {name!r}", cause="does not stay within its folder", remedy="Give its name, and its folder with --data", where=where))
+    return name
+
+
+def _data_names(spec: SuiteSpec) -> list[tuple[str, str]]:
+    """(task, data file) of every file that a suite reads, each once."""
+    found: dict[tuple[str, str], None] = {}
+    for name, task in spec.tasks.items():
+        for source in (task.data, task.search.data, task.holdout.data, task.fewshot.data if task.fewshot else None):
+            if source:
+                found[name, source] = None
+    return list(found)
+
+
+def _add(files: dict[str, bytes], place: str, path: Path) -> None:
+    raw = path.read_bytes()
+    if files.setdefault(place, raw) != raw:
+        raise UsageError(Problem(thing=str(path), cause=f"would be {place} in the bundle, and another file is that already", remedy="Rename one of them"))
+
+
+def _job_text(job: JobSpec, document: YamlDocument, places: dict[str, Any]) -> bytes:
+    """The job file as it was written where its paths stay within, else with the paths of the bundle."""
+    same = places["space"] in (job.space, f"{job.space}.yaml") and all(place in (name, f"{name}.yaml") for place, name in zip(places["suites"], job.suites, strict=True))
+    return Path(document.path).read_bytes() if same else dump_yaml({**document.data, **places}).encode()

@@ -1,0 +1,94 @@
+"""A pool on this machine's disk: what an engine loads. Checkpoints in buckets come through the local cache, once a node.
+
+Processes of one node share the copies: a lock lets one of them fetch while the others wait. Every byte is of the version
+whose header was read, and a copy is compared with the digest that an export's manifest promises.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from recycler.errors import InfrastructureError, Problem, UnsafeInputError
+from recycler.pool.cache import cache_folder, cache_key
+from recycler.pool.catalog import local_path, open_checkpoint, remote_url
+from recycler.pool.files import local_file, local_folder
+from recycler.types import Checkpoint, Pool
+
+PATIENCE_SECONDS = 900.0  # how long a bucket may be away before a worker gives up
+Value = TypeVar("Value")
+
+
+def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
+    """The same pool with every location and file on this machine's disk; a bucket that is away is waited for.
+
+    Raises InfrastructureError when an object has been overwritten since the pool was opened, when a local folder is not on
+    this machine, or when the bucket stays away; UnsafeInputError when a copy is not what it should be.
+    """
+    def local(checkpoint: Checkpoint) -> Checkpoint:
+        return patiently(lambda: _local(checkpoint), patience)
+
+    return Pool(members=tuple(map(local, pool.members)), base=local(pool.base) if pool.base else None)
+
+
+def patiently(act: Callable[[], Value], patience: float) -> Value:
+    """Call `act`, again after a pause as long as it raises InfrastructureError and `patience` seconds have not passed."""
+    start, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return act()
+        except InfrastructureError as error:
+            lasting = any("overwritten" in problem.cause or "may hold" in problem.cause or "not on this machine" in problem.cause for problem in error.problems)
+            if lasting or time.monotonic() - start + pause > patience:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 15.0)
+
+
+def _local(checkpoint: Checkpoint) -> Checkpoint:
+    if checkpoint.location.startswith("hf://"):
+        return replace(open_checkpoint(local_folder(checkpoint), checkpoint.name), name=checkpoint.name)
+    if not any(tensor.etag for tensor in checkpoint.tensors.values()):
+        folder = Path(local_path(checkpoint.location))
+        if remote_url(checkpoint.location) is None and not folder.is_dir():
+            raise InfrastructureError(Problem(thing=f"checkpoint {checkpoint.name!r}", cause=f"{folder} is not on this machine", remedy="Put the pool into a bucket, or on a disk that all nodes share"))
+        return checkpoint
+    shards = {info.file: local_file(info) for info in checkpoint.tensors.values()}
+    folder = _linked_folder(checkpoint, shards)
+    tensors = {name: replace(info, file=str(folder / _shard_name(info.file)), etag="") for name, info in checkpoint.tensors.items()}
+    found = open_checkpoint(folder, checkpoint.name)
+    if found.tensors != tensors:
+        raise UnsafeInputError(Problem(thing=checkpoint.location, cause="its copy in the cache does not hold the tensors of its headers", remedy=f"Remove {cache_folder()} and start again"))
+    return found
+
+
+def _linked_folder(checkpoint: Checkpoint, shards: dict[str, Path]) -> Path:
+    """A folder of links: the checkpoint's small files and its shards, under their own names. Named after their versions."""
+    small = local_folder(checkpoint)
+    key = cache_key(checkpoint.location, repr(sorted((name, str(path)) for name, path in shards.items())) + str(small), 0)
+    folder = cache_folder() / "folders" / key / checkpoint.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in small.iterdir():
+        _link(source, folder / source.name)
+    for name, path in shards.items():
+        _link(path, folder / _shard_name(name))
+    return folder
+
+
+def _shard_name(file: str) -> str:
+    name = file.rsplit("/", 1)[-1]
+    return name if name.endswith(".safetensors") else "model.safetensors"
+
+
+def _link(source: Path, place: Path) -> None:
+    """A symbolic link, made by whichever process comes first; it holds although the file itself was fetched anew."""
+    if place.is_symlink() and os.readlink(place) == str(source):
+        return
+    aside = place.with_name(f".{place.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(source)
+    aside.replace(place)
