@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,27 @@ from recycler import pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
 from recycler.search.baselines import average, best_member, greedy_soup, maximized
-from recycler.types import Objective, Pool, Role, Trial
+from recycler.types import Objective, Pool, Role, Score, Trial
 
 SCHEMA_VERSION = 1
 BASELINE_KINDS = ("member", "uniform_soup")
+SMOOTHED = "smoothed"  # the ledger's fact that holds posterior scores, once a search has ended
+Smoothed = Mapping[int, tuple[Score, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """The non-dominated trials of a run by search score, what they must beat, and the reference point of all volumes."""
+    """What a run ships, what that must beat, and the reference point of all volumes.
+
+    `front` is non-dominated by posterior score where the search has ended and by search score (`observed`) before: a lucky
+    score enters the observed front, and all trials together know that it was luck.
+    """
 
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
     front: tuple[Trial, ...]
+    observed: tuple[Trial, ...]
+    smoothed: Smoothed  # posterior scores by trial number; empty while the search runs
     members: tuple[Trial, ...]
     uniform: Trial | None
     greedy: Trial | None
@@ -34,16 +43,17 @@ class Front:
 
     @property
     def probability(self) -> dict[int, float]:
-        """Chance of each scored trial to be non-dominated, search scores taken as independent Gaussians, by number."""
+        """Chance of each scored trial to be non-dominated, its (posterior) scores taken as independent Gaussians, by number."""
         distinct = [self.trials[index] for index in _first_of_each_recipe(self.trials)]
-        stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self.objectives] for trial in distinct]
-        chances = pareto.probability_non_dominated(maximized(distinct, self.objectives), stderrs, seed=0)
+        scores = [{score.objective: score for score in self.smoothed.get(trial.number, trial.search)} for trial in distinct]
+        stderrs = [[found[objective.name].stderr for objective in self.objectives] for found in scores]
+        chances = pareto.probability_non_dominated(_best_known(distinct, self.objectives, self.smoothed), stderrs, seed=0)
         return {trial.number: round(float(chance), 3) for trial, chance in zip(distinct, chances, strict=True)}
 
     @property
     def finalists(self) -> tuple[Trial, ...]:
-        """Trials to score on the holdout items: the front and the baselines, each once, by number."""
-        chosen = {trial.number: trial for trial in (*self.front, *self.members, self.uniform, self.greedy, self.base) if trial is not None}
+        """Trials to score on the holdout items: both fronts and the baselines, each once, by number."""
+        chosen = {trial.number: trial for trial in (*self.front, *self.observed, *self.members, self.uniform, self.greedy, self.base) if trial is not None}
         return tuple(chosen[number] for number in sorted(chosen))
 
     def hypervolume(self, trials: Sequence[Trial | None], role: Role) -> float | None:
@@ -55,22 +65,22 @@ class Front:
         return pareto.hypervolume(maximized(there, self.objectives, role), pareto.as_maximized([self.reference], directions)[0])
 
 
-def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str) -> Front:
+def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str, *, smoothed: Smoothed | None = None) -> Front:
     """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
+    smoothed = smoothed or {}
     scored = tuple(trial for trial in trials if trial.state == "SCORED")
     members = tuple(trial for trial in scored if trial.kind == "member")
     if not members:
         raise NotFoundError(Problem(thing="front", cause="no member has been scored yet", remedy="Wait for the first trials; recycler status RUN tells how far it is"))
-    values = maximized(scored, objectives)
-    distinct = _first_of_each_recipe(scored)
-    mask = pareto.non_dominated(values[distinct])
-    front = tuple(trial for trial, chosen in zip((scored[index] for index in distinct), mask, strict=True) if chosen)
+    distinct = [scored[index] for index in _first_of_each_recipe(scored)]
+    observed = _non_dominated(distinct, maximized(distinct, objectives))
+    front = _non_dominated(distinct, _best_known(distinct, objectives, smoothed)) if smoothed else observed
     soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
     worst = pareto.reference_point(member_values)
     signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
-    return Front(objectives=tuple(objectives), trials=scored, front=front, members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
+    return Front(objectives=tuple(objectives), trials=scored, front=front, observed=observed, smoothed=smoothed, members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
 
 
@@ -89,7 +99,9 @@ def front_document(front: Front) -> dict[str, Any]:
         "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},
         "num_trials": len(front.trials),
         "knee": knee(front).number,
-        "front": [{**_entry(trial, _kind(trial), front.objectives), "probability": probability[trial.number]} for trial in front.front],
+        "front": [{**_entry(trial, _kind(trial), front.objectives, front.smoothed), "probability": probability[trial.number]} for trial in front.front],
+        "picked_by": "posterior" if front.smoothed else "search score",
+        "observed_front": [trial.number for trial in front.observed],
         "baselines": baselines,
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
     }
@@ -97,11 +109,11 @@ def front_document(front: Front) -> dict[str, Any]:
 
 def knee(front: Front) -> Trial:
     """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying."""
-    return front.front[pareto.knee(maximized(front.front, front.objectives))]
+    return front.front[pareto.knee(_best_known(front.front, front.objectives, front.smoothed))]
 
 
 def choose(front: Front, what: str) -> Trial:
-    """A trial by number, `knee`, or `best:OBJECTIVE` (best on the front by search score). Raises NotFoundError."""
+    """A trial by number, `knee`, or `best:OBJECTIVE` (best on the front). Raises NotFoundError."""
     if what == "knee":
         return knee(front)
     if what.startswith("best:"):
@@ -109,7 +121,7 @@ def choose(front: Front, what: str) -> Trial:
         objective = next((objective for objective in front.objectives if objective.name == name), None)
         if objective is None:
             raise NotFoundError(Problem(thing=f"objective {name!r}", cause="not one of this run's", remedy=did_you_mean(name, [objective.name for objective in front.objectives])))
-        return front.front[int(np.argmax(maximized(front.front, [objective])[:, 0]))]
+        return front.front[int(np.argmax(_best_known(front.front, [objective], front.smoothed)[:, 0]))]
     found = next((trial for trial in front.trials if str(trial.number) == what), None)
     if found is None:
         raise NotFoundError(Problem(thing=f"trial {what!r}", cause="not a scored trial of this run", remedy="Give a number of `recycler front`, knee, or best:OBJECTIVE"))
@@ -120,6 +132,26 @@ def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
     """{group: {member: weight}} without the zeros."""
     return {group.name: {name: weight for name, weight in zip(trial.recipe.members, row, strict=True) if weight != 0.0}
             for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)}
+
+
+def write_smoothed(smoothed: Smoothed) -> str:
+    """Posterior scores as the text that the ledger keeps."""
+    return json.dumps({number: [[score.objective, score.value, score.stderr, score.n] for score in scores] for number, scores in smoothed.items()})
+
+
+def read_smoothed(ledger: Ledger) -> Smoothed:
+    """Posterior scores by trial number; empty before the search has ended."""
+    stored = json.loads(ledger.fact(SMOOTHED) or "{}")
+    return {int(number): tuple(Score(objective=name, value=value, stderr=stderr, n=n) for name, value, stderr, n in scores) for number, scores in stored.items()}
+
+
+def _best_known(trials: Sequence[Trial], objectives: Sequence[Objective], smoothed: Smoothed) -> np.ndarray:
+    """Posterior scores (n, T) to be made large, search scores where a trial has none."""
+    return maximized([replace(trial, search=smoothed.get(trial.number, trial.search)) for trial in trials], objectives)
+
+
+def _non_dominated(trials: Sequence[Trial], values: np.ndarray) -> tuple[Trial, ...]:
+    return tuple(trial for trial, chosen in zip(trials, pareto.non_dominated(values), strict=True) if chosen)
 
 
 def _kind(trial: Trial) -> str:
@@ -133,7 +165,8 @@ def _first_of_each_recipe(trials: Sequence[Trial]) -> list[int]:
     return list(seen.values())
 
 
-def _entry(trial: Trial, kind: str, objectives: Sequence[Objective]) -> dict[str, Any]:
-    by_role = {role: {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in trial.scores(role)} for role in ("search", "holdout")}
+def _entry(trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed | None = None) -> dict[str, Any]:
+    kinds = {"search": trial.search, "holdout": trial.holdout, **({"posterior": smoothed.get(trial.number, ())} if smoothed else {})}
+    by_role = {role: {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores} for role, scores in kinds.items()}
     return {"trial": trial.number, "kind": kind, "label": trial.label, "method": trial.recipe.method, "weights": weights_by_group(trial), "options": dict(trial.recipe.options),
-            "scores": {objective.name: {role: by_role[role].get(objective.name) for role in ("search", "holdout")} for objective in objectives}}
+            "scores": {objective.name: {role: found.get(objective.name) for role, found in by_role.items()} for objective in objectives}}

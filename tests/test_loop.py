@@ -1,15 +1,19 @@
 """Laws of the loop: killed and restarted it writes the ledger it would have written; failures never become scores."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
 
 from recycler.digest import canonical_json
 from recycler.errors import InfrastructureError
 from recycler.ledger import Ledger
-from recycler.report import front_document, read_front
+from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
 from recycler.search.loop import score_holdout, search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
+from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Group
 
@@ -78,3 +82,33 @@ def test_front_beats_members_and_soups_by_volume(tmp_path):
 
     document = json.loads(run(tmp_path / "run.sqlite", FakeWorkers(), num_merges=30))
     assert document["hypervolume"]["holdout"] > max(volume["holdout"] for volume in document["baseline_hypervolume"].values())
+
+
+def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is_seen_through(tmp_path):
+    ledger = Ledger(tmp_path / "run.sqlite")
+    trials = list(search(planner("random", 40), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None))
+    plain = read_front(trials, OBJECTIVES, POOL, "bfloat16")
+    best = max(trial.search[0].value for trial in trials)
+    lucky = next(trial for trial in trials if trial.kind == "merge" and trial not in plain.observed and best - 0.2 < trial.search[0].value < best - 0.1)
+    rng = np.random.default_rng(0)
+    noisy = [replace(trial, search=tuple(replace(score, stderr=0.05, value=best + 0.1 if trial is lucky and score is trial.search[0] else score.value + 0.05 * rng.standard_normal()) for score in trial.search)) for trial in trials]
+    smoother = SimplexProposer(planner().space, OBJECTIVES, seed=0)
+    ledger.set_fact(SMOOTHED, write_smoothed(smoother.smoothed(noisy)))
+    front = read_front(noisy, OBJECTIVES, POOL, "bfloat16", smoothed=read_smoothed(ledger))
+    ledger.close()
+    assert front.smoothed == smoother.smoothed(noisy)
+    assert lucky.number in [trial.number for trial in front.observed]
+    told, posterior = best + 0.1, front.smoothed[lucky.number][0].value
+    assert abs(posterior - lucky.search[0].value) < abs(told - lucky.search[0].value) / 2
+    assert {trial.number for trial in (*front.front, *front.observed)} <= {trial.number for trial in front.finalists}
+    document = front_document(front)
+    assert document["picked_by"] == "posterior" and lucky.number in document["observed_front"]
+    assert all(entry["scores"][OBJECTIVES[0].name]["posterior"]["stderr"] > 0 for entry in document["front"] if entry["kind"] == "merge")
+    assert front_document(plain)["picked_by"] == "search score"
+
+
+def test_few_trials_are_not_smoothed(tmp_path):
+    ledger = Ledger(tmp_path / "run.sqlite")
+    trials = search(planner("random", 1), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
+    ledger.close()
+    assert SimplexProposer(planner().space, OBJECTIVES, seed=0).smoothed(trials[:7]) == {}

@@ -9,7 +9,7 @@ from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoi
 
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.deltas import delta_profile
+from recycler.pool.deltas import delta_gram, delta_profile
 from recycler.pool.inspect import inspect_pool, inspect_table
 from recycler.pool.preflight import CHECKS, check_pool
 from recycler.pool.scan import checkpoint_digest, count_not_finite, tensor_digest
@@ -242,6 +242,21 @@ def test_digests_are_those_of_the_merge_side(tmp_path):
 
 
 # ---------------------------------------------------------------- deltas and bases
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_distances_between_merges_follow_from_the_gram_matrix(tmp_path, with_base):
+    flats = []
+    for index in range(4):
+        arrays = model_arrays(index)
+        write_checkpoint(tmp_path / f"m{index}", arrays, dtype="F32")
+        flats.append(np.concatenate([arrays[name].ravel() for name in sorted(arrays)]).astype(float))
+    origin = flats.pop() if with_base else flats[0]
+    pool = open_pool([tmp_path / f"m{index}" for index in range(len(flats))], tmp_path / "m3" if with_base else None)
+    gram, left, right = np.array(delta_gram(pool)), np.zeros(len(flats)), np.full(len(flats), 1 / len(flats))
+    left[1] = 1.0
+    apart = np.linalg.norm((left - right) @ np.array(flats)) / np.linalg.norm(origin)
+    assert (left - right) @ gram @ (left - right) == pytest.approx(apart**2, rel=1e-4)
+
 
 def test_a_profile_of_everything_agrees_with_numpy_and_a_sample_comes_near(tmp_path):
     shapes = {**SHAPES, "model.layers.0.big": (300, 257)}

@@ -7,10 +7,12 @@ uniform soup and the members alone, as the simplex GP does; where weights may be
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import optuna
 
+from recycler.search.gp import Features
 from recycler.search.simplex_gp import SimplexGP, observations
 
 from .families import NUM_OBJECTIVES, Family
@@ -20,13 +22,14 @@ LOGIT = 3.0
 
 
 class Simplex:
-    """recycler's own; options are passed to `SimplexGP`."""
+    """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an ablation takes away."""
 
-    def __init__(self, family: Family, seed: int, use_gram: bool = False):
+    def __init__(self, family: Family, seed: int, without: str = ""):
         names = [f"m{index:02d}" for index in range(family.num_members)]
         bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
-        gram = family.gram if use_gram else None
+        gram = None if without == "gram" else family.gram
         self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram)
+        ablate(self.proposer, without)
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def ask(self) -> np.ndarray:
@@ -35,6 +38,32 @@ class Simplex:
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
         self.rows.append((weights, value, stderr))
+
+
+def ablate(proposer: SimplexGP, without: str) -> None:
+    """Take one ingredient away: length (of the merge, as a feature), linear (kernel), corners (two in turn), rounds (of
+    refinement)."""
+    features = proposer._model.features
+    if without == "length":
+        proposer._model.features = _Shortened(**vars(features))
+    elif without == "linear":
+        proposer._model.features = _Unlinear(**vars(features))
+    elif without == "corners":
+        proposer.margins = (0.1,)
+    elif without == "rounds":
+        proposer.reaches = (0.4,)
+    elif without not in ("", "gram"):
+        raise ValueError(f"nothing to take away is called {without!r}")
+
+
+class _Shortened(Features):
+    def linear(self, points: np.ndarray) -> np.ndarray:
+        return np.delete(super().linear(points), self.metric.shape[0], axis=1)
+
+
+class _Unlinear(Features):
+    def linear(self, points: np.ndarray) -> np.ndarray:
+        return np.zeros((len(points), 1))
 
 
 class Stock:
@@ -139,8 +168,8 @@ def _startup(family: Family) -> int:
 
 
 SAMPLERS: dict[str, Callable[[Family, int], object]] = {
-    "simplex_gp": lambda family, seed: Simplex(family, seed),
-    "simplex_gp+gram": lambda family, seed: Simplex(family, seed, use_gram=True),
+    "simplex_gp": Simplex,
+    **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "corners", "rounds")},
     "tpe": lambda family, seed: Stock(family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))),
     "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),
     "gpsampler": lambda family, seed: Stock(family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))),

@@ -13,6 +13,7 @@ def front_table(front: Front, role: Role = "search") -> str:
     if role == "holdout" and not all(trial.holdout for trial in front.front):
         role = "search"
     names = [objective.name for objective in front.objectives]
+    picked = "picked by posterior score" if front.smoothed else "picked by search score"
     rows = [["trial", "what", *names, "on front", "weights"]]
     chosen, probability = knee(front), front.probability
     for trial in sorted(front.front, key=lambda trial: trial.number):
@@ -25,7 +26,7 @@ def front_table(front: Front, role: Role = "search") -> str:
             rows.append([str(trial.number), label or f"member {trial.label}", *_figures(trial, names, role), "", ""])
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
-    return f"Pareto front, {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
+    return f"Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -145,6 +145,12 @@ class WeightGP:
         covariance = self._kernel(points, points) - half.T @ half
         return (cross @ self._alpha)[:, None] * self.unit + self.mean + _root(covariance) @ normals * self.unit
 
+    @property
+    def common_noise(self) -> float:
+        """Share of a trial's noise variance that all trials have in common (they answer the same items), 0 to 1."""
+        _, (_, _, factor, _), _ = self._unpack(self.theta)
+        return float(np.clip(1.0 - factor, 0.0, 1.0))
+
     # ------------------------------------------------------------ learning
 
     def _priors(self) -> list[Prior]:

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
@@ -85,10 +85,10 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int) -> Proposer:
-    """The proposer that a job names."""
+def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None) -> Proposer:
+    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known."""
     if sampler == "simplex_gp":
-        return SimplexProposer(space, objectives, seed=seed)
+        return SimplexProposer(space, objectives, seed=seed, gram=gram)
     if sampler == "random":
         return RandomProposer(space, seed=seed)
     return OptunaProposer(sampler, space, objectives, seed=seed)

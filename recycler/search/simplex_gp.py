@@ -54,12 +54,15 @@ class PosteriorFront:
     """The trials to ship: non-dominated by posterior mean, which a lucky score does not fool.
 
     `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are for all observations
-    (NaN where a trial had no score); `probability` (n,) is the chance to be non-dominated under independent errors.
+    (NaN where a trial had no score): sd is what matters between trials. `total_sd` adds what scoring all of them on the
+    same items cannot average out: the error of a score on fresh items. `probability` (n,) is the chance to be
+    non-dominated under independent errors.
     """
 
     indices: tuple[int, ...]
     mean: Floats
     sd: Floats
+    total_sd: Floats
     probability: Floats
 
 
@@ -109,6 +112,7 @@ class SimplexGP:
             members, scale=scale, bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, groups=groups, knobs=knobs
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
+        self.margins, self.reaches = MARGINS, REACHES
         self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean)
 
     def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
@@ -127,7 +131,7 @@ class SimplexGP:
         if scored is None or len(scored.values) < 3:
             return _fresh(domain, rng, known)
         self._model.fit(scored)
-        return self._best(scored, waiting[-MOST_PENDING:], known, rng, MARGINS[number % len(MARGINS)])
+        return self._best(scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)])
 
     def front(self, observed: Observations) -> PosteriorFront:
         """What to ship, and how sure that is; see `PosteriorFront`. Raises ValueError without a complete trial."""
@@ -138,10 +142,11 @@ class SimplexGP:
         mean, sd = np.full_like(observed.values, np.nan), np.full_like(observed.values, np.nan)
         self._model.fit(_complete(observed))
         mean[rows], sd[rows] = self._model.predict(observed.weights[rows])
+        total_sd = np.sqrt(sd**2 + self._model.common_noise * observed.stderrs**2)
         chosen = np.flatnonzero(non_dominated(mean))
         chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
         chance = probability_non_dominated(mean, sd, seed=self.seed)
-        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, chance)
+        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, total_sd, chance)
 
     # ------------------------------------------------------------ choosing
 
@@ -158,7 +163,7 @@ class SimplexGP:
         if not len(candidates):
             return _fresh(self.domain, rng, known)
         gains = self._gains(baseline, candidates, corner, rng)
-        for reach in REACHES:
+        for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
             near = around(self.domain, rng, best, NUM_REFINED, reach=reach)
             candidates = distinct(np.concatenate([best, near]), known)
@@ -205,6 +210,11 @@ class _Model:
         pairs = [gp.predict(points) for gp in self._gps]
         mean = np.stack([mean for mean, _ in pairs], axis=1)
         return mean + self._prior(points, len(pairs)) * self._slopes, np.stack([sd for _, sd in pairs], axis=1)
+
+    @property
+    def common_noise(self) -> Floats:
+        """Per objective (T,), see `WeightGP.common_noise`."""
+        return np.array([gp.common_noise for gp in self._gps])
 
     def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
         """Joint draws (count, n, T)."""

@@ -1,4 +1,4 @@
-"""The default sampler in the job's terms: trials in, a proposal out."""
+"""The default sampler in the job's terms: trials in, a proposal out; and scores smoothed over all trials."""
 
 from __future__ import annotations
 
@@ -7,39 +7,58 @@ from collections.abc import Sequence
 import numpy as np
 
 from recycler.search.baselines import maximized
-from recycler.search.simplex_gp import Observations, PosteriorFront, SimplexGP
+from recycler.search.simplex_gp import Observations, SimplexGP
 from recycler.space import SearchSpace
-from recycler.types import Objective, Proposal, Trial
+from recycler.types import Objective, Proposal, Score, Trial
+
+Gram = Sequence[Sequence[float]]
+LEAST_TRIALS = 8  # with fewer the model knows no more than the scores themselves
 
 
 class SimplexProposer:
-    """Simplex GP over a resolved space; members, soups and every other linear trial of the pool count as observations."""
+    """Simplex GP over a resolved space; members, soups and every other linear trial of the pool count as observations.
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int):
+    `gram` (K, K): inner products of the members' deltas (`recycler.pool.deltas.delta_gram`). With it distances are
+    measured between merges, else between weights.
+    """
+
+    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None):
         self._space, self._objectives = space, tuple(objectives)
         self._gp = SimplexGP(
             space.members, len(self._objectives), seed=seed, scale=space.total, bounds={name: limits for name, *limits in zip(space.members, space.low, space.high, strict=True)},
-            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, groups=len(space.groups), knobs=[limits for _, limits in space.options])
+            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.options])
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
-        known = [trial for trial in trials if len(trial.recipe.weights) in (1, len(self._space.groups))]
+        known = self._in_space(trials)
         pending = [self._point(trial) for trial in known if trial.state == "PENDING"]
-        point = self._gp.ask(self.observations(known), np.array(pending) if pending else (), number)
+        scored = [trial for trial in known if trial.state == "SCORED"]
+        point = self._gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
         rows = point[: len(self._space.groups) * len(self._space.members)].reshape(len(self._space.groups), -1)
         knobs = point[rows.size:]
         return Proposal(number=number, weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
                         options=tuple((name, float(knob)) for (name, _), knob in zip(self._space.options, knobs, strict=True)))
 
-    def front(self, trials: Sequence[Trial]) -> PosteriorFront:
-        """The trials to ship by posterior mean; indices point into `trials`, all of which must be scored."""
-        return self._gp.front(self.observations(trials))
+    def smoothed(self, trials: Sequence[Trial]) -> dict[int, tuple[Score, ...]]:
+        """Posterior scores by trial number: value and standard error of what each scored trial would get on average over
+        fresh items like these, all trials taken together. Empty while there are fewer than LEAST_TRIALS.
 
-    def observations(self, trials: Sequence[Trial]) -> Observations | None:
-        scored = [trial for trial in trials if trial.state == "SCORED"]
-        if not scored:
-            return None
+        Where all trials answer the same items, their common luck does not average out; it is in the standard error.
+        """
+        scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
+        if len(scored) < LEAST_TRIALS:
+            return {}
+        front = self._gp.front(self.observations(scored))
+        signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self._objectives]
+        return {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
+                                    for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
+                for index, trial in enumerate(scored)}
+
+    def observations(self, scored: Sequence[Trial]) -> Observations:
         stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self._objectives] for trial in scored]
         return Observations(np.array([self._point(trial) for trial in scored]), maximized(scored, self._objectives), np.array(stderrs))
+
+    def _in_space(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if trial.recipe.members == self._space.members and len(trial.recipe.weights) in (1, len(self._space.groups))]
 
     def _point(self, trial: Trial) -> np.ndarray:
         rows = trial.recipe.weights if len(trial.recipe.weights) == len(self._space.groups) else trial.recipe.weights * len(self._space.groups)
