@@ -9,7 +9,7 @@ from handmade import SHAPES, model_arrays, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recycler.errors import RecyclerError, UsageError
+from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.deltas import as_float32
 from recycler.pool.lowrank import compress, pack_codes, unpack_codes
@@ -142,3 +142,30 @@ def test_packing_needs_a_base_a_sane_ratio_and_an_empty_place(tmp_path):
     pack_pool(pool, tmp_path / "packed")
     with pytest.raises(UsageError, match="exists already"):
         pack_pool(pool, tmp_path / "packed")
+
+
+def test_a_tensor_may_be_the_same_as_a_delta_to_a_tensor_that_is_the_same(tmp_path):
+    """Norms of a base are often all equal: the longest chain of references that packing writes must unpack."""
+    first, second = "model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"
+    base = model_arrays()
+    base[second] = base[first].copy()
+    member = model_arrays(1, near=base, scale=0.01)
+    folders = [write_checkpoint(tmp_path / "pool" / name, arrays) for name, arrays in (("base", base), ("a", member), ("b", member | {first: base[first]}))]
+    pool = open_pool(folders[1:], folders[0])
+    pack_pool(pool, tmp_path / "packed")
+    unpack(tmp_path / "packed", tmp_path / "out")
+    for name, original in (("base", pool.base), ("a", pool.members[0]), ("b", pool.members[1])):
+        assert checkpoint_digest(open_checkpoint(tmp_path / "out" / name)) == checkpoint_digest(original)
+
+
+def test_references_that_go_in_a_circle_are_refused(tmp_path):
+    """Found by fuzzing: a base that is a delta to itself."""
+    folders = [write_checkpoint(tmp_path / "pool" / name, model_arrays(seed)) for seed, name in enumerate(("base", "a"))]
+    pack_pool(open_pool(folders[1:], folders[0]), tmp_path / "packed")
+    manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
+    for entry in manifest["checkpoints"]["base"]["tensors"].values():
+        entry["kind"] = "exact"
+    (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UnsafeInputError, match="circle"):
+        unpack(tmp_path / "packed", tmp_path / "out")
+    assert not (tmp_path / "out" / "base").exists()
