@@ -121,7 +121,7 @@ def test_adapters_that_are_not_plain_lora_are_refused(tmp_path):
     write_adapter(ADAPTERS[0], tmp_path)
     config = (tmp_path / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config.replace('"bias": "none"', '"bias": "all", "use_dora": true'))
-    with pytest.raises(UnsafeInputError) as error:
+    with pytest.raises(UsageError) as error:
         read_adapter(tmp_path)
     assert "use_dora" in str(error.value) and "bias" in str(error.value)
 

@@ -24,8 +24,14 @@ def export(arguments: argparse.Namespace) -> None:
 def merge(arguments: argparse.Namespace) -> None:
     """recycler merge RECIPE OUT."""
     from recycler.export.export import export_recipe
+    from recycler.export.lora import is_lora_recipe, merge_adapters
     from recycler.merge.recipe_yaml import open_recipe
 
+    if is_lora_recipe(Path(arguments.recipe)):
+        merged = merge_adapters(Path(arguments.recipe), Path(arguments.out))
+        print(json.dumps({"schema_version": 1, **asdict(merged)}, indent=2) if arguments.json else merged.folder)
+        print(f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}" + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()), file=sys.stderr)
+        return
     recipe, pool = open_recipe(Path(arguments.recipe))
     done = export_recipe(recipe, pool, Path(arguments.out), max_shard_bytes=arguments.max_shard_bytes)
     _tell_export(arguments, asdict(done), Path(arguments.recipe).name)

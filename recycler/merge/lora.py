@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
+from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.merge import MERGE_METHODS
 from recycler.merge.method import TensorContext, as_keywords
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +37,10 @@ class LowRank:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
 
     def delta(self) -> Tensor:
         """float32 `(out, in)`."""
@@ -56,34 +59,12 @@ class Adapter:
 # ---------------------------------------------------------------- files
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
-    """A PEFT adapter folder. Raises UnsafeInputError for what is not plain LoRA: DoRA, biases, saved or embedding modules."""
-    config = json.loads((folder / CONFIG).read_text())
-    problems = [Problem(thing=str(folder / CONFIG), cause=f"has {key} = {config[key]!r}, which a sum of low-rank deltas cannot hold", remedy="Fold this adapter with PEFT first")
-                for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False), ("lora_bias", False)) if config.get(key) not in (plain, None, [])]
-    if config.get("peft_type", "LORA") != "LORA":
-        problems.append(Problem(thing=str(folder / CONFIG), cause=f"is of type {config['peft_type']!r}", remedy="Only LoRA adapters are merged"))
-    raise_problems(problems, UnsafeInputError)
-    sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / WEIGHTS).items():
-        found = _KEY.fullmatch(key.removeprefix(PREFIX))
-        if found is None or tensor.ndim != 2:
-            raise UnsafeInputError(Problem(thing=str(folder / WEIGHTS), cause=f"tensor {key!r} is not a matrix A or B of a Linear", remedy="Fold this adapter with PEFT first"))
-        sides.setdefault(found["module"], {})[found["side"]] = tensor
-    modules = {module: _low_rank(folder, module, pair, config) for module, pair in sides.items()}
+    """A PEFT adapter folder. Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules."""
+    from recycler.pool.fold import read_factors
+
+    factors, config = read_factors(folder)
+    modules = {tensor.removesuffix(".weight"): LowRank(up=part.up, down=part.down, scale=part.scale) for tensor, part in factors.items()}
     return Adapter(name=name or folder.name, modules=modules, base_model=str(config.get("base_model_name_or_path") or ""))
-
-
-def _low_rank(folder: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
-    if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
-        raise UnsafeInputError(Problem(thing=str(folder / WEIGHTS), cause=f"module {module!r} has no matching pair of A and B", remedy="Save the adapter again"))
-    rank = pair["A"].shape[0]
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    return LowRank(up=pair["B"], down=pair["A"], scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """PEFT's rule: a pattern is a regex that ends the module's name."""
-    return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
@@ -128,15 +109,19 @@ def merged_deltas(adapters: Sequence[Adapter], weights: Weights, method: str = "
     """
     if method not in MERGE_METHODS:
         raise UsageError(Problem(thing=f"method {method!r}", cause="unknown", remedy=did_you_mean(method, MERGE_METHODS)))
-    names = tuple(adapter.name for adapter in adapters)
     for module in modules_of(adapters):
-        shape = next(adapter.modules[module].delta() for adapter in adapters if module in adapter.modules).shape
-        deltas = [adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape) for adapter in adapters]
-        out = torch.empty(shape)
-        context = TensorContext(name=f"{module}.weight", members=names, seed=seed)
-        base = torch.zeros(shape) if MERGE_METHODS[method].needs_base else None
-        MERGE_METHODS[method].function(deltas, _row(weights, module, len(adapters)), base=base, context=context, out=out, **as_keywords(options or {}))
-        yield module, out
+        yield module, merged_delta(adapters, _row(weights, module, len(adapters)), module, method, options, seed)
+
+
+def merged_delta(adapters: Sequence[Adapter], row: Sequence[float], module: str, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0) -> Tensor:
+    """One module's merged delta, float32 `(out, in)`."""
+    shape = next(adapter.modules[module].shape for adapter in adapters if module in adapter.modules)
+    deltas = [adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape) for adapter in adapters]
+    out = torch.empty(shape)
+    context = TensorContext(name=f"{module}.weight", members=tuple(adapter.name for adapter in adapters), seed=seed)
+    base = torch.zeros(shape) if MERGE_METHODS[method].needs_base else None
+    MERGE_METHODS[method].function(deltas, row, base=base, context=context, out=out, **as_keywords(options or {}))
+    return out
 
 
 def factor(deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = "") -> tuple[Adapter, dict[str, float]]:

@@ -47,6 +47,12 @@ def _adds(module: str, adapters: Sequence[Adapter], row: Tensor) -> Callable:
     return hook
 
 
+def loss_of_uniform(loss: Loss, num_modules: int, num_adapters: int) -> float:
+    """The loss of the static CAT with equal weights, from which learning starts."""
+    with torch.no_grad():
+        return float(loss(torch.full((num_modules, num_adapters), 1 / num_adapters)))
+
+
 def learn_by_gradient(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 100, learning_rate: float = 0.05) -> Tensor:
     """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so never worse than uniform."""
     logits = torch.zeros(num_modules, num_adapters, requires_grad=True)

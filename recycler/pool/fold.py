@@ -61,7 +61,7 @@ def fold_adapter(base: Path, adapter: Path, out: Path) -> None:
     Raises UsageError or UnsafeInputError, with every problem, when the adapter is not plain LoRA or does not fit the base.
     """
     checkpoint = open_checkpoint(base, "base")
-    factors = _match(_read_factors(adapter), checkpoint, adapter)
+    factors = match_factors(read_factors(adapter)[0], checkpoint, adapter.name)
     infos = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with whole_folder(out) as aside:
         write_model(_folded(checkpoint, factors), infos, aside)
@@ -74,25 +74,25 @@ def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors]) -> Iterator[
         yield name, factors[name].delta().add_(tensor).to(tensor.dtype) if name in factors else tensor
 
 
-def _match(found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: Path) -> dict[str, Factors]:
+def match_factors(found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: str) -> dict[str, Factors]:
     """Factors by the checkpoint's tensor names. Raises UnsafeInputError when one has no tensor of its shape."""
     problems = []
     if checkpoint.config.get("tie_word_embeddings") and "lm_head.weight" in found:
-        problems.append(Problem(thing=f"{adapter.name}: 'lm_head.weight'", cause="is tied to the embeddings in the base: folding would change both", remedy="Train without lm_head, or untie the base"))
+        problems.append(Problem(thing=f"{adapter}: 'lm_head.weight'", cause="is tied to the embeddings in the base: folding would change both", remedy="Train without lm_head, or untie the base"))
     for name, factors in found.items():
         info = checkpoint.tensors.get(name)
         if info is None:
-            problems.append(Problem(thing=f"{adapter.name}: {name!r}", cause="is not in the base", remedy="Fold it into the base it was trained on"))
+            problems.append(Problem(thing=f"{adapter}: {name!r}", cause="is not in the base", remedy="Fold it into the base it was trained on"))
         elif info.shape != factors.shape or info.dtype not in FLOAT_DTYPES:
-            problems.append(Problem(thing=f"{adapter.name}: {name!r}", cause=f"is {factors.shape}, in the base {info.dtype} {info.shape}", remedy="Fold it into the base it was trained on"))
+            problems.append(Problem(thing=f"{adapter}: {name!r}", cause=f"is {factors.shape}, in the base {info.dtype} {info.shape}", remedy="Fold it into the base it was trained on"))
     raise_problems(problems, UnsafeInputError)
     return dict(found)
 
 
 # ---------------------------------------------------------------- the adapter's folder
 
-def _read_factors(adapter: Path) -> dict[str, Factors]:
-    """Factors by the name of the base tensor they change."""
+def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
+    """Factors by the name of the base tensor they change, and the adapter's configuration. Raises UsageError or UnsafeInputError."""
     config = _read_config(adapter)
     path = adapter / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -110,7 +110,7 @@ def _read_factors(adapter: Path) -> dict[str, Factors]:
         problems.append(Problem(thing=str(path), cause="holds no tensor", remedy="Save the adapter again"))
     raise_problems(problems, UnsafeInputError)
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {f"{module}.weight": _factors(file.get_tensor(pair["A"]), file.get_tensor(pair["B"]), module, config, path) for module, pair in pairs.items()}
+        return {f"{module}.weight": _factors(file.get_tensor(pair["A"]), file.get_tensor(pair["B"]), module, config, path) for module, pair in pairs.items()}, config
 
 
 def _factors(down: Tensor, up: Tensor, module: str, config: Mapping[str, Any], path: Path) -> Factors:
