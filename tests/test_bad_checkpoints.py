@@ -13,6 +13,7 @@ import pytest
 from handmade import CONFIG, file_bytes, shard_bytes, tokenizer, write_checkpoint, write_sharded
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
+from recycler.merge.mergekit_yaml import read_mergekit
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.headers import DTYPE_BYTES, MAX_HEADER_BYTES, read_header
 from recycler.pool.preflight import check_pool
@@ -258,3 +259,11 @@ def test_a_file_cut_short_after_it_was_opened_is_an_error_and_not_a_crash(tmp_pa
 
 def test_there_are_at_least_300_malformed_inputs():
     assert len(HEADERS) + len(CONFIGS) + len(INDEXES) >= 300
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "/".join(["y"] * 3000)], ids=["long", "zero byte", "long path"])
+def test_a_name_that_no_folder_can_have_is_refused(name):
+    """Found by fuzzing mergekit's YAML: the system refuses to look at such names."""
+    with pytest.raises(UsageError, match="is not a folder"):
+        open_checkpoint(name, "m")
+    read_mergekit("c.yml", json.dumps({"merge_method": "linear", "models": [{"model": name, "parameters": {"weight": 1}}]}))

@@ -190,7 +190,10 @@ def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) 
 
 def _config(model: str) -> dict[str, Any] | None:
     path = Path(model) / "config.json"
-    return read_config(path) if path.is_file() else None
+    try:
+        return read_config(path) if path.is_file() else None
+    except (OSError, ValueError):  # no name that a file could have: that is told when the model is opened
+        return None
 
 
 def _dtype(reader: Reader, model: str) -> str:

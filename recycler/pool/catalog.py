@@ -60,7 +60,7 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
         return open_remote_checkpoint(url, name)
     folder = Path(local_path(folder))
     name = name or folder.resolve().name
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise UsageError(Problem(thing=f"checkpoint {name!r}", cause=f"{folder} is not a folder", remedy="Give the folder that holds config.json"))
     config = read_config(folder / "config.json")
     files = _weight_files(folder)
@@ -68,6 +68,13 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
     if (folder / INDEX).exists():
         check_index(folder / INDEX, read_json(folder / INDEX), tensors)
     return Checkpoint(name=name, location=str(folder), tensors=tensors, config=config)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # longer than a file name may be, or with a zero byte
+        return False
 
 
 def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:

@@ -24,15 +24,20 @@ SAFETENSORS_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16:
                       torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
+MAX_VIEWS = 100_000
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class ResidentPool:
-    """Random access to the tensors of a pool by (checkpoint, tensor) name; opens each file once, copies nothing."""
+    """Random access to the tensors of a pool by (checkpoint, tensor) name; opens each file once, copies nothing.
+
+    Views are kept: making one costs more than merging a small tensor.
+    """
 
     def __init__(self, pool: Pool):
         self.pool = pool
         self._files: dict[str, safe_open] = {}
+        self._views: dict[tuple[str, str], Tensor] = {}
 
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
         """These elements of the flat tensor, in row-major order."""
@@ -40,10 +45,15 @@ class ResidentPool:
 
     def tensor(self, checkpoint: str, name: str) -> Tensor:
         """The tensor as it is stored: a read-only view of the file's pages. Raises KeyError."""
+        if (view := self._views.get((checkpoint, name))) is not None:
+            return view
         info = self.pool.find(checkpoint).tensors[name]
         if info.file not in self._files:
             self._files[info.file] = safe_open(local_file(info), framework="pt", device="cpu")
-        return self._files[info.file].get_tensor(name)
+        view = self._files[info.file].get_tensor(name)
+        if len(self._views) < MAX_VIEWS:
+            self._views[checkpoint, name] = view
+        return view
 
 
 class StreamedPool(ResidentPool):
