@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from recycler import pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
 from recycler.search.baselines import average, best_member, greedy_soup, maximized
-from recycler.types import Objective, Pool, Role, Score, Trial
+from recycler.types import Objective, Pool, Role, Score, Smoothed, Trial
 
 SCHEMA_VERSION = 1
 BASELINE_KINDS = ("member", "uniform_soup")
 SMOOTHED = "smoothed"  # the ledger's fact that holds posterior scores, once a search has ended
-Smoothed = Mapping[int, tuple[Score, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,7 @@ class Front:
     trials: tuple[Trial, ...]  # everything scored
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
-    smoothed: Smoothed  # posterior scores by trial number; empty while the search runs
+    smoothed: Smoothed  # posterior scores; none while the search runs
     members: tuple[Trial, ...]
     uniform: Trial | None
     greedy: Trial | None
@@ -42,12 +41,17 @@ class Front:
     reference: tuple[float, ...]  # in the objectives' own directions
 
     @property
+    def alive(self) -> tuple[Objective, ...]:
+        """The objectives that have a say in who dominates whom: those that some weights move beyond noise."""
+        return tuple(objective for objective in self.objectives if objective.name not in self.smoothed.dead)
+
+    @property
     def probability(self) -> dict[int, float]:
         """Chance of each scored trial to be non-dominated, its (posterior) scores taken as independent Gaussians, by number."""
         distinct = [self.trials[index] for index in _first_of_each_recipe(self.trials)]
         scores = [{score.objective: score for score in self.smoothed.get(trial.number, trial.search)} for trial in distinct]
-        stderrs = [[found[objective.name].stderr for objective in self.objectives] for found in scores]
-        chances = pareto.probability_non_dominated(_best_known(distinct, self.objectives, self.smoothed), stderrs, seed=0)
+        stderrs = [[found[objective.name].stderr for objective in self.alive] for found in scores]
+        chances = pareto.probability_non_dominated(_best_known(distinct, self.alive, self.smoothed), stderrs, seed=0)
         return {trial.number: round(float(chance), 3) for trial, chance in zip(distinct, chances, strict=True)}
 
     @property
@@ -65,16 +69,16 @@ class Front:
         return pareto.hypervolume(maximized(there, self.objectives, role), pareto.as_maximized([self.reference], directions)[0])
 
 
-def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str, *, smoothed: Smoothed | None = None) -> Front:
+def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str, *, smoothed: Smoothed = Smoothed()) -> Front:
     """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
-    smoothed = smoothed or {}
     scored = tuple(trial for trial in trials if trial.state == "SCORED")
     members = tuple(trial for trial in scored if trial.kind == "member")
     if not members:
         raise NotFoundError(Problem(thing="front", cause="no member has been scored yet", remedy="Wait for the first trials; recycler status RUN tells how far it is"))
     distinct = [scored[index] for index in _first_of_each_recipe(scored)]
     observed = _non_dominated(distinct, maximized(distinct, objectives))
-    front = _non_dominated(distinct, _best_known(distinct, objectives, smoothed)) if smoothed else observed
+    alive = [objective for objective in objectives if objective.name not in smoothed.dead]
+    front = _non_dominated(distinct, _best_known(distinct, alive, smoothed)) if smoothed else observed
     soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
@@ -101,6 +105,7 @@ def front_document(front: Front) -> dict[str, Any]:
         "knee": knee(front).number,
         "front": [{**_entry(trial, _kind(trial), front.objectives, front.smoothed), "probability": probability[trial.number]} for trial in front.front],
         "picked_by": "posterior" if front.smoothed else "search score",
+        "dead_objectives": list(front.smoothed.dead),
         "observed_front": [trial.number for trial in front.observed],
         "baselines": baselines,
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
@@ -109,7 +114,7 @@ def front_document(front: Front) -> dict[str, Any]:
 
 def knee(front: Front) -> Trial:
     """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying."""
-    return front.front[pareto.knee(_best_known(front.front, front.objectives, front.smoothed))]
+    return front.front[pareto.knee(_best_known(front.front, front.alive, front.smoothed))]
 
 
 def choose(front: Front, what: str) -> Trial:
@@ -136,13 +141,15 @@ def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
 
 def write_smoothed(smoothed: Smoothed) -> str:
     """Posterior scores as the text that the ledger keeps."""
-    return json.dumps({number: [[score.objective, score.value, score.stderr, score.n] for score in scores] for number, scores in smoothed.items()})
+    scores = {number: [[score.objective, score.value, score.stderr, score.n] for score in scores] for number, scores in smoothed.scores.items()}
+    return json.dumps({"scores": scores, "dead": smoothed.dead})
 
 
 def read_smoothed(ledger: Ledger) -> Smoothed:
-    """Posterior scores by trial number; empty before the search has ended."""
-    stored = json.loads(ledger.fact(SMOOTHED) or "{}")
-    return {int(number): tuple(Score(objective=name, value=value, stderr=stderr, n=n) for name, value, stderr, n in scores) for number, scores in stored.items()}
+    """Posterior scores; none before the search has ended."""
+    stored = json.loads(ledger.fact(SMOOTHED) or '{"scores": {}, "dead": []}')
+    return Smoothed(scores={int(number): tuple(Score(objective=name, value=value, stderr=stderr, n=n) for name, value, stderr, n in scores) for number, scores in stored["scores"].items()},
+                    dead=tuple(stored["dead"]))
 
 
 def _best_known(trials: Sequence[Trial], objectives: Sequence[Objective], smoothed: Smoothed) -> np.ndarray:
@@ -165,7 +172,7 @@ def _first_of_each_recipe(trials: Sequence[Trial]) -> list[int]:
     return list(seen.values())
 
 
-def _entry(trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed | None = None) -> dict[str, Any]:
+def _entry(trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = Smoothed()) -> dict[str, Any]:
     kinds = {"search": trial.search, "holdout": trial.holdout, **({"posterior": smoothed.get(trial.number, ())} if smoothed else {})}
     by_role = {role: {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores} for role, scores in kinds.items()}
     return {"trial": trial.number, "kind": kind, "label": trial.label, "method": trial.recipe.method, "weights": weights_by_group(trial), "options": dict(trial.recipe.options),

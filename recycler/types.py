@@ -48,6 +48,12 @@ class Checkpoint:
         return int(self.config.get("num_hidden_layers", 0))
 
     @property
+    def positions(self) -> int | None:
+        """Longest context it was made for, in tokens; None when its config does not say."""
+        found = self.config.get("max_position_embeddings")
+        return int(found) if found else None
+
+    @property
     def num_bytes(self) -> int:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
@@ -213,6 +219,21 @@ class Score:
     value: float
     stderr: float
     n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smoothed:
+    """Posterior scores by trial number, what all trials together say of each; `dead` names the objectives that no weights
+    move, whose scores differ by noise alone. False while there are none."""
+
+    scores: Mapping[int, tuple[Score, ...]] = field(default_factory=dict)
+    dead: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.scores)
+
+    def get(self, number: int, otherwise: tuple[Score, ...] = ()) -> tuple[Score, ...]:
+        return self.scores.get(number, otherwise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

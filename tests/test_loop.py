@@ -15,7 +15,7 @@ from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
-from recycler.types import Group
+from recycler.types import Group, Smoothed
 
 POOL = named_pool()
 
@@ -98,7 +98,7 @@ def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is
     ledger.close()
     assert front.smoothed == smoother.smoothed(noisy)
     assert lucky.number in [trial.number for trial in front.observed]
-    told, posterior = best + 0.1, front.smoothed[lucky.number][0].value
+    told, posterior = best + 0.1, front.smoothed.get(lucky.number)[0].value
     assert abs(posterior - lucky.search[0].value) < abs(told - lucky.search[0].value) / 2
     assert {trial.number for trial in (*front.front, *front.observed)} <= {trial.number for trial in front.finalists}
     document = front_document(front)
@@ -111,4 +111,4 @@ def test_few_trials_are_not_smoothed(tmp_path):
     ledger = Ledger(tmp_path / "run.sqlite")
     trials = search(planner("random", 1), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
     ledger.close()
-    assert SimplexProposer(planner().space, OBJECTIVES, seed=0).smoothed(trials[:7]) == {}
+    assert SimplexProposer(planner().space, OBJECTIVES, seed=0).smoothed(trials[:7]) == Smoothed()

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from recycler.pareto import hypervolume
+from recycler.pareto import hypervolume, non_dominated
 from recycler.search import SimplexGPSampler, posterior_front
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
@@ -240,3 +240,15 @@ def test_batches_and_an_upper_bound_above_one_search_the_scale():
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, recycler, recycler.search, recycler.pareto; print({'optuna', 'scipy', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_an_objective_at_chance_has_no_say_and_live_ones_keep_theirs():
+    rng = np.random.default_rng(3)
+    points = rng.dirichlet(np.full(4, 0.6), 40)
+    values = np.stack([points @ [0.9, 0.2, 0.1, 0.4], points @ [0.1, 0.8, 0.3, 0.4], np.full(40, 0.25)], axis=1) + 0.02 * rng.standard_normal((40, 3))
+    told = observations(points, values, np.full((40, 3), 0.02))
+    front = SimplexGP(["a", "b", "c", "d"], 3, seed=0).front(told)
+    assert front.dead.tolist() == [False, False, True]
+    assert list(front.indices) == [index for index in np.argsort(-front.mean[:, 0], kind="stable") if index in np.flatnonzero(non_dominated(front.mean[:, :2]))]
+    two_dead = SimplexGP(["a", "b", "c", "d"], 2, seed=0).front(observations(points, values[:, 1:], np.full((40, 2), 0.02)))
+    assert not two_dead.dead.any()  # with one objective left there would be no front

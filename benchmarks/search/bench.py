@@ -35,17 +35,18 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     The long run sees the truth: rounds of 400 neighbours of the true front (few rounds for networks, which are slow).
     """
     family = pool(name, num_members, pool_seed)
+    kept = list(family.counted)
     low = {f"m{index}": (family.lowest, 1.0) for index in range(num_members)}
     domain = weight_domain(list(low), bounds=low)
     rng = np.random.default_rng([9, pool_seed])
     points = np.concatenate([opening(domain, rng), np.eye(num_members), scattered(domain, rng, 300)])
-    truth = family.truth(points)
-    corner = family.truth(np.eye(num_members)).min(axis=0) - 1e-6
+    truth = family.truth(points)[:, kept]
+    corner = family.truth(np.eye(num_members))[:, kept].min(axis=0) - 1e-6
     if family.lowest < 0 or name == "weight_bumps":
         corner = np.minimum(corner, truth[non_dominated(truth)].min(axis=0))
     for step in range(40 if name in FAMILIES else 10):
         new = around(domain, rng, points, 400, reach=1.0 if step % 2 else 0.3)
-        points, truth = np.concatenate([points, new]), np.concatenate([truth, family.truth(new)])
+        points, truth = np.concatenate([points, new]), np.concatenate([truth, family.truth(new)[:, kept]])
         front = np.flatnonzero(non_dominated(truth))
         if len(front) > 500:
             front = rng.permutation(front)[:500]
@@ -73,14 +74,15 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
         if number + 1 in CHECKPOINTS or number + 1 == budget:
             told = observations(weights, values, stderrs)
             true = family.truth(told.weights)
+            kept = list(family.counted)
             front = ship(family, told)
             shipped = list(front.indices)
             off = np.abs(front.mean - true)[shipped]
             rows.append({
                 "sampler": sampler, "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
-                "trials": number + 1, "shipped": hypervolume(true[shipped], corner) / best,
-                "observed": hypervolume(true[non_dominated(told.values)], corner) / best,
-                "all": hypervolume(true, corner) / best, "stated": hypervolume(front.mean[shipped], corner) / best,
+                "trials": number + 1, "shipped": hypervolume(true[shipped][:, kept], corner) / best,
+                "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner) / best,
+                "all": hypervolume(true[:, kept], corner) / best, "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,
                 "covered": float((off <= Z90 * front.total_sd[shipped]).mean()), "seconds": spent / (number + 1),
             })
     return rows

@@ -26,6 +26,7 @@ class Family:
     truth: Callable[[np.ndarray], np.ndarray]
     gram: np.ndarray
     lowest: float = 0.0  # smallest weight allowed; negative where the family needs it
+    counted: tuple[int, ...] = tuple(range(NUM_OBJECTIVES))  # the objectives that a front's true worth is measured on
     noise: Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None
 
     def score(self, weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +130,7 @@ def dominated(num_members: int, seed: int) -> Family:
 
 
 def dead(num_members: int, seed: int) -> Family:
-    """`bumps` whose third benchmark is at chance for every merge: pure noise as an objective."""
+    """`bumps` whose third benchmark is at chance for every merge: pure noise as an objective, and worth nothing."""
     alive = bumps(num_members, seed + 1000)
 
     def truth(weights: np.ndarray) -> np.ndarray:
@@ -137,7 +138,7 @@ def dead(num_members: int, seed: int) -> Family:
         scores[:, 2] = 0.25 + 1e-3 * (scores[:, 2] - 0.4)
         return scores
 
-    return Family("dead", num_members, truth, alive.gram)
+    return Family("dead", num_members, truth, alive.gram, counted=(0, 1))
 
 
 FAMILIES: dict[str, Callable[[int, int], Family]] = {

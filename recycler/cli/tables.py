@@ -26,7 +26,8 @@ def front_table(front: Front, role: Role = "search") -> str:
             rows.append([str(trial.number), label or f"member {trial.label}", *_figures(trial, names, role), "", ""])
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
-    return f"Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
+    notice = "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
+    return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -151,6 +151,15 @@ class WeightGP:
         _, (_, _, factor, _), _ = self._unpack(self.theta)
         return float(np.clip(1.0 - factor, 0.0, 1.0))
 
+    def explained(self) -> float:
+        """Share of the trials' variance that the other trials predict: 1 - (leave-one-out squared error) / variance.
+
+        Leave-one-out residuals are alpha_i / (K^-1)_ii (Rasmussen and Williams 2006, eq. 5.12). At most 1, negative where
+        the mean of the others would have predicted better.
+        """
+        inverse, _ = dpotri(self._root, lower=1)
+        return float(1.0 - np.mean((self._alpha / np.diag(inverse)) ** 2))
+
     # ------------------------------------------------------------ learning
 
     def _priors(self) -> list[Prior]:

@@ -34,6 +34,7 @@ Listener = Callable[[Event], None]
 def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget: Callable[[], bool], listen: Listener) -> tuple[Trial, ...]:
     """Score baselines and proposals until nothing is left to do or the budget is spent; return all trials."""
     trials = {trial.number: trial for trial in ledger.trials()}
+    scored = {trial.recipe: trial.number for trial in reversed(trials.values()) if trial.state == "SCORED"}
     in_flight, system_failures = set(), 0
     for trial in trials.values():
         if trial.state == "PENDING":
@@ -46,7 +47,7 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
             trial = Trial(number=len(trials), kind=plan.kind, label=plan.label, state="PENDING", recipe=plan.recipe, params=params)
             ledger.open_trial(trial.number, trial.kind, trial.recipe, label=trial.label, params=params)
             trials[trial.number] = trial
-            if (twin := _scored_twin(trial, trials)) is not None:
+            if (twin := trials.get(scored.get(trial.recipe, -1))) is not None:
                 ledger.close_trial(trial.number, ledger.scorecard(twin.number, "search"))
                 trials[trial.number] = replace(twin, number=trial.number, kind=trial.kind, label=trial.label, params=params, holdout=())
                 listen(Event(what="scored", trial=trials[trial.number]))
@@ -59,6 +60,8 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
         for result in workers.wait():
             in_flight.discard(result.number)
             trials[result.number] = _close(ledger, trials[result.number], result.answer, listen)
+            if trials[result.number].state == "SCORED":
+                scored.setdefault(trials[result.number].recipe, result.number)
             failure = trials[result.number].failure
             system_failures = system_failures + 1 if failure and failure.blame == "system" else 0
             if system_failures >= MAX_SYSTEM_FAILURES:
@@ -81,10 +84,6 @@ def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, 
                 raise InfrastructureError(Problem(thing=f"trial {result.number}", cause=f"could not be scored on the holdout items ({result.answer.reason})", remedy="Run the same command again; nothing else is repeated"))
             ledger.add_holdout(result.number, result.answer)
             listen(Event(what="holdout", trial=replace(by_number[result.number], holdout=_in_order(result.answer)), fraction=1.0 - (len(waiting) + in_flight) / total))
-
-
-def _scored_twin(trial: Trial, trials: dict[int, Trial]) -> Trial | None:
-    return next((other for other in trials.values() if other.state == "SCORED" and other.recipe == trial.recipe), None)
 
 
 def _close(ledger: Ledger, trial: Trial, answer: Scorecard | Failure, listen: Listener) -> Trial:

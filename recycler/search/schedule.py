@@ -28,7 +28,7 @@ class Planner:
 
     def next(self, trials: Sequence[Trial], *, may_propose: bool) -> tuple[Planned, tuple[tuple[str, float], ...]] | None:
         """The next trial to open with its raw parameters; None when there is none, or none until a pending one ends."""
-        planned = self._baseline(trials)
+        planned = self._baseline([trial for trial in trials if trial.kind != "merge" or trial.label])
         if planned is not None:
             return planned, ()
         proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import chi2
 
-from recycler.pareto import Floats, non_dominated, probability_non_dominated, reference_point
+from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.domain import WeightDomain, weight_domain
 from recycler.search.gp import Features, WeightGP, gram_root
@@ -30,6 +31,7 @@ REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
+LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 # The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
 # what extends the front beyond its own nadir counts nothing, so an early front around the knee confirms itself; a wide
 # corner alone spends trials on ends that hardly trade off (both measured in benchmarks/search/RESULTS.md).
@@ -56,7 +58,8 @@ class PosteriorFront:
     `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are for all observations
     (NaN where a trial had no score): sd is what matters between trials. `total_sd` adds what scoring all of them on the
     same items cannot average out: the error of a score on fresh items. `probability` (n,) is the chance to be
-    non-dominated under independent errors.
+    non-dominated under independent errors. `dead` (T,) marks objectives that nothing done to the weights moves: their
+    scores differ by noise alone, and they have no say in who dominates whom.
     """
 
     indices: tuple[int, ...]
@@ -64,6 +67,7 @@ class PosteriorFront:
     sd: Floats
     total_sd: Floats
     probability: Floats
+    dead: Mask
 
 
 def observations(weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None) -> Observations:
@@ -143,10 +147,11 @@ class SimplexGP:
         self._model.fit(_complete(observed))
         mean[rows], sd[rows] = self._model.predict(observed.weights[rows])
         total_sd = np.sqrt(sd**2 + self._model.common_noise * observed.stderrs**2)
-        chosen = np.flatnonzero(non_dominated(mean))
+        dead = self._model.dead(_complete(observed))
+        chosen = np.flatnonzero(non_dominated(mean[:, ~dead]))
         chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
-        chance = probability_non_dominated(mean, sd, seed=self.seed)
-        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, total_sd, chance)
+        chance = probability_non_dominated(mean[:, ~dead], sd[:, ~dead], seed=self.seed)
+        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, total_sd, chance, dead)
 
     # ------------------------------------------------------------ choosing
 
@@ -154,25 +159,27 @@ class SimplexGP:
         self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
     ) -> Floats:
         mean, sd = self._model.predict(scored.weights)
+        alive = ~self._model.dead(scored)
+        mean, sd = mean[:, alive], sd[:, alive]
         front = scored.weights[non_dominated(mean)]
-        corner = reference_point(mean, self.floors, margin)
+        corner = reference_point(mean, None if self.floors is None else np.asarray(self.floors, dtype=float)[alive], margin)
         baseline = np.concatenate([scored.weights[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
         wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
         candidates = distinct(np.concatenate(wide), known)
         if not len(candidates):
             return _fresh(self.domain, rng, known)
-        gains = self._gains(baseline, candidates, corner, rng)
+        gains = self._gains(baseline, candidates, corner, alive, rng)
         for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
             near = around(self.domain, rng, best, NUM_REFINED, reach=reach)
             candidates = distinct(np.concatenate([best, near]), known)
-            gains = self._gains(baseline, candidates, corner, rng)
+            gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
 
-    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, rng: np.random.Generator) -> Floats:
+    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
-        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)
+        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[:, :, alive]
         gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
         if gains.max() > 0:
             return gains
@@ -210,6 +217,22 @@ class _Model:
         pairs = [gp.predict(points) for gp in self._gps]
         mean = np.stack([mean for mean, _ in pairs], axis=1)
         return mean + self._prior(points, len(pairs)) * self._slopes, np.stack([sd for _, sd in pairs], axis=1)
+
+    def dead(self, scored: Observations) -> Mask:
+        """(T,) True for an objective whose scores spread no more than their standard errors say *and* which no trial
+        predicts of another: a benchmark at chance, whose luck would promote bad merges. Two objectives stay at least.
+
+        The spread alone would not do: where trials share items their differences are surer than their standard errors.
+        """
+        values, errors = scored.values, _floored(scored.stderrs)
+        explained = np.array([gp.explained() for gp in self._gps])
+        if len(values) < LEAST_TO_JUDGE or (errors == 0).any():
+            return np.zeros(values.shape[1], dtype=bool)
+        within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(0.99, len(values) - 1)
+        dead = within & (explained <= 0.0)
+        if (~dead).sum() < min(2, len(dead)):
+            dead[np.argsort(-explained, kind="stable")[:2]] = False
+        return dead
 
     @property
     def common_noise(self) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from recycler.search.baselines import maximized
 from recycler.search.simplex_gp import Observations, SimplexGP
 from recycler.space import SearchSpace
-from recycler.types import Objective, Proposal, Score, Trial
+from recycler.types import Objective, Proposal, Score, Smoothed, Trial
 
 Gram = Sequence[Sequence[float]]
 LEAST_TRIALS = 8  # with fewer the model knows no more than the scores themselves
@@ -38,7 +38,7 @@ class SimplexProposer:
         return Proposal(number=number, weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
                         options=tuple((name, float(knob)) for (name, _), knob in zip(self._space.options, knobs, strict=True)))
 
-    def smoothed(self, trials: Sequence[Trial]) -> dict[int, tuple[Score, ...]]:
+    def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
         """Posterior scores by trial number: value and standard error of what each scored trial would get on average over
         fresh items like these, all trials taken together. Empty while there are fewer than LEAST_TRIALS.
 
@@ -46,12 +46,13 @@ class SimplexProposer:
         """
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
         if len(scored) < LEAST_TRIALS:
-            return {}
+            return Smoothed()
         front = self._gp.front(self.observations(scored))
         signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self._objectives]
-        return {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
-                                    for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
-                for index, trial in enumerate(scored)}
+        scores = {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
+                                      for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
+                  for index, trial in enumerate(scored)}
+        return Smoothed(scores=scores, dead=tuple(objective.name for objective, dead in zip(self._objectives, front.dead, strict=True) if dead))
 
     def observations(self, scored: Sequence[Trial]) -> Observations:
         stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self._objectives] for trial in scored]
