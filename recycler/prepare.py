@@ -17,7 +17,7 @@ from recycler.pool.preflight import check_pool
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
-from recycler.suite import EvalSuite, check_across_suites, check_search_guard, read_suite
+from recycler.suite import EvalSuite, check_across_suites, check_search_guard, context_length, read_suite
 from recycler.types import Checkpoint, Item, Objective, Pool
 from recycler.yamls import YamlDocument
 
@@ -51,9 +51,8 @@ class PreparedJob:
         return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}, **object_versions(self.pool)}
 
     def max_model_len(self) -> int:
-        """Longest prompt plus answer of any item in tokens, with a little room, in steps of 16."""
-        longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in self.items)
-        return self.job.engine.max_model_len or -(-(longest + 8) // 16) * 16
+        """Longest prompt plus answer that the engine must take, in tokens. Raises UsageError for items that cannot fit."""
+        return context_length(self.items, positions=self.pool.template.positions, wanted=self.job.engine.max_model_len, where=self.document.where(("engine",)))
 
 
 def object_versions(pool: Pool) -> dict[str, str]:
@@ -100,7 +99,9 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = ()) -> PreparedJob
     space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
     suites = collector.step(_build_suites, job, folder, document, pool, data_folders)
     collector.finish()
-    return PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=tuple(map(str, getattr(report, "warnings", ()))))
+    prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=tuple(map(str, getattr(report, "warnings", ()))))
+    prepared.max_model_len()
+    return prepared
 
 
 def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:

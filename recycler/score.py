@@ -12,6 +12,7 @@ from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
 from recycler.shipped import shipped_file
+from recycler.suite import context_length
 from recycler.types import Item, Objective, Pool, Role, Score
 
 
@@ -21,8 +22,7 @@ def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str 
     tokenizer = load_tokenizer(folder)
     built = [build_suite(shipped_file("eval_suites", name, beside=Path()), tokenizer, data_folders=data_folders) for name in suites]
     items = [item for suite in built for item in suite.select(role)]
-    longest = max(len(item.prompt_ids) + max([item.max_new_tokens, *map(len, item.continuations)]) for item in items)
-    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, max_model_len=-(-(longest + 8) // 16) * 16)
+    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, max_model_len=context_length(items, positions=pool.template.positions))
     try:
         return score_recipe(live, blend(pool, dtype, {"model": 1.0}), items, _all_objectives(items), role).scores
     finally:

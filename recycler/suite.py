@@ -6,6 +6,7 @@ Building one into frozen items needs a tokenizer and happens in `recycler.scorin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,27 @@ class EvalSuite:
 
     def items_of(self, objective: Objective, role: Role) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.role == role and objective.task in (None, item.task))
+
+
+def tokens_needed(item: Item) -> int:
+    """Longest context that scoring an item takes: prompt plus answer; for likelihoods one more, which vLLM insists on."""
+    return len(item.prompt_ids) + (item.max_new_tokens if item.kind == "generate" else 1 + max(map(len, item.continuations)))
+
+
+def context_length(items: Sequence[Item], *, positions: int | None, wanted: int | None = None, where: str = "") -> int:
+    """What an engine must take: the longest item in steps of 16, or `wanted`; never more than the model's `positions`.
+
+    Raises UsageError that names the items which do not fit.
+    """
+    needs = {item.id: tokens_needed(item) for item in items}
+    limit = min(wanted or -(-max(needs.values()) // 16) * 16, positions or sys.maxsize)
+    too_long = [name for name, need in needs.items() if need > limit]
+    if too_long:
+        cause = f"{len(too_long)} of {len(needs)} items need more, such as {', '.join(f'{name} ({needs[name]:,})' for name in too_long[:3])}"
+        if limit == wanted:
+            raise UsageError(Problem(thing=f"engine.max_model_len: {limit:,}", cause=cause, remedy=f"Raise it to {max(needs.values()):,}, or leave it out", where=where))
+        raise UsageError(Problem(thing=f"context of {limit:,} tokens (the model's max_position_embeddings)", cause=cause, remedy="Ask with fewer examples (num_fewshot) or new tokens (max_new_tokens), or leave those rows out", where=where))
+    return limit
 
 
 def read_suite(path: Path) -> tuple[SuiteSpec, YamlDocument]:

@@ -13,7 +13,7 @@ from recycler.errors import NotFoundError, RecyclerError, UnsafeInputError, Usag
 from recycler.scoring.frozen import expected_tokens, read_frozen, refuse_change, suite_difference, suite_show, write_frozen
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.suite import EvalSuite, check_across_suites, check_search_guard, read_suite
+from recycler.suite import EvalSuite, check_across_suites, check_search_guard, context_length, read_suite
 from recycler.types import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +118,51 @@ def test_chat_few_shot_and_bits_per_byte(build):
 
 def test_spaces_at_the_end_of_a_context_belong_to_what_follows():
     assert encode_pair(Letters(), "a \n", "b") == (list(map(ord, "^a")), list(map(ord, " \nb")), " \nb")
+
+
+class Melting(Letters):
+    """Gives 'ab' one token, as merges of a real vocabulary do."""
+
+    def encode(self, text, *, add_special_tokens):
+        return super().encode(text.replace("=1", "@"), add_special_tokens=add_special_tokens)
+
+
+def test_a_continuation_that_melts_into_the_prompt_keeps_tokens_of_its_own(build, tmp_path):
+    """An empty continuation has probability one: it would win every choice."""
+    assert encode_pair(Melting(), "0+1=", "1") == (list(map(ord, "^0+1=")), [ord("1")], "1")
+    build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:"))
+    suite = build_suite(tmp_path / "sums.yaml", Melting())
+    assert suite.items[0].continuations == ((ord("1"),),)
+
+
+def test_an_answer_without_tokens_is_refused(build, tmp_path):
+    class Deaf(Letters):
+        def encode(self, text, *, add_special_tokens):
+            return super().encode(text.replace("1", ""), add_special_tokens=add_special_tokens)
+
+    build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:"))
+    with pytest.raises(UsageError, match="task 'sums', row 0: has a prompt or an answer that the tokenizer gives no token for"):
+        build_suite(tmp_path / "sums.yaml", Deaf())
+
+
+def test_chat_without_a_chat_template_is_refused(build, tmp_path):
+    class Plain(Letters):
+        chat_template = None
+
+        def apply_chat_template(self, *arguments, **options):
+            raise ValueError("Cannot use chat template functions because tokenizer.chat_template is not set")
+
+    build(SUITE.replace("    stop:", "    chat: true\n    stop:"))
+    with pytest.raises(UsageError, match="sums.yaml:4: task 'sums', chat: true: the model has no chat template. Leave chat:"):
+        build_suite(tmp_path / "sums.yaml", Plain())
+
+
+def test_the_context_is_what_items_need_and_never_more_than_the_model_has(build):
+    items = build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:"), name="bits").items + build().items  # 5 + 1 + 1, and 5 + 4 tokens
+    assert context_length(items, positions=None) == 16 and context_length(items, positions=9) == 9 and context_length(items, positions=512, wanted=40) == 40
+    for limits, told in (({"positions": 8}, "context of 8 tokens"), ({"positions": 512, "wanted": 8}, "engine.max_model_len: 8: 10 of 20 items need more, such as sums/sums/0 .9.")):
+        with pytest.raises(UsageError, match=told):
+            context_length(items, **limits)
 
 
 def test_templates():

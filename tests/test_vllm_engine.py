@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recycler.errors import UsageError
+from recycler.errors import InfrastructureError, UsageError
+from recycler.pool.catalog import open_pool
 from recycler.testing import EngineContract, ask, make_pico_pool
 from recycler.types import Recipe
 
@@ -67,6 +68,18 @@ def test_a_context_beyond_the_model_is_refused(pool):
 
     with pytest.raises(UsageError, match="512"):
         VLLMEngine(pool, max_model_len=513)
+
+
+def test_too_little_memory_for_the_context_is_told_with_a_remedy(tmp_path):
+    """256 bytes a token, five million tokens, one gigabyte."""
+    from recycler.engines.vllm_engine import VLLMEngine
+
+    pool = make_pico_pool(tmp_path)
+    for folder in tmp_path.rglob("config.json"):
+        folder.write_text(folder.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 6000000'))
+    pool = open_pool([str(tmp_path / "members")], base=tmp_path / "base")
+    with pytest.raises(InfrastructureError, match="max_new_tokens"):
+        VLLMEngine(pool, max_model_len=5_000_000)
 
 
 def _children():

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BBH = ("boolean_expressions", "disambiguation_qa")
+BBH = ("boolean_expressions", "sports_understanding", "disambiguation_qa")
 DEFINITIONS = {"gsm8k": "gsm8k/gsm8k.yaml", "mgsm_native_cot_es": "mgsm/native_cot/mgsm_native_cot_es.yaml", "mgsm_direct_es": "mgsm/direct/mgsm_direct_es.yaml",
                "humaneval": "humaneval/humaneval.yaml", "mbpp": "mbpp/mbpp.yaml", "ifeval": "ifeval/ifeval.yaml",
                **{f"leaderboard_bbh_{name}": f"leaderboard/bbh_mc/{name}.yaml" for name in BBH}}

@@ -17,7 +17,7 @@ import torch
 
 from recycler.engines.live import LOGPROB_FLOOR, check_generate, check_loglikelihood
 from recycler.engines.vllm_worker import pool_to_json, read_answer
-from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.ledger.codec import recipe_to_json
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
 
@@ -39,7 +39,7 @@ class VLLMEngine:
         if on_cpu:
             _keep_cpu_weights()
             _count_ranks_at_once()
-        self._llm: Any = vllm.LLM(
+        self._llm: Any = _started(
             model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
             worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True,
             use_tqdm_on_load=False)
@@ -138,6 +138,20 @@ def _likelihood(prompt_logprobs: Sequence[Any], request: LoglikelihoodRequest) -
         is_greedy = is_greedy and math.isfinite(value) and value >= max(other.logprob for other in found.values())
         values.append(max(value, LOGPROB_FLOOR) if math.isfinite(value) else LOGPROB_FLOOR)
     return Loglikelihood(logprob=math.fsum(values), token_logprobs=tuple(values), is_greedy=is_greedy)
+
+
+def _started(**settings: Any) -> Any:
+    """A `vllm.LLM`. Raises InfrastructureError when this machine has too little memory for it; on a GPU vLLM's child keeps the cause."""
+    import vllm
+
+    try:
+        return vllm.LLM(**settings)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        told = str(error).strip().partition("See https")[0].strip()
+        if not any(word in told.lower() for word in ("kv cache", "memory", "engine core")):
+            raise
+        raise InfrastructureError(Problem(thing="vLLM", cause=f"could not start with a context of {settings['max_model_len']} tokens ({told})",
+                                          remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set engine.max_model_len, or use a machine with more free memory; its log names the cause")) from None
 
 
 def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:

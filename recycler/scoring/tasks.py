@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from jinja2 import TemplateError
+
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
 from recycler.scoring.rows import Row, fill, find_data, read_rows, select_rows
@@ -61,12 +63,14 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     """Ids of a context and of what follows it, cut from the ids of both together, and the text that is scored.
 
     Spaces at the end of the context count as the continuation's, since tokens hold a space before a word, not behind it:
-    lm_eval/api/model.py `_encode_pair`.
+    lm_eval/api/model.py `_encode_pair`. Where context and continuation melt into as many tokens as the context has alone,
+    nothing would be left to score (lm-eval fails there): then the two are encoded apart.
     """
     kept = context.rstrip()
     continuation = context[len(kept):] + continuation
     ids = encode(tokenizer, kept)
-    return ids, encode(tokenizer, kept + continuation)[len(ids):], continuation
+    rest = encode(tokenizer, kept + continuation)[len(ids):]
+    return ids, rest or tokenizer.encode(continuation, add_special_tokens=False), continuation
 
 
 class _TaskBuilder:
@@ -109,7 +113,7 @@ class _TaskBuilder:
             prompt = shots + fill(task.prompt, row, where)
             if task.chat:
                 turns = [{"role": "system", "content": task.system}] if task.system else []
-                prompt = self._tokenizer.apply_chat_template([*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+                prompt = self._chat([*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
             if not prompt or not gold:
                 raise self._refusal(index, "has an empty prompt or answer", "Mend the data or the template")
             yield Question(prompt=prompt, gold=gold, scorer=task.scorer, max_new_tokens=task.max_new_tokens or DEFAULT_NEW_TOKENS,
@@ -131,12 +135,19 @@ class _TaskBuilder:
             shots = [self._lm_eval_fields(row) for row in pool if row["_row"] not in taken]
         docs = [self._lm_eval_fields(row) for row in rows[: chosen[-1][0] + 1]] if chosen else []
         source_task = LmEvalTask(task.lm_eval, docs, shots, num_fewshot=task.num_fewshot, where=self._where)
-        chat = self._tokenizer.apply_chat_template if task.chat else None
-        return source_task.questions([index for index, _ in chosen], chat=chat, system=task.system, max_new_tokens=task.max_new_tokens)
+        return source_task.questions([index for index, _ in chosen], chat=self._chat if task.chat else None, system=task.system, max_new_tokens=task.max_new_tokens)
 
     def _lm_eval_fields(self, row: Row) -> dict:
         plain = {key: value for key, value in row.items() if key != "_row"}
         return plain | {key: None if template is None else fill(template, row, self._where) for key, template in self._task.fields.items()}
+
+    def _chat(self, turns: list[dict[str, str]], **options: bool) -> str:
+        """Turns in the model's chat template. Raises UsageError when it has none, or one that does not take such turns."""
+        try:
+            return self._tokenizer.apply_chat_template(turns, **options)
+        except (ValueError, TemplateError) as error:
+            cause = "the model has no chat template" if not getattr(self._tokenizer, "chat_template", None) else f"the model's chat template refuses it ({error})"
+            raise UsageError(Problem(thing=f"task {self._name!r}, chat: true", cause=cause, remedy="Leave chat: and system: out, or use a pool of chat models", where=self._where)) from None
 
     # ---------------------------------------------------------------- items
 
@@ -146,6 +157,8 @@ class _TaskBuilder:
         cluster = (task.search if role == "search" else task.holdout).cluster or task.cluster
         identity = f"{self._suite}/{self._name}/{own}" if role == "search" or not task.holdout.data else f"{self._suite}/{self._name}/holdout-{own}"
         ids, continuations, num_bytes = self._token_ids(question)
+        if not ids or not all(continuations):
+            raise self._refusal(index, "has a prompt or an answer that the tokenizer gives no token for", "Word it so that both have tokens of their own")
         return Item(id=identity, suite=self._suite, task=self._name, role=role, kind=scorer.kind, scorer=question.scorer, prompt=question.prompt, prompt_ids=ids,
                     gold=question.gold, continuations=continuations, num_bytes=num_bytes, cluster=fill(cluster, row, self._where) if cluster else identity,
                     max_new_tokens=question.max_new_tokens if scorer.kind == "generate" else 0, stop=(*question.stop, *task.stop), detail=question.detail)
