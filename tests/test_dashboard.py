@@ -46,7 +46,8 @@ def test_compare_page_shows_flips_with_both_outputs(page, address):  # noqa: F81
     expect(page.locator("[data-objective='demo:math/exact_match']")).to_contain_text("worse")
     flip = page.locator("[data-flips='demo:math/exact_match'] details").first
     flip.locator("summary").click()
-    expect(flip.locator("pre")).to_have_count(2)
+    expect(flip.locator(".sides pre")).to_have_count(2)
+    expect(flip.locator("pre").first).to_contain_text("What is math")
     expect(page.locator(".barlayer")).to_have_count(1)
     shot(page, "compare")
 
@@ -98,6 +99,63 @@ def test_a_drag_along_an_axis_brushes_scatter_and_table_and_stands_in_the_addres
     opened_front(page, address, fragment=again)
     expect(page.locator("#count")).to_contain_text("pass the brush")
     assert rows(page) == listed
+
+
+def test_a_lasso_brushes_and_stands_in_the_address(page, address):  # noqa: F811
+    opened_front(page, address)
+    page.evaluate("Plotly.relayout('scatter', {dragmode: 'lasso'})")
+    box = page.locator("#scatter .nsewdrag").first.bounding_box()
+    corners = [(0.5, 0.02), (0.98, 0.02), (0.98, 0.6), (0.5, 0.6), (0.5, 0.05)]
+    page.mouse.move(box["x"] + box["width"] * corners[0][0], box["y"] + box["height"] * corners[0][1])
+    page.mouse.down()
+    for x, y in corners[1:]:
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y, steps=5)
+    page.mouse.up()
+    expect(page.locator("#count")).to_contain_text("pass the brush")
+    listed = rows(page)
+    assert 0 < len(listed) < 36 and set(bright(page)) == set(listed)
+    page.wait_for_function("location.hash.includes('area=')")
+    again = page.evaluate("location.hash")
+    page.goto("about:blank")
+    opened_front(page, address, fragment=again)
+    assert rows(page) == listed and set(bright(page)) == set(listed)
+
+
+def test_a_click_in_the_matrix_chooses_the_pair(page, address):  # noqa: F811
+    opened_front(page, address)
+    page.locator("#matrix").scroll_into_view_if_needed()
+    box = page.locator("#matrix").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.75)
+    expect(page.locator("#x")).to_have_value("demo:code/exact_match")
+    expect(page.locator("#y")).to_have_value("demo:prose/bits_per_byte")
+    page.wait_for_function("location.hash.includes('prose')")
+
+
+def test_why_a_trial_is_not_on_the_front_leads_to_the_one_that_beats_it(page, address):  # noqa: F811
+    beaten = opened_front(page, address).evaluate("""async () => { const t = await (await fetch('/api/v1/jobs/demo/table')).json();
+        for (const n of t.trial) if (!t.front.includes(n)) { const d = await (await fetch(`/api/v1/jobs/demo/trials/${n}`)).json(); if (d.why?.dominators.length) return [n, d.why.dominators[0].trial]; } }""")
+    page.locator(f"[data-choose='{beaten[0]}']").click()
+    expect(page.locator("#why")).to_contain_text("Not on the front")
+    page.locator("#why button").first.click()
+    expect(page.locator("#chosen")).to_contain_text(f"{beaten[1]} ·")
+    expect(page.locator("#why")).to_contain_text("On the front")
+
+
+def test_many_trials_are_points_on_a_canvas_that_brush_and_choose_alike(browser, tmp_path):  # noqa: F811
+    make_run(tmp_path, "many", merges=900, items=8)
+    with served(tmp_path) as where:
+        page = browser.new_page()
+        opened_front(page, where, "many")
+        assert page.evaluate("document.getElementById('scatter').data[0].x.length") == 0
+        painted = "(() => { const c = document.getElementById('cloud'); return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((s, v, i) => s + (i % 4 === 3 ? v : 0), 0); })()"
+        before = page.evaluate(painted)
+        field = page.get_by_label("demo:math/exact_match to", exact=True)
+        page.get_by_text("Brush by numbers").click()
+        field.fill("0.4")
+        field.press("Enter")
+        expect(page.locator("#count")).to_contain_text("pass the brush")
+        assert 0 < page.evaluate(painted) < before
+        page.close()
 
 
 def test_preference_sliders_pick_the_best_trial(page, address):  # noqa: F811

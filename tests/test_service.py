@@ -88,6 +88,34 @@ def test_trials_name_the_front_and_the_failure(client):
     assert found["trials"][-1]["failure"]["blame"] == "recipe"
 
 
+def test_the_table_holds_the_trials_as_columns(client):
+    table, trials = client.get(f"{API}/jobs/demo/table").json(), client.get(f"{API}/jobs/demo/trials").json()
+    assert table["trial"] == [trial["trial"] for trial in trials["trials"]] and table["front"] == trials["front"] and table["cursor"] == trials["cursor"]
+    for row, trial in enumerate(trials["trials"]):
+        for role in ("search", "holdout"):
+            for name, score in trial["scores"][role].items():
+                assert table["scores"][role][name]["value"][row] == pytest.approx(score["value"], rel=1e-5)
+        assert {name: column[row] for name, column in table["weights"].items() if column[row]} == pytest.approx(trial["weights"]["all"], rel=1e-5)
+    assert table["scores"]["search"]["demo:math/exact_match"]["value"][-1] is None  # the failed trial
+
+
+def test_why_names_a_front_trial_that_is_at_least_as_good_everywhere(client):
+    table = client.get(f"{API}/jobs/demo/table").json()
+    signs = {o["name"]: 1 if o["direction"] == "maximize" else -1 for o in table["objectives"]}
+    for number in table["trial"][:-1]:
+        why = client.get(f"{API}/jobs/demo/trials/{number}").json()["why"]
+        assert why["on_front"] == (number in table["front"]) and (why["share_of_volume"] is None) == (not why["on_front"])
+        for other in why["dominators"]:
+            assert other["trial"] in table["front"] and all(signs[name] * value >= 0 for name, value in other["differences"].items())
+    assert client.get(f"{API}/jobs/demo/trials/36").json()["why"] is None
+
+
+def test_downloads_are_saved_and_not_shown(client):
+    for path, kind in (("trials.csv", "text/csv"), ("trials.parquet", "application/vnd.apache.parquet"), ("report.html", "text/html")):
+        answer = client.get(f"{API}/jobs/demo/{path}")
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind) and answer.headers["content-disposition"].startswith("attachment")
+
+
 def test_compare_agrees_with_the_items(client):
     found = client.get(f"{API}/jobs/demo/compare?trials=0,1").json()
     math = found["against"][0]["objectives"][0]

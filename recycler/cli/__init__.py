@@ -137,6 +137,15 @@ def _model_commands(commands: Commands) -> None:
     doctor.add_argument("--address", metavar="URL", help="try this Ray cluster: http://HEAD:8265")
     _json_flag(doctor)
 
+    report = _command(commands, "report", "a run as one HTML file that opens without network", "recycler.cli.share:report")
+    report.add_argument("run", help="run folder, URL?job=ID, or job id")
+    report.add_argument("--html", required=True, metavar="FILE", help="file to write; an older one is replaced")
+
+    study = _command(commands, "study", "copy a run into an Optuna study, for optuna-dashboard and optuna's plots", "recycler.cli.share:study")
+    study.add_argument("run", help="run folder, URL?job=ID, or job id")
+    study.add_argument("--storage", required=True, metavar="URL", help="optuna's storage, such as sqlite:///study.db")
+    study.add_argument("--name", help="name of the study (default: the job's)")
+
     serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")
     serve.add_argument("--root", default=".", help="folder that holds run folders (default: the current one)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1); any other needs the token that is printed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +33,8 @@ SHELL = """<!doctype html>
 <link rel="icon" href="{static}/icon.svg">
 <link rel="stylesheet" href="{static}/style.css">
 <script src="{static}/theme.js"></script>
-{plotly}<script type="module" src="{static}/{script}.js"></script>
-</head>
+{preloads}<script type="module" src="{static}/{script}.js"></script>
+{plotly}</head>
 <body data-job="{job}">
 <a class="skip" href="#main">Skip to content</a>
 <header>
@@ -90,9 +92,23 @@ def plotly_file() -> Path:
     return path
 
 
+@lru_cache
+def _modules(name: str) -> tuple[str, ...]:
+    """What a module imports, directly or not: asked for at once instead of one after another."""
+    found: dict[str, None] = {}
+    waiting = [name]
+    while waiting:
+        for other in re.findall(r'from "\./([\w.-]+)"', (STATIC / waiting.pop()).read_text()):
+            if other not in found:
+                found[other] = None
+                waiting.append(other)
+    return tuple(found)
+
+
 def _page(version: str, script: str, heading: str, job: str | None) -> HTMLResponse:
     static = f"/static/{version}"
     tabs = [("/", "Jobs", script == "jobs")] + ([(f"/jobs/{job}/{tab}", name, tab == script) for tab, name in TABS.items()] if job else [])
     links = "".join(f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(name)}</a>' for address, name, current in tabs)
-    plotly = f'<script src="{static}/{PLOTLY}" defer></script>\n' if script in ("progress", "front", "compare", "pool") else ""
-    return HTMLResponse(SHELL.format(title=escape(f"{heading} · recycler"), static=static, script=script, job=escape(job or ""), tabs=links, heading=escape(heading), plotly=plotly))
+    plotly = f'<script src="{static}/{PLOTLY}" id="plotly" async></script>\n' if script in TABS else ""
+    preloads = "".join(f'<link rel="modulepreload" href="{static}/{name}">\n' for name in _modules(f"{script}.js"))
+    return HTMLResponse(SHELL.format(title=escape(f"{heading} · recycler"), static=static, script=script, job=escape(job or ""), tabs=links, heading=escape(heading), plotly=plotly, preloads=preloads))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
-from recycler.report import knee, weights_by_group
+from recycler.report import weights_by_group
 from recycler.service.frozen_items import clusters_and_weights
 from recycler.service.store import Snapshot
 from recycler.stats import Flips, mcnemar, paired_difference
@@ -35,8 +35,8 @@ def trial_entry(trial: Trial) -> dict[str, Any]:
 def trials_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
     """All trials, who is on the front, and where the events go on after this document."""
     front, volumes, chosen = [], [], None
-    if _has_front(snapshot):
-        front, volumes, chosen = [trial.number for trial in snapshot.front.front], snapshot.volumes, knee(snapshot.front).number
+    if has_front(snapshot):
+        front, volumes, chosen = [trial.number for trial in snapshot.front.front], snapshot.volumes, snapshot.knee
     return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names), "base": snapshot.pool.base.name if snapshot.pool.base else None,
             "front": front, "knee": chosen, "hypervolume": volumes, "cursor": cursor, "trials": [trial_entry(trial) for trial in snapshot.trials]}
 
@@ -67,7 +67,7 @@ def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, ou
 
 def pool_document(snapshot: Snapshot) -> dict[str, Any]:
     """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed)."""
-    front = snapshot.front if _has_front(snapshot) else None
+    front = snapshot.front if has_front(snapshot) else None
     alone = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
     volume = front.hypervolume(front.front, "search") if front else None
     members = []
@@ -92,7 +92,7 @@ def read_numbers(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _has_front(snapshot: Snapshot) -> bool:
+def has_front(snapshot: Snapshot) -> bool:
     return any(trial.kind == "member" and trial.state == "SCORED" for trial in snapshot.trials)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -14,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from recycler.errors import UsageError
 from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
+from recycler.report_html import html_report
 from recycler.service import documents, events, processes
+from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
 from recycler.service.jobs import Jobs
 from recycler.service.processes import LOG
 from recycler.service.store import Snapshot
+from recycler.service.table import table_document, trial_document
 
 JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ExportId = Annotated[str, Path(pattern=r"^trial-[0-9]{1,8}$")]
@@ -101,9 +103,29 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         snapshot = jobs.store.snapshot(jobs.store.run(job))
         return JSONResponse(documents.trials_document(snapshot, str(events.Cursor.of(snapshot))))
 
+    @router.get("/jobs/{job}/table", summary="Every trial as columns: for pages that draw thousands of them", response_class=Response)
+    def table(job: JobId) -> Response:
+        snapshot = jobs.store.snapshot(jobs.store.run(job))
+        text = snapshot.once("table", lambda: json.dumps(table_document(snapshot, str(events.Cursor.of(snapshot))), separators=(",", ":"), allow_nan=False))
+        return Response(text, media_type="application/json")
+
+    @router.get("/jobs/{job}/trials/{number}", summary="One trial, and why it is on the front or not")
+    def one_trial(job: JobId, number: TrialNumber) -> JSONResponse:
+        snapshot = jobs.store.snapshot(jobs.store.run(job))
+        return JSONResponse(trial_document(snapshot, snapshot.trial(number)))
+
     @router.get("/jobs/{job}/trials.csv", summary="Every trial as CSV", response_class=Response)
     def trials_csv(job: JobId) -> Response:
-        return Response(_csv(jobs.store.snapshot(jobs.store.run(job))), media_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{job}-trials.csv"'})
+        return _download(trials_csv_text(jobs.store.snapshot(jobs.store.run(job))), "text/csv; charset=utf-8", f"{job}-trials.csv")
+
+    @router.get("/jobs/{job}/trials.parquet", summary="Every trial as Parquet, a column a figure and a weight", response_class=Response)
+    def trials_parquet(job: JobId) -> Response:
+        return _download(trials_parquet_bytes(jobs.store.snapshot(jobs.store.run(job))), "application/vnd.apache.parquet", f"{job}-trials.parquet")
+
+    @router.get("/jobs/{job}/report.html", summary="The run as one HTML file that opens without network: `recycler report`", response_class=Response)
+    def report(job: JobId) -> Response:
+        snapshot = jobs.store.snapshot(jobs.store.run(job))
+        return _download(snapshot.once("report", lambda: html_report(snapshot.front, snapshot.status)), "text/html; charset=utf-8", f"{job}-report.html")
 
     @router.get("/jobs/{job}/trials/{number}/items", summary="Per-item outcomes of one trial")
     def items(job: JobId, number: TrialNumber, role: RoleQuery = "search") -> JSONResponse:
@@ -167,18 +189,6 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         return JSONResponse(jobs.export_document(jobs.store.run(job), export))
 
 
-def _csv(snapshot: Snapshot) -> str:
-    """One line a trial. Text cells that a spreadsheet would run as a formula get a quote before them."""
-    names = [objective.name for objective in snapshot.objectives]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "kind", "label", "state", *[_cell(f"{name} {role} {part}") for name in names for role in documents.ROLES for part in ("value", "stderr", "n")]])
-    for trial in snapshot.trials:
-        scores = {(role, score.objective): score for role in documents.ROLES for score in trial.scores(role)}
-        figures = [getattr(scores[role, name], part) if (role, name) in scores else "" for name in names for role in documents.ROLES for part in ("value", "stderr", "n")]
-        writer.writerow([trial.number, trial.kind, _cell(trial.label), trial.state, *figures])
-    return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _download(content: str | bytes, media_type: str, name: str) -> Response:
+    """An answer that browsers save instead of showing."""
+    return Response(content, media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})

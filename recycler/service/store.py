@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,10 @@ import numpy as np
 from recycler import pareto
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
-from recycler.report import Front, front_document, read_front
+from recycler.report import Front, front_document, knee, read_front, read_smoothed
 from recycler.run import LEDGER, read_facts, read_status
 from recycler.search.baselines import maximized
-from recycler.types import Objective, Outcome, Pool, Role, Trial
+from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EXPORTS = "exports"
@@ -52,9 +53,10 @@ class Run:
 class Snapshot:
     """What a ledger said at one moment, and what is read off it, each at most once."""
 
-    def __init__(self, signature: Signature, trials: tuple[Trial, ...], objectives: tuple[Objective, ...], pool: Pool, dtype: str, status: dict[str, Any]):
-        self.signature, self.trials, self.objectives, self.pool, self.dtype, self.status = signature, trials, objectives, pool, dtype, status
-        self._lock = threading.Lock()
+    def __init__(self, signature: Signature, trials: tuple[Trial, ...], objectives: tuple[Objective, ...], pool: Pool, dtype: str, status: dict[str, Any], smoothed: Smoothed):
+        self.signature, self.trials, self.objectives, self.pool, self.dtype, self.status, self.smoothed = signature, trials, objectives, pool, dtype, status, smoothed
+        self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
 
     @cached_property
     def by_number(self) -> dict[int, Trial]:
@@ -63,7 +65,7 @@ class Snapshot:
     @cached_property
     def front(self) -> Front:
         """Raises NotFoundError before the first member is scored."""
-        return read_front(self.trials, self.objectives, self.pool, self.dtype)
+        return read_front(self.trials, self.objectives, self.pool, self.dtype, smoothed=self.smoothed)
 
     @cached_property
     def volumes(self) -> list[dict[str, float]]:
@@ -79,14 +81,26 @@ class Snapshot:
                 curve.append({"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)})
         return curve
 
-    def front_document(self) -> dict[str, Any]:
-        """The document of `recycler front --json`; costly for thousands of trials, so one thread makes it for all."""
-        with self._lock:
-            return self._front_document
-
     @cached_property
-    def _front_document(self) -> dict[str, Any]:
-        return front_document(self.front)
+    def knee(self) -> int | None:
+        """Number of the front's knee; None before the first member is scored."""
+        return knee(self.front).number if any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials) else None
+
+    @property
+    def probability(self) -> dict[int, float]:
+        """Chance of each scored trial to be non-dominated, by number."""
+        return self.once("probability", lambda: self.front.probability)
+
+    def front_document(self) -> dict[str, Any]:
+        """The document of `recycler front --json`."""
+        return self.once("front", lambda: front_document(self.front))
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for this snapshot: costly for thousands of trials, so one thread makes it for all."""
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]
 
     def trial(self, number: int) -> Trial:
         """Raises NotFoundError."""
@@ -143,6 +157,6 @@ def _read(run: Run, signature: Signature) -> Snapshot:
     ledger = Ledger(run.folder / LEDGER, create=False)
     try:
         objectives, pool, dtype = read_facts(ledger)
-        return Snapshot(signature, ledger.trials(), objectives, pool, dtype, read_status(ledger))
+        return Snapshot(signature, ledger.trials(), objectives, pool, dtype, read_status(ledger), read_smoothed(ledger))
     finally:
         ledger.close()

@@ -28,12 +28,15 @@ export const getJob = (path = "") => get(base + path);
 export const postJob = (path, body) => post(base + path, body);
 export const jobPath = (path) => base + path;
 
-/** The job's trials; waits while its driver has not opened the ledger yet, telling `waiting` the status each time. */
-export async function firstTrials(waiting) {
+/** The job's trials (`/trials`) or their columns (`/table`); waits while its driver has not opened the ledger yet, telling `waiting` the status. */
+export async function firstOf(path, waiting) {
   for (;;) {
-    const status = await getJob();
-    waiting(status);
-    if (status.state !== "starting") return getJob("/trials");
+    try { return await getJob(path); } catch (error) {
+      if (error.status !== 404) throw error;
+      const status = await getJob();
+      waiting(status);
+      if (status.state !== "starting") return getJob(path);
+    }
     await new Promise((done) => setTimeout(done, WAIT_MS));
   }
 }

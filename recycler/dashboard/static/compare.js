@@ -1,10 +1,9 @@
 // Compare 2 to 4 trials: scores, paired differences with errors, weights, and the items that flipped with both outputs.
 
 import { getJob } from "./api.js";
-import { draw } from "./chart.js";
+import { draw, escapeForPlotly } from "./chart.js";
 import { figure, fill, h, notice, select, trialName } from "./dom.js";
 import { readHash, writeHash } from "./model.js";
-import { escapeForPlotly } from "./scatter.js";
 
 const DEFAULTS = { trials: "", role: "search" };
 const state = readHash(DEFAULTS);

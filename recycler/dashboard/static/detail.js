@@ -2,6 +2,7 @@
 
 import { getJob, postJob } from "./api.js";
 import { bytes, figure, fill, h, notice, trialName } from "./dom.js";
+import { whyPanel } from "./why.js";
 
 const POLL_MS = 1000;
 
@@ -15,17 +16,25 @@ export function weightBars(trial, members) {
 }
 
 export class Detail {
-  constructor(element) { this.element = element; this.number = null; }
+  /** `onchoose(number)`. */
+  constructor(element, onchoose) { Object.assign(this, { element, onchoose, number: null, stamp: null, after: null }); }
 
-  show(trial, data, probability) {
-    if (!trial) { this.number = null; fill(this.element, h("p", { class: "soft" }, "Choose a point, a row, or move a slider.")); return; }
-    const changed = this.number !== trial.trial;
-    this.number = trial.trial;
-    if (changed) this.after = h("div", { "aria-live": "polite" });
+  /** Shows trial `number`; what is known of it is asked for, unless a later one was chosen meanwhile. `null` shows nothing. */
+  async show(number, table) {
+    if (number === null) { this.number = null; fill(this.element, h("p", { class: "soft" }, "Choose a point, a row, or move a slider.")); return; }
+    if (this.number === number && this.stamp === table.cursor) return;
+    Object.assign(this, { number, stamp: table.cursor, after: this.number === number ? this.after : h("div", { "aria-live": "polite" }) });
+    fill(this.element, h("h2", { id: "chosen" }, table.name(table.rowOf.get(number))));
+    try {
+      const trial = await getJob(`/trials/${number}`);
+      if (this.number === number) this.#fill(trial, table);
+    } catch (error) { notice(error.message); }
+  }
+
+  #fill(trial, table) {
     fill(this.element, h("h2", { id: "chosen" }, trialName(trial)),
-      h("dl", { class: "narrow" }, data.objectives.flatMap(({ name }) => [h("dt", {}, name), h("dd", {}, `${figure(trial.scores.search[name])} search`, h("br"), `${figure(trial.scores.holdout[name])} holdout`)]),
-        h("dt", {}, "on the front"), h("dd", {}, probability === undefined ? (data.front.includes(trial.trial) ? "yes" : "no") : `yes, with probability ${Math.round(probability * 100)} %`)),
-      weightBars(trial, data.members),
+      h("dl", { class: "narrow" }, table.objectives.flatMap(({ name }) => [h("dt", {}, name), h("dd", {}, `${figure(trial.scores.search[name])} search`, h("br"), `${figure(trial.scores.holdout[name])} holdout`)])),
+      whyPanel(trial.why, this.onchoose), weightBars(trial, table.members),
       h("div", { class: "bar" }, h("button", { type: "button", class: "main", id: "export", disabled: trial.state !== "SCORED", onclick: () => this.#export(trial.trial) }, `Export trial ${trial.trial}`),
         h("button", { type: "button", id: "recipe", onclick: () => this.#recipe(trial.trial) }, "Recipe and card")), this.after);
   }

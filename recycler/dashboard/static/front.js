@@ -1,39 +1,58 @@
-// Front: scatter, parallel coordinates and table of one job's trials; a brush in one shows in all.
+// Front: scatter, matrix, parallel coordinates and table of one job's trials; a brush in one shows in all.
 
-import { firstTrials, follow, getJob, job } from "./api.js";
+import { firstOf, follow, getJob, job, jobPath } from "./api.js";
 import { Detail } from "./detail.js";
-import { checkbox, figure, fill, h, notice, select, trialName } from "./dom.js";
-import { axesOf, Brush, nonDominated, preferred, readHash, valueOf, writeHash } from "./model.js";
+import { checkbox, fill, h, notice, select } from "./dom.js";
+import { Listing } from "./listing.js";
+import { Matrix } from "./matrix.js";
+import { Brush, readHash, writeHash } from "./model.js";
 import { Parallel } from "./parallel.js";
 import { Scatter } from "./scatter.js";
+import { Table } from "./table.js";
 
-const TABLE_ROWS = 200, LIVE_MS = 300;
-const DEFAULTS = { x: "", y: "", role: "search", rest: "1", bars: "1", trial: "", sort: "", compare: "", prefer: "", ranges: "" };
+const LIVE_MS = 300, MAX_MARKED = 4;
+const DEFAULTS = { x: "", y: "", role: "search", rest: "1", bars: "1", trial: "", sort: "", compare: "", prefer: "", ranges: "", area: "" };
 const state = readHash(DEFAULTS);
-let brush = Brush.fromText(state.ranges), data, axes, probability = {}, greedy = null, pendingFrame = 0;
+const brush = Brush.fromText(state.ranges, state.area);
+let table, axes, pending = 0;
 
-const place = { scatter: h("div", { class: "chart", id: "scatter", role: "group", "aria-label": "Scatter of two objectives; the table below holds the same trials" }), canvas: h("canvas", { id: "parallel", role: "img", "aria-label": "Parallel coordinates; the number fields below brush the same axes" }),
-  tools: h("div", { class: "bar" }), ranges: h("details"), table: h("div", { class: "scroll", id: "table", tabindex: "0", role: "region", "aria-label": "Trials" }), count: h("p", { id: "count", class: "soft", "aria-live": "polite" }), sliders: h("div"), detail: h("div"), marked: h("div", { class: "bar" }) };
-const detail = new Detail(place.detail);
-const scatter = new Scatter(place.scatter, { onbrush: (points) => { brush.points = points; brushed(); }, onchoose: choose });
+const place = { scatter: h("div", { class: "layers" }), matrix: h("canvas", { id: "matrix", role: "img", "aria-label": "Every pair of objectives; the selects x and y choose one" }),
+  canvas: h("canvas", { id: "parallel", role: "img", "aria-label": "Parallel coordinates; the number fields below brush the same axes" }),
+  tools: h("div", { class: "bar" }), ranges: h("details"), table: h("div", { class: "scroll", id: "table", tabindex: "0", role: "region", "aria-label": "Trials" }),
+  count: h("p", { id: "count", class: "soft", "aria-live": "polite" }), sliders: h("div"), detail: h("div"), marked: h("div", { class: "bar" }) };
+const detail = new Detail(place.detail, choose);
+const scatter = new Scatter(place.scatter, { onbrush: (shapes) => { brush.shapes = shapes; brushed(); }, onchoose: choose });
+const matrix = new Matrix(place.matrix, (x, y) => setPair(x, y));
 const parallel = new Parallel(place.canvas, (name, range) => { if (range) brush.ranges.set(name, range); else brush.ranges.delete(name); brushed(); });
+const listing = new Listing(place.table, place.count, { onchoose: choose, onmark: mark, onsort: (key) => { state.sort = state.sort === `-${key}` ? key : `-${key}`; list(); listing.show(mask()); save(); } });
 
-const trialOf = (number) => data.trials.find((trial) => trial.trial === number);
-const chosen = () => (state.trial === "" ? null : trialOf(+state.trial));
-const shownTrials = () => data.trials.filter((trial) => trial.state === "SCORED" && data.objectives.every((o) => trial.scores[state.role]?.[o.name]) && (state.rest === "1" || data.front.includes(trial.trial) || trial.kind !== "merge"));
 const marked = () => state.compare.split(",").filter(Boolean).map(Number);
+const chosenRow = () => (state.trial === "" ? null : table.rowOf.get(+state.trial) ?? null);
+const shown = () => table.shown(state.role, state.rest === "1");
+const mask = () => brush.mask(table, axes, state.role, state.x, state.y);
 
-function save() { state.ranges = brush.toText(); writeHash(state, { ...DEFAULTS, x: data.objectives[0].name, y: data.objectives[1].name }); }
+function save() {
+  Object.assign(state, { ranges: brush.rangesText(), area: brush.shapesText() });
+  writeHash(state, { ...DEFAULTS, x: table.objectives[0].name, y: table.objectives[1].name });
+}
+
+function setPair(x, y) {
+  Object.assign(state, { x, y });
+  brush.shapes = [];
+  tools();
+  draw();
+}
 
 /** After a brush moved: only brightness changes, at most once a frame. */
 function brushed() {
-  if (pendingFrame) return;
-  pendingFrame = requestAnimationFrame(() => {
-    pendingFrame = 0;
-    const start = performance.now();
-    parallel.draw();
-    table();
-    scatter.show(brush.empty ? null : (trial) => brush.passes(trial, axes, state.role));
+  if (pending) return;
+  pending = requestAnimationFrame(async () => {
+    pending = 0;
+    const start = performance.now(), bright = mask();
+    parallel.draw(bright);
+    if (table.objectives.length > 2) matrix.draw(bright);
+    listing.show(bright);
+    await scatter.show(bright);
     performance.measure("brush", { start, end: performance.now() });
     save();
   });
@@ -44,55 +63,39 @@ function choose(number) {
   draw();
 }
 
+const list = () => listing.render({ table, rows: shown(), axes, role: state.role, sort: state.sort, chosen: chosenRow(), marked: new Set(marked()) });
+
 async function draw() {
-  const start = performance.now(), front = new Set(data.front), trials = shownTrials();
-  if (!trials.length) { notice(state.role === "holdout" ? "No trial has holdout scores yet: they come when the budget is spent." : "No trial is scored yet."); } else notice("");
-  parallel.render({ trials, axes, role: state.role, front, brush, chosen: chosen()?.trial });
-  table();
-  detail.show(chosen(), data, probability[state.trial]);
+  const start = performance.now(), rows = shown(), bright = mask(), { role, x, y } = state;
+  notice(rows.length ? "" : role === "holdout" ? "No trial has holdout scores yet: they come when the budget is spent." : "No trial is scored yet.");
+  list();
+  listing.show(bright);
+  parallel.render({ table, rows, axes, role, ranges: brush.ranges, chosen: chosenRow() });
+  parallel.draw(bright);
+  if (table.objectives.length > 2) { matrix.render({ table, rows, role, x, y }); matrix.draw(bright); }
+  detail.show(chosenRow() === null ? null : +state.trial, table);
   save();
-  await scatter.render({ data, front, greedy, x: state.x, y: state.y, role: state.role, dominated: state.rest === "1", bars: state.bars === "1", chosen: chosen()?.trial });
-  if (!brush.empty) await scatter.show((trial) => brush.passes(trial, axes, state.role));
+  await scatter.render({ table, rows, x, y, role, bars: state.bars === "1", chosen: rows.includes(chosenRow()) ? chosenRow() : null, shapes: brush.shapes });
+  if (bright) await scatter.show(bright); else scatter.cloud.draw(null);
   performance.measure("draw", { start, end: performance.now() });
 }
 
-function sorted(trials) {
-  const key = state.sort.replace(/^-/, ""), axis = axes.find((candidate) => candidate.name === key), sign = state.sort.startsWith("-") ? -1 : 1;
-  if (axis) return trials.sort((a, b) => sign * (valueOf(a, axis, state.role) - valueOf(b, axis, state.role)) || a.trial - b.trial);
-  const front = new Set(data.front), rank = (trial) => (front.has(trial.trial) ? 0 : trial.kind === "merge" ? 2 : 1);
-  return trials.sort((a, b) => rank(a) - rank(b) || a.trial - b.trial);
-}
-
-function table() {
-  const passing = sorted(shownTrials().filter((trial) => brush.passes(trial, axes, state.role))), front = new Set(data.front), picked = new Set(marked());
-  const head = (name, key) => h("th", { scope: "col", class: "num", "aria-sort": state.sort === key ? "ascending" : state.sort === `-${key}` ? "descending" : "none" }, h("button", { type: "button", onclick: () => { state.sort = state.sort === `-${key}` ? key : `-${key}`; table(); save(); } }, name));
-  const rows = passing.slice(0, TABLE_ROWS).map((trial) => h("tr", { "data-trial": trial.trial, "aria-selected": String(trial.trial) === state.trial ? "true" : "false" },
-    h("td", {}, h("input", { type: "checkbox", "aria-label": `compare trial ${trial.trial}`, checked: picked.has(trial.trial), onchange: () => mark(trial.trial) })),
-    h("td", {}, h("button", { type: "button", "data-choose": trial.trial, onclick: () => { choose(trial.trial); place.table.querySelector(`[data-choose="${trial.trial}"]`)?.focus(); } }, trialName(trial))),
-    h("td", {}, front.has(trial.trial) ? `front${data.knee === trial.trial ? ", knee" : ""}` : trial.trial === greedy ? "greedy soup" : ""),
-    data.objectives.map(({ name }) => h("td", { class: "num" }, figure(trial.scores[state.role][name]))),
-    h("td", {}, Object.values(trial.weights).map((row) => Object.entries(row).map(([name, weight]) => `${name} ${weight.toFixed(2)}`).join(" ")).join("; "))));
-  fill(place.table, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "compare"), h("th", { scope: "col" }, "trial"), h("th", { scope: "col" }, "what"), data.objectives.map(({ name }) => head(name, name)), h("th", { scope: "col" }, "weights"))), h("tbody", {}, rows)));
-  place.count.textContent = `${passing.length} of ${shownTrials().length} trials${passing.length > TABLE_ROWS ? `; the first ${TABLE_ROWS} are listed` : ""}${brush.empty ? ". Drag in the scatter or along an axis to brush." : " pass the brush."}`;
-}
-
 function mark(number) {
-  const now = marked().includes(number) ? marked().filter((other) => other !== number) : [...marked(), number].slice(-4);
-  state.compare = now.join(",");
-  showMarked(); table(); save();
-  place.table.querySelector(`[aria-label="compare trial ${number}"]`)?.focus();
+  state.compare = (marked().includes(number) ? marked().filter((other) => other !== number) : [...marked(), number].slice(-MAX_MARKED)).join(",");
+  showMarked(); list(); listing.show(mask()); save();
 }
 
 function showMarked() {
-  fill(place.marked, marked().length >= 2 ? h("a", { id: "compare-link", href: `/jobs/${encodeURIComponent(job)}/compare#trials=${marked().join(",")}` }, `Compare trials ${marked().join(", ")}`) : h("span", { class: "soft" }, "Tick 2 to 4 trials to compare them."));
+  fill(place.marked, marked().length >= 2 ? h("a", { id: "compare-link", href: `/jobs/${encodeURIComponent(job)}/compare#trials=${marked().join(",")}` }, `Compare trials ${marked().join(", ")}`) : h("span", { class: "soft" }, "Tick 2 to 4 trials to compare them."),
+    h("span", { class: "soft" }, "Download all as"), ["csv", "parquet"].map((kind) => h("a", { href: jobPath(`/trials.${kind}`), download: true }, kind.toUpperCase())), h("a", { href: jobPath("/report.html"), download: true }, "HTML report"));
 }
 
 function tools() {
-  const names = data.objectives.map((o) => [o.name, `${o.name} (${o.direction})`]);
+  const names = table.objectives.map((o) => [o.name, `${o.name} (${o.direction})`]);
   const set = (key) => (value) => { state[key] = value === true ? "1" : value === false ? "0" : value; draw(); };
-  fill(place.tools, select("x", names, state.x, set("x"), "x"), select("y", names, state.y, set("y"), "y"), select("scores", [["search", "search"], ["holdout", "holdout"]], state.role, set("role"), "role"),
+  fill(place.tools, select("x", names, state.x, (value) => setPair(value, state.y), "x"), select("y", names, state.y, (value) => setPair(state.x, value), "y"), select("scores", [["search", "search"], ["holdout", "holdout"]], state.role, set("role"), "role"),
     checkbox("dominated", state.rest === "1", set("rest"), "rest"), checkbox("error bars", state.bars === "1", set("bars"), "bars"),
-    h("button", { type: "button", id: "clear", onclick: () => { brush.clear(); ranges(); brushed(); globalThis.Plotly.relayout(place.scatter, { selections: [] }); } }, "Clear brush"));
+    h("button", { type: "button", id: "clear", onclick: () => { brush.clear(); ranges(); brushed(); scatter.clear(); } }, "Clear brush"));
 }
 
 function ranges() {
@@ -105,60 +108,48 @@ function ranges() {
 }
 
 function sliders() {
-  const shares = state.prefer ? state.prefer.split(",").map(Number) : data.objectives.map(() => 50);
+  const shares = state.prefer ? state.prefer.split(",").map(Number) : table.objectives.map(() => 50);
   const told = h("p", { id: "preferred", "aria-live": "polite" });
   const move = () => {
-    const pick = preferred(data.trials.filter((t) => data.front.includes(t.trial) && data.objectives.every((o) => t.scores[state.role][o.name])), data.objectives, shares, state.role), total = shares.reduce((a, b) => a + b, 0) || 1;
+    const row = table.preferred(shares, state.role), total = shares.reduce((a, b) => a + b, 0) || 1;
     state.prefer = shares.join(",");
-    if (!pick) return;
-    told.textContent = `Best for ${data.objectives.map((o, i) => `${Math.round((100 * shares[i]) / total)} % ${o.name}`).join(", ")}: trial ${pick.trial}`;
-    choose(pick.trial);
+    if (row === null) return;
+    told.textContent = `Best for ${table.objectives.map((o, i) => `${Math.round((100 * shares[i]) / total)} % ${o.name}`).join(", ")}: trial ${table.numbers[row]}`;
+    choose(table.numbers[row]);
   };
-  fill(place.sliders, h("h2", {}, "Preference"), data.objectives.map((o, index) => h("label", { class: "slider" }, h("span", {}, o.name), h("input", { type: "range", min: 0, max: 100, value: shares[index], "aria-label": `how much ${o.name} matters`, oninput: (event) => { shares[index] = +event.target.value; move(); } }))), told);
+  fill(place.sliders, h("h2", {}, "Preference"), table.objectives.map((o, index) => h("label", { class: "slider" }, h("span", {}, o.name), h("input", { type: "range", min: 0, max: 100, value: shares[index], "aria-label": `how much ${o.name} matters`, oninput: (event) => { shares[index] = +event.target.value; move(); } }))), told);
 }
 
-/** Trials that arrive while the page is open; drawn in bunches. */
-let timer = 0, rest = 0, late = false, stale = true;
-function arrived(entry) {
-  const index = data.trials.findIndex((trial) => trial.trial === entry.trial);
-  if (index < 0) data.trials.push(entry); else data.trials[index] = entry;
-  stale = true;
+/** Trials that arrive while the page is open: the columns are read anew, in bunches, and seldom where that is slow. */
+let timer = 0, rest = 0, late = false;
+function arrived() {
   if (timer) { late = true; return; }
   timer = setTimeout(async () => {
     const start = performance.now();
-    data.front = nonDominated(data.trials, data.objectives);
-    await draw();
+    late = false;
+    try { table = new Table(await getJob("/table")); await draw(); } catch (error) { notice(error.message); }
     rest = 4 * (performance.now() - start);
     timer = 0;
-    if (late) { late = false; arrived(entry); }
+    if (late) arrived();
   }, Math.max(LIVE_MS, rest));
 }
 
-async function more() {
-  if (!stale || !data.front.length) return;
-  stale = false;
-  const found = await getJob("/front");
-  probability = Object.fromEntries(found.front.map((entry) => [entry.trial, entry.probability]));
-  greedy = found.baselines.find((entry) => entry.kind === "greedy_soup")?.trial ?? null;
-  draw();
-}
-
 async function start() {
-  data = await firstTrials((status) => notice(status.state === "starting" ? "The driver is starting." : ""));
-  axes = axesOf(data);
-  const names = data.objectives.map((o) => o.name);
+  table = new Table(await firstOf("/table", () => notice("The driver is starting.")));
+  axes = table.axes();
+  const names = table.objectives.map((o) => o.name);
   if (!names.includes(state.x)) state.x = names[0];
   if (!names.includes(state.y)) state.y = names[1];
   if (!["search", "holdout"].includes(state.role)) state.role = "search";
-  if (state.trial === "" && data.knee !== null) state.trial = String(data.knee);
+  if (state.trial === "" && table.knee !== null) state.trial = String(table.knee);
   fill(document.getElementById("page"), h("div", { class: "split" },
-    h("div", { class: "stack" }, h("section", { class: "card" }, place.tools, place.scatter), h("section", { class: "card" }, h("h2", {}, "Objectives and weights"), place.canvas, place.ranges), h("section", { class: "card" }, h("h2", {}, "Trials"), place.count, place.marked, place.table)),
+    h("div", { class: "stack" }, h("section", { class: "card" }, place.tools, place.scatter), h("section", { class: "card" }, h("h2", {}, "Objectives and weights"), place.canvas, place.ranges), names.length > 2 ? h("section", { class: "card" }, h("h2", {}, "Pairs of objectives"), place.matrix) : null,
+      h("section", { class: "card" }, h("h2", {}, "Trials"), place.count, place.marked, place.table)),
     h("div", { class: "stack" }, h("section", { class: "card" }, place.sliders), h("section", { class: "card" }, place.detail))));
   tools(); ranges(); sliders(); showMarked();
   await draw();
   document.body.dataset.ready = "1";
-  follow(data.cursor, { trial: arrived, holdout: arrived, end: more });
-  await more();
+  follow(table.cursor, { trial: arrived, holdout: arrived });
 }
 
 try { await start(); } catch (error) { notice(error.message); }

@@ -1,4 +1,7 @@
-// Trials, objectives, brushes and preferences as plain data: what the Front page knows. No drawing here.
+// State of the Front page as plain data: what stands in the address, and the brush. No drawing here.
+
+const MAX_CORNERS = 60;
+const short = (value) => +value.toPrecision(6);
 
 /** State of the page in the address: everything a link should bring back. */
 export function readHash(defaults) {
@@ -11,73 +14,62 @@ export function writeHash(state, defaults) {
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
 
-/** Value of a trial on an axis: an objective's score in the role, or a member's mean weight over groups. */
-export function valueOf(trial, axis, role) {
-  if (axis.kind === "objective") return trial.scores[role]?.[axis.name]?.value ?? null;
-  const groups = Object.values(trial.weights);
-  return groups.reduce((sum, row) => sum + (row[axis.name] ?? 0), 0) / (groups.length || 1);
-}
-
-/** Objectives first, then at most `limit` members. */
-export function axesOf(data, limit = 8) {
-  return [...data.objectives.map((o) => ({ kind: "objective", name: o.name, direction: o.direction })), ...data.members.slice(0, limit).map((name) => ({ kind: "weight", name }))];
-}
-
-export function extent(trials, axis, role) {
-  let low = Infinity, high = -Infinity;
-  for (const trial of trials) {
-    const value = valueOf(trial, axis, role);
-    if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
-  }
-  return low > high ? [0, 1] : low === high ? [low - 0.5, high + 0.5] : [low, high];
-}
-
-/** Brushes: a set of numbers from the scatter, and one interval an axis; a trial is in when it passes all. */
+/** Shapes of the scatter (boxes and lassos, lists of corners [x, y]) and one interval an axis; a trial is in when one shape and all intervals hold it. */
 export class Brush {
-  constructor() { this.points = null; this.ranges = new Map(); }
-  get empty() { return this.points === null && this.ranges.size === 0; }
-  passes(trial, axes, role) {
-    if (this.points !== null && !this.points.has(trial.trial)) return false;
+  constructor() { this.shapes = []; this.ranges = new Map(); }
+
+  get empty() { return !this.shapes.length && !this.ranges.size; }
+
+  clear() { this.shapes = []; this.ranges.clear(); }
+
+  /** One byte a row, 1 for what passes; null when nothing is brushed. `x`, `y` are the axes that shapes were drawn on. */
+  mask(table, axes, role, x, y) {
+    if (this.empty) return null;
+    const mask = new Uint8Array(table.size).fill(1);
     for (const [name, [low, high]] of this.ranges) {
-      const axis = axes.find((candidate) => candidate.name === name);
-      const value = axis ? valueOf(trial, axis, role) : null;
-      if (axis && (value === null || value < low || value > high)) return false;
+      const axis = axes.find((candidate) => candidate.name === name), column = axis && table.values(axis, role);
+      if (column) for (let row = 0; row < mask.length; row += 1) if (!(column[row] >= low && column[row] <= high)) mask[row] = 0;
     }
-    return true;
+    if (this.shapes.length) {
+      const across = table.columns[role][x], up = table.columns[role][y];
+      for (let row = 0; row < mask.length; row += 1) if (mask[row] && !this.shapes.some((corners) => inside(corners, across[row], up[row]))) mask[row] = 0;
+    }
+    return mask;
   }
-  clear() { this.points = null; this.ranges.clear(); }
-  toText() { return [...this.ranges].map(([name, range]) => `${encodeURIComponent(name)}:${range.map((v) => +v.toPrecision(6)).join(":")}`).join("|"); }
-  static fromText(text) {
+
+  rangesText() { return [...this.ranges].map(([name, range]) => `${encodeURIComponent(name)}:${range.map(short).join(":")}`).join("|"); }
+
+  shapesText() { return this.shapes.map((corners) => corners.flat().map(short).join(",")).join("|"); }
+
+  static fromText(ranges, shapes) {
     const brush = new Brush();
-    for (const part of text.split("|").filter(Boolean)) {
+    for (const part of ranges.split("|").filter(Boolean)) {
       const [name, low, high] = part.split(":");
-      if (Number.isFinite(+low) && Number.isFinite(+high)) brush.ranges.set(decodeURIComponent(name), [+low, +high]);
+      if (!Number.isNaN(+low) && !Number.isNaN(+high)) brush.ranges.set(decodeURIComponent(name), [+low, +high]);
+    }
+    for (const part of shapes.split("|").filter(Boolean)) {
+      const flat = part.split(",").map(Number);
+      if (flat.length >= 6 && flat.length % 2 === 0 && flat.every(Number.isFinite)) brush.shapes.push(flat.flatMap((_, index) => (index % 2 ? [] : [[flat[index], flat[index + 1]]])));
     }
     return brush;
   }
 }
 
-/** Better first: the front's trials by the weighted sum of scores scaled to 0 (worst of the front) and 1 (best). */
-export function preferred(front, objectives, shares, role) {
-  const total = shares.reduce((a, b) => a + b, 0) || 1;
-  const scaled = objectives.map((objective) => {
-    const values = front.map((trial) => trial.scores[role][objective.name]?.value ?? NaN).map((value) => (objective.direction === "minimize" ? -value : value));
-    const low = Math.min(...values), high = Math.max(...values);
-    return values.map((value) => (high > low ? (value - low) / (high - low) : 1));
-  });
-  const points = front.map((trial, index) => [trial, scaled.reduce((sum, column, o) => sum + (shares[o] / total) * column[index], 0)]);
-  return points.sort((a, b) => b[1] - a[1] || a[0].trial - b[0].trial)[0]?.[0] ?? null;
+/** Corners of Plotly's selections: a box has four, a lasso as many as its path, thinned out. */
+export function cornersOf(selections) {
+  return selections.map((shape) => {
+    if (shape.type === "rect") return [[shape.x0, shape.y0], [shape.x1, shape.y0], [shape.x1, shape.y1], [shape.x0, shape.y1]];
+    const corners = shape.path.replace(/[MZ]/g, "").split("L").map((pair) => pair.split(",").map(Number)), step = Math.ceil(corners.length / MAX_CORNERS);
+    return corners.filter((_, index) => index % step === 0);
+  }).filter((corners) => corners.length > 2 && corners.flat().every(Number.isFinite));
 }
 
-/** Numbers of the non-dominated among `trials` by search score; equal points stay together, equal recipes keep the first. */
-export function nonDominated(trials, objectives) {
-  const rows = trials.filter((trial) => trial.state === "SCORED").map((trial) => ({ trial, row: objectives.map((o) => (o.direction === "minimize" ? -1 : 1) * trial.scores.search[o.name].value) }));
-  rows.sort((a, b) => { for (let k = 0; k < objectives.length; k += 1) if (a.row[k] !== b.row[k]) return b.row[k] - a.row[k]; return a.trial.trial - b.trial.trial; });
-  const front = [], recipes = new Set();
-  for (const { trial, row } of rows) {
-    const recipe = JSON.stringify([trial.method, trial.weights, trial.options]);
-    const dominated = front.some((other) => other.row.every((value, k) => value >= row[k]) && other.row.some((value, k) => value > row[k]));
-    if (!dominated && !recipes.has(recipe)) { front.push({ trial, row }); recipes.add(recipe); }
+/** Whether a point lies in a polygon: rays cross its border an odd number of times; the border of a box is inside. */
+function inside(corners, x, y) {
+  let odd = false;
+  for (let index = 0, last = corners.length - 1; index < corners.length; last = index, index += 1) {
+    const [ax, ay] = corners[index], [bx, by] = corners[last];
+    if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) odd = !odd;
   }
-  return front.map(({ trial }) => trial.trial);
+  return odd;
 }

@@ -1,7 +1,7 @@
 // Parallel coordinates on a canvas: one line a trial, one axis an objective or member. Drag along an axis to brush it.
 
 import { palette } from "./chart.js";
-import { extent, valueOf } from "./model.js";
+import { extent } from "./table.js";
 
 const TOP = 34, BOTTOM = 26, SIDE = 58, GRAB = 26;
 
@@ -13,51 +13,58 @@ export class Parallel {
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
     canvas.addEventListener("pointerup", (event) => this.#up(event));
-    new ResizeObserver(() => this.trials && this.draw()).observe(canvas);
+    new ResizeObserver(() => this.table && this.draw()).observe(canvas);
   }
 
-  render({ trials, axes, role, front, brush, chosen }) {
-    Object.assign(this, { trials, axes, role, front, brush, chosen });
-    this.spans = axes.map((axis) => extent(trials, axis, role));
-    this.rows = trials.map((trial) => axes.map((axis, index) => {
-      const value = valueOf(trial, axis, role);
-      return value === null ? NaN : (value - this.spans[index][0]) / (this.spans[index][1] - this.spans[index][0]);
-    }));
-    this.draw();
+  render({ table, rows, axes, role, ranges, chosen }) {
+    Object.assign(this, { table, rows, axes, role, ranges, chosen });
+    this.columns = axes.map((axis) => table.values(axis, role));
+    this.spans = this.columns.map((column) => extent(column, rows));
+    this.layer = null;
   }
 
   #place(index) { return this.axes.length < 2 ? SIDE : SIDE + (index * (this.width - 2 * SIDE)) / (this.axes.length - 1); }
   #height(share) { return this.high - BOTTOM - share * (this.high - TOP - BOTTOM); }
 
-  draw() {
-    const box = this.canvas.getBoundingClientRect(), scale = devicePixelRatio || 1;
-    this.width = box.width; this.high = box.height;
-    this.canvas.width = Math.round(box.width * scale); this.canvas.height = Math.round(box.height * scale);
-    const pen = this.canvas.getContext("2d"), colours = palette();
+  /** Draws all; lines that `mask` leaves out are pale. They come from a layer that is drawn once, so a brush draws only what is in it. */
+  draw(mask = this.mask ?? null) {
+    this.mask = mask;
+    const wide = this.canvas.clientWidth, high = this.canvas.clientHeight, scale = devicePixelRatio || 1, colours = palette();
+    if (!this.layer || this.width !== wide || this.high !== high || this.theme !== colours) Object.assign(this, { width: wide, high, theme: colours, layer: null });
+    this.canvas.width = Math.round(wide * scale); this.canvas.height = Math.round(high * scale);
+    const pen = this.canvas.getContext("2d");
+    if (mask) pen.drawImage(this.#pale(scale, colours), 0, 0);
     pen.scale(scale, scale);
-    const groups = { out: [], in: [], front: [], chosen: [] };
-    this.trials.forEach((trial, index) => {
-      if (trial.trial === this.chosen) groups.chosen.push(index);
-      else if (!this.brush.empty && !this.brush.passes(trial, this.axes, this.role)) groups.out.push(index);
-      else groups[this.front.has(trial.trial) ? "front" : "in"].push(index);
-    });
-    this.#lines(pen, groups.out, colours.line, 0.5, 1);
-    this.#lines(pen, groups.in, this.brush.empty ? colours.soft : colours.accent, this.trials.length > 500 ? 0.25 : 0.5, 1);
-    this.#lines(pen, groups.front, colours.accent, 0.95, 1.6);
-    this.#lines(pen, groups.chosen, colours.bad, 1, 3);
+    const bright = this.rows.filter((row) => row !== this.chosen && (!mask || mask[row]));
+    this.#lines(pen, bright.filter((row) => !this.table.front[row]), mask ? colours.accent : colours.soft, bright.length > 500 ? 0.25 : 0.5, 1);
+    this.#lines(pen, bright.filter((row) => this.table.front[row]), colours.accent, 0.95, 1.6);
+    if (this.rows.includes(this.chosen)) this.#lines(pen, [this.chosen], colours.bad, 1, 3);
     this.#axes(pen, colours);
   }
 
-  #lines(pen, indices, colour, alpha, width) {
+  #pale(scale, colours) {
+    if (this.layer) return this.layer;
+    this.layer = document.createElement("canvas");
+    this.layer.width = this.canvas.width; this.layer.height = this.canvas.height;
+    const pen = this.layer.getContext("2d");
+    pen.scale(scale, scale);
+    this.#lines(pen, this.rows, colours.line, 0.5, 1);
+    return this.layer;
+  }
+
+  #lines(pen, rows, colour, alpha, width) {
     pen.strokeStyle = colour; pen.globalAlpha = alpha; pen.lineWidth = width;
+    const places = this.axes.map((_, index) => this.#place(index)), tall = this.high - TOP - BOTTOM, floor = this.high - BOTTOM;
     pen.beginPath();
-    for (const index of indices) {
+    for (const row of rows) {
       let open = false;
-      this.rows[index].forEach((share, axis) => {
-        if (Number.isNaN(share)) { open = false; return; }
-        if (open) pen.lineTo(this.#place(axis), this.#height(share)); else pen.moveTo(this.#place(axis), this.#height(share));
+      for (let axis = 0; axis < places.length; axis += 1) {
+        const value = this.columns[axis][row], [low, high] = this.spans[axis];
+        if (Number.isNaN(value)) { open = false; continue; }
+        const y = floor - ((value - low) / (high - low)) * tall;
+        if (open) pen.lineTo(places[axis], y); else pen.moveTo(places[axis], y);
         open = true;
-      });
+      }
     }
     pen.stroke();
     pen.globalAlpha = 1;
@@ -73,7 +80,7 @@ export class Parallel {
       pen.fillText(shortened(pen, axis.name, index && index < this.axes.length - 1 ? Math.max(room, 60) : 2 * SIDE - 4), x, 12);
       pen.fillStyle = colours.soft;
       pen.fillText(high.toPrecision(3), x, 27); pen.fillText(low.toPrecision(3), x, this.high - 10);
-      const range = this.brush.ranges.get(axis.name);
+      const range = this.ranges.get(axis.name);
       if (!range) return;
       const [from, to] = range.map((value) => this.#height(Math.min(1, Math.max(0, (value - low) / (high - low)))));
       pen.fillStyle = colours.accent; pen.globalAlpha = 0.45; pen.fillRect(x - 7, to, 14, from - to); pen.globalAlpha = 1;

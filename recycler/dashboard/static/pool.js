@@ -1,9 +1,8 @@
 // Pool: the members, their own scores, how the front uses them, and what it is worth without each.
 
 import { getJob } from "./api.js";
-import { draw } from "./chart.js";
+import { draw, escapeForPlotly } from "./chart.js";
 import { figure, fill, h, notice } from "./dom.js";
-import { escapeForPlotly } from "./scatter.js";
 
 function table(pool) {
   const loss = (member) => (member.hypervolume_without === null || !pool.hypervolume ? "–" : `${member.hypervolume_without.toPrecision(4)} (${(100 * (member.hypervolume_without / pool.hypervolume - 1)).toFixed(1)} %)`);

@@ -1,6 +1,6 @@
 // Progress of one job: state, cost, hypervolume, failures, exports, log; stop, resume, duplicate.
 
-import { firstTrials, follow, getJob, jobPath, postJob } from "./api.js";
+import { firstOf, follow, getJob, jobPath, postJob } from "./api.js";
 import { draw } from "./chart.js";
 import { duration, fill, h, notice, trialName } from "./dom.js";
 
@@ -58,7 +58,8 @@ async function told(status) {
 }
 
 try {
-  const { trials, cursor } = await firstTrials(told);
+  told(await getJob());
+  const { trials, cursor } = await firstOf("/trials", told);
   trials.filter((trial) => trial.state !== "PENDING").slice(-8).forEach(showTrial);
   follow(cursor, { trial: showTrial, status: told });
   await showExports();

@@ -1,0 +1,45 @@
+"""report, study: a run for others to look at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from recycler.errors import Problem, UsageError
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """recycler report RUN --html FILE: one file, whole or not at all."""
+    from recycler.report_html import html_report
+    from recycler.run import open_front, open_ledger, read_status
+
+    with closing(open_ledger(arguments.run)) as ledger:
+        status = read_status(ledger)
+    text = html_report(open_front(arguments.run), status)
+    path = Path(arguments.html)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(Problem(thing=str(path), cause=f"cannot be written ({error.strerror})", remedy="Give a file in a folder that exists")) from None
+    finally:
+        aside.unlink(missing_ok=True)
+    print(f"recycler: wrote {path} ({len(text):,} characters)", file=sys.stderr)
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """recycler study RUN --storage URL: an Optuna study with every closed trial."""
+    import json
+
+    from recycler.run import open_ledger, read_facts
+    from recycler.search.optuna_study import write_study
+
+    with closing(open_ledger(arguments.run)) as ledger:
+        objectives, _, _ = read_facts(ledger)
+        name = arguments.name or json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
+        number = write_study(ledger.trials(), objectives, storage=arguments.storage, name=name)
+    print(f"recycler: wrote {number} trials as study {name!r}", file=sys.stderr)
