@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 import torch
+from handmade import file_bytes, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from recycler.errors import UsageError
+from recycler.errors import UnsafeInputError, UsageError
 from recycler.merge.hashing import tensor_digest
 from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
 from recycler.merge.options import options_of
@@ -17,6 +19,8 @@ from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.merge.stream import merged_tensors
 from recycler.merge.to_disk import merge_to_folder, merged_infos
 from recycler.merge.writer import write_model
+from recycler.pool.catalog import open_pool
+from recycler.pool.headers import DTYPE_BYTES, read_header
 from recycler.pool.tensors import SAFETENSORS_DTYPES, ResidentPool
 from recycler.types import Checkpoint, Group, Pool, Recipe, TensorInfo
 
@@ -278,3 +282,40 @@ def test_a_hundred_thousand_tensors_are_planned_in_seconds():
     plan = plan_merge(entry, tensors)
     assert time.process_time() - start < 5
     assert plan.num_parameters == 100_000 * 1024**2 and plan.bytes_read == 16 * plan.bytes_written
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "U16", "U32", "U64", "I8", "BOOL"])
+def test_tensors_that_cannot_be_averaged_are_copied_when_all_agree_and_refused_by_name_when_not(tmp_path, dtype):
+    pools = []
+    for kind, second in (("same", 1), ("other", 0)):
+        for number, value in enumerate((1, second)):
+            raw = bytes([value]) * (4 * DTYPE_BYTES[dtype])
+            header = {"q": {"dtype": dtype, "shape": [4], "data_offsets": [0, len(raw)]}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [len(raw), len(raw) + 8]}}
+            (tmp_path / kind / f"m{number}").mkdir(parents=True)
+            (tmp_path / kind / f"m{number}" / "config.json").write_text("{}")
+            (tmp_path / kind / f"m{number}" / "model.safetensors").write_bytes(file_bytes(header, raw + bytes(8)))
+        pools.append(open_pool([tmp_path / kind]))
+    entry = Recipe(method="linear", members=("m0", "m1"), weights=((0.5, 0.5),))
+    merge_to_folder(entry, ResidentPool(pools[0]), tmp_path / "out")
+    info = read_header(tmp_path / "out" / "model.safetensors")["q"]
+    assert info.dtype == dtype and (tmp_path / "out" / "model.safetensors").read_bytes()[info.start : info.start + info.num_bytes] == b"\1" * info.num_bytes
+    with pytest.raises(UnsafeInputError, match=f"tensor 'q': is {dtype}, which cannot be averaged"):
+        merge_to_folder(entry, ResidentPool(pools[1]), tmp_path / "refused")
+
+
+def test_a_member_that_is_cut_short_while_it_is_read_is_an_error_and_no_crash(tmp_path):
+    write_checkpoint(tmp_path / "a")
+    write_checkpoint(tmp_path / "b")
+    pool = open_pool([tmp_path / "a", tmp_path / "b"])
+    os.truncate(tmp_path / "b" / "model.safetensors", (tmp_path / "b" / "model.safetensors").stat().st_size - 4)
+    with pytest.raises(UnsafeInputError, match="was changed since its header was read"):
+        merge_to_folder(Recipe(method="linear", members=("a", "b"), weights=((0.5, 0.5),)), ResidentPool(pool), tmp_path / "out")
+
+
+def test_members_of_weight_zero_are_not_read(tmp_path):
+    write_checkpoint(tmp_path / "a")
+    write_checkpoint(tmp_path / "b")
+    pool = open_pool([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b" / "model.safetensors").unlink()
+    digests = merge_to_folder(Recipe(method="linear", members=("a", "b"), weights=((1.0, 0.0),)), ResidentPool(pool), tmp_path / "out")
+    assert digests == {name: tensor_digest(tensor) for name, tensor in load_file(tmp_path / "a" / "model.safetensors").items()}

@@ -97,9 +97,10 @@ def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, e
 
 def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:
     first, *rest = (resident.tensor(member, name) for member in recipe.members)
-    if not all(torch.equal(first, other) for other in rest):
-        raise UnsafeInputError(Problem(thing=f"tensor {name!r}", cause="is not floating point and members disagree about it",
-                                       remedy="Leave those members out: such a tensor cannot be merged"))
+    if not all(torch.equal(first.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)) for other in rest):
+        kind = resident.pool.template.tensors[name].dtype
+        raise UnsafeInputError(Problem(thing=f"tensor {name!r}", cause=f"is {kind}, which cannot be averaged, and members disagree about it",
+                                       remedy="Merge the unquantized weights and quantize the result" if kind.startswith("F8") else "Leave those members out"))
     return first
 
 
