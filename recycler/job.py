@@ -103,7 +103,7 @@ class JobSpec(Strict):
     """Two or more."""
     engine: EngineSpec = EngineSpec()
     budget: BudgetSpec
-    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random"] = "simplex_gp"
+    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
     allow_benchmark_tests: bool = False
     """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""

@@ -54,7 +54,7 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     return corner, hypervolume(truth, corner)
 
 
-def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int) -> list[dict[str, object]]:
+def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False) -> list[dict[str, object]]:
     """Rows at each checkpoint up to `budget`: true hypervolume of the shipped, the observed and the best possible front, and
     the stated one of the shipped front, 1 = long run; share of the shipped scores whose stated 90 % interval has the truth."""
     family = pool(name, num_members, pool_seed)
@@ -62,6 +62,12 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
     proposer = SAMPLERS[sampler](family, seed)
     rng = np.random.default_rng([7, pool_seed, seed])
     weights, values, stderrs, rows, spent = [], [], [], [], 0.0
+    if members_known:
+        proposer.start = []
+        for point in np.concatenate([np.full((1, num_members), 1 / num_members), np.eye(num_members)]):
+            value, stderr = family.score(point, rng)
+            proposer.tell(point, value, stderr)
+            weights.append(point), values.append(value), stderrs.append(stderr)
     for number in range(budget):
         start = time.process_time()
         point = proposer.ask()
@@ -79,7 +85,7 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             shipped = list(front.indices)
             off = np.abs(front.mean - true)[shipped]
             rows.append({
-                "sampler": sampler, "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
+                "sampler": sampler + ("+known" if members_known else ""), "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
                 "trials": number + 1, "shipped": hypervolume(true[shipped][:, kept], corner) / best,
                 "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner) / best,
                 "all": hypervolume(true[:, kept], corner) / best, "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,

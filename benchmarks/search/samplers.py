@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import optuna
+from cmaes import CMA
 
 from recycler.search.gp import Features
 from recycler.search.simplex_gp import SimplexGP, observations
@@ -118,49 +119,25 @@ class RandomSparse:
 
 
 class MeanCma:
-    """CMA-ES on the mean score with |x| normalised to sum 1: Khalifa et al.'s search with mergekit-evolve's settings.
-
-    (mu/mu_w, lambda) with rank-one and rank-mu updates and step-size path (Hansen 2016, arXiv:1604.00772, figure 6).
-    """
+    """CMA-ES on the mean score with |x| normalised to sum 1: Khalifa et al.'s search with mergekit-evolve's settings."""
 
     def __init__(self, family: Family, seed: int):
-        self.rng, size = np.random.default_rng(seed), family.num_members
-        self.low = family.lowest
-        self.size, self.offspring = size, 4 + int(3 * np.log(size))
-        self.parents = self.offspring // 2
-        weights = np.log((self.offspring + 1) / 2) - np.log(np.arange(1, self.parents + 1))
-        self.w = weights / weights.sum()
-        self.mu_eff = 1 / (self.w**2).sum()
-        self.mean, self.sigma = np.full(size, 1 / size), 1 / 6
-        self.cov, self.path_s, self.path_c = np.eye(size), np.zeros(size), np.zeros(size)
-        self.batch: list[tuple[np.ndarray, float]] = []
+        size = family.num_members
+        self.low, self.batch = family.lowest, []
+        self.optimiser = CMA(mean=np.full(size, 1 / size), sigma=1 / 6, bounds=np.tile([-1.0, 1.0], (size, 1)), seed=seed)
 
     def ask(self) -> np.ndarray:
-        self.x = self.mean + self.sigma * np.linalg.cholesky(self.cov) @ self.rng.standard_normal(self.size)
+        self.x = self.optimiser.ask()
         weights = np.abs(self.x) + 1e-12 if self.low >= 0 else np.clip(self.x, self.low, None)
         return weights / max(weights.sum(), 1e-6)
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
-        self.batch.append((self.x, float(value.mean())))
-        if len(self.batch) < self.offspring:
-            return
-        best = sorted(self.batch, key=lambda pair: -pair[1])[: self.parents]
-        self.batch = []
-        n, mu = self.size, self.mu_eff
-        steps = (np.array([x for x, _ in best]) - self.mean) / self.sigma
-        step = self.w @ steps
-        c_s, c_c = (mu + 2) / (n + mu + 5), (4 + mu / n) / (n + 4 + 2 * mu / n)
-        c_1 = 2 / ((n + 1.3) ** 2 + mu)
-        c_mu = min(1 - c_1, 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu))
-        d_s = 1 + 2 * max(0.0, np.sqrt((mu - 1) / (n + 1)) - 1) + c_s
-        chi = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
-        whitened = np.linalg.solve(np.linalg.cholesky(self.cov), step)
-        self.path_s = (1 - c_s) * self.path_s + np.sqrt(c_s * (2 - c_s) * mu) * whitened
-        self.path_c = (1 - c_c) * self.path_c + np.sqrt(c_c * (2 - c_c) * mu) * step
-        self.mean = self.mean + self.sigma * step
-        rank_mu = (steps * self.w[:, None]).T @ steps
-        self.cov = (1 - c_1 - c_mu) * self.cov + c_1 * np.outer(self.path_c, self.path_c) + c_mu * rank_mu
-        self.sigma *= np.exp(min(1.0, c_s / d_s * (np.linalg.norm(self.path_s) / chi - 1)))
+        if not hasattr(self, "x"):
+            return  # scores of members, known beforehand, which the paper's search has no use for
+        self.batch.append((self.x, -float(value.mean())))
+        if len(self.batch) == self.optimiser.population_size:
+            self.optimiser.tell(self.batch)
+            self.batch = []
 
 
 def _startup(family: Family) -> int:

@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
+from recycler.search.cma_proposer import CmaProposer
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
@@ -91,6 +92,8 @@ def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objecti
         return SimplexProposer(space, objectives, seed=seed, gram=gram)
     if sampler == "random":
         return RandomProposer(space, seed=seed)
+    if sampler == "paper":
+        return CmaProposer(space, objectives, seed=seed)
     return OptunaProposer(sampler, space, objectives, seed=seed)
 
 
