@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from recycler.errors import Problem, UsageError, raise_problems
-from recycler.types import Objective
+from recycler.types import FLOOR, Objective
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
@@ -43,9 +43,21 @@ class ObjectiveSpec(Strict):
     task: str | None = None
     metric: str
     direction: Literal["maximize", "minimize"]
+    floor: Number | str | None = None
+    """The worst value a shipped merge may have: a number, or `base - 0.01`, `best - 0.02` (`+` where less is better)."""
+
+    @field_validator("floor")
+    @classmethod
+    def _floor(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, str):
+            found = FLOOR.fullmatch(value.strip())
+            if not value.strip() or not found or (found[1] and found[3] and not found[2]):
+                raise ValueError("is neither a number nor base or best, plus or minus a number")
+        return value
 
     def objective(self) -> Objective:
-        return Objective(suite=self.suite, task=self.task, metric=self.metric, direction=self.direction)
+        floor = None if self.floor is None else self.floor.strip() if isinstance(self.floor, str) else f"{self.floor:.12g}"
+        return Objective(suite=self.suite, task=self.task, metric=self.metric, direction=self.direction, floor=floor)
 
 
 class EngineSpec(Strict):

@@ -14,6 +14,7 @@ from recycler import pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
 from recycler.search.baselines import average, best_member, greedy_soup, maximized
+from recycler.search.floors import above_floors, floors
 from recycler.types import Objective, Pool, Role, Score, Smoothed, Trial
 
 SCHEMA_VERSION = 1
@@ -26,13 +27,14 @@ class Front:
     """What a run ships, what that must beat, and the reference point of all volumes.
 
     `front` is non-dominated by posterior score where the search has ended and by search score (`observed`) before: a lucky
-    score enters the observed front, and all trials together know that it was luck.
+    score enters the observed front, and all trials together know that it was luck. Trials below a floor are left out.
     """
 
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
+    floors_kept: bool  # False where no trial keeps every floor: then `front` is that of all trials
     smoothed: Smoothed  # posterior scores; none while the search runs
     members: tuple[Trial, ...]
     uniform: Trial | None
@@ -78,13 +80,15 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     distinct = [scored[index] for index in _first_of_each_recipe(scored)]
     observed = _non_dominated(distinct, maximized(distinct, objectives))
     alive = [objective for objective in objectives if objective.name not in smoothed.dead]
-    front = _non_dominated(distinct, _best_known(distinct, alive, smoothed)) if smoothed else observed
+    lowest = floors(objectives, scored)
+    kept = [trial for trial, above in zip(distinct, above_floors(_best_known(distinct, objectives, smoothed), lowest), strict=True) if above]
+    front = _non_dominated(kept or distinct, _best_known(kept or distinct, alive, smoothed))
     soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
     worst = pareto.reference_point(member_values)
     signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
-    return Front(objectives=tuple(objectives), trials=scored, front=front, observed=observed, smoothed=smoothed, members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
+    return Front(objectives=tuple(objectives), trials=scored, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
 
 
@@ -97,7 +101,8 @@ def front_document(front: Front) -> dict[str, Any]:
     sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}
     return {
         "schema_version": SCHEMA_VERSION,
-        "objectives": [{"name": objective.name, "direction": objective.direction} for objective in front.objectives],
+        "objectives": [{"name": objective.name, "direction": objective.direction} | ({"floor": objective.floor} if objective.floor else {}) for objective in front.objectives],
+        "floors_kept": front.floors_kept,
         "reference_point": list(front.reference),
         "hypervolume": {role: front.hypervolume(front.front, role) for role in ("search", "holdout")},
         "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},

@@ -197,14 +197,22 @@ class Loglikelihood:
 
 # ---------------------------------------------------------------- scores
 
+FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII)  # matches "" too: a floor is not empty
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it."""
+    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it.
+
+    `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a number, or one relative
+    to the base or to the best member, such as "base - 0.01".
+    """
 
     suite: str
     metric: str
     direction: Direction
     task: str | None = None
+    floor: str | None = None
 
     @property
     def name(self) -> str:

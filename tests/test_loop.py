@@ -8,8 +8,10 @@ from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
 
 from recycler.digest import canonical_json
 from recycler.errors import InfrastructureError
+from recycler.job import ObjectiveSpec
 from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
+from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
@@ -123,3 +125,33 @@ def test_the_papers_search_climbs_the_average(tmp_path):
     means = [sum(score.value if objective.direction == "maximize" else -score.value for objective, score in zip(OBJECTIVES, trial.search, strict=True)) / 2 for trial in proposed]
     assert len(proposed) == 96
     assert np.mean(means[48:]) > np.mean(means[:48]) + np.std(means[:48]) / 2
+
+
+def test_what_lies_below_a_floor_is_not_shipped_and_not_searched_for(tmp_path):
+    ledger = Ledger(tmp_path / "run.sqlite")
+    trials = search(planner("random", 30), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
+    ledger.close()
+    first, second = OBJECTIVES
+    best = max(trial.search[0].value for trial in trials if trial.kind == "member")
+    demanding = (replace(first, floor="best - 0.05"), second)
+    assert floors(demanding, trials)[0] == pytest.approx(best - 0.05) and np.isnan(floors(demanding, trials)[1])
+    assert np.isnan(floors(demanding, ())).all()  # nothing is scored yet
+    front = read_front(trials, demanding, POOL, "bfloat16")
+    assert front.floors_kept and all(trial.search[0].value >= best - 0.05 for trial in front.front)
+    assert any(trial.search[0].value < best - 0.05 for trial in front.observed)
+    assert [entry.get("floor") for entry in front_document(front)["objectives"]] == ["best - 0.05", None]
+    hopeless = read_front(trials, (replace(first, floor="2"), second), POOL, "bfloat16")
+    assert not hopeless.floors_kept and hopeless.front == hopeless.observed
+    worst = second.direction == "minimize" and replace(second, floor="base + 0.1")
+    base = next(trial for trial in trials if trial.kind == "base")
+    assert floors((first, worst), trials)[1] == pytest.approx(-(base.search[1].value + 0.1))
+
+
+@pytest.mark.parametrize("text, accepted", [("base - 0.01", True), ("best", True), (0.4, True), (-3, True), ("-0.5", True), ("", False), ("base 0.1", False), ("worst - 1", False), ("base - x", False), (float("nan"), False)])
+def test_floors_are_read_or_refused(text, accepted):
+    entry = {"suite": "a", "metric": "m", "direction": "maximize", "floor": text}
+    if accepted:
+        assert ObjectiveSpec.model_validate(entry).objective().floor
+    else:
+        with pytest.raises(ValueError):
+            ObjectiveSpec.model_validate(entry)

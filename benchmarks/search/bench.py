@@ -54,7 +54,7 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     return corner, hypervolume(truth, corner)
 
 
-def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False) -> list[dict[str, object]]:
+def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False, in_flight: int = 1) -> list[dict[str, object]]:
     """Rows at each checkpoint up to `budget`: true hypervolume of the shipped, the observed and the best possible front, and
     the stated one of the shipped front, 1 = long run; share of the shipped scores whose stated 90 % interval has the truth."""
     family = pool(name, num_members, pool_seed)
@@ -68,9 +68,12 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             value, stderr = family.score(point, rng)
             proposer.tell(point, value, stderr)
             weights.append(point), values.append(value), stderrs.append(stderr)
+    flying: list[np.ndarray] = []
     for number in range(budget):
         start = time.process_time()
-        point = proposer.ask()
+        while len(flying) < min(in_flight, budget - number):
+            flying.append(proposer.ask(flying) if in_flight > 1 else proposer.ask())
+        point = flying.pop(0)
         spent += time.process_time() - start
         value, stderr = family.score(point, rng)
         start = time.process_time()
@@ -85,7 +88,7 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             shipped = list(front.indices)
             off = np.abs(front.mean - true)[shipped]
             rows.append({
-                "sampler": sampler + ("+known" if members_known else ""), "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
+                "sampler": sampler + "+known" * members_known + f"+{in_flight} workers" * (in_flight > 1), "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
                 "trials": number + 1, "shipped": hypervolume(true[shipped][:, kept], corner) / best,
                 "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner) / best,
                 "all": hypervolume(true[:, kept], corner) / best, "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,

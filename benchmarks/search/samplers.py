@@ -6,7 +6,7 @@ uniform soup and the members alone, as the simplex GP does; where weights may be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -33,9 +33,9 @@ class Simplex:
         ablate(self.proposer, without)
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def ask(self) -> np.ndarray:
+    def ask(self, flying: Sequence[np.ndarray] = ()) -> np.ndarray:
         observed = observations(*map(np.array, zip(*self.rows, strict=True))) if self.rows else None
-        return self.proposer.ask(observed, number=len(self.rows))
+        return self.proposer.ask(observed, np.array(flying) if len(flying) else (), number=len(self.rows) + len(flying))
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
         self.rows.append((weights, value, stderr))

@@ -27,6 +27,7 @@ def front_table(front: Front, role: Role = "search") -> str:
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
     notice = "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
+    notice += "" if front.floors_kept else "No trial keeps every floor: this is the front without floors\n"
     return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
 
 

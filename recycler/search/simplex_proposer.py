@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recycler.search.baselines import maximized
+from recycler.search.floors import floors
 from recycler.search.simplex_gp import Observations, SimplexGP
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Score, Smoothed, Trial
@@ -32,6 +33,7 @@ class SimplexProposer:
         known = self._in_space(trials)
         pending = [self._point(trial) for trial in known if trial.state == "PENDING"]
         scored = [trial for trial in known if trial.state == "SCORED"]
+        self._gp.floors = floors(self._objectives, trials)
         point = self._gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
         rows = point[: len(self._space.groups) * len(self._space.members)].reshape(len(self._space.groups), -1)
         knobs = point[rows.size:]

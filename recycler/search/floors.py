@@ -1,0 +1,36 @@
+"""Floors: how bad an objective may get. "base - 0.01" and "best - 0.02" are known once the baselines are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recycler.pareto import Floats, Mask
+from recycler.search.baselines import maximized
+from recycler.types import FLOOR, Objective, Trial
+
+
+def floors(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Floats:
+    """(T,) the worst value allowed, more being better; NaN where there is no floor or its anchor has no score yet."""
+    signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+    return signs * np.array([_floor(objective, trials) for objective in objectives], dtype=float)
+
+
+def above_floors(values: Floats, lowest: Floats) -> Mask:
+    """(n,) True for rows of `values` (n, T), to be made large, that keep every floor of `lowest` (T,)."""
+    return (np.asarray(values) >= np.where(np.isnan(lowest), -np.inf, lowest)).all(axis=1)
+
+
+def _floor(objective: Objective, trials: Sequence[Trial]) -> float:
+    if objective.floor is None:
+        return np.nan
+    anchor, sign, amount = FLOOR.fullmatch(objective.floor).groups()
+    if anchor is None:
+        return float(amount) * (-1.0 if sign == "-" else 1.0)
+    kind = "base" if anchor == "base" else "member"
+    anchors = [trial for trial in trials if trial.kind == kind and trial.state == "SCORED"]
+    if not anchors:
+        return np.nan
+    best = float(maximized(anchors, [objective]).max()) * (1.0 if objective.direction == "maximize" else -1.0)
+    return best + float(amount or 0.0) * (-1.0 if sign == "-" else 1.0)
