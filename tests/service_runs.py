@@ -50,11 +50,11 @@ def frozen_suite(items=ITEMS, cluster_size=4):
         for o in OBJECTIVES for role in ("search", "holdout") for index in range(items)))
 
 
-def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0, checkpoints=False, suites=False):
+def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=ITEMS, seed=0, checkpoints=False, suites=False, place=None):
     """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure; holdout when finished.
 
     With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be exported; with `suites` the
-    frozen items are.
+    frozen items are. `place` puts the ledger into a database, and its address into the folder.
     """
     if checkpoints:
         for index, name in enumerate((*NAMES, "base")):
@@ -63,7 +63,9 @@ def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=I
     folder.mkdir(parents=True)
     if suites:
         write_frozen(frozen_suite(items), folder / "suites/demo.jsonl")
-    pool, ledger = pool_at(root / "pool"), Ledger(folder / "ledger.sqlite")
+    pool, ledger = pool_at(root / "pool"), Ledger(place or folder / "ledger.sqlite")
+    if place:
+        (folder / "ledger.url").write_text(f"{place}\n")
     ledger.set_fact("job", json.dumps({"name": run_id, "dtype": "bfloat16", "trials": merges, "members": [[member.name, member.location] for member in pool.members], "base": ["base", pool.base.location],
                                        "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction} for o in OBJECTIVES]}))
     ledger.set_fact("digests", "{}")

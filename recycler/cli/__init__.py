@@ -148,6 +148,7 @@ def _model_commands(commands: Commands) -> None:
 
     serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")
     serve.add_argument("--root", default=".", help="folder that holds run folders (default: the current one)")
+    serve.add_argument("--ledger", metavar="URL", help="show the jobs of this database too: postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1); any other needs the token that is printed")
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--token", action="store_true", help="need a token on this machine too")

@@ -22,12 +22,14 @@ def serve(arguments: argparse.Namespace) -> None:
         from recycler.service.app import create_app
     except ModuleNotFoundError as error:
         raise UsageError(Problem(thing="recycler serve", cause=f"needs {error.name}, which is not installed", remedy="pip install 'recycler[service]'")) from None
+    from recycler.cli.jobs import ledger_url
+
     root = Path(arguments.root)
     if not root.is_dir():
         raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
     local = arguments.host in LOOPBACK_NAMES and not arguments.allow_host
     token, viewer = (None, None) if local and not arguments.token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
-    app = create_app(root, token=token, viewer_token=viewer, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
+    app = create_app(root, ledger_url=ledger_url(arguments.ledger), token=token, viewer_token=viewer, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
     host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
     place = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}/"
     if token is None:

@@ -24,14 +24,14 @@ from recycler.service.routes import api_router
 STATUS = {NotFoundError: 404, BusyError: 409, InfrastructureError: 503}
 
 
-def create_app(root: Path, *, token: str | None, viewer_token: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
-    """The service over the run folders of `root`.
+def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, viewer_token: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
+    """The service over the run folders of `root`, and the jobs of the database at `ledger_url`.
 
     Without a token everybody who reaches it is an operator, so only loopback hosts may be allowed then; ValueError else.
     """
     if token is None and not set(allowed_hosts) <= set(LOOPBACK):
         raise ValueError("hosts other than loopback need a token")
-    jobs = Jobs(root)
+    jobs = Jobs(root, ledger_url)
     app = FastAPI(title="recycler", version=__version__, summary="Recycling jobs: trials, fronts, comparisons, exports.", openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None)
     app.state.jobs = jobs
     app.add_exception_handler(RecyclerError, _told)

@@ -29,8 +29,8 @@ class BusyError(RecyclerError):
 class Jobs:
     """The runs of a root and the processes that work on them."""
 
-    def __init__(self, root: Path):
-        self.store, self.processes, self.items = Store(root), Processes(), FrozenItems()
+    def __init__(self, root: Path, ledger_url: str | None = None):
+        self.store, self.processes, self.items = Store(root, ledger_url), Processes(), FrozenItems()
 
     # ---------------------------------------------------------------- reading
 
@@ -39,7 +39,7 @@ class Jobs:
 
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
         """Status of one job: state and reason, progress, cost, volume. A ledger that cannot be read is a state, no error."""
-        running = self.processes.is_driven(run)
+        running = self._is_driven(run)
         head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "running": running}
         try:
             snapshot = snapshot or self.store.snapshot(run)
@@ -57,6 +57,15 @@ class Jobs:
         return {**head, "name": status["name"], "state": state, "reason": reason, "trials": status["trials"], "expected_trials": closed if state == "finished" else expected,
                 "objectives": objectives_document(snapshot.objectives), "num_tokens": status["num_tokens"], "worker_seconds": finite(status["worker_seconds"]),
                 "elapsed_seconds": finite(status["elapsed_seconds"]), "eta_seconds": left, "hypervolume": snapshot.volumes}
+
+    def _is_driven(self, run: Run) -> bool:
+        """Whether a driver works on it, here or (by the lease in its database) elsewhere."""
+        if self.processes.is_driven(run):
+            return True
+        try:
+            return self.store.driver(run) is not None
+        except RecyclerError:  # its ledger cannot be read, which is told as its state
+            return False
 
     def _state(self, run: Run, running: bool, finished: bool) -> tuple[str, str]:
         if running:
@@ -114,7 +123,7 @@ class Jobs:
         if not run.submitted:
             raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, so where its job file lies is not known here", remedy="Run the same recycler run again"))
         self._check_room()
-        if self.processes.is_driven(run) or not self.processes.start(run.id, processes.as_python(processes.run_command(run)), run.folder / LOG, self.store.root):
+        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(processes.run_command(run)), run.folder / LOG, self.store.root):
             raise BusyError(Problem(thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"))
 
     def stop(self, run: Run) -> None:

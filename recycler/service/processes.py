@@ -128,7 +128,7 @@ def run_command(run: Run) -> list[str]:
 
 
 def export_command(run: Run, number: int) -> list[str]:
-    return ["export", str(run.folder), "--trial", str(number), "--to", str(run.folder / EXPORTS / export_id(number))]
+    return ["export", run.named, "--trial", str(number), "--to", str(run.folder / EXPORTS / export_id(number))]
 
 
 def export_id(number: int) -> str:

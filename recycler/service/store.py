@@ -1,10 +1,12 @@
-"""A root folder of run folders, read through their ledgers; a snapshot is read again only when its ledger has changed."""
+"""Run folders of a root and jobs of a database, read through their ledgers; read again only when a ledger has changed."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,39 +17,40 @@ import numpy as np
 from recycler import pareto
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
+from recycler.ledger.database import job_ids
+from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place
 from recycler.report import Front, front_document, knee, read_front, read_smoothed
-from recycler.run import LEDGER, read_facts, read_status
+from recycler.runs import read_facts, read_status
 from recycler.search.baselines import maximized
 from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EXPORTS = "exports"
-Signature = tuple[tuple[int, int], ...]
+Signature = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder under the root, by id."""
+    """One job by id: its folder under the root, and where its ledger is (None before its driver has opened one)."""
 
     id: str
     folder: Path
     source: Path  # the job file that was submitted here; a run started by hand has none
+    place: str | None
 
     @property
     def submitted(self) -> bool:
         return self.source.is_file()
 
     @property
-    def signature(self) -> Signature:
-        """Changes with every write to the ledger: (mtime, size) of its file and of its write-ahead log."""
-        found = []
-        for name in (LEDGER, f"{LEDGER}-wal"):
-            try:
-                stat = (self.folder / name).stat()
-                found.append((stat.st_mtime_ns, stat.st_size))
-            except FileNotFoundError:
-                found.append((0, -1))
-        return tuple(found)
+    def is_shared(self) -> bool:
+        """Whether its ledger is in a database, where drivers of other machines may write it."""
+        return self.place is not None and is_database(self.place)
+
+    @property
+    def named(self) -> str:
+        """What a person gives to `recycler front` and the like to mean this run."""
+        return self.place if self.place is not None and self.is_shared and not self.folder.is_dir() else str(self.folder)
 
 
 class Snapshot:
@@ -110,22 +113,31 @@ class Snapshot:
 
 
 class Store:
-    """Every run folder directly under `root`. Ids are folder names; a link that leads out of the root is not a run."""
+    """Run folders directly under `root`, by their names, and the jobs of a database of ledgers that have no folder here.
 
-    def __init__(self, root: Path):
-        self.root = root.resolve()
+    A link that leads out of the root is not a run.
+    """
+
+    def __init__(self, root: Path, ledger_url: str | None = None):
+        self.root, self.ledger_url = root.resolve(), ledger_url
         self._cached: dict[str, Snapshot] = {}
+        self._open: dict[str, Ledger] = {}  # connections to databases, kept
         self._lock = threading.Lock()
 
     def ids(self) -> list[str]:
-        return sorted(path.name for path in self.root.iterdir() if ID.fullmatch(path.name) and self._is_run(path))
+        folders = {path.name for path in self.root.iterdir() if ID.fullmatch(path.name) and self._is_run(path)}
+        places = {self._place(self.root / name) for name in folders}
+        return sorted(folders | {name for name, place in self._jobs().items() if place not in places})
 
     def run(self, run_id: str) -> Run:
-        """Raises NotFoundError for an id that is no run of this root."""
+        """Raises NotFoundError for an id that is no run of this root and no job of the database."""
         folder = self.root / run_id
-        if not ID.fullmatch(run_id) or not self._is_run(folder):
-            raise NotFoundError(Problem(thing=f"job {run_id[:80]!r}", cause="unknown", remedy="GET /api/v1/jobs lists them"))
-        return Run(run_id, folder, self.source(run_id))
+        if ID.fullmatch(run_id):
+            if self._is_run(folder):
+                return Run(run_id, folder, self.source(run_id), self._place(folder))
+            if run_id in (jobs := self._jobs()) and not folder.is_symlink():
+                return Run(run_id, folder, self.source(run_id), jobs[run_id])
+        raise NotFoundError(Problem(thing=f"job {run_id[:80]!r}", cause="unknown", remedy="GET /api/v1/jobs lists them"))
 
     def source(self, run_id: str) -> Path:
         """Where the job file of a submission lies: beside its run folder, so that its paths are relative to the root."""
@@ -133,30 +145,74 @@ class Store:
 
     def snapshot(self, run: Run) -> Snapshot:
         """Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot be read."""
-        with self._lock:
-            signature, cached = run.signature, self._cached.get(run.id)
+        with self._lock, self._ledger(run) as ledger:
+            signature, cached = _signature(run, ledger), self._cached.get(run.id)
             if cached is None or cached.signature != signature:
-                cached = self._cached[run.id] = _read(run, signature)
+                cached = self._cached[run.id] = _read(ledger, signature)
             return cached
 
     def outcomes(self, run: Run, number: int, role: Role) -> tuple[Outcome, ...]:
         """Raises NotFoundError."""
         self.snapshot(run).trial(number)
-        ledger = Ledger(run.folder / LEDGER, create=False)
-        try:
+        with self._ledger(run) as ledger:
             return ledger.outcomes(number, role)
+
+    def gram(self, run: Run) -> list[list[float]] | None:
+        """Inner products (K, K) of the members' deltas, where the run has measured them."""
+        with self._ledger(run) as ledger:
+            return json.loads(ledger.fact("gram") or "null")
+
+    def driver(self, run: Run) -> str | None:
+        """Who drives a job whose ledger is in a database, by its lease; None when nobody does."""
+        if not run.is_shared:
+            return None
+        with self._ledger(run) as ledger:
+            holder = ledger.holder()
+            return holder.name if holder is not None and holder.is_alive else None
+
+    @contextmanager
+    def _ledger(self, run: Run) -> Iterator[Ledger]:
+        if run.place is None:
+            raise NotFoundError(Problem(thing=f"job {run.id!r}", cause="has no ledger yet", remedy="Its driver is starting, or ended before it opened one"))
+        if run.is_shared:
+            if run.place not in self._open:
+                self._open[run.place] = Ledger(run.place, create=False)
+            yield self._open[run.place]
+            return
+        ledger = Ledger(run.place, create=False)
+        try:
+            yield ledger
         finally:
             ledger.close()
 
+    def _jobs(self) -> dict[str, str]:
+        """{id: place} of the jobs in the database. Raises InfrastructureError."""
+        return {name: job_place(self.ledger_url, name) for name in job_ids(self.ledger_url)} if self.ledger_url else {}
+
+    def _place(self, folder: Path) -> str | None:
+        if (folder / LEDGER).is_file():
+            return str(folder / LEDGER)
+        return (folder / LEDGER_URL).read_text().strip() if (folder / LEDGER_URL).is_file() else None
+
     def _is_run(self, folder: Path) -> bool:
-        known = (folder / LEDGER).is_file() or self.source(folder.name).is_file()
+        known = (folder / LEDGER).is_file() or (folder / LEDGER_URL).is_file() or self.source(folder.name).is_file()
         return known and folder.is_dir() and folder.resolve().parent == self.root
 
 
-def _read(run: Run, signature: Signature) -> Snapshot:
-    ledger = Ledger(run.folder / LEDGER, create=False)
-    try:
-        objectives, pool, dtype = read_facts(ledger)
-        return Snapshot(signature, ledger.trials(), objectives, pool, dtype, read_status(ledger), read_smoothed(ledger))
-    finally:
-        ledger.close()
+def _signature(run: Run, ledger: Ledger) -> Signature:
+    """Changes with every write: (mtime, size) of the file and of its write-ahead log; in a database, what drivers count."""
+    if run.is_shared:
+        return (*sorted(ledger.counts().items()), ledger.fact("elapsed_seconds"), ledger.fact("finished"), ledger.spent())
+    found = []
+    for name in (LEDGER, f"{LEDGER}-wal"):
+        try:
+            stat = (run.folder / name).stat()
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except FileNotFoundError:
+            found.append((0, -1))
+    return tuple(found)
+
+
+def _read(ledger: Ledger, signature: Signature) -> Snapshot:
+    objectives, pool, dtype = read_facts(ledger)
+    return Snapshot(signature, ledger.trials(), objectives, pool, dtype, read_status(ledger), read_smoothed(ledger))
