@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from handmade import file_bytes, write_checkpoint
+from handmade import file_bytes, model_arrays, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from recycler.errors import UnsafeInputError, UsageError
@@ -319,3 +319,17 @@ def test_members_of_weight_zero_are_not_read(tmp_path):
     (tmp_path / "b" / "model.safetensors").unlink()
     digests = merge_to_folder(Recipe(method="linear", members=("a", "b"), weights=((1.0, 0.0),)), ResidentPool(pool), tmp_path / "out")
     assert digests == {name: tensor_digest(tensor) for name, tensor in load_file(tmp_path / "a" / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda arrays: arrays.pop("model.norm.weight"), "lacks tensor 'model.norm.weight'"), (lambda arrays: arrays.update(extra=arrays["model.norm.weight"]), "has tensor 'extra'"),
+    (lambda arrays: arrays.update({"model.embed_tokens.weight": arrays["model.embed_tokens.weight"][:9]}), r"holds 'model.embed_tokens.weight' as BF16 \[9, 8\]"),
+])
+def test_members_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, change, message):
+    arrays = model_arrays(1)
+    change(arrays)
+    write_checkpoint(tmp_path / "a")
+    write_checkpoint(tmp_path / "b", arrays)
+    with pytest.raises(UnsafeInputError, match=message):
+        merge_to_folder(Recipe(method="linear", members=("a", "b"), weights=((0.5, 0.5),)), ResidentPool(open_pool([tmp_path / "a", tmp_path / "b"])), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -35,9 +35,9 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
     lefts, values, rights = [], [], []
     for index in members:
         left, value, right = torch.linalg.svd(tensors[index].float() - origin, full_matrices=False)
-        lefts.append(left[:, :share])
+        lefts.append(left[:, :share].clone())  # a view would keep the whole
         values.append(weights[index] * value[:share])
-        rights.append(right[:share])
+        rights.append(right[:share].clone())
     left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights, 0))
     out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 

@@ -19,7 +19,9 @@ from recycler.merge.method import TensorContext, as_keywords
 from recycler.merge.options import option_complaints, options_of
 from recycler.pool.headers import FLOAT_DTYPES
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
-from recycler.types import Group, Recipe
+from recycler.types import Group, Pool, Recipe
+
+SHOWN = 20  # problems that are told; another architecture has hundreds of the same
 
 
 def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
@@ -43,6 +45,22 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
         problems.append(Problem(thing=f"dtype {recipe.dtype!r}", cause="unknown", remedy=did_you_mean(recipe.dtype, TORCH_DTYPES)))
     if problems:
         raise UsageError(problems)
+    misfits = [problem for name in (*recipe.members, *((recipe.base,) if recipe.base else ())) for problem in _misfits(resident.pool, name)]
+    if misfits:
+        raise UnsafeInputError(misfits[:SHOWN])
+
+
+def _misfits(pool: Pool, name: str) -> Iterator[Problem]:
+    """Tensors of a checkpoint that are not those of the template: missing, extra, of another shape, or numbers in one and counts in the other."""
+    ours, theirs = pool.find(name).tensors, pool.template.tensors
+    if ours is theirs:
+        return
+    for tensor in theirs.keys() ^ ours.keys():
+        yield Problem(thing=f"checkpoint {name!r}", cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike {pool.template.name!r}", remedy="recycler inspect tells all that differs; nothing is dropped silently")
+    for tensor, info in theirs.items():
+        own = ours.get(tensor)
+        if own is not None and (own.shape != info.shape or (own.dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES)):
+            yield Problem(thing=f"checkpoint {name!r}", cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where {pool.template.name!r} has {info.dtype} {list(info.shape)}", remedy="recycler inspect tells all that differs")
 
 
 def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str, Tensor]]:

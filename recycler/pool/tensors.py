@@ -73,6 +73,7 @@ class StreamedPool(ResidentPool):
         """These elements of the flat tensor; valid until the next call for the same checkpoint. Raises UnsafeInputError."""
         info = self.pool.find(checkpoint).tensors[name]
         size = DTYPE_BYTES[info.dtype]
+        assert size * elements.stop <= info.num_bytes, "callers compare shapes first"
         count = size * (elements.stop - elements.start)
         if self._buffers.get(checkpoint, _NOTHING).numel() < count:
             self._buffers[checkpoint] = torch.empty(count, dtype=torch.uint8)
