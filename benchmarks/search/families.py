@@ -27,15 +27,15 @@ class Family:
     gram: np.ndarray
     lowest: float = 0.0  # smallest weight allowed; negative where the family needs it
     counted: tuple[int, ...] = tuple(range(NUM_OBJECTIVES))  # the objectives that a front's true worth is measured on
-    noise: Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None
+    noise: Callable[[np.ndarray, np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
 
-    def score(self, weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Observed scores (T,) and their standard errors of one merge (K,)."""
+    def score(self, weights: np.ndarray, rng: np.random.Generator, num_items: int = NUM_ITEMS) -> tuple[np.ndarray, np.ndarray]:
+        """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a task."""
         if self.noise is not None:
-            return self.noise(weights, rng)
+            return self.noise(weights, rng, num_items)
         chance = np.clip(self.truth(weights[None])[0], 0.0, 1.0)
-        value = rng.binomial(NUM_ITEMS, chance) / NUM_ITEMS
-        return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / NUM_ITEMS)
+        value = rng.binomial(num_items, chance) / num_items
+        return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / num_items)
 
 
 def _latent(num_members: int, rng: np.random.Generator, dims: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,9 +33,11 @@ def network_pool(num_members: int, seed: int) -> Family:
         with torch.inference_mode():
             return np.array([(_forward(merged, x).argmax(1) == y).float().mean().item() for x, y in items])
 
-    def noisy(weights: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        value = score(weights, searched)
-        return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / NUM_ITEMS)
+    def noisy(weights: np.ndarray, rng: np.random.Generator, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+        """All searched items, or `num_items` of them drawn anew; the standard error is that of fresh items either way."""
+        chosen = searched if num_items >= NUM_ITEMS else [(x[picks], y[picks]) for x, y in searched for picks in [rng.permutation(NUM_ITEMS)[:num_items]]]
+        value = score(weights, chosen)
+        return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / num_items)
 
     def truth(table: np.ndarray) -> np.ndarray:
         return np.array([score(weights, test) for weights in np.atleast_2d(table)])
