@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from handmade import file_bytes, model_arrays, write_checkpoint
+from handmade import file_bytes, model_arrays, tokenizer, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from recycler.errors import UnsafeInputError, UsageError
@@ -15,7 +15,7 @@ from recycler.merge.hashing import tensor_digest
 from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
 from recycler.merge.options import options_of
 from recycler.merge.plan import plan_checkpoints, plan_merge
-from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
+from recycler.merge.recipe_yaml import open_recipe, read_recipe, recipe_to_yaml
 from recycler.merge.stream import merged_tensors
 from recycler.merge.to_disk import merge_to_folder, merged_infos
 from recycler.merge.writer import write_model
@@ -333,3 +333,19 @@ def test_members_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     with pytest.raises(UnsafeInputError, match=message):
         merge_to_folder(Recipe(method="linear", members=("a", "b"), weights=((0.5, 0.5),)), ResidentPool(open_pool([tmp_path / "a", tmp_path / "b"])), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["", "tokenizer_source: union\n", "tokenizer_source: base\n"])
+def test_vocabularies_that_differ_are_refused_and_equal_ones_are_merged(tmp_path, source):
+    """Rows are merged by their place: another order of tokens would mix words. mergekit's tokenizer_source changes nothing where all agree."""
+    write_checkpoint(tmp_path / "a")
+    write_checkpoint(tmp_path / "b", tokenizer_json=tokenizer() | {"normalizer": {"type": "NFC"}})  # other bytes, the same ids
+    swapped = tokenizer()
+    swapped["model"]["vocab"] |= {"a": 4, "b": 3}
+    write_checkpoint(tmp_path / "c", tokenizer_json=swapped)
+    text = f"merge_method: linear\n{source}models:\n- {{model: {tmp_path}/a, parameters: {{weight: 1}}}}\n- {{model: {tmp_path}/OTHER, parameters: {{weight: 1}}}}\n"
+    (tmp_path / "same.yml").write_text(text.replace("OTHER", "b"))
+    (tmp_path / "other.yml").write_text(text.replace("OTHER", "c"))
+    assert open_recipe(tmp_path / "same.yml")[1].names == ("a", "b")
+    with pytest.raises(UnsafeInputError, match="gives 2 tokens other ids than 'a', such as 'a': 4 and 3"):
+        open_recipe(tmp_path / "other.yml")

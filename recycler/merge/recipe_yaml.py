@@ -25,6 +25,7 @@ from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.merge.options import Options, option_complaints
 from recycler.pool.catalog import open_checkpoint
+from recycler.pool.vocabulary import check_vocabularies
 from recycler.types import Group, OptionValue, Pool, Recipe
 from recycler.yamls import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
 
@@ -98,7 +99,8 @@ def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
 def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of checkpoints it names.
 
-    Raises UsageError or UnsafeInputError with every problem.
+    Raises UsageError or UnsafeInputError with every problem, vocabularies that differ among them: mergekit's
+    `tokenizer_source` is honoured where it changes nothing, and refused where it would.
     """
     document = load_yaml(path)
     if isinstance(document.data, dict) and "merge_method" in document.data:
@@ -108,7 +110,9 @@ def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     else:
         recipe, sources = read_recipe(path)
     members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
-    return recipe, Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
+    pool = Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
+    check_vocabularies(pool)
+    return recipe, pool
 
 
 def _plain_option(value: OptionValue) -> Any:

@@ -45,6 +45,25 @@ def tokenizer_findings(pool: Pool) -> list[Finding]:
     return findings
 
 
+def check_vocabularies(pool: Pool) -> None:
+    """Raise UnsafeInputError when a row of the embeddings means one token here and another there; nothing else is compared.
+
+    Tokens that only some checkpoints have count too: a merge would keep the template's tokenizer and lose them.
+    """
+    checkpoints = (*([pool.base] if pool.base else []), *pool.members)
+    first, *others = [(checkpoint, raw) for checkpoint in checkpoints if (raw := _raw(checkpoint, "tokenizer.json")) is not None] or [(None, b"")]
+    problems = []
+    for checkpoint, raw in others:
+        if raw != first[1]:
+            ours, theirs = _tokens(checkpoint, _parse(checkpoint, raw)), _tokens(first[0], _parse(first[0], first[1]))
+            differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+            if differing:
+                problems.append(Problem(thing=f"checkpoint {checkpoint.name!r}", cause=f"gives {len(differing)} tokens other ids than {first[0].name!r}, such as {differing[0][:40]!r}: {ours.get(differing[0])} and {theirs.get(differing[0])}",
+                                        remedy="Rows are merged by their place. Give all one vocabulary (model.resize_token_embeddings in the same order); a union or a mapping of tokens is not made here"))
+    if problems:
+        raise UnsafeInputError(problems)
+
+
 def chat_template_findings(pool: Pool) -> list[Finding]:
     """Other chat templates: a warning, since every merge gets the template checkpoint's."""
     theirs = _chat_template(pool.template)
