@@ -171,7 +171,7 @@ class RayNode:
     def start(self) -> None:
         ray = Path(sys.executable).parent / "ray"
         place = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}", f"--temp-dir={self.folder}"] if self.head is None else [f"--address=127.0.0.1:{self.port}"]
-        command = [str(ray), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=100000000", *place]
+        command = [str(ray), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}", *place]
         log = (self.folder / f"node-{os.getpid()}-{id(self)}.log").open("wb")
         self.process = subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         if self.head is None:

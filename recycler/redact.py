@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-_URL_PASSWORD = re.compile(r"(\w://[^\s:/@]*):[^\s@]*@")
+_URL_PASSWORD = re.compile(r"(\w://[^\s:/@]*):[^\s/]*@")
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|\APGPASSWORD\Z")
 SHORTEST = 6  # a shorter value would be found in innocent words
 

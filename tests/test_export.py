@@ -152,3 +152,21 @@ def test_a_killed_merge_is_whole_or_absent(pool, tmp_path):
 @pytest.mark.slow
 def test_a_merge_killed_a_hundred_times_is_whole_or_absent(pool, tmp_path):
     assert 0 < check_killed_merges(pool, tmp_path, 50) < 50  # for each of two pools
+
+
+def test_an_export_in_another_dtype_is_that_merge_and_says_what_was_scored(pool, tmp_path):
+    """Nothing was scored in float32, so there is no digest to compare with; rounding it gives the scored weights."""
+    from dataclasses import replace
+
+    from recycler.export.export import export_to
+
+    recipe = blend(pool, "bfloat16", {name: 0.4 for name in pool.names})
+    scored = export_recipe(recipe, pool, tmp_path / "scored")
+    trial = Trial(number=3, kind="merge", state="SCORED", recipe=recipe, weights_digest=scored.weights_digest, search=(Score(objective="a", value=0.5, stderr=0.1, n=10),))
+    done = export_to(replace(recipe, dtype="float32"), pool, str(tmp_path / "float32"), trial=trial)
+    wide = weights_of(done.folder)
+    assert {tensor.dtype for tensor in wide.values()} == {torch.float32} and json.loads((tmp_path / "float32/config.json").read_text())["dtype"] == "float32"
+    assert all(torch.equal(wide[name].to(torch.bfloat16), tensor) for name, tensor in weights_of(tmp_path / "scored").items())
+    assert "these weights are in float32" in (tmp_path / "float32/README.md").read_text()
+    with pytest.raises(UnsafeInputError, match="not the ones that were scored"):
+        export_to(recipe, pool, str(tmp_path / "other"), trial=replace(trial, weights_digest="0" * 64))

@@ -10,7 +10,8 @@ from service_runs import EVIL, NAMES, OBJECTIVES, make_run
 
 from recycler.cli import main
 from recycler.report_html import html_report
-from recycler.run import open_front, open_ledger, read_status
+from recycler.run import open_front
+from recycler.runs import open_ledger, read_status
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from recycler.errors import Problem, UsageError
 def report(arguments: argparse.Namespace) -> None:
     """recycler report RUN --html FILE: one file, whole or not at all."""
     from recycler.report_html import html_report
-    from recycler.run import open_front, open_ledger, read_status
+    from recycler.run import open_front
+    from recycler.runs import open_ledger, read_status
 
     with closing(open_ledger(arguments.run)) as ledger:
         status = read_status(ledger)
@@ -35,7 +36,7 @@ def study(arguments: argparse.Namespace) -> None:
     """recycler study RUN --storage URL: an Optuna study with every closed trial."""
     import json
 
-    from recycler.run import open_ledger, read_facts
+    from recycler.runs import open_ledger, read_facts
     from recycler.search.optuna_study import write_study
 
     with closing(open_ledger(arguments.run)) as ledger:

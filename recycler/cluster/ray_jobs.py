@@ -7,6 +7,7 @@ everybody on the cluster, so no secret goes there: nodes have theirs in their ow
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import urllib.error
@@ -25,6 +26,7 @@ JOB_KEY = "recycler_job"
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 REASONS = {2: "the job file or the pool is refused", 3: "something is not there", 4: "broken or unsafe input", 5: "bucket, ledger or cluster went away, or another driver has the job", -9: "the driver was killed", 130: "stopped"}
 POLL_SECONDS = 1.0
+START_SECONDS = 120.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 Value = TypeVar("Value")
 
@@ -51,6 +53,8 @@ class Cluster:
         if not address.startswith(("http://", "https://")):
             raise UsageError(Problem(thing=f"address {address!r}", cause="is not the dashboard's", remedy="Write http://HOST:8265"))
         self.address = address.rstrip("/")
+        for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if _is_open(self.address) and not insecure:
             raise UsageError(Problem(thing=f"cluster {self.address}", cause="takes jobs from anybody, without a token", remedy="Start it with RAY_AUTH_MODE=token, or say --insecure when nobody else can reach it"))
         self._client = self._asked(lambda: JobSubmissionClient(self.address))
@@ -73,11 +77,17 @@ class Cluster:
         environment: dict[str, Any] = {"working_dir": str(folder)}
         if ship_code:
             environment["py_modules"] = [str(Path(__file__).resolve().parent.parent)]
-        try:
-            self._asked(lambda: self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment, metadata={JOB_KEY: job}))
-        except InfrastructureError as error:
-            if "already exists" not in str(error):
-                raise
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._asked(lambda: self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment, metadata={JOB_KEY: job}))
+                break
+            except InfrastructureError as error:
+                if "already exists" in str(error):
+                    break
+                if "No available agent" not in str(error) or time.monotonic() > deadline:  # a head that has just started says that
+                    raise
+            time.sleep(POLL_SECONDS)
         return next(entry for entry in self.submissions(job) if entry.name == name)
 
     def stop(self, submission: Submission, *, patience: float = 60.0) -> Submission:

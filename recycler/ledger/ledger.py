@@ -7,8 +7,10 @@ it; a write whose answer was lost is not done twice.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +25,18 @@ from recycler.ledger.lease import Holder, Lease, read_holder
 from recycler.types import Failure, Outcome, Recipe, Role, Score, Scorecard, Trial, TrialKind
 
 Value = TypeVar("Value")
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without garbage collection, which would look at every one of a million new objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Ledger:
@@ -71,7 +85,7 @@ class Ledger:
             connection.execute(schema.facts.delete().where(schema.facts.c.key == key))
             connection.execute(schema.facts.insert().values(key=key, value=value))
 
-        self._write(write)
+        self._write(write, lazily=key == "elapsed_seconds")
 
     def keep_files(self, files: Mapping[str, bytes]) -> None:
         """Keep the job's own files, by relative path, in place of those that were kept before."""
@@ -110,7 +124,7 @@ class Ledger:
                 number=number, kind=kind, label=label, state="PENDING", recipe=codec.recipe_to_json(recipe), recipe_digest=digest(recipe),
                 params=canonical_json(dict(params)), opened_at=self._database.now(connection)))
 
-        self._write(write)
+        self._write(write, lazily=True)  # the close of any trial makes it outlive a power cut; lost with it, it is proposed again
 
     def close_trial(self, number: int, scorecard: Scorecard) -> None:
         """PENDING -> SCORED, with its scores and outcomes, in one transaction."""
@@ -141,23 +155,45 @@ class Ledger:
 
         self._write(write)
 
+    def extend_trial(self, number: int, scorecard: Scorecard) -> None:
+        """Put scores and outcomes of more items in the place of a SCORED trial's; told twice, it changes nothing.
+
+        `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are added.
+        """
+        def write(connection: Connection, again: bool) -> None:
+            theirs = {table: (table.c.trial == number) & (table.c.role == scorecard.role) for table in (schema.scores, schema.outcomes)}
+            stored = connection.execute(select(schema.outcomes.c.payload).where(theirs[schema.outcomes])).scalar_one()
+            if len(codec.outcomes_from_bytes(stored)) >= len(scorecard.outcomes):
+                return
+            for table, own in theirs.items():
+                connection.execute(table.delete().where(own))
+            self._insert_scores(connection, number, scorecard)
+            columns = schema.trials.c
+            connection.execute(update(schema.trials).where(columns.number == number).values(
+                num_tokens=columns.num_tokens + scorecard.num_tokens, merge_seconds=columns.merge_seconds + scorecard.merge_seconds, score_seconds=columns.score_seconds + scorecard.score_seconds))
+
+        self._write(write)
+
     # -------------------------------------------------------------- reading
 
     def trials(self) -> tuple[Trial, ...]:
-        """All trials by number, with their scores."""
-        def read(connection: Connection) -> tuple[list, list]:
-            return (connection.execute(select(schema.trials).order_by(schema.trials.c.number)).all(),
-                    connection.execute(select(schema.scores).order_by(schema.scores.c.trial, schema.scores.c.objective)).all())
+        """All trials by number, with their scores; never their outcomes."""
+        columns, figures = schema.trials.c, schema.scores.c
 
-        rows, score_rows = self._read(read)
-        scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
-        for row in score_rows:
-            scores[row.trial, row.role].append(Score(objective=row.objective, value=row.value, stderr=row.stderr, n=row.n))
-        return tuple(
-            Trial(number=row.number, kind=row.kind, label=row.label, state=row.state, recipe=codec.recipe_from_json(row.recipe),
-                  search=tuple(scores[row.number, "search"]), holdout=tuple(scores[row.number, "holdout"]), failure=codec.failure_from_json(row.failure),
-                  weights_digest=row.weights_digest, params=codec.params_from_json(row.params))
-            for row in rows)
+        def read(connection: Connection) -> tuple[list, list]:
+            rows = connection.execute(select(columns.number, columns.kind, columns.label, columns.state, columns.failure, columns.weights_digest, columns.recipe, columns.params).order_by(columns.number))
+            return rows.all(), connection.execute(select(figures.trial, figures.role, figures.objective, figures.value, figures.stderr, figures.n).order_by(figures.trial, figures.objective)).all()
+
+        with _no_collection():
+            rows, score_rows = self._read(read)
+            scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
+            for trial, role, objective, value, stderr, n in score_rows:
+                scores[trial, role].append(Score(objective=objective, value=value, stderr=stderr, n=n))
+            recipes, params = codec.recipes_from_json([row[6] for row in rows]), codec.params_from_json([row[7] for row in rows])
+            return tuple([
+                Trial(number=number, kind=kind, label=label, state=state, recipe=recipe, search=tuple(scores.get((number, "search"), ())), holdout=tuple(scores.get((number, "holdout"), ())),
+                      failure=codec.failure_from_json(failure), weights_digest=weights_digest, params=own)
+                for (number, kind, label, state, failure, weights_digest, _, _), recipe, own in zip(rows, recipes, params, strict=True)])
 
     def counts(self) -> dict[str, int]:
         """Number of trials by state; reads no trial."""
@@ -204,9 +240,11 @@ class Ledger:
 
         return retried(attempt, self._database)
 
-    def _write(self, act: Callable[[Connection, bool], None]) -> None:
+    def _write(self, act: Callable[[Connection, bool], None], *, lazily: bool = False) -> None:
+        engine = self._database.lazy_engine if lazily else self._database.engine
+
         def attempt(again: bool) -> None:
-            with self._database.engine.begin() as connection:
+            with engine.begin() as connection:
                 if self._lease is not None:
                     self._lease.check(connection)
                 act(connection, again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
+from sqlalchemy import BigInteger, Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
 
 metadata = MetaData()
 
@@ -16,16 +16,16 @@ trials = Table(
     "trials", metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("kind", String(32), nullable=False),
-    Column("label", String(200), nullable=False, default=""),
+    Column("label", Text, nullable=False, default=""),
     Column("state", String(16), nullable=False),
     Column("recipe", Text, nullable=False),
     Column("recipe_digest", String(64), nullable=False, index=True),
     Column("params", Text, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("failure", Text),
-    Column("weights_digest", String(64), nullable=False, default=""),
+    Column("weights_digest", Text, nullable=False, default=""),
     Column("engine_fingerprint", Text, nullable=False, default=""),
-    Column("num_tokens", Integer, nullable=False, default=0),
+    Column("num_tokens", BigInteger, nullable=False, default=0),
     Column("merge_seconds", Float, nullable=False, default=0.0),
     Column("score_seconds", Float, nullable=False, default=0.0),
     Column("opened_at", Float, nullable=False),
@@ -34,7 +34,7 @@ trials = Table(
 
 scores = Table(
     "scores", metadata,
-    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("objective", String(200), nullable=False),
+    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("objective", Text, nullable=False),
     Column("value", Float, nullable=False), Column("stderr", Float, nullable=False), Column("n", Integer, nullable=False),
     PrimaryKeyConstraint("trial", "role", "objective"),
 )

@@ -172,11 +172,14 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
         file.seek(0)
         while block := file.read(PART_BYTES):
             sha.update(block)
-    found = sha.hexdigest()
-    wanted = _promised(url)
-    if wanted not in (None, found):
-        raise UnsafeInputError(Problem(thing=url, cause=f"has SHA-256 {found[:12]}, its manifest says {str(wanted)[:12]}", remedy="It was changed after its export; upload it again"))
-    return {"sha256": found, "tensors": tensor_digests(path, tensors.values())}
+    found, digests = sha.hexdigest(), tensor_digests(path, tensors.values())
+    file, wanted = _promised(url)
+    if file not in (None, found):
+        raise UnsafeInputError(Problem(thing=url, cause=f"has SHA-256 {found[:12]}, its manifest says {str(file)[:12]}", remedy="It was changed after its export; upload it again"))
+    for name, digest in digests.items():
+        if wanted.get(name, digest) != digest:
+            raise UnsafeInputError(Problem(thing=url, cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says {str(wanted[name])[:12]}", remedy="It was changed after its export; upload it again"))
+    return {"sha256": found, "tensors": digests}
 
 
 def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
@@ -194,12 +197,18 @@ def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
     return digests
 
 
-def _promised(url: str) -> str | None:
-    """What the manifest beside a shard says its SHA-256 is, if there is one."""
+def _promised(url: str) -> tuple[str | None, dict[str, Any]]:
+    """(SHA-256 of a shard if told, digest of each tensor) as the manifest of an export beside it says; nothing without one."""
     prefix, name = url.rsplit("/", 1)
-    path = small_files_folder(prefix) / "recycler-manifest.json"
-    if not path.is_file():
-        return None
-    manifest = parse_json(f"{prefix}/recycler-manifest.json", path.read_bytes())
-    entry = (manifest.get("files") or {}).get(name) if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
-    return entry.get("sha256") if isinstance(entry, dict) else None
+    source = f"{prefix}/recycler-manifest.json"
+    if prefix in _folders:
+        path = _folders[prefix] / "recycler-manifest.json"
+        raw = path.read_bytes() if path.is_file() else None
+    else:
+        raw = read(source).raw if size_of(source) is not None else None
+    manifest = parse_json(source, raw) if raw is not None else None
+    if not isinstance(manifest, dict):
+        return None, {}
+    files, tensors = manifest.get("files"), manifest.get("tensors")
+    entry = files.get(name) if isinstance(files, dict) else None
+    return entry.get("sha256") if isinstance(entry, dict) else None, tensors if isinstance(tensors, dict) else {}
