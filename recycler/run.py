@@ -28,6 +28,7 @@ from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.types import Checkpoint, Objective, Pool, Trial
 
+STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with, for a door that starts it again
 MakeWorkers = Callable[[Work, int], Workers]
 
 
@@ -51,6 +52,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         ledger.retry_system_failures()
         if not (run_folder / "job.yaml").exists():
             shutil.copyfile(job_path, run_folder / "job.yaml")
+        (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
         started(prepared, ledger.trials())
         if not _finished(ledger, prepared):
             _search_and_hold_out(prepared, ledger, make_workers, listen)

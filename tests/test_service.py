@@ -229,6 +229,25 @@ def test_a_driver_is_seen_by_its_lock_and_can_be_stopped(tmp_path):
     assert client.get(f"{API}/jobs/demo").json()["state"] == "interrupted"
 
 
+def test_a_run_started_by_hand_is_resumed_with_the_job_file_it_was_started_with(tmp_path):
+    folder, job = make_run(tmp_path, finished=False), tmp_path / "elsewhere" / "job.yaml"
+    client = client_of(tmp_path)
+    assert not client.get(f"{API}/jobs/demo").json()["resumable"] and client.post(f"{API}/jobs/demo/resume", json={}).status_code == 422
+    job.parent.mkdir()
+    job.write_text("version: 1\nname: broken\n")  # the driver ends at once, with words of its own
+    (folder / "started.json").write_text(json.dumps({"job": str(job), "data": [str(tmp_path)]}))
+    assert client.get(f"{API}/jobs/demo").json()["resumable"]
+    assert client.get(f"{API}/jobs/demo/source").json()["command"] == f"recycler run {job} --dir {folder} --data {tmp_path}"
+    assert client.post(f"{API}/jobs/demo/resume", json={}).status_code == 202
+    deadline = time.monotonic() + 120
+    while (found := client.get(f"{API}/jobs/demo").json())["running"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert found["state"] == "failed" and str(job) in client.get(f"{API}/jobs/demo/source").json()["log"]
+    for broken in ("{", "[]", '{"job": 1}', '{"job": "/nowhere/job.yaml", "data": []}'):
+        (folder / "started.json").write_text(broken)
+        assert not client.get(f"{API}/jobs/demo").json()["resumable"]
+
+
 def test_bad_jobs_are_told_line_by_line(client):
     text = "version: 1\nname: x\npool: [a]\nsuites: [gsm8k]\nobjektives: []\nbudget: {trials: 0}\n"
     for path, status in (("/validate", 200), ("/jobs", 422)):

@@ -40,7 +40,7 @@ class Jobs:
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
         """Status of one job: state and reason, progress, cost, volume. A ledger that cannot be read is a state, no error."""
         running = self._is_driven(run)
-        head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "running": running}
+        head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "resumable": processes.run_command(run) is not None, "running": running}
         try:
             snapshot = snapshot or self.store.snapshot(run)
         except RecyclerError as error:
@@ -119,11 +119,12 @@ class Jobs:
         return run, True
 
     def resume(self, run: Run) -> None:
-        """Start the driver of a submitted job again. Raises BusyError when one is at work."""
-        if not run.submitted:
-            raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, so where its job file lies is not known here", remedy="Run the same recycler run again"))
+        """Start a job's driver again. Raises UsageError when its job file is not known any more, BusyError when one is at work."""
+        command = processes.run_command(run)
+        if command is None:
+            raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, and its job file is not there any more", remedy="Run recycler run with its job file and this --dir again"))
         self._check_room()
-        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(processes.run_command(run)), run.folder / LOG, self.store.root):
+        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(command), run.folder / LOG, self.store.root):
             raise BusyError(Problem(thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"))
 
     def stop(self, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+from recycler.run import STARTED
 from recycler.service.store import EXPORTS, Run
 
 LOG = "driver.log"
@@ -123,8 +125,19 @@ def said_last(path: Path) -> str:
     return (own or lines or [""])[-1]
 
 
-def run_command(run: Run) -> list[str]:
-    return ["run", str(run.source), "--dir", str(run.folder)]
+def run_command(run: Run) -> list[str] | None:
+    """What starts a job's driver again: with the job file that was submitted here, or the one it was started with by hand.
+
+    None when neither is there any more.
+    """
+    if run.submitted:
+        return ["run", str(run.source), "--dir", str(run.folder)]
+    try:
+        started = json.loads((run.folder / STARTED).read_text())
+        job, data = Path(started["job"]), [str(folder) for folder in started["data"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job.is_file() else None
 
 
 def export_command(run: Run, number: int) -> list[str]:

@@ -75,7 +75,7 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
         run = jobs.store.run(job)
         path = run.source if run.submitted else run.folder / "job.yaml"
         return JSONResponse({"schema_version": 1, "text": path.read_text(errors="replace") if path.is_file() else "", "log": processes.log_tail(run.folder / LOG),
-                             "command": processes.as_shell(processes.run_command(run)) if run.submitted else ""})
+                             "command": processes.as_shell(command) if (command := processes.run_command(run)) else ""})
 
     @router.get("/jobs/{job}/front", summary="The front and its baselines: the document of `recycler front --json`")
     def front(job: JobId) -> JSONResponse:

@@ -30,7 +30,7 @@ function show(job) {
       ["tokens", job.num_tokens.toLocaleString("en")], ["worker time", duration(job.worker_seconds)], ["objectives", job.objectives.map((o) => `${o.name} (${o.direction})`).join(", ")]]
       .flatMap(([name, value]) => [h("dt", {}, name), h("dd", { "data-fact": name }, value)])));
   stop.disabled = !job.running;
-  resume.disabled = job.running || !job.submitted || job.state === "finished";
+  resume.disabled = job.running || !job.resumable || job.state === "finished";
   const curve = job.hypervolume;
   if (curve.length) draw(chart, (colours) => ({
     traces: [{ x: [...curve.map((p) => p.trial), Math.max(closed - 1, curve.at(-1).trial)], y: [...curve.map((p) => p.hypervolume), curve.at(-1).hypervolume], mode: "lines", line: { shape: "hv", color: colours.accent, width: 2 }, hovertemplate: "trial %{x}: %{y:.4g}<extra></extra>" }],
