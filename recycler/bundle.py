@@ -35,8 +35,8 @@ class Bundle:
 
     @cached_property
     def id(self) -> str:
-        """NAME-DIGEST."""
-        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True})
+        """NAME-DIGEST. Keys that are left at their defaults play no part, so a new version's new keys change no id."""
+        identity = self.job.model_dump(exclude_defaults=True, exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True})
         contents = sorted((PurePosixPath(name).name, hashlib.sha256(raw).hexdigest()) for name, raw in self.files.items() if name != JOB)
         return f"{self.job.name[:40]}-{digest([identity, contents])[:10]}"
 

@@ -62,5 +62,5 @@ def outcomes_from_bytes(payload: bytes) -> tuple[Outcome, ...]:
 
 
 def params_from_json(texts: Sequence[str]) -> list[tuple[tuple[str, float], ...]]:
-    """Raw parameters of many trials, by name."""
-    return [tuple(sorted(params.items())) for params in many_from_json(texts)]
+    """Raw parameters of many trials, by name: canonical JSON has them in that order."""
+    return [tuple(params.items()) for params in many_from_json(texts)]

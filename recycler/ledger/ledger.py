@@ -182,7 +182,7 @@ class Ledger:
 
         def read(connection: Connection) -> tuple[list, list]:
             rows = connection.execute(select(columns.number, columns.kind, columns.label, columns.state, columns.failure, columns.weights_digest, columns.recipe, columns.params).order_by(columns.number))
-            return rows.all(), connection.execute(select(figures.trial, figures.role, figures.objective, figures.value, figures.stderr, figures.n).order_by(figures.trial, figures.objective)).all()
+            return rows.all(), connection.execute(select(figures.trial, figures.role, figures.objective, figures.value, figures.stderr, figures.n).order_by(figures.trial, figures.role, figures.objective)).all()
 
         with _no_collection():
             rows, score_rows = self._read(read)
