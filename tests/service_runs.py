@@ -69,6 +69,7 @@ def make_run(root, run_id="demo", *, merges=30, finished=True, label="", items=I
     ledger.set_fact("job", json.dumps({"name": run_id, "dtype": "bfloat16", "trials": merges, "members": [[member.name, member.location] for member in pool.members], "base": ["base", pool.base.location],
                                        "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction} for o in OBJECTIVES]}))
     ledger.set_fact("digests", "{}")
+    ledger.set_fact("gram", json.dumps([[0.0004 if a == b else 0.0001 for b in range(len(NAMES))] for a in range(len(NAMES))]))
     planned = [(plan.kind, plan.label, plan.recipe) for plan in fixed_baselines(pool, "bfloat16")]
     planned.append(("greedy_soup", "greedy soup: math-v3 + code-v1", average(pool, "bfloat16", NAMES[:2])))
     planned += [("merge", label, merge_recipe(pool, seed * 100_000 + index)) for index in range(merges)]

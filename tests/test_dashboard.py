@@ -37,6 +37,7 @@ def test_progress_page_draws_the_hypervolume(page, address):  # noqa: F811
 def test_pool_page_lists_members(page, address):  # noqa: F811
     page.goto(f"{address}/jobs/demo/pool")
     expect(page.locator("#members tbody tr")).to_have_count(4)
+    expect(page.locator("#similarity tbody tr").first).to_contain_text("2.00 % of the base")
     expect(page.locator(".barlayer path")).to_have_count(4)
     shot(page, "pool")
 

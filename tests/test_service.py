@@ -152,6 +152,8 @@ def test_pool_says_what_the_front_is_worth_without_a_member(client):
     found = client.get(f"{API}/jobs/demo/pool").json()
     assert [member["name"] for member in found["members"]] == list(NAMES)
     assert all(0 <= member["hypervolume_without"] <= found["hypervolume"] for member in found["members"])
+    assert found["similarity"]["relative_length"] == pytest.approx([0.02] * 4) and found["similarity"]["cosines"][0] == [1.0, 0.25, 0.25, 0.25]
+    assert all(len(member["front_trials"]) == member["front_uses"] for member in found["members"])
 
 
 def test_recipe_comes_with_card_and_command(client):

@@ -65,8 +65,12 @@ def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, ou
             "trials": [trial_entry(trial) for trial in trials], "against": against, "clustered": known, "note": note}
 
 
-def pool_document(snapshot: Snapshot) -> dict[str, Any]:
-    """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed)."""
+def pool_document(snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = None) -> dict[str, Any]:
+    """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed).
+
+    `gram` (K, K), inner products of the members' deltas, gives `similarity`: the length of each delta relative to the base,
+    and the cosines between them (null where a delta has no length).
+    """
     front = snapshot.front if has_front(snapshot) else None
     alone = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
     volume = front.hypervolume(front.front, "search") if front else None
@@ -75,13 +79,19 @@ def pool_document(snapshot: Snapshot) -> dict[str, Any]:
         using = [trial for trial in front.front if any(row[index] != 0.0 for row in trial.recipe.weights)] if front else []
         mean = sum(sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights) for trial in using) / len(using) if using else 0.0
         without = _volume_without(snapshot, index) if front else None
-        members.append({"name": member.name, "location": member.location, "trial": alone[member.name].number if member.name in alone else None,
+        members.append({"name": member.name, "front_trials": [trial.number for trial in using], "location": member.location, "trial": alone[member.name].number if member.name in alone else None,
                         "scores": trial_entry(alone[member.name])["scores"] if member.name in alone else None,
                         "front_uses": len(using), "mean_weight": finite(mean), "hypervolume_without": without})
     base = snapshot.pool.base
     return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "num_front": len(front.front) if front else 0, "hypervolume": volume,
-            "base": {"name": base.name, "location": base.location} if base else None, "members": members,
+            "base": {"name": base.name, "location": base.location} if base else None, "members": members, "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
             "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach"}
+
+
+def _similarity(gram: Sequence[Sequence[float]]) -> dict[str, Any]:
+    lengths = [math.sqrt(max(gram[index][index], 0.0)) for index in range(len(gram))]
+    cosines = [[round(gram[a][b] / (lengths[a] * lengths[b]), 4) if lengths[a] > 0 and lengths[b] > 0 else None for b in range(len(gram))] for a in range(len(gram))]
+    return {"relative_length": [finite(length) for length in lengths], "cosines": cosines}
 
 
 def read_numbers(text: str) -> list[int]:

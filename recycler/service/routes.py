@@ -81,9 +81,10 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
     def front(job: JobId) -> JSONResponse:
         return JSONResponse(jobs.store.snapshot(jobs.store.run(job)).front_document())
 
-    @router.get("/jobs/{job}/pool", summary="Members: own scores, use by the front, the volume without them")
+    @router.get("/jobs/{job}/pool", summary="Members: own scores, use by the front, the volume without them, similarity of their deltas")
     def pool(job: JobId) -> JSONResponse:
-        return JSONResponse(documents.pool_document(jobs.store.snapshot(jobs.store.run(job))))
+        run = jobs.store.run(job)
+        return JSONResponse(documents.pool_document(jobs.store.snapshot(run), jobs.store.gram(run)))
 
     @router.get("/jobs/{job}/events", summary="Server-sent events: trial, holdout, status, end; resumes after Last-Event-ID", response_class=StreamingResponse)
     def job_events(job: JobId, after: Annotated[str, Query(max_length=events.MAX_CURSOR)] = "", last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:

@@ -1,6 +1,6 @@
 // Pool: the members, their own scores, how the front uses them, and what it is worth without each.
 
-import { getJob } from "./api.js";
+import { getJob, job } from "./api.js";
 import { draw, escapeForPlotly } from "./chart.js";
 import { figure, fill, h, notice } from "./dom.js";
 
@@ -9,12 +9,21 @@ function table(pool) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Members" }, h("table", { id: "members" },
     h("thead", {}, h("tr", {}, ["member", ...pool.objectives.map((o) => `${o.name} (${o.direction})`), "in front trials", "mean weight there", "volume without it", "where"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, pool.members.map((member) => h("tr", {}, h("th", { scope: "row" }, member.name), pool.objectives.map((o) => h("td", { class: "num" }, figure(member.scores?.search[o.name]))),
-      h("td", { class: "num" }, `${member.front_uses} of ${pool.num_front}`), h("td", { class: "num" }, member.mean_weight.toFixed(3)), h("td", { class: "num" }, loss(member)), h("td", { class: "soft" }, member.location))))));
+      h("td", { class: "num" }, `${member.front_uses} of ${pool.num_front}`, member.front_trials.length ? h("div", { class: "targets" }, member.front_trials.slice(0, 6).map((number) => [h("a", { href: `/jobs/${encodeURIComponent(job)}/front#trial=${number}`, "aria-label": `trial ${number} on the front` }, number), " "]).flat()) : null), h("td", { class: "num" }, member.mean_weight.toFixed(3)), h("td", { class: "num" }, loss(member)), h("td", { class: "soft" }, member.location))))));
+}
+
+/** Cosines of the members' deltas: a table for reading, shaded for the eye. */
+function similarity(pool) {
+  if (!pool.similarity) return h("p", { class: "soft" }, "The similarity of deltas is measured when a search over a pool on disk begins.");
+  const { cosines, relative_length: lengths } = pool.similarity, names = pool.members.map((m) => m.name);
+  const cell = (value) => h("td", { class: "num shade", style: value === null ? null : `--share: ${Math.round(100 * Math.abs(value))}%` }, value === null ? "–" : value.toFixed(2));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Similarity of deltas" }, h("table", { id: "similarity" }, h("thead", {}, h("tr", {}, ["member", "length of delta", ...names].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, names.map((name, row) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, `${(100 * lengths[row]).toPrecision(3)} % of the base`), cosines[row].map(cell))))));
 }
 
 try {
   const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "group", "aria-label": "Weights of the members in the front" });
-  fill(document.getElementById("page"), h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, `${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`), table(pool), h("p", { class: "soft" }, pool.note)), h("section", { class: "card" }, h("h2", {}, "Mean weight in the front's trials"), chart)));
+  fill(document.getElementById("page"), h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, `${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`), table(pool), h("p", { class: "soft" }, pool.note)), h("section", { class: "card" }, h("h2", {}, "Mean weight in the front's trials"), chart), h("section", { class: "card" }, h("h2", {}, "Cosines of the members' deltas"), similarity(pool))));
   await draw(chart, (colours) => ({ traces: [{ type: "bar", x: pool.members.map((m) => escapeForPlotly(m.name)), y: pool.members.map((m) => m.mean_weight), marker: { color: colours.accent } }], layout: { xaxis: { type: "category" }, yaxis: { title: { text: "weight" } }, showlegend: false } }));
   document.body.dataset.ready = "1";
 } catch (error) { notice(error.message); }
