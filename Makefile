@@ -1,13 +1,14 @@
 # make demo    a small pool, really trained, recycled and exported: no hub, no account, no GPU
 # make test    everything the tests need, then the tests
 # make bench   slow proofs; their figures go into docs/log.md and benchmarks/
+# make bench-merge   merges against mergekit and plain copies (a venv of its own and 2.4 GB, in build/)
 # make clean   forget the demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: demo test bench clean install install-test
+.PHONY: demo test bench bench-merge clean install install-test
 
 demo: install
 	$(BIN)/recycler demo --dir demo-run
@@ -17,6 +18,12 @@ test: install-test
 
 bench: install-test
 	$(BIN)/python -m pytest -m slow
+
+bench-merge: install
+	test -x build/mergekit/bin/mergekit-yaml || ($(PYTHON) -m venv build/mergekit && build/mergekit/bin/pip install --quiet torch==2.13.0 mergekit==0.1.5)
+	test -d build/merge/135m-7 || $(BIN)/python benchmarks/merge/models.py 135m 8 build/merge
+	$(BIN)/python benchmarks/merge/run.py build/merge 135m 8 --mergekit $(CURDIR)/build/mergekit/bin/mergekit-yaml
+	$(BIN)/python benchmarks/merge/run.py build/merge 135m 8 --live
 
 clean:
 	rm -rf demo-run

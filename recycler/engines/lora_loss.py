@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.merge.lora import Adapter
@@ -45,6 +46,7 @@ class MixLoss:
 def mix_loss(base: Path, data: Path, adapters: Sequence[Adapter], *, max_length: int, batch: int) -> MixLoss:
     """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines, with the base's own tokenizer. Raises UsageError."""
     rows = read_mix(data)
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, trust_remote_code=False, dtype=torch.float32).eval().requires_grad_(False)
     tokens: list[Row] = []

@@ -17,7 +17,7 @@ from recycler.types import Checkpoint, Recipe, TensorInfo
 
 PASSES = {"ties": 3, "breadcrumbs": 5, "breadcrumbs_ties": 5, "della": 2, "della_linear": 2, "sce": 6, "slerp": 2, "nuslerp": 2, "multislerp": 2, "karcher": 2,
           "model_stock": 2, "widen": 3, "tsv_merge": 1, "iso_c": 1}  # times that a member's tensor is walked; later walks hit the page cache
-FLOAT32_COPIES = {"widen": 3.0, "tsv_merge": 6.0, "iso_c": 6.0}  # whole float32 tensors held at once, by methods that cannot go by block
+FLOAT32_COPIES = {"widen": 5.0, "tsv_merge": 6.0, "iso_c": 6.0}  # whole float32 tensors held at once, by methods that cannot go by block
 FIXED_BYTES = 64_000_000  # blocks, buffers and histograms
 
 
