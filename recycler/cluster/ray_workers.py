@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -35,8 +37,8 @@ class _Actor:
         """(node, process) that it runs on."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def score(self, recipe: Recipe, role: Role) -> Scorecard | Failure:
-        return self._worker.score(recipe, role)
+    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None) -> Scorecard | Failure:
+        return self._worker.score(recipe, role, items)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +55,7 @@ class _Task:
     number: int
     recipe: Recipe
     role: Role
+    items: tuple[str, ...] | None
     attempt: int = 1
 
 
@@ -72,8 +75,8 @@ class RayWorkers:
         for _ in range(num_workers):
             self._start_actor()
 
-    def submit(self, number: int, recipe: Recipe, role: Role) -> None:
-        self._waiting.append(_Task(number, recipe, role))
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None:
+        self._waiting.append(_Task(number, recipe, role, items))
         self._dispatch()
 
     def wait(self) -> Sequence[Result]:
@@ -123,7 +126,7 @@ class RayWorkers:
     def _dispatch(self) -> None:
         while self._free and self._waiting:
             live, task = self._free.pop(), self._waiting.popleft()
-            self._busy[live.actor.score.remote(task.recipe, task.role)] = (live, task)
+            self._busy[live.actor.score.remote(task.recipe, task.role, task.items)] = (live, task)
 
     def _collect(self, reference: ray.ObjectRef) -> Result | None:
         """The result of one finished call; None when it failed through no fault of the recipe and is tried again."""
@@ -138,7 +141,7 @@ class RayWorkers:
                 self._waiting.appendleft(task)
                 return None
             if task.attempt < MAX_ATTEMPTS:
-                self._waiting.appendleft(_Task(task.number, task.recipe, task.role, task.attempt + 1))
+                self._waiting.appendleft(replace(task, attempt=task.attempt + 1))
                 return None
             answer = Failure(blame="system", reason=_reason(error), attempts=task.attempt)
         else:
@@ -151,16 +154,15 @@ class RayWorkers:
 
 
 def _resources(num_workers: int, work: Work) -> dict:
-    """Ray's options for one worker: whole GPUs of one node where the cluster has them, else the share of the cores that fits."""
+    """Ray's options for one worker: one GPU where the cluster has any, else the share of the cores that fits."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
-    gpus = int(work.settings.get("tensor_parallel") or 1)
-    has_room = sum(int(node.get("GPU", 0)) // gpus for node in nodes) > 0
+    has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     places = [checkpoint.location for checkpoint in (*work.pool.members, *([work.pool.base] if work.pool.base else []))]
     variables = {"OMP_NUM_THREADS": str(max(1, int(share))), "TOKENIZERS_PARALLELISM": "false"}
     if not any(place.startswith("hf://") for place in places):
         variables["HF_HUB_OFFLINE"] = "1"
-    return {**({"num_gpus": gpus, "num_cpus": 1} if has_room else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
+    return {**({"num_gpus": 1, "num_cpus": 1} if has_gpus else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
 
 
 def _is_alive(node: str) -> bool:
@@ -181,7 +183,10 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
+    asked_to_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, OSError) as error:
         raise InfrastructureError(Problem(thing=f"Ray cluster {address or '(local)'}", cause=f"cannot be reached or started ({error})", remedy="Check the address; `ray status` shows whether it is up")) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, asked_to_end)  # Ray puts one of its own in place, which ends without a word to the ledger

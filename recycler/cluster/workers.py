@@ -28,8 +28,10 @@ class Work:
     objectives: tuple[Objective, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def items_of(self, role: Role) -> tuple[Item, ...]:
-        return tuple(item for item in self.items if item.role == role)
+    def items_of(self, role: Role, only: Sequence[str] | None = None) -> tuple[Item, ...]:
+        """The items of a split, or those of them that are named."""
+        chosen = None if only is None else set(only)
+        return tuple(item for item in self.items if item.role == role and (chosen is None or item.id in chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,14 @@ class Result:
 
 
 class Workers(Protocol):
-    """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final."""
+    """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final.
+
+    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain means over those.
+    """
 
     num_workers: int
 
-    def submit(self, number: int, recipe: Recipe, role: Role) -> None: ...
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None: ...
     def wait(self) -> Sequence[Result]: ...
     def close(self) -> None: ...
 
@@ -58,10 +63,10 @@ class ScoringWorker:
         self.work = work
         self.engine = engine or build_engine(work.engine, materialise(work.pool), **work.settings)
 
-    def score(self, recipe: Recipe, role: Role) -> Scorecard | Failure:
+    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
         try:
-            return score_recipe(self.engine, recipe, self.work.items_of(role), self.work.objectives, role)
+            return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role)
         except RecyclerError as error:
             return Failure(blame="recipe", reason=str(error))
 
@@ -77,18 +82,18 @@ class LocalWorkers:
     def __init__(self, work: Work, *, build: Callable[[Work], ScoringWorker] = ScoringWorker):
         self._work, self._build = work, build
         self._worker: ScoringWorker | None = None
-        self._queue: deque[tuple[int, Recipe, Role]] = deque()
+        self._queue: deque[tuple[int, Recipe, Role, tuple[str, ...] | None]] = deque()
 
-    def submit(self, number: int, recipe: Recipe, role: Role) -> None:
-        self._queue.append((number, recipe, role))
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None:
+        self._queue.append((number, recipe, role, items))
 
     def wait(self) -> Sequence[Result]:
-        number, recipe, role = self._queue.popleft()
+        number, recipe, role, items = self._queue.popleft()
         reason = ""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._worker = self._worker or self._build(self._work)
-                return [Result(number=number, role=role, answer=self._worker.score(recipe, role))]
+                return [Result(number=number, role=role, answer=self._worker.score(recipe, role, items))]
             except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None
