@@ -73,6 +73,13 @@ class EngineSpec(Strict):
     """Engines in parallel: one a GPU, or one a share of the CPU cores."""
 
 
+class FidelitySpec(Strict):
+    """How closely proposed merges are looked at. Members, base and soups are always scored on all search items, and so are finalists."""
+
+    items_per_task: int | None = Field(default=None, ge=50)
+    """Search items of each task that a merge is scored on, drawn for each merge anew; default: all. Fewer than 50 make standard errors a fiction."""
+
+
 class BudgetSpec(Strict):
     """When to stop: at the first limit that is reached. Baselines are scored besides `trials`."""
 
@@ -116,6 +123,7 @@ class JobSpec(Strict):
     engine: EngineSpec = EngineSpec()
     budget: BudgetSpec
     sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
+    fidelity: FidelitySpec = FidelitySpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
     allow_benchmark_tests: bool = False
     """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""

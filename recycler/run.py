@@ -22,7 +22,8 @@ from recycler.prepare import PreparedJob, object_versions, prepare
 from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
-from recycler.search.loop import Event, Listener, score_holdout, search
+from recycler.search.fidelity import Fidelity
+from recycler.search.loop import Event, Listener, complete, score_holdout, search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import Gram, SimplexProposer
@@ -63,13 +64,19 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
     workers = make_workers(_work(prepared), prepared.job.engine.workers)
     try:
         clock = _Clock(ledger, prepared)
-        trials = search(_planner(prepared, ledger), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen))
-        ledger.set_fact(SMOOTHED, write_smoothed(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared))))
-        front = read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype, smoothed=read_smoothed(ledger))
-        score_holdout(_with_holdout(front.finalists, ledger), ledger, workers, listen=clock.stamp(listen))
+        fidelity = _fidelity(prepared)
+        search(_planner(prepared, ledger), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
+        finalists = complete(lambda trials: _finalists(prepared, ledger, trials), ledger, workers, fidelity, listen=clock.stamp(listen))
+        score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
         ledger.set_fact("finished", str(prepared.job.budget.trials))
     finally:
         workers.close()
+
+
+def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Whom the front as it stands names, with what its model makes of all trials written down."""
+    ledger.set_fact(SMOOTHED, write_smoothed(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared))))
+    return read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype, smoothed=read_smoothed(ledger)).finalists
 
 
 def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -> Ledger:
@@ -159,10 +166,15 @@ def _work(prepared: PreparedJob) -> Work:
                 settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len()})
 
 
+def _fidelity(prepared: PreparedJob) -> Fidelity:
+    return Fidelity(items=tuple(item for item in prepared.items if item.role == "search"), objectives=prepared.objectives,
+                    items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed)
+
+
 def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
     job = prepared.job
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
-    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
+    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed, needs_members=job.fidelity.items_per_task is not None,
                    proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram))
 
 
@@ -185,12 +197,6 @@ def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
     if ledger.fact("gram") is None:
         ledger.set_fact("gram", json.dumps(delta_gram(prepared.pool)))
     return json.loads(ledger.fact("gram"))
-
-
-def _with_holdout(finalists: Sequence[Trial], ledger: Ledger) -> list[Trial]:
-    """The finalists as the ledger has them, with the holdout scores of an earlier sitting."""
-    stored = {trial.number: trial for trial in ledger.trials()}
-    return [stored[trial.number] for trial in finalists]
 
 
 def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:

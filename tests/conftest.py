@@ -33,18 +33,21 @@ class FakeWorkers:
     seen: list = field(default_factory=list)
     _queue: list = field(default_factory=list)
 
-    def submit(self, number, recipe, role):
-        self._queue.append((number, recipe, role))
+    def submit(self, number, recipe, role, items=None):
+        self._queue.append((number, recipe, role, items))
 
     def wait(self):
         if self.kill_after is not None and len(self.seen) >= self.kill_after:
             raise Killed
         index = (7 * len(self.seen)) % len(self._queue)  # out of order, as real workers are
-        number, recipe, role = self._queue.pop(index)
+        number, recipe, role, items = self._queue.pop(index)
         self.seen.append((number, role))
         if number in self.break_numbers:
             return [Result(number=number, role=role, answer=Failure(blame=self.blame, reason="broken on purpose"))]
-        return [Result(number=number, role=role, answer=fake_scorecard(recipe, role))]
+        return [Result(number=number, role=role, answer=self.answer(recipe, role, items))]
+
+    def answer(self, recipe, role, items):
+        return fake_scorecard(recipe, role)
 
     def close(self):
         pass

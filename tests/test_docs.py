@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recycler.cli import build_parser
-from recycler.job import BudgetSpec, EngineSpec, JobSpec, PoolSpec, read_job
+from recycler.job import BudgetSpec, EngineSpec, FidelitySpec, JobSpec, PoolSpec, read_job
 from recycler.space import SpaceSpec, read_space
 from recycler.suite import TaskSpec, read_suite
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("page, keys", [
-    ("job.md", [*JobSpec.model_fields, *SpaceSpec.model_fields, *(f"pool.{key}" for key in PoolSpec.model_fields), *(f"engine.{key}" for key in EngineSpec.model_fields), *(f"budget.{key}" for key in BudgetSpec.model_fields)]),
+    ("job.md", [*JobSpec.model_fields, *SpaceSpec.model_fields, *(f"pool.{key}" for key in PoolSpec.model_fields), *(f"engine.{key}" for key in EngineSpec.model_fields), *(f"budget.{key}" for key in BudgetSpec.model_fields), *(f"fidelity.{key}" for key in FidelitySpec.model_fields)]),
     ("suites.md", list(TaskSpec.model_fields)),
 ])
 def test_every_key_is_documented(page, keys):

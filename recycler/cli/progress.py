@@ -67,8 +67,8 @@ class Progress:
         self.update("searching: starting workers", 0.0)
 
     def listen(self, event: Event) -> None:
-        if event.what == "holdout":
-            self.update(f"holdout: trial {event.trial.number}", event.fraction)
+        if event.what in ("holdout", "completed"):
+            self.update(f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: trial {event.trial.number}", event.fraction)
         elif event.what in ("scored", "failed"):
             self._done += 1
             self.update(f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}", min(self._done / self._expected, 1.0))

@@ -5,17 +5,18 @@ order are a subset of the first n + 1, so items are added to a trial without ask
 languages of MGSM) are drawn together.
 
 The estimate regresses the trial's outcomes on the members' outcomes on the same items, which are known for all items, and
-predicts the rest: the regression estimator of survey sampling (Särndal, Swensson & Wretman 1992, ch. 6), a linear control variate. Regressors
-are the leading principal components of the members, few enough for the number of clusters drawn. The error uses leave-one-out residuals
-(HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor. With all items it is the plain mean with
-error 0 about the frozen items; `aggregate` in recycler.evaluate then gives the error about items at large.
+predicts the rest: the regression estimator of survey sampling (Särndal, Swensson & Wretman 1992, ch. 6), a linear control
+variate. Regressors are the leading principal components of the members, few enough for the number of clusters drawn. The
+error uses leave-one-out residuals (HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor: it is
+about the score on all frozen items, and 0 when all were asked. A trial's stated error is about items at large, as that of
+trials scored in full is: the two parts are added in `Estimate.at_large`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,15 +47,15 @@ def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
     return tuple(map(tuple, found.values()))
 
 
-def draw(items: Sequence[Item], seed: int, share: float, *, beyond: float = 0.0) -> tuple[Item, ...]:
-    """The items of about `share` (0 to 1] of the problems of each stratum, never under MIN_ITEMS of a task where it has them.
+def draw(items: Sequence[Item], seed: int, share: float = 0.0, *, least: int = MIN_ITEMS, beyond: float = 0.0) -> tuple[Item, ...]:
+    """The items of about `share` (0 to 1) of the problems of each stratum, never under `least` of a task where it has them.
 
     With `beyond` those are left out that a draw of that share already gave. Items keep the order of the suite.
     """
     chosen: set[str] = set()
     for stratum in strata(items):
         order = _order(stratum, seed)
-        chosen |= set(order[_count(stratum, order, beyond) if beyond > 0 else 0:_count(stratum, order, share)])
+        chosen |= set(order[_count(stratum, order, beyond, least) if beyond > 0 else 0:_count(stratum, order, share, least)])
     return tuple(item for item in items if _unit(item) in chosen)
 
 
@@ -65,10 +66,20 @@ def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A score for all items from some of them; `variance_ratio` is the error variance over that of the plain subset mean."""
+    """A score for all items from some of them.
+
+    `score.stderr` is about the frozen items; `luck` is the error of their own mean about items at large. `variance_ratio`
+    is the error variance over that of the plain subset mean.
+    """
 
     score: Score
+    luck: float
     variance_ratio: float
+
+    @property
+    def at_large(self) -> Score:
+        """The score with its error about items at large, which is what trials scored on all items state."""
+        return replace(self.score, stderr=math.hypot(self.score.stderr, self.luck))
 
 
 def estimate(items: Sequence[Item], outcomes: Iterable[Outcome], objective: Objective, members: Sequence[Mapping[str, float]] = ()) -> Estimate:
@@ -81,17 +92,29 @@ def estimate(items: Sequence[Item], outcomes: Iterable[Outcome], objective: Obje
     values = {outcome.item: dict(outcome.values)[objective.metric] for outcome in outcomes if objective.metric in dict(outcome.values)}
     whole = [control for control in members if all(item.id in control for item in own)]
     total = sum(item_weight(item, objective.metric) for item in own)
-    mean = variance = plain_variance = 0.0
+    mean = variance = plain_variance = luck = 0.0
     count = 0
     for stratum in strata(own):
         part = sum(item_weight(item, objective.metric) for item in stratum) / total
-        found, error, plain_error, scored = _stratum_mean(stratum, values, objective.metric, whole)
-        mean, variance, plain_variance, count = mean + part * found, variance + (part * error) ** 2, plain_variance + (part * plain_error) ** 2, count + scored
-    return Estimate(score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count), variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0)
+        found = _stratum_mean(stratum, values, objective.metric, whole)
+        mean, count = mean + part * found.mean, count + found.num_scored
+        unseen = 1.0 - found.seen
+        variance, plain_variance, luck = variance + unseen * (part * found.error) ** 2, plain_variance + unseen * (part * found.plain_error) ** 2, luck + found.seen * (part * found.plain_error) ** 2
+    return Estimate(score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count), luck=math.sqrt(luck), variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0)
 
 
-def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: str, controls: Sequence[Mapping[str, float]]) -> tuple[float, float, float, int]:
-    """(estimate, its error, error of the plain mean, items scored) for one stratum."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StratumMean:
+    """What one stratum says: errors as if problems were endless, and the share of its problems that was drawn."""
+
+    mean: float
+    error: float
+    plain_error: float
+    seen: float
+    num_scored: int
+
+
+def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: str, controls: Sequence[Mapping[str, float]]) -> _StratumMean:
     scored = np.array([item.id in values for item in stratum])
     if not scored.any():
         raise ValueError(f"no item of task {stratum[0].task!r} was scored")
@@ -100,17 +123,17 @@ def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: 
     _, units = np.unique([_unit(item) for item in stratum], return_inverse=True)
     num_drawn, num_all = len(set(units[scored].tolist())), int(units.max()) + 1
     ones = np.ones((len(stratum), 1))
-    plain = _regression_mean(ones, weights, scored, y, units, num_drawn, num_all)
+    mean, plain_error = _regression_mean(ones, weights, scored, y, units)
     matrix = np.array([[control[item.id] for control in controls] for item in stratum]).reshape(len(stratum), -1)
     regressors = _components(matrix, weights, num_drawn // CLUSTERS_PER_REGRESSOR)
-    if regressors.shape[1] == 0:
-        return *plain, plain[1], len(y)
-    return *_regression_mean(np.hstack([ones, regressors]), weights, scored, y, units, num_drawn, num_all), plain[1], len(y)
+    error = plain_error
+    if regressors.shape[1]:
+        mean, error = _regression_mean(np.hstack([ones, regressors]), weights, scored, y, units)
+    return _StratumMean(mean=mean, error=error, plain_error=plain_error, seen=num_drawn / num_all, num_scored=len(y))
 
 
-def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], scored: NDArray[np.bool_], y: NDArray[np.float64], units: NDArray[np.int64],
-                     num_drawn: int, num_all: int) -> tuple[float, float]:
-    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its error.
+def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], scored: NDArray[np.bool_], y: NDArray[np.float64], units: NDArray[np.int64]) -> tuple[float, float]:
+    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its error for endless problems.
 
     The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the whole design.
     """
@@ -120,9 +143,8 @@ def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], 
     residuals = y - a @ (inverse @ (a.T @ (w * y)))
     leverage = np.einsum("ij,jk,ik->i", a, inverse, a) * w
     sums = np.bincount(units[scored], weights=coefficients * residuals / np.clip(1.0 - leverage, 0.05, None))
-    shrink = max(0.0, 1.0 - num_drawn / num_all)
-    error = math.sqrt(shrink * float((sums**2).sum())) if num_drawn > 1 else 0.5 * math.sqrt(shrink)
-    return float(coefficients @ y), error
+    alone = len(set(units[scored].tolist())) < 2  # one problem says nothing about its spread
+    return float(coefficients @ y), 0.5 if alone else math.sqrt(float((sums**2).sum()))
 
 
 def _components(matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int) -> NDArray[np.float64]:
@@ -141,13 +163,13 @@ def _order(stratum: Sequence[Item], seed: int) -> list[str]:
     return [units[index] for index in np.random.default_rng(derive_seed(seed, *sorted({_task(item) for item in stratum}))).permutation(len(units))]
 
 
-def _count(stratum: Sequence[Item], order: Sequence[str], share: float) -> int:
-    """How many problems of the order a share takes: at least enough for MIN_ITEMS of every task of the stratum."""
+def _count(stratum: Sequence[Item], order: Sequence[str], share: float, least: int) -> int:
+    """How many problems of the order a share takes: at least enough for `least` items of every task of the stratum."""
     sizes: dict[str, dict[str, int]] = {}
     for item in stratum:
         own = sizes.setdefault(_unit(item), {})
         own[_task(item)] = own.get(_task(item), 0) + 1
-    wanted = {task: min(MIN_ITEMS, sum(own.get(task, 0) for own in sizes.values())) for task in {_task(item) for item in stratum}}
+    wanted = {task: min(least, sum(own.get(task, 0) for own in sizes.values())) for task in {_task(item) for item in stratum}}
     count = math.ceil(share * len(order))
     have = dict.fromkeys(wanted, 0)
     for place, unit in enumerate(order):

@@ -13,6 +13,7 @@ from typing import Literal
 from recycler.cluster.workers import Workers
 from recycler.errors import InfrastructureError, Problem
 from recycler.ledger import Ledger
+from recycler.search.fidelity import Fidelity
 from recycler.search.schedule import Planner
 from recycler.types import Failure, Role, Scorecard, Trial
 
@@ -23,23 +24,29 @@ MAX_SYSTEM_FAILURES = 3
 class Event:
     """Something that a person watching would want to know."""
 
-    what: Literal["resumed", "opened", "scored", "failed", "holdout"]
+    what: Literal["resumed", "opened", "scored", "failed", "completed", "holdout"]
     trial: Trial
-    fraction: float = 0.0  # of the holdout scoring that is done
+    fraction: float = 0.0  # of the completing or holdout scoring that is done
 
 
 Listener = Callable[[Event], None]
 
 
-def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget: Callable[[], bool], listen: Listener) -> tuple[Trial, ...]:
-    """Score baselines and proposals until nothing is left to do or the budget is spent; return all trials."""
+def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget: Callable[[], bool], listen: Listener, fidelity: Fidelity | None = None) -> tuple[Trial, ...]:
+    """Score baselines and proposals until nothing is left to do or the budget is spent; return all trials.
+
+    With `fidelity` proposals are scored on some items; without, everything is on all.
+    """
+    def submit(trial: Trial) -> None:
+        workers.submit(trial.number, trial.recipe, "search", fidelity.drawn(trial) if fidelity else None)
+        in_flight.add(trial.number)
+
     trials = {trial.number: trial for trial in ledger.trials()}
     scored = {trial.recipe: trial.number for trial in reversed(trials.values()) if trial.state == "SCORED"}
     in_flight, system_failures = set(), 0
     for trial in trials.values():
         if trial.state == "PENDING":
-            workers.submit(trial.number, trial.recipe, "search")
-            in_flight.add(trial.number)
+            submit(trial)
             listen(Event(what="resumed", trial=trial))
     while True:
         while len(in_flight) < workers.num_workers and (planned := planner.next(tuple(trials.values()), may_propose=within_budget())):
@@ -52,14 +59,16 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
                 trials[trial.number] = replace(twin, number=trial.number, kind=trial.kind, label=trial.label, params=params, holdout=())
                 listen(Event(what="scored", trial=trials[trial.number]))
                 continue
-            workers.submit(trial.number, trial.recipe, "search")
-            in_flight.add(trial.number)
+            submit(trial)
             listen(Event(what="opened", trial=trial))
         if not in_flight:
             return tuple(trials.values())
         for result in workers.wait():
             in_flight.discard(result.number)
-            trials[result.number] = _close(ledger, trials[result.number], result.answer, listen)
+            answer = result.answer
+            if fidelity and isinstance(answer, Scorecard) and fidelity.drawn(trials[result.number]) is not None:
+                answer = fidelity.estimated(answer, ledger, trials)
+            trials[result.number] = _close(ledger, trials[result.number], answer, listen)
             if trials[result.number].state == "SCORED":
                 scored.setdefault(trials[result.number].recipe, result.number)
             failure = trials[result.number].failure
@@ -68,22 +77,48 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
                 raise InfrastructureError(Problem(thing="workers", cause=f"{system_failures} trials in a row failed through no fault of theirs, the last with: {failure.reason}", remedy="Mend that and run the same command again; scored trials are kept"))
 
 
+def complete(choose: Callable[[Sequence[Trial]], Sequence[Trial]], ledger: Ledger, workers: Workers, fidelity: Fidelity, *, listen: Listener) -> Sequence[Trial]:
+    """The finalists that `choose` names, each scored on all search items: those it lacks are asked. That may bring others up."""
+    def write(trial: Trial, scorecard: Scorecard) -> Trial:
+        whole = fidelity.joined(before[trial.number], scorecard)
+        ledger.extend_trial(trial.number, whole)
+        return replace(trial, search=_in_order(whole))
+
+    while True:
+        finalists = choose(ledger.trials())
+        partial = [trial for trial in finalists if not fidelity.is_whole(trial)]
+        if not partial:
+            return finalists
+        before = {trial.number: ledger.outcomes(trial.number, "search") for trial in partial}
+        _score_finalists("search", "completed", partial, [fidelity.missing(before[trial.number]) for trial in partial], workers, write, listen)
+
+
 def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, *, listen: Listener) -> None:
     """Score each finalist on the holdout items, once; search scores chose them, holdout scores are reported."""
+    def write(trial: Trial, scorecard: Scorecard) -> Trial:
+        ledger.add_holdout(trial.number, scorecard)
+        return replace(trial, holdout=_in_order(scorecard))
+
     waiting = [trial for trial in finalists if not trial.holdout]
-    by_number = {trial.number: trial for trial in waiting}
+    _score_finalists("holdout", "holdout", waiting, [None] * len(waiting), workers, write, listen)
+
+
+def _score_finalists(role: Role, what: Literal["completed", "holdout"], trials: Sequence[Trial], items: Sequence[tuple[str, ...] | None], workers: Workers,
+                     write: Callable[[Trial, Scorecard], Trial], listen: Listener) -> None:
+    """Score all of them on their items, as many at a time as there are workers, and write each down as it comes."""
+    waiting, by_number = list(zip(trials, items, strict=True)), {trial.number: trial for trial in trials}
     in_flight, total = 0, len(waiting)
     while waiting or in_flight:
         while waiting and in_flight < workers.num_workers:
-            trial = waiting.pop(0)
-            workers.submit(trial.number, trial.recipe, "holdout")
+            trial, own = waiting.pop(0)
+            workers.submit(trial.number, trial.recipe, role, own)
             in_flight += 1
         for result in workers.wait():
             in_flight -= 1
             if isinstance(result.answer, Failure):
-                raise InfrastructureError(Problem(thing=f"trial {result.number}", cause=f"could not be scored on the holdout items ({result.answer.reason})", remedy="Run the same command again; nothing else is repeated"))
-            ledger.add_holdout(result.number, result.answer)
-            listen(Event(what="holdout", trial=replace(by_number[result.number], holdout=_in_order(result.answer)), fraction=1.0 - (len(waiting) + in_flight) / total))
+                raise InfrastructureError(Problem(thing=f"trial {result.number}", cause=f"could not be scored on the {role} items ({result.answer.reason})", remedy="Run the same command again; nothing else is repeated"))
+            written = write(by_number[result.number], result.answer)
+            listen(Event(what=what, trial=written, fraction=1.0 - (len(waiting) + in_flight) / total))
 
 
 def _close(ledger: Ledger, trial: Trial, answer: Scorecard | Failure, listen: Listener) -> Trial:

@@ -25,12 +25,16 @@ class Planner:
     proposer: Proposer
     num_merges: int
     seed: int
+    needs_members: bool = False
+    """Nothing is proposed before every member has been scored: their outcomes are the controls of what is scored in part."""
 
     def next(self, trials: Sequence[Trial], *, may_propose: bool) -> tuple[Planned, tuple[tuple[str, float], ...]] | None:
         """The next trial to open with its raw parameters; None when there is none, or none until a pending one ends."""
         planned = self._baseline([trial for trial in trials if trial.kind != "merge" or trial.label])
         if planned is not None:
             return planned, ()
+        if self.needs_members and any(trial.kind == "member" and trial.state == "PENDING" for trial in trials):
+            return None
         proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None

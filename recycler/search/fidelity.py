@@ -1,0 +1,69 @@
+"""How closely a trial is looked at: on which search items it is scored, and what those say about all of them.
+
+Merges that a sampler proposes may be scored on a random part of the items, drawn for each trial from its own seed, so that
+no item's luck is shared by all; members, base and soups are scored in full, since what they did is the control variate of
+everything else. Finalists are completed: they are asked the items they lack, and none again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from recycler.digest import derive_seed
+from recycler.evaluate import aggregate
+from recycler.ledger import Ledger
+from recycler.scoring.scorers import item_metrics
+from recycler.scoring.subsets import draw, estimate
+from recycler.search.baselines import MERGE_BEST
+from recycler.types import Item, Objective, Outcome, Scorecard, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """Rules of a job: its search items, and how many of each task a proposed merge is asked (None: all)."""
+
+    items: tuple[Item, ...]
+    objectives: tuple[Objective, ...]
+    items_per_task: int | None
+    seed: int
+
+    def drawn(self, trial: Trial) -> tuple[str, ...] | None:
+        """Ids of the items to ask a trial; None for all of them."""
+        if self.items_per_task is None or trial.kind != "merge" or trial.label == MERGE_BEST:
+            return None
+        chosen = draw(self.items, derive_seed(self.seed, "items", trial.number), least=self.items_per_task)
+        return tuple(item.id for item in chosen) if len(chosen) < len(self.items) else None
+
+    def is_whole(self, trial: Trial) -> bool:
+        """Whether a trial was scored on every search item that its scores are about."""
+        if self.items_per_task is None:
+            return True
+        asked = {score.objective: score.n for score in trial.search}
+        return all(asked[objective.name] >= self._num_items(objective) for objective in self.objectives)
+
+    def missing(self, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+        """Ids of the items that have no outcome yet."""
+        asked = {outcome.item for outcome in outcomes}
+        return tuple(item.id for item in self.items if item.id not in asked)
+
+    def estimated(self, scorecard: Scorecard, ledger: Ledger, trials: Mapping[int, Trial]) -> Scorecard:
+        """A scorecard of some items with scores about all of them, the members' outcomes as controls."""
+        members = [ledger.outcomes(trial.number, "search") for trial in trials.values() if trial.kind == "member" and trial.state == "SCORED"]
+        scores = []
+        for objective in self.objectives:
+            controls = [{outcome.item: value for outcome in outcomes for metric, value in outcome.values if metric == objective.metric} for outcomes in members]
+            scores.append(estimate(self._items_of(objective), scorecard.outcomes, objective, controls).at_large)
+        return replace(scorecard, scores=tuple(scores))
+
+    def joined(self, before: Sequence[Outcome], scorecard: Scorecard) -> Scorecard:
+        """The outcomes of earlier items and of those just asked as one scorecard of all items; its costs are the new ones."""
+        known = {outcome.item: outcome for outcome in (*before, *scorecard.outcomes)}
+        outcomes = tuple(known[item.id] for item in self.items)
+        return replace(scorecard, outcomes=outcomes, scores=aggregate(self.items, outcomes, self.objectives))
+
+    def _items_of(self, objective: Objective) -> list[Item]:
+        return [item for item in self.items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item)]
+
+    def _num_items(self, objective: Objective) -> int:
+        return len(self._items_of(objective))
