@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from handmade import file_bytes, model_arrays, tokenizer, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from recycler.errors import UnsafeInputError, UsageError
+from recycler.merge import MERGE_METHODS
 from recycler.merge.hashing import tensor_digest
 from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
-from recycler.merge.options import options_of
+from recycler.merge.options import option_complaints, options_of
 from recycler.merge.plan import plan_checkpoints, plan_merge
 from recycler.merge.recipe_yaml import open_recipe, read_recipe, recipe_to_yaml
 from recycler.merge.stream import merged_tensors
@@ -22,6 +24,7 @@ from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_pool
 from recycler.pool.headers import DTYPE_BYTES, read_header
 from recycler.pool.tensors import SAFETENSORS_DTYPES, ResidentPool
+from recycler.space import read_space, resolve
 from recycler.types import Checkpoint, Group, Pool, Recipe, TensorInfo
 
 
@@ -349,3 +352,20 @@ def test_vocabularies_that_differ_are_refused_and_equal_ones_are_merged(tmp_path
     assert open_recipe(tmp_path / "same.yml")[1].names == ("a", "b")
     with pytest.raises(UnsafeInputError, match="gives 2 tokens other ids than 'a', such as 'a': 4 and 3"):
         open_recipe(tmp_path / "other.yml")
+
+
+SPACE_METHODS = {"ties_modules": "ties", "spectral": "iso_c", "lora_cat": "linear"}  # others are named after their method, or are for all
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_spaces_fit_their_method(path):
+    method = SPACE_METHODS.get(path.stem, path.stem if path.stem in MERGE_METHODS else "linear")
+    found = resolve(*read_space(path), members=("a", "b"), num_layers=8, has_base=True, method_options=MERGE_METHODS[method].options)
+    options = tuple((name, round(low) if type(MERGE_METHODS[method].options[name.partition("@")[0]]) is int else low) for name, (low, _) in found.options)
+    assert not list(option_complaints(options, MERGE_METHODS[method].options, [group.name for group in found.groups], 2))
+
+
+def test_an_option_of_a_group_that_the_space_does_not_have_is_refused(tmp_path):
+    (tmp_path / "s.yaml").write_text("version: 1\ngroups: modules\noptions: {density@mpl: [0.1, 1.0]}\n")
+    with pytest.raises(UsageError, match="there is no group 'mpl'. Did you mean 'mlp'"):
+        resolve(*read_space(tmp_path / "s.yaml"), members=("a", "b"), num_layers=8, has_base=True, method_options=MERGE_METHODS["ties"].options)
