@@ -49,6 +49,8 @@ class LearnSpec(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0)
     max_length: int = Field(default=256, ge=2)
     batch: int = Field(default=4, ge=1)
+    total: float = Field(default=1.0, gt=0)
+    """What the weights of a module sum to: 1 is the paper's softmax; K lets every adapter keep its full strength."""
 
 
 class LoraSpec(BaseModel):
@@ -115,12 +117,17 @@ def _rows(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]) -> tuple[di
 
     loss = mix_loss(folder / spec.base, folder / spec.learn.data, adapters, max_length=spec.learn.max_length, batch=spec.learn.batch)
     settings: dict[str, Any] = {"steps": spec.learn.steps} | ({"learning_rate": spec.learn.learning_rate} if spec.learn.learning_rate else {})
+    total = spec.learn.total
+
+    def scaled(weights: Tensor) -> Tensor:
+        return loss(weights * total)
+
     if spec.learn.by == "spsa":
-        weights = learn_by_spsa(loss, len(modules), len(adapters), seed=spec.seed, **settings)
+        weights = learn_by_spsa(scaled, len(modules), len(adapters), seed=spec.seed, **settings)
     else:
-        weights = learn_by_gradient(loss, len(modules), len(adapters), **settings)
-    losses = {"uniform": loss_of_uniform(loss, len(modules), len(adapters)), "learned": loss.value(weights)}
-    return {module: row.tolist() for module, row in zip(modules, weights, strict=True)}, losses
+        weights = learn_by_gradient(scaled, len(modules), len(adapters), **settings)
+    losses = {"uniform": loss_of_uniform(scaled, len(modules), len(adapters)), "learned": loss.value(weights * total)}
+    return {module: row.tolist() for module, row in zip(modules, weights * total, strict=True)}, losses
 
 
 # ---------------------------------------------------------------- forms
