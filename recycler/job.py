@@ -89,6 +89,8 @@ class BudgetSpec(Strict):
     """Such as 90s, 30m, 12h, 2d; counted over all sittings of the job."""
     tokens: int | None = Field(default=None, ge=1)
     """Generated plus teacher-forced tokens."""
+    plateau: int | None = Field(default=None, ge=5)
+    """Stop when so many merges in a row raised the posterior hypervolume by less than 1 % (after twice as many at least)."""
 
     @field_validator("wall_clock")
     @classmethod
@@ -121,9 +123,9 @@ class JobSpec(Strict):
     objectives: list[ObjectiveSpec] = Field(min_length=2, max_length=8)
     """Two or more."""
     engine: EngineSpec = EngineSpec()
+    fidelity: FidelitySpec = FidelitySpec()
     budget: BudgetSpec
     sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
-    fidelity: FidelitySpec = FidelitySpec()
     seed: int = Field(default=0, ge=0, lt=2**31)
     allow_benchmark_tests: bool = False
     """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""

@@ -15,15 +15,17 @@ from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.ledger import Ledger
-from recycler.ledger.place import LEDGER, LEDGER_URL, find_ledger, job_place
+from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.deltas import delta_gram
 from recycler.prepare import PreparedJob, object_versions, prepare
 from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
+from recycler.runs import open_ledger, read_facts
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.fidelity import Fidelity
 from recycler.search.loop import Event, Listener, complete, score_holdout, search
+from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import Gram, SimplexProposer
@@ -102,22 +104,6 @@ def _front_of(ledger: Ledger) -> Front:
     return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
 
 
-def open_ledger(run: str | Path) -> Ledger:
-    """The ledger of a run: its folder, URL?job=ID, or a job's id in the database RECYCLER_LEDGER. Raises NotFoundError."""
-    return Ledger(find_ledger(run), create=False)
-
-
-def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
-    """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger belongs to."""
-    text = ledger.fact("job")
-    if text is None:
-        raise NotFoundError(Problem(thing="run", cause="was never started", remedy="recycler run job.yaml --dir RUN"))
-    facts = json.loads(text)
-    members = tuple(Checkpoint(name=name, location=location, tensors={}, config={}) for name, location in facts["members"])
-    base = Checkpoint(name=facts["base"][0], location=facts["base"][1], tensors={}, config={}) if facts["base"] else None
-    return tuple(Objective(**objective) for objective in facts["objectives"]), Pool(members=members, base=base), facts["dtype"]
-
-
 def open_pool_of(run: str | Path) -> Pool:
     """The pool of a run, opened again with its headers. Raises UsageError when a member has gone or is another version."""
     with closing(open_ledger(run)) as ledger:
@@ -136,7 +122,7 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
         base = prepared.pool.base
         ledger.set_fact("job", json.dumps({
             "name": prepared.job.name, "dtype": prepared.job.engine.dtype, "trials": prepared.job.budget.trials,
-            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction} for o in prepared.objectives],
+            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction, "floor": o.floor} for o in prepared.objectives],
             "members": [[member.name, str(Path(member.location).resolve()) if "://" not in member.location else member.location] for member in prepared.pool.members],
             "base": [base.name, str(Path(base.location).resolve()) if "://" not in base.location else base.location] if base else None}))
         ledger.set_fact("digests", json.dumps(now))
@@ -174,7 +160,9 @@ def _fidelity(prepared: PreparedJob) -> Fidelity:
 def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
     job = prepared.job
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
-    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed, needs_members=job.fidelity.items_per_task is not None,
+    plateau = Plateau(patience=job.budget.plateau, smoother=_smoother(prepared, ledger), objectives=prepared.objectives) if job.budget.plateau else None
+    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
+                   plateau=plateau, needs_members=job.fidelity.items_per_task is not None,
                    proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram))
 
 
@@ -233,27 +221,3 @@ def _only_driver(run_folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(Problem(thing=f"run {run_folder}", cause="is being driven by another process", remedy="Wait for it, or give another --dir")) from None
         yield
-
-
-def read_status(ledger: Ledger) -> dict:
-    """How far a run is, as the one JSON document of `recycler status --json`."""
-    facts = json.loads(ledger.fact("job") or "{}")
-    tokens, seconds = ledger.spent()
-    return {
-        "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
-        "trials": ledger.counts(),
-        "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
-    }
-
-
-def _state(ledger: Ledger) -> str:
-    """One line that is true: finished, driven by whom, or why nobody drives it."""
-    if ledger.fact("finished") is not None:
-        return "finished"
-    holder = ledger.holder()
-    if holder is None:
-        return "unfinished: recycler run goes on with it"
-    if holder.is_alive:
-        return f"running: driven by {holder.name}, heard of {holder.seconds_since_renewal:.0f} s ago"
-    return f"stalled: {holder.name} was last heard of {holder.seconds_since_renewal:.0f} s ago; recycler resume or run goes on with it"

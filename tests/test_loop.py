@@ -13,6 +13,7 @@ from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
 from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
+from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import SimplexProposer
@@ -155,3 +156,23 @@ def test_floors_are_read_or_refused(text, accepted):
     else:
         with pytest.raises(ValueError):
             ObjectiveSpec.model_validate(entry)
+
+
+def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path):
+    stops = Plateau(patience=6, smoother=SimplexProposer(planner().space, OBJECTIVES, seed=0), objectives=OBJECTIVES)
+    settled = replace(planner("simplex_gp", 200), plateau=stops)
+
+    def searched(path, workers):
+        ledger = Ledger(path)
+        try:
+            return search(settled, ledger, workers, within_budget=lambda: True, listen=lambda event: None)
+        finally:
+            ledger.close()
+
+    trials = searched(tmp_path / "run.sqlite", FakeWorkers())
+    proposed = [trial for trial in trials if trial.kind == "merge" and not trial.label]
+    assert 12 <= len(proposed) < 100
+    assert stops.reached(trials) and not stops.reached(trials[:-1])
+    with pytest.raises(Killed):
+        searched(tmp_path / "killed.sqlite", FakeWorkers(kill_after=15))
+    assert searched(tmp_path / "killed.sqlite", FakeWorkers()) == trials

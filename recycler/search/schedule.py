@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from recycler.merge import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
+from recycler.search.plateau import Plateau
 from recycler.search.proposer import Proposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, OptionValue, Pool, Recipe, Trial
@@ -25,6 +26,7 @@ class Planner:
     proposer: Proposer
     num_merges: int
     seed: int
+    plateau: Plateau | None = None
     needs_members: bool = False
     """Nothing is proposed before every member has been scored: their outcomes are the controls of what is scored in part."""
 
@@ -39,6 +41,8 @@ class Planner:
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
         comparable = [trial for trial in trials if trial.recipe.method == self.method]  # a soup says nothing about ties
+        if self.plateau is not None and self.plateau.reached(comparable):
+            return None
         proposal = self.proposer.ask(len(trials), comparable)
         recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
                         base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
