@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from recycler.engines.port import Engine
 from recycler.scoring.scorers import SCORERS, item_weight
-from recycler.stats import clustered_mean
+from recycler.stats import clustered_mean, unseen_events_stderr
 from recycler.types import Completion, GenerateRequest, Item, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
 
 Values = dict[str, float]
@@ -66,7 +66,7 @@ def aggregate(items: Sequence[Item], outcomes: Iterable[Outcome], objectives: Se
     scores = []
     for objective in objectives:
         own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in values.get(item.id, {})]
-        value, stderr = clustered_mean([values[item.id][objective.metric] for item in own], [item.cluster or item.id for item in own],
-                                       [item_weight(item, objective.metric) for item in own])
-        scores.append(Score(objective=objective.name, value=value, stderr=stderr, n=len(own)))
+        figures, clusters = [values[item.id][objective.metric] for item in own], [item.cluster or item.id for item in own]
+        value, stderr = clustered_mean(figures, clusters, [item_weight(item, objective.metric) for item in own])
+        scores.append(Score(objective=objective.name, value=value, stderr=max(stderr, unseen_events_stderr(figures, len(set(clusters)))), n=len(own)))
     return tuple(scores)

@@ -41,6 +41,18 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str], weights: Se
     return mean, shrink * math.sqrt(m / (m - 1) * float((residuals**2).sum())) / float(w.sum())
 
 
+def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
+    """Least standard error of a mean of noughts and ones over that many clusters; 0 for other values.
+
+    A sample without a single success has no spread, and yet says little: its rate is taken as half an event in one item more
+    (Jeffreys' prior; Brown, Cai & DasGupta 2001), so that 0 of 32 is 0.00 with an error of 0.02 and not of nothing.
+    """
+    if not all(value in (0.0, 1.0) for value in values):
+        return 0.0
+    rate = 0.5 / (num_clusters + 1)
+    return math.sqrt(rate * (1.0 - rate) / num_clusters)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
     """A minus B on common items: mean, standard error (clusters as units), 95 % interval, two-sided p value, items."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recycler.stats import (Z95, bootstrap_difference, bootstrap_means, clustered_mean, mcnemar, minimal_detectable_difference, paired_difference, probability_non_dominated,
-                            shrunken)
+                            shrunken, unseen_events_stderr)
 
 NUM_RUNS = 2000
 
@@ -21,6 +21,10 @@ def _coverage(draw, truth: float, seed: int) -> float:
         mean, stderr = draw(rng)
         hits += abs(mean - truth) <= Z95 * stderr
     return hits / NUM_RUNS
+
+
+def test_no_success_is_not_certainty():
+    assert unseen_events_stderr([0.0] * 32, 32) == pytest.approx(0.0216, abs=1e-4) and unseen_events_stderr([0.0, 0.3], 2) == 0.0
 
 
 def test_intervals_of_independent_items_cover():

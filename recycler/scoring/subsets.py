@@ -6,8 +6,8 @@ languages of MGSM) are drawn together.
 
 The estimate regresses the trial's outcomes on the members' outcomes on the same items, which are known for all items, and
 predicts the rest: the regression estimator of survey sampling (Särndal, Swensson & Wretman 1992, ch. 6), a linear control
-variate. Regressors are the leading principal components of the members, few enough for the number of clusters drawn. The
-error uses leave-one-out residuals (HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor: it is
+variate; the plain mean where that states the smaller error. Regressors are the leading principal components of the members,
+few enough for the number of clusters drawn. The error uses leave-one-out residuals (HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor: it is
 about the score on all frozen items, and 0 when all were asked. A trial's stated error is about items at large, as that of
 trials scored in full is: the two parts are added in `Estimate.at_large`.
 """
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from recycler.digest import derive_seed
 from recycler.scoring.scorers import item_weight
+from recycler.stats import unseen_events_stderr
 from recycler.types import Item, Objective, Outcome, Score
 
 MIN_ITEMS = 50  # of a task: fewer make the normal interval a fiction
 CLUSTERS_PER_REGRESSOR = 15
+EVENTS_PER_REGRESSOR = 10  # of the rarer answer: fewer fit noise (Peduzzi et al. 1996)
 
 
 def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
@@ -125,11 +127,22 @@ def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: 
     ones = np.ones((len(stratum), 1))
     mean, plain_error = _regression_mean(ones, weights, scored, y, units)
     matrix = np.array([[control[item.id] for control in controls] for item in stratum]).reshape(len(stratum), -1)
-    regressors = _components(matrix, weights, num_drawn // CLUSTERS_PER_REGRESSOR)
-    error = plain_error
+    regressors = _components(matrix, weights, _num_regressors(y, num_drawn))
+    least = unseen_events_stderr(y, num_drawn)
+    error = plain_error = max(plain_error, least)
     if regressors.shape[1]:
-        mean, error = _regression_mean(np.hstack([ones, regressors]), weights, scored, y, units)
+        fitted, fitted_error = _regression_mean(np.hstack([ones, regressors]), weights, scored, y, units)
+        if max(fitted_error, least) < plain_error:  # else the members know nothing of this trial
+            mean, error = fitted, max(fitted_error, least)
     return _StratumMean(mean=mean, error=error, plain_error=plain_error, seen=num_drawn / num_all, num_scored=len(y))
+
+
+def _num_regressors(y: NDArray[np.float64], num_drawn: int) -> int:
+    """As many as the clusters carry; for yes and no, as the rarer answer carries."""
+    most = num_drawn // CLUSTERS_PER_REGRESSOR
+    if np.isin(y, (0.0, 1.0)).all():
+        most = min(most, int(min(y.sum(), len(y) - y.sum())) // EVENTS_PER_REGRESSOR)
+    return most
 
 
 def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], scored: NDArray[np.bool_], y: NDArray[np.float64], units: NDArray[np.int64]) -> tuple[float, float]:
