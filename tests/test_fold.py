@@ -73,7 +73,9 @@ def test_the_folder_is_complete(base, tmp_path):
 @pytest.mark.parametrize(("change", "word"), [
     ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"peft_type": "LOHA"}, "peft_type"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"), ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    ({"r": 5}, "rank 5"), ({"r": 0}, "rank 0"), ({"r": None}, "configuration"), ({"rank_pattern": {"(": 1}}, "configuration"), ({"rank_pattern": [1]}, "configuration")])
+    ({"r": 5}, "rank 5"), ({"r": 0}, "rank 0"), ({"r": None}, "configuration"), ({"rank_pattern": {"(": 1}}, "configuration"), ({"rank_pattern": [1]}, "configuration"),
+    ({"r": float("inf")}, "configuration"), ({"rank_pattern": {"q_proj": float("inf")}}, "configuration"), ({"alpha_pattern": {"q_proj": float("nan")}}, "configuration"), ({"lora_alpha": 10**400}, "configuration"),
+    ({"rank_pattern": {"q_proj": True}}, "configuration")])  # numbers without end: found by fuzzing
 def test_more_than_plain_lora_is_refused(base, tmp_path, change, word):
     make_adapter(base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"

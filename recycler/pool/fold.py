@@ -26,6 +26,7 @@ from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint
 from recycler.wholefolder import copy_companions, whole_folder
 
+MAX_NUMBER = 1e9  # of ranks and alphas
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 BY_PEFT = "Merge this adapter with PEFT, and give the result"
@@ -114,8 +115,8 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
 
 
 def _factors(down: Tensor, up: Tensor, module: str, config: Mapping[str, Any], path: Path) -> Factors:
-    rank = int(_by_pattern(config["rank_pattern"], module, config["r"]))
-    alpha = float(_by_pattern(config["alpha_pattern"], module, config["lora_alpha"]))
+    rank = _by_pattern(config["rank_pattern"], module, config["r"])
+    alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
     if rank < 1 or down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
         raise UnsafeInputError(Problem(thing=f"{path.name}: {module!r}", cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
                                        remedy="Configuration and weights belong to different adapters"))
@@ -134,10 +135,13 @@ def _read_config(adapter: Path) -> dict[str, Any]:
         known = {key: dict(config.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")}
         for pattern in [*known["rank_pattern"], *known["alpha_pattern"]]:
             re.compile(pattern)
+        numbers = [*known["rank_pattern"].values(), *known["alpha_pattern"].values(), config["r"], config["lora_alpha"]]
+        if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers) or not all(type(rank) is int for rank in known["rank_pattern"].values()):
+            raise ValueError("a rank or alpha is not a number of a sane size")
         checked = {**config, **known, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"]), "use_rslora": bool(config.get("use_rslora"))}
     except FileNotFoundError:
         raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_CONFIG}", remedy="Give the folder of a PEFT adapter")) from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, re.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError, re.error) as error:
         raise UnsafeInputError(Problem(thing=str(path), cause=f"is not the configuration of a LoRA adapter ({error!r})", remedy="Save the adapter again")) from None
     raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {config.get(key)!r}, which is more than plain LoRA", remedy=BY_PEFT)
                     for key, plain in _PLAIN.items() if key in config and config[key] not in plain], UsageError)
