@@ -83,8 +83,11 @@ class _Collector:
             raise self.kind(self.problems)
 
 
-def prepare(job_path: Path, *, data_folders: Sequence[Path] = ()) -> PreparedJob:
-    """Read and check a job. Raises one UsageError or UnsafeInputError that lists every problem of its files."""
+def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: bool = True) -> PreparedJob:
+    """Read and check a job. Raises one UsageError or UnsafeInputError that lists every problem of its files.
+
+    Without `look_inside` the members' weights are left unread and unchecked, which suffices to plan.
+    """
     job, document = read_job(job_path)
     folder = job_path.parent
     collector = _Collector()
@@ -95,7 +98,7 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = ()) -> PreparedJob
     pool = collector.step(_open_pool, job, folder, document)
     if pool and job.method in MERGE_METHODS and MERGE_METHODS[job.method].num_members not in (None, len(pool.members)):
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has {len(pool.members)}", remedy="Use another method, or a pool of those two", where=document.where(("method",))))
-    report = collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method) if pool else None
+    report = collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method) if pool and look_inside else None
     space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
     suites = collector.step(_build_suites, job, folder, document, pool, data_folders)
     collector.finish()

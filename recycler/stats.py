@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z_POWER = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004}
+MDE_FACTOR = Z95 + _Z_POWER[0.8]  # standard errors that a true difference must have to be found four times in five
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None = None, *, population_clusters: int | None = None) -> tuple[float, float]:

@@ -35,6 +35,12 @@ def _job_commands(commands: Commands) -> None:
     run.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
     run.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
+    plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart; starts nothing", "recycler.cli.plan:plan")
+    plan.add_argument("job", help="job file (YAML)")
+    plan.add_argument("--dir", metavar="RUN", help="an earlier run over the same items: its speed and its members' spread are used")
+    plan.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
+    _json_flag(plan)
+
     status = _command(commands, "status", "how far a run is", "recycler.cli.jobs:status")
     status.add_argument("run", help="run folder, URL?job=ID, or job id")
     _json_flag(status)

@@ -64,6 +64,10 @@ class Progress:
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
         print(f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
               f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}", file=sys.stderr)
+        from recycler.plan import visible_difference, visible_lines
+
+        for line in visible_lines([visible_difference(objective, prepared.items, {}) for objective in prepared.objectives]):
+            print(f"recycler: {line}", file=sys.stderr)
         self.update("searching: starting workers", 0.0)
 
     def listen(self, event: Event) -> None:
