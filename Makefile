@@ -1,6 +1,7 @@
 # make demo    a small pool, really trained, recycled and exported: no hub, no account, no GPU
 # make test    everything the tests need, then the tests
 # make bench   slow proofs; their figures go into docs/log.md and benchmarks/
+# make bench-search  samplers on pools whose truth is known: about an hour
 # make bench-merge   merges against mergekit and plain copies (a venv of its own and 2.4 GB, in build/)
 # make clean   forget the demo
 
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 
-.PHONY: demo test bench bench-merge clean install install-test
+.PHONY: demo test bench bench-merge bench-search clean install install-test
 
 demo: install
 	$(BIN)/recycler demo --dir demo-run
@@ -24,6 +25,11 @@ bench-merge: install
 	test -d build/merge/135m-7 || $(BIN)/python benchmarks/merge/models.py 135m 8 build/merge
 	$(BIN)/python benchmarks/merge/run.py build/merge 135m 8 --mergekit $(CURDIR)/build/mergekit/bin/mergekit-yaml
 	$(BIN)/python benchmarks/merge/run.py build/merge 135m 8 --live
+
+bench-search: install
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --families networks bumps weight_bumps near_linear plateaus ridges dominated dead \
+		--members 16 --budget 100 --seeds 3 --jobs 2 --samplers simplex_gp tpe nsga2 random paper_cma --csv build/search-bench.csv
 
 clean:
 	rm -rf demo-run
