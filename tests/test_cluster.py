@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,13 +73,23 @@ def recycler(work, *arguments, code=0):
     return done
 
 
-def drivers(job):
-    """Processes of `recycler run` that drive the job: found by the ledger's own word on who holds it."""
-    return [process for process in psutil.process_iter(["cmdline"]) if "recycler" in (process.info["cmdline"] or []) and "run" in process.info["cmdline"] and "job.yaml" in process.info["cmdline"]]
+def driver_of(work, job):
+    """The process that holds the job's lease, by the ledger's own word."""
+    state = json.loads(recycler(work, "status", job, "--json").stdout)["state"]
+    return psutil.Process(int(re.match(r"running: driven by process (\d+) on", state)[1]))
 
 
-def workers():
-    return [process for process in psutil.process_iter(["cmdline"]) if any("ray::_Actor" in word for word in process.info["cmdline"] or [])]
+def workers(cluster):
+    """Processes of this cluster's actors."""
+    nodes = [psutil.Process(node.process.pid) for node in cluster.nodes if node.process]
+    return [child for node in nodes for child in node.children(recursive=True) if any("ray::_Actor" in word for word in command_of(child))]
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def until(what, ready, seconds=240):
@@ -100,21 +111,18 @@ def test_a_job_survives_its_driver_a_worker_and_a_node_and_its_export_is_the_mer
         until(what, lambda: ledger.counts()["SCORED"] >= target)
 
     until_more("no trial was scored", 2)
-    assert json.loads(recycler(work, "status", job, "--json").stdout)["state"].startswith("running: driven by process")
-
-    (driver,) = drivers(job)
-    driver.send_signal(signal.SIGKILL)
+    driver_of(work, job).send_signal(signal.SIGKILL)
     until("the kill went unnoticed", lambda: "FAILED" in recycler(work, "list", "--json").stdout)
     recycler(work, "resume", job)
     until_more("the resumed driver scored nothing")
 
-    until("no worker was found", workers)[0].send_signal(signal.SIGKILL)
+    until("no worker was found", lambda: workers(cluster))[0].send_signal(signal.SIGKILL)
     until_more("nothing was scored after a worker was killed")
 
     cluster.nodes[1].kill()
     until_more("nothing was scored after a node was killed")
     cluster.add_node()
-    until("the node that joined got no worker", lambda: len(workers()) == 2)
+    until("the node that joined got no worker", lambda: len(workers(cluster)) == 2)
     until_more("nothing was scored after a node joined")
 
     assert "is stopped" in recycler(work, "stop", job).stderr
