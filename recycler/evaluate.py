@@ -6,37 +6,68 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from recycler.engines.port import Engine
+from recycler.engines.watch import Watch, refuse_non_finite
+from recycler.scoring.result_cache import ResultCache
 from recycler.scoring.scorers import SCORERS, item_weight
 from recycler.stats import clustered_mean, unseen_events_stderr
-from recycler.types import Completion, GenerateRequest, Item, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
+from recycler.types import Completion, GenerateRequest, Item, Loglikelihood, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
 
 Values = dict[str, float]
 
 
-def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectives: Sequence[Objective], role: Role) -> Scorecard:
-    """Put the recipe into the engine's weights and score it on the items of `role`."""
+def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectives: Sequence[Objective], role: Role, *, gated: bool = False,
+                 cache: ResultCache | None = None) -> Scorecard:
+    """Put the recipe into the engine's weights and score it on the items of `role`, as far as the cache does not know them.
+
+    `gated`: weights that give no finite numbers, or nothing but babble, are given up early. Raises HopelessError then.
+    """
     started = time.monotonic()
     digest = engine.apply(recipe)
     merged = time.monotonic()
-    outcomes = score_items(engine, items)
+    found = cache.read(digest, engine.fingerprint, items) if cache else {}
+    asked = [item for item in items if item.id not in found]
+    new = {outcome.item: outcome for outcome in (score_items(engine, asked, gated=gated) if asked else ())}
+    if cache and asked:
+        cache.write(digest, engine.fingerprint, asked, new)
+    outcomes = tuple(new.get(item.id) or found[item.id] for item in items)
     return Scorecard(role=role, scores=aggregate(items, outcomes, objectives), outcomes=outcomes, weights_digest=digest, engine_fingerprint=engine.fingerprint,
-                     num_tokens=sum(outcome.num_tokens for outcome in outcomes), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)
+                     num_tokens=sum(outcome.num_tokens for outcome in new.values()), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)
 
 
-def score_items(engine: Engine, items: Sequence[Item]) -> tuple[Outcome, ...]:
-    """One outcome an item, in the order of the items. Programs run in the sandbox while the engine gives likelihoods."""
-    texts = [item for item in items if item.kind == "generate"]
-    likelihoods = [item for item in items if item.kind == "loglikelihood"]
-    outcomes: dict[str, Outcome] = {}
-    completions = engine.generate([GenerateRequest(prompt_ids=item.prompt_ids, max_new_tokens=item.max_new_tokens, stop=item.stop) for item in texts])
-    finish = start_texts(texts, completions)
-    requests = [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=ids) for item in likelihoods for ids in item.continuations]
-    answers = iter(engine.loglikelihood(requests))
-    for item in likelihoods:
-        own = [next(answers) for _ in item.continuations]
-        values = SCORERS[item.scorer].score_likelihoods(item, own)
-        outcomes[item.id] = Outcome(item=item.id, values=tuple(values.items()), num_tokens=sum(map(len, item.continuations)))
-    for item, completion, values in zip(texts, completions, finish(), strict=True):
+def score_items(engine: Engine, items: Sequence[Item], *, gated: bool = False) -> tuple[Outcome, ...]:
+    """One outcome an item, in the order of the items. Each answer is scored as it ends; programs run in the sandbox meanwhile."""
+    texts, likelihoods = requests_of(items)
+    if gated and items:
+        refuse_non_finite(engine.loglikelihood([_probe(items[0])]))
+    own, waiting = [item for item in items if item.kind == "generate"], {}
+    completions = engine.generate(texts, Watch(done=lambda index, completion: waiting.update({index: start_texts([own[index]], [completion])}), gate=gated))
+    return _outcomes(items, completions, engine.loglikelihood(likelihoods), lambda: [waiting[index]()[0] for index in range(len(own))])
+
+
+def _probe(item: Item) -> LoglikelihoodRequest:
+    """The shortest question to weights whether they give numbers: the last token of a prompt after what stands before it."""
+    ids = item.prompt_ids[:32] if len(item.prompt_ids) > 1 else item.prompt_ids * 2
+    return LoglikelihoodRequest(context_ids=ids[:-1], continuation_ids=ids[-1:])
+
+
+def requests_of(items: Sequence[Item]) -> tuple[list[GenerateRequest], list[LoglikelihoodRequest]]:
+    """What an engine is asked for these items; a choice is one request an option."""
+    return ([GenerateRequest(prompt_ids=item.prompt_ids, max_new_tokens=item.max_new_tokens, stop=item.stop) for item in items if item.kind == "generate"],
+            [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=ids) for item in items if item.kind == "loglikelihood" for ids in item.continuations])
+
+
+def outcomes_of(items: Sequence[Item], completions: Sequence[Completion], likelihoods: Sequence[Loglikelihood]) -> tuple[Outcome, ...]:
+    """Outcomes from what an engine answered to `requests_of` these items."""
+    return _outcomes(items, completions, likelihoods, start_texts([item for item in items if item.kind == "generate"], completions))
+
+
+def _outcomes(items: Sequence[Item], completions: Sequence[Completion], likelihoods: Sequence[Loglikelihood], finish: Callable[[], list[Values]]) -> tuple[Outcome, ...]:
+    answers, outcomes = iter(likelihoods), {}
+    for item in items:
+        if item.kind == "loglikelihood":
+            values = SCORERS[item.scorer].score_likelihoods(item, [next(answers) for _ in item.continuations])
+            outcomes[item.id] = Outcome(item=item.id, values=tuple(values.items()), num_tokens=sum(map(len, item.continuations)))
+    for item, completion, values in zip([item for item in items if item.kind == "generate"], completions, finish(), strict=True):
         outcomes[item.id] = Outcome(item=item.id, values=tuple(values.items()), output=completion.text, num_tokens=completion.num_tokens)
     return tuple(outcomes[item.id] for item in items)
 

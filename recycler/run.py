@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from recycler.bundle import Bundle, bundle_job
@@ -35,11 +36,12 @@ STARTED = "started.json"  # in a run folder: the job file and data folders it wa
 MakeWorkers = Callable[[Work, int], Workers]
 
 
-def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), ledger_url: str | None = None, listen: Listener = lambda event: None,
+def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), ledger_url: str | None = None, reuse: Path | None = None, listen: Listener = lambda event: None,
             started: Callable[[PreparedJob, Sequence[Trial]], None] = lambda prepared, trials: None) -> Front:
     """Run or resume the job in `run_folder` and return its front, holdout scores included.
 
-    With `ledger_url` the ledger is a schema of that database, named after the job's id, and the folder only holds copies.
+    With `reuse`, a folder, answers of the same weights, engine and questions are taken from there and kept there. With
+    `ledger_url` the ledger is a schema of that database, named after the job's id, and the folder only holds copies.
     Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when workers keep failing, the
     ledger stays away, or another driver has the job.
     """
@@ -58,12 +60,12 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
         started(prepared, ledger.trials())
         if not _finished(ledger, prepared):
-            _search_and_hold_out(prepared, ledger, make_workers, listen)
+            _search_and_hold_out(prepared, ledger, make_workers, listen, reuse)
         return _front_of(ledger)
 
 
-def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener) -> None:
-    workers = make_workers(_work(prepared), prepared.job.engine.workers)
+def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener, reuse: Path | None) -> None:
+    workers = make_workers(replace(_work(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers)
     try:
         clock = _Clock(ledger, prepared)
         fidelity = _fidelity(prepared)

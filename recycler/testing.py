@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import string
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
+from unittest.mock import patch
 
 import torch
 
 from recycler.engines.port import Engine
+from recycler.engines.watch import GATE_ANSWERS, GATE_TOKENS, HopelessError, Watch
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
 from recycler.merge.hashing import model_digest
@@ -207,6 +209,20 @@ class EngineContract:
     def test_no_requests_no_answers(self):
         self.engine.apply(self._linear(0.0, 0.0, 0.0))
         assert self.engine.generate([]) == [] and self.engine.loglikelihood([]) == []
+
+    def test_answers_are_handed_on_and_babble_is_given_up(self):
+        """Every answer taken for babble: sixteen long ones are given up and leave the engine clean, unless one of them ends early."""
+        self.engine.apply(self._linear(1.0, 0.0, 0.0))
+        requests = [GenerateRequest(prompt_ids=(1, *range(5, 20 + index)), max_new_tokens=2 * GATE_TOKENS) for index in range(24)]
+        free, seen = self.engine.generate(requests), {}
+        assert self.engine.generate(requests, Watch(done=lambda index, completion: seen.update({index: completion}))) == free
+        assert [seen[index] for index in range(len(requests))] == free
+        with patch("recycler.engines.watch.repeats_itself", return_value=True):
+            _refuses(HopelessError, lambda: self.engine.generate(requests, Watch(gate=True)))
+            assert ask(self.engine) == self.fresh["m0"]
+            ends = replace(requests[0], stop=(free[0].text[2:4],))
+            assert len(self.engine.generate([ends, *requests[1:GATE_ANSWERS]], Watch(gate=True))) == GATE_ANSWERS
+        assert self.engine.generate(requests, Watch(gate=True)) == free
 
     def test_requests_without_an_answer_are_refused(self):
         """An empty continuation has probability one: it would win every choice."""

@@ -33,7 +33,7 @@ class FakeWorkers:
     seen: list = field(default_factory=list)
     _queue: list = field(default_factory=list)
 
-    def submit(self, number, recipe, role, items=None):
+    def submit(self, number, recipe, role, items=None, gated=False):
         self._queue.append((number, recipe, role, items))
 
     def wait(self):

@@ -63,7 +63,7 @@ def run(path, workers, rules, num_merges=14):
         search(planner, ledger, workers, within_budget=lambda: True, fidelity=rules, **quiet)
         finalists = complete(lambda trials: read_front(trials, OBJECTIVES, POOL, "bfloat16").finalists, ledger, workers, rules, **quiet)
         score_holdout(finalists, ledger, workers, **quiet)
-        return ledger.trials(), {trial.number: ledger.outcomes(trial.number, "search") for trial in ledger.trials()}, ledger.spent()[0]
+        return ledger.trials(), {trial.number: ledger.outcomes(trial.number, "search") for trial in ledger.trials() if trial.state == "SCORED"}, ledger.spent()[0]
     finally:
         ledger.close()
 

@@ -87,17 +87,23 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
     workers = RayWorkers(_work(prepared), num_workers=1)
     try:
         workers.submit(0, recipe, "search")
-        (undisturbed,) = workers.wait()
-        (victim,) = workers.process_ids()
+        workers.wait()
+        started = time.monotonic()
         workers.submit(1, recipe, "search")
-        os.kill(victim, signal.SIGKILL)
-        (disturbed,) = workers.wait()
-        assert workers.process_ids() != [victim]
+        (undisturbed,) = workers.wait()
+        whole = time.monotonic() - started
+        for number, moment in ((2, 0.0), (3, 0.5), (4, 0.8)):
+            (victim,) = workers.process_ids()
+            workers.submit(number, recipe, "search")
+            time.sleep(moment * whole)  # half-way its batch is being decoded
+            os.kill(victim, signal.SIGKILL)
+            (disturbed,) = workers.wait()
+            assert workers.process_ids() != [victim]
+            assert isinstance(disturbed.answer, Scorecard) and disturbed.number == number
+            assert disturbed.answer.scores == undisturbed.answer.scores and disturbed.answer.outcomes == undisturbed.answer.outcomes
+            assert disturbed.answer.weights_digest == undisturbed.answer.weights_digest
     finally:
         workers.close()
-    assert isinstance(disturbed.answer, Scorecard) and disturbed.number == 1
-    assert disturbed.answer.scores == undisturbed.answer.scores
-    assert disturbed.answer.weights_digest == undisturbed.answer.weights_digest
 
 
 def test_two_drivers_of_one_run_do_not_fight(sound, tmp_path):  # noqa: F811

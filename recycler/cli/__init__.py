@@ -33,6 +33,7 @@ def _job_commands(commands: Commands) -> None:
     run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
     run.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
     run.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    run.add_argument("--reuse", metavar="DIR", help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice")
     run.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
     plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart; starts nothing", "recycler.cli.plan:plan")

@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how clusters and services ask a driver to end
     with Progress() as progress:
         front = run_job(Path(arguments.job), Path(arguments.dir), data_folders=[Path(folder) for folder in arguments.data], ledger_url=ledger_url(arguments.ledger),
+                        reuse=Path(arguments.reuse) if arguments.reuse else None,
                         make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
                         listen=progress.listen, started=progress.started)
     print(front_table(front, "holdout"), end="")

@@ -37,8 +37,8 @@ class _Actor:
         """(node, process) that it runs on."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None) -> Scorecard | Failure:
-        return self._worker.score(recipe, role, items)
+    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None, gated: bool) -> Scorecard | Failure:
+        return self._worker.score(recipe, role, items, gated)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +56,7 @@ class _Task:
     recipe: Recipe
     role: Role
     items: tuple[str, ...] | None
+    gated: bool
     attempt: int = 1
 
 
@@ -75,8 +76,8 @@ class RayWorkers:
         for _ in range(num_workers):
             self._start_actor()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None:
-        self._waiting.append(_Task(number, recipe, role, items))
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None:
+        self._waiting.append(_Task(number, recipe, role, items, gated))
         self._dispatch()
 
     def wait(self) -> Sequence[Result]:
@@ -126,7 +127,7 @@ class RayWorkers:
     def _dispatch(self) -> None:
         while self._free and self._waiting:
             live, task = self._free.pop(), self._waiting.popleft()
-            self._busy[live.actor.score.remote(task.recipe, task.role, task.items)] = (live, task)
+            self._busy[live.actor.score.remote(task.recipe, task.role, task.items, task.gated)] = (live, task)
 
     def _collect(self, reference: ray.ObjectRef) -> Result | None:
         """The result of one finished call; None when it failed through no fault of the recipe and is tried again."""

@@ -6,6 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from recycler.engines import build_engine
@@ -13,6 +14,7 @@ from recycler.engines.port import Engine
 from recycler.errors import RecyclerError
 from recycler.evaluate import score_recipe
 from recycler.pool.materialise import materialise
+from recycler.scoring.result_cache import ResultCache
 from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
 
 MAX_ATTEMPTS = 3
@@ -27,6 +29,7 @@ class Work:
     items: tuple[Item, ...]
     objectives: tuple[Objective, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reuse: str = ""  # folder with answers of earlier runs; none without
 
     def items_of(self, role: Role, only: Sequence[str] | None = None) -> tuple[Item, ...]:
         """The items of a split, or those of them that are named."""
@@ -46,12 +49,13 @@ class Result:
 class Workers(Protocol):
     """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final.
 
-    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain means over those.
+    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain means over those. `gated`
+    trials are given up when they babble, with a Failure that blames the recipe.
     """
 
     num_workers: int
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None: ...
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None: ...
     def wait(self) -> Sequence[Result]: ...
     def close(self) -> None: ...
 
@@ -61,12 +65,13 @@ class ScoringWorker:
 
     def __init__(self, work: Work, engine: Engine | None = None):
         self.work = work
+        self._cache = ResultCache(Path(work.reuse)) if work.reuse else None
         self.engine = engine or build_engine(work.engine, materialise(work.pool), **work.settings)
 
-    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> Scorecard | Failure:
+    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
         try:
-            return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role)
+            return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role, gated=gated, cache=self._cache)
         except RecyclerError as error:
             return Failure(blame="recipe", reason=str(error))
 
@@ -82,18 +87,18 @@ class LocalWorkers:
     def __init__(self, work: Work, *, build: Callable[[Work], ScoringWorker] = ScoringWorker):
         self._work, self._build = work, build
         self._worker: ScoringWorker | None = None
-        self._queue: deque[tuple[int, Recipe, Role, tuple[str, ...] | None]] = deque()
+        self._queue: deque[tuple[int, Recipe, Role, tuple[str, ...] | None, bool]] = deque()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None) -> None:
-        self._queue.append((number, recipe, role, items))
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None:
+        self._queue.append((number, recipe, role, items, gated))
 
     def wait(self) -> Sequence[Result]:
-        number, recipe, role, items = self._queue.popleft()
+        number, recipe, role, items, gated = self._queue.popleft()
         reason = ""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._worker = self._worker or self._build(self._work)
-                return [Result(number=number, role=role, answer=self._worker.score(recipe, role, items))]
+                return [Result(number=number, role=role, answer=self._worker.score(recipe, role, items, gated))]
             except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None

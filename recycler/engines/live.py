@@ -13,8 +13,6 @@ from recycler.merge.stream import merge_into, merged_tensors
 from recycler.pool.tensors import ResidentPool
 from recycler.types import GenerateRequest, LoglikelihoodRequest, Recipe
 
-LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
-
 
 def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Tensor]) -> str:
     """Write the merge into `weights` in place and give the digest of what they then hold.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from recycler.engines.watch import Watch
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Recipe
 
 
@@ -22,8 +23,11 @@ class Engine(Protocol):
         After an error the engine is dirty: it refuses to answer until an `apply` has succeeded.
         """
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Greedy completions, in the order of the requests; text ends before the first stop string."""
+    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
+        """Greedy completions, in the order of the requests; text ends before the first stop string.
+
+        With `watch` each is handed on as it ends; raises HopelessError, with the engine clean, when its gate closes.
+        """
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
         """Natural-log probabilities of continuations, teacher-forced, in the order of the requests."""

@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from recycler.engines.live import LOGPROB_FLOOR, check_generate, check_loglikelihood, merge_live
+from recycler.engines.live import check_generate, check_loglikelihood, merge_live
+from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
@@ -67,18 +68,24 @@ class TransformersEngine:
     # ---------------------------------------------------------------- text
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
         self._check_clean()
         check_generate(requests, self._max_model_len)
         found: dict[int, Completion] = {}
+        watch = watch or Watch()
         order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), requests[index].max_new_tokens))
         for batch in _batches(order, lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens, BATCH_TOKENS):
-            for index, completion in zip(batch, self._decode([requests[index] for index in batch]), strict=True):
+            gate = gate_sample(requests, batch) if watch.gate and not found else []
+            for index, completion in zip(batch, self._decode([requests[index] for index in batch], [batch.index(index) for index in gate]), strict=True):
                 found[index] = completion
+                watch.done(index, completion)
         return [found[index] for index in range(len(requests))]
 
-    def _decode(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Greedy decoding of one batch, left-padded; rows that have ended leave the batch when half of it has."""
+    def _decode(self, requests: Sequence[GenerateRequest], gate: Sequence[int]) -> list[Completion]:
+        """Greedy decoding of one batch, left-padded; rows that have ended leave the batch when half of it has.
+
+        After GATE_TOKENS steps the rows of `gate` are looked at, unless one of them has ended.
+        """
         rows = list(range(len(requests)))
         tokens: list[list[int]] = [[] for _ in requests]
         done: dict[int, Completion] = {}
@@ -86,6 +93,8 @@ class TransformersEngine:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
         while rows:
+            if gate and len(tokens[gate[0]]) == GATE_TOKENS and not any(row in done for row in gate):
+                refuse_babble([self._tokenizer.decode(tokens[row], skip_special_tokens=True) for row in gate])
             logits = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             chosen = logits.float().nan_to_num(nan=-math.inf).argmax(dim=-1)
             for place, row in enumerate(rows):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recycler.engines.live import LOGPROB_FLOOR, check_generate, check_loglikelihood
+from recycler.engines.live import check_generate, check_loglikelihood
 from recycler.engines.vllm_worker import pool_to_json, read_answer
+from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.ledger.codec import recipe_to_json
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
@@ -77,14 +79,46 @@ class VLLMEngine:
 
     # ---------------------------------------------------------------- text
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        from vllm import SamplingParams
-
+    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
+        """All in one submission, those that may grow longest first, so that none of them is left over at the end."""
         self._check_clean()
         check_generate(requests, self._limit)
-        params = [SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None) for request in requests]
-        outputs = self._run([request.prompt_ids for request in requests], params)
-        return [_completion(output.outputs[0]) for output in outputs]
+        watch, found = watch or Watch(), {}
+        order = sorted(range(len(requests)), key=lambda index: -requests[index].max_new_tokens)  # stable: items of a task share a prefix
+        gate = dict.fromkeys(gate_sample(requests, order) if watch.gate else (), "")
+        with closing(self._stream(requests, order, gate)) as stream:
+            for index, output in stream:
+                text = output.outputs[0]
+                if output.finished:
+                    found[index] = _completion(text)
+                    watch.done(index, found[index])
+                    gate = {} if index in gate else gate  # an answer that ends is no babble
+                elif index in gate and len(text.token_ids) >= GATE_TOKENS:
+                    gate[index] = text.text
+                    if all(gate.values()):
+                        refuse_babble(list(gate.values()))
+                        gate = {}
+        return [found[index] for index in range(len(requests))]
+
+    def _stream(self, requests: Sequence[GenerateRequest], order: Sequence[int], shown: Container[int]) -> Iterator[tuple[int, Any]]:
+        """(index, output) of every request as it ends, and of those `shown` after every step; closed early, it leaves nothing behind."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        try:
+            for index in order:
+                request, kind = requests[index], RequestOutputKind.CUMULATIVE if index in shown else RequestOutputKind.FINAL_ONLY
+                params = SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None, output_kind=kind)
+                engine.add_request(f"{self._version}-{index}", self._salted(request.prompt_ids), params)
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    yield int(output.request_id.rpartition("-")[2]), output
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request([f"{self._version}-{index}" for index in order])
+                while engine.has_unfinished_requests():
+                    engine.step()
 
     # ---------------------------------------------------------------- likelihood
 
@@ -119,10 +153,13 @@ class VLLMEngine:
         """Everything in one submission: vLLM batches it as it likes and answers in order."""
         if not prompts:
             return []
+        return self._llm.generate([self._salted(prompt) for prompt in prompts], params, use_tqdm=False)
+
+    def _salted(self, prompt: Sequence[int]) -> Any:
+        """A prompt that shares cached blocks with prompts to the same weights only."""
         from vllm import TokensPrompt
 
-        salted = [TokensPrompt(prompt_token_ids=list(prompt), cache_salt=f"version-{self._version}") for prompt in prompts]
-        return self._llm.generate(salted, params, use_tqdm=False)
+        return TokensPrompt(prompt_token_ids=list(prompt), cache_salt=f"version-{self._version}")
 
 
 def _completion(output: Any) -> Completion:

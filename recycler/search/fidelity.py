@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from recycler.digest import derive_seed
+from recycler.engines.watch import GATE_TOKENS, repeats_itself
 from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.scoring.scorers import item_metrics
@@ -19,7 +20,7 @@ from recycler.search.baselines import MERGE_BEST
 from recycler.types import Item, Objective, Outcome, Scorecard, Trial
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Fidelity:
     """Rules of a job: its search items, and how many of each task a proposed merge is asked (None: all)."""
 
@@ -27,13 +28,29 @@ class Fidelity:
     objectives: tuple[Objective, ...]
     items_per_task: int | None
     seed: int
+    _babblers: int | None = None  # members that babble, counted once all are scored
 
     def drawn(self, trial: Trial) -> tuple[str, ...] | None:
         """Ids of the items to ask a trial; None for all of them."""
-        if self.items_per_task is None or trial.kind != "merge" or trial.label == MERGE_BEST:
+        if self.items_per_task is None or not _is_proposed(trial):
             return None
         chosen = draw(self.items, derive_seed(self.seed, "items", trial.number), least=self.items_per_task)
         return tuple(item.id for item in chosen) if len(chosen) < len(self.items) else None
+
+    def is_gated(self, trial: Trial, ledger: Ledger, trials: Mapping[int, Trial]) -> bool:
+        """Whether a trial may be given up when it only repeats itself: a proposed merge, of members none of which does so."""
+        members = [other for other in trials.values() if other.kind == "member"]
+        if not _is_proposed(trial) or any(member.state == "PENDING" for member in members):
+            return False
+        if self._babblers is None:
+            self._babblers = sum(self._babbles(ledger.outcomes(member.number, "search")) for member in members if member.state == "SCORED")
+        return self._babblers == 0
+
+    def _babbles(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether most long answers of a model repeat themselves: then that is how this pool answers, and says nothing of a merge."""
+        long = {item.id for item in self.items if item.max_new_tokens >= 2 * GATE_TOKENS}
+        texts = [outcome.output for outcome in outcomes if outcome.item in long]
+        return sum(map(repeats_itself, texts)) > len(texts) / 2
 
     def is_whole(self, trial: Trial) -> bool:
         """Whether a trial was scored on every search item that its scores are about."""
@@ -67,3 +84,7 @@ class Fidelity:
 
     def _num_items(self, objective: Objective) -> int:
         return len(self._items_of(objective))
+
+
+def _is_proposed(trial: Trial) -> bool:
+    return trial.kind == "merge" and trial.label != MERGE_BEST

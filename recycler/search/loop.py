@@ -38,7 +38,8 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
     With `fidelity` proposals are scored on some items; without, everything is on all.
     """
     def submit(trial: Trial) -> None:
-        workers.submit(trial.number, trial.recipe, "search", fidelity.drawn(trial) if fidelity else None)
+        items, gated = (fidelity.drawn(trial), fidelity.is_gated(trial, ledger, trials)) if fidelity else (None, False)
+        workers.submit(trial.number, trial.recipe, "search", items, gated)
         in_flight.add(trial.number)
 
     trials = {trial.number: trial for trial in ledger.trials()}
@@ -99,8 +100,12 @@ def score_holdout(finalists: Sequence[Trial], ledger: Ledger, workers: Workers, 
         ledger.add_holdout(trial.number, scorecard)
         return replace(trial, holdout=_in_order(scorecard))
 
-    waiting = [trial for trial in finalists if not trial.holdout]
+    first = {trial.recipe: trial for trial in reversed(finalists)}
+    waiting = [trial for trial in finalists if not trial.holdout and first[trial.recipe] is trial]
     _score_finalists("holdout", "holdout", waiting, [None] * len(waiting), workers, write, listen)
+    for trial in finalists:
+        if not trial.holdout and first[trial.recipe] is not trial:
+            write(trial, ledger.scorecard(first[trial.recipe].number, "holdout"))
 
 
 def _score_finalists(role: Role, what: Literal["completed", "holdout"], trials: Sequence[Trial], items: Sequence[tuple[str, ...] | None], workers: Workers,

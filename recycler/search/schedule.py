@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recycler.merge import MERGE_METHODS
 from recycler.search import baselines
@@ -40,13 +40,24 @@ class Planner:
         proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
-        comparable = [trial for trial in trials if trial.recipe.method == self.method]  # a soup says nothing about ties
+        comparable = [trial for trial in self._told(trials) if trial.recipe.method == self.method]  # a soup says nothing about ties
         if self.plateau is not None and self.plateau.reached(comparable):
             return None
         proposal = self.proposer.ask(len(trials), comparable)
         recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
                         base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
+
+    def _told(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Trials as a sampler sees them: a merge that gave nothing worth scoring is as bad as the worst, or it would be asked for again."""
+        scored = [trial for trial in trials if trial.state == "SCORED"]
+        if not any(trial.failure and trial.failure.blame == "recipe" for trial in trials) or not scored:
+            return list(trials)
+        worst = []
+        for objective in self.objectives:
+            scores = [score for trial in scored for score in trial.search if score.objective == objective.name]
+            worst.append((min if objective.direction == "maximize" else max)(scores, key=lambda score: score.value))
+        return [replace(trial, state="SCORED", search=tuple(sorted(worst, key=lambda score: score.objective))) if trial.failure and trial.failure.blame == "recipe" else trial for trial in trials]
 
     def _baseline(self, trials: Sequence[Trial]) -> Planned | None:
         known = {(trial.kind, trial.recipe) for trial in trials}
