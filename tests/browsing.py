@@ -56,7 +56,7 @@ def page(browser, address):
     page.on("request", lambda request: wrong.append(f"asked {request.url}") if urlsplit(request.url).scheme not in ("data", "blob") and urlsplit(request.url).hostname != "127.0.0.1" else None)
     yield page
     page.close()
-    assert wrong == []
+    assert not wrong, wrong  # pytest explains asserts in test modules only
 
 
 def opened_front(page, address, run="demo", fragment=""):

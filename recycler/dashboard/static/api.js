@@ -30,13 +30,10 @@ export const jobPath = (path) => base + path;
 
 /** The job's trials (`/trials`) or their columns (`/table`); waits while its driver has not opened the ledger yet, telling `waiting` the status. */
 export async function firstOf(path, waiting) {
-  for (;;) {
-    try { return await getJob(path); } catch (error) {
-      if (error.status !== 404) throw error;
-      const status = await getJob();
-      waiting(status);
-      if (status.state !== "starting") return getJob(path);
-    }
+  for (;;) { // the status is asked first: a browser logs every 404 as an error
+    const status = await getJob();
+    if (status.state !== "starting") return getJob(path);
+    waiting(status);
     await new Promise((done) => setTimeout(done, WAIT_MS));
   }
 }
