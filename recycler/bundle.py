@@ -17,7 +17,8 @@ from typing import Any
 from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.job import JobSpec, read_job
-from recycler.scoring.rows import find_data
+from recycler.scoring.lmeval_suite import suite_path
+from recycler.scoring.rows import HUB, find_data
 from recycler.shipped import shipped_file
 from recycler.suite import SuiteSpec, read_suite
 from recycler.yamls import YamlDocument, dump_yaml
@@ -57,7 +58,7 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
     job, document = read_job(job_path)
     folder, files = job_path.parent, {}
     space = shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",)))
-    suites = [shipped_file("eval_suites", name, beside=folder, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
+    suites = [suite_path(name, beside=folder, data_folders=data_folders, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
     places = {"space": _inside(job.space, "search_spaces", space), "suites": [_inside(name, "eval_suites", path) for name, path in zip(job.suites, suites, strict=True)]}
     for place, path in zip((places["space"], *places["suites"]), (space, *suites), strict=True):
         _add(files, place, path)
@@ -103,7 +104,7 @@ def _data_names(spec: SuiteSpec) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     for name, task in spec.tasks.items():
         for source in (task.data, task.search.data, task.holdout.data, task.fewshot.data if task.fewshot else None):
-            if source:
+            if source and not source.startswith(HUB):  # the nodes fetch those themselves
                 found[name, source] = None
     return list(found)
 

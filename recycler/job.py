@@ -119,7 +119,7 @@ class JobSpec(Strict):
     space: str = "search_spaces/global.yaml"
     """A search space: a path relative to the job file, or one that ships with recycler."""
     suites: list[str] = Field(min_length=1)
-    """Names from eval_suites/, or paths relative to the job file."""
+    """Names from eval_suites/, paths relative to the job file, or lm_eval:TASK."""
     objectives: list[ObjectiveSpec] = Field(min_length=2, max_length=8)
     """Two or more."""
     engine: EngineSpec = EngineSpec()
@@ -157,7 +157,7 @@ def read_job(path: Path) -> tuple[JobSpec, YamlDocument]:
     job = parse_model(JobSpec, document)
     problems = []
     names = [objective.name for objective in job.searched_objectives]
-    suites = {Path(suite).stem for suite in job.suites}
+    suites = {Path(suite.removeprefix("lm_eval:")).stem for suite in job.suites}
     for index, (spec, name) in enumerate(zip(job.objectives, names, strict=True)):
         where = document.where(("objectives", index))
         if names.index(name) != index:

@@ -14,6 +14,7 @@ from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_pool, remote_url
 from recycler.pool.files import local_folder
 from recycler.pool.preflight import check_pool
+from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
@@ -137,7 +138,7 @@ def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Poo
 
 def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool | None, data_folders: Sequence[Path]) -> tuple[EvalSuite, ...]:
     collector = _Collector()
-    paths = [collector.step(shipped_file, "eval_suites", name, beside=folder, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
+    paths = [collector.step(suite_path, name, beside=folder, data_folders=data_folders, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
     specs = {path.stem: read[0] for path in paths if path and (read := collector.step(read_suite, path))}
     collector.problems += _objective_problems(job, document, specs)
     suites = []

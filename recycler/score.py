@@ -8,10 +8,10 @@ from pathlib import Path
 from recycler.engines import build_engine, default_engine_name
 from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_checkpoint
+from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
-from recycler.shipped import shipped_file
 from recycler.suite import context_length
 from recycler.types import Item, Objective, Pool, Role, Score
 
@@ -20,7 +20,7 @@ def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str 
     """Every metric of every task of the suites. Raises UsageError, NotFoundError or UnsafeInputError."""
     pool = Pool(members=(open_checkpoint(folder, name="model"),))
     tokenizer = load_tokenizer(folder)
-    built = [build_suite(shipped_file("eval_suites", name, beside=Path()), tokenizer, data_folders=data_folders) for name in suites]
+    built = [build_suite(suite_path(name, beside=Path(), data_folders=data_folders), tokenizer, data_folders=data_folders) for name in suites]
     items = [item for suite in built for item in suite.select(role)]
     live = build_engine(engine or default_engine_name(), pool, dtype=dtype, max_model_len=context_length(items, positions=pool.template.positions))
     try:

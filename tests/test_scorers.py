@@ -84,8 +84,11 @@ def test_bits_per_byte_is_a_ratio_of_sums():
 class _Echo:
     """An engine that answers with the prompt's first id, and finds every token equally likely."""
 
-    def generate(self, requests):
-        return [said(str(request.prompt_ids[0])) for request in requests]
+    def generate(self, requests, watch=None):
+        completions = [said(str(request.prompt_ids[0])) for request in requests]
+        for index, completion in enumerate(completions):
+            watch.done(index, completion)
+        return completions
 
     def loglikelihood(self, requests):
         return [likely(-float(len(request.continuation_ids)), len(request.continuation_ids)) for request in requests]

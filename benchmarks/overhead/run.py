@@ -86,7 +86,7 @@ CACHE: list = []
 def answers(items: list[Item]) -> tuple[list[Completion], list[Loglikelihood]]:
     """What a middling model might say: a paragraph before the gold answer."""
     text = "Let us think step by step. " * 15
-    completions = [Completion(text=item.gold if item.scorer == "humaneval" else f"{text} The answer is {item.gold[-40:]}", num_tokens=150, finish="stop") for item in items if item.kind == "generate"]
+    completions = [Completion(text=f"{item.gold}\n# {time.time_ns()}" if item.scorer == "humaneval" else f"{text} The answer is {item.gold[-40:]}", num_tokens=150, finish="stop") for item in items if item.kind == "generate"]
     return completions, [Loglikelihood(logprob=-1.0 * len(ids), token_logprobs=(-1.0,) * len(ids), is_greedy=False) for item in items if item.kind == "loglikelihood" for ids in item.continuations]
 
 

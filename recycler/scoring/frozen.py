@@ -11,9 +11,9 @@ from typing import Any
 
 from recycler.digest import canonical_json
 from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError
+from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
-from recycler.shipped import shipped_file
 from recycler.stats import minimal_detectable_difference
 from recycler.suite import EvalSuite
 from recycler.types import Item
@@ -60,7 +60,7 @@ def read_frozen(path: Path) -> EvalSuite:
 
 def suite_build(name: str, model: Path, out: Path, *, data_folders: Sequence[Path] = ()) -> EvalSuite:
     """Build a suite (a shipped name or a path) with the tokenizer of `model` and write it to `out`."""
-    suite = build_suite(shipped_file("eval_suites", name, beside=Path()), load_tokenizer(model), data_folders=data_folders)
+    suite = build_suite(suite_path(name, beside=Path(), data_folders=data_folders), load_tokenizer(model), data_folders=data_folders)
     write_frozen(suite, out)
     return suite
 
@@ -96,7 +96,7 @@ def expected_tokens(item: Item) -> int:
 def suite_check(frozen: Path, name: str, model: Path, *, data_folders: Sequence[Path] = ()) -> None:
     """Build the suite again and compare with the frozen file. Raises UsageError with the differences."""
     old = read_frozen(frozen)
-    refuse_change(old, build_suite(shipped_file("eval_suites", name, beside=Path()), load_tokenizer(model), data_folders=data_folders))
+    refuse_change(old, build_suite(suite_path(name, beside=Path(), data_folders=data_folders), load_tokenizer(model), data_folders=data_folders))
 
 
 def refuse_change(old: EvalSuite, new: EvalSuite) -> None:

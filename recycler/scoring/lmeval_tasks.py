@@ -46,6 +46,11 @@ def lm_eval_metrics(name: str) -> tuple[str, ...]:
     return tuple(_metric_name(metric, filter_name) for filter_name in _filters(config) for metric in metrics)
 
 
+def data_settings(name: str, where: str = "") -> Mapping[str, Any]:
+    """A task's definition as far as it says which data it asks: dataset_path, its splits, num_fewshot, fewshot_config."""
+    return _config(name, resolve=False, where=where)
+
+
 class LmEvalTask:
     """One task over `docs` (all rows of the data file up to the last one asked) and a pool of few-shot examples."""
 

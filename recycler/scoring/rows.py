@@ -6,15 +6,18 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError, did_you_mean
+from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.suite import SplitSpec
 
 Row = Mapping[str, Any]
+HUB = "hub:"
 
 
 def find_data(name: str, folders: Sequence[Path], where: str) -> Path:
@@ -23,6 +26,32 @@ def find_data(name: str, folders: Sequence[Path], where: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise NotFoundError(Problem(thing=f"data file {name!r}", cause=f"not found in {', '.join(map(str, folders))}", remedy="Give its folder with --data DIR or RECYCLER_DATA", where=where))
+
+
+def data_folders_of(given: Sequence[Path], *beside: Path) -> list[Path]:
+    """Where data files are looked for: --data, RECYCLER_DATA, then beside the job and the suite."""
+    return [*given, *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []), *beside]
+
+
+def has_data(name: str, folders: Sequence[Path]) -> bool:
+    return any((folder / name).is_file() for folder in folders)
+
+
+def load_rows(name: str, folders: Sequence[Path], where: str, columns: Sequence[str] = ()) -> list[Row]:
+    """Rows of a data file, or of hub:DATASET:CONFIG:SPLIT. Raises NotFoundError, UnsafeInputError, or InfrastructureError for a hub that cannot be reached."""
+    return _hub_rows(name, where) if name.startswith(HUB) else read_rows(find_data(name, folders, where), columns)
+
+
+@lru_cache(maxsize=16)
+def _hub_rows(name: str, where: str) -> list[Row]:
+    import datasets
+
+    path, config, split = name.removeprefix(HUB).split(":")
+    try:
+        return list(datasets.load_dataset(path, config or None, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InfrastructureError(Problem(thing=f"data set {path}", cause=f"cannot be had from the hub ({str(error).strip().splitlines()[0][:200]})",
+                                          remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below --data DIR", where=where)) from None
 
 
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:

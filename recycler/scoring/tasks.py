@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from jinja2 import TemplateError
 
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
-from recycler.scoring.rows import Row, fill, find_data, read_rows, select_rows
+from recycler.scoring.rows import Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
 from recycler.suite import EvalSuite, SuiteSpec, TaskSpec, check_splits, read_suite, searches_test_set
 from recycler.types import Item, Role
@@ -40,7 +39,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def build_suite(path: Path, tokenizer: Tokenizer, *, data_folders: Sequence[Path] = ()) -> EvalSuite:
     """The suite file at `path` as frozen items. Raises UsageError or NotFoundError with file:line."""
     spec, document = read_suite(path)
-    folders = [*data_folders, *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []), path.parent]
+    folders = data_folders_of(data_folders, path.parent)
     items: list[Item] = []
     for name, task in spec.tasks.items():
         items += _TaskBuilder(path.stem, name, task, document, tokenizer, folders).items()
@@ -95,7 +94,7 @@ class _TaskBuilder:
         return [item for item in items if item.role == "holdout" or item.prompt not in held_out]
 
     def _read(self, name: str) -> list[Row]:
-        rows = read_rows(find_data(name, self._folders, self._where), self._task.columns)
+        rows = load_rows(name, self._folders, self._where, self._task.columns)
         return [{**row, "_row": index} for index, row in enumerate(rows)]
 
     # ---------------------------------------------------------------- questions
