@@ -217,6 +217,27 @@ def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root): 
     shot(page, "export")
 
 
+def test_the_card_is_seen_before_the_export_and_the_dtype_and_place_are_chosen(browser, root, tmp_path):  # noqa: F811
+    with served(root, export_place=str(tmp_path)) as address:
+        page = browser.new_page()
+        opened_front(page, address, fragment="#trial=9")
+        page.locator("#recipe").click()
+        expect(page.locator("#card")).to_contain_text("# trial-9")
+        page.locator("#dtype").select_option("float16")
+        expect(page.locator("#card")).to_contain_text("these weights are in float16")
+        page.locator("#destination").fill("ours/nine")
+        page.keyboard.press("Tab")
+        expect(page.locator("#export-command")).to_contain_text(f"--dtype float16 --to {tmp_path}/ours/nine")
+        shot(page, "export-preview")
+        page.locator("#export").click()
+        expect(page.locator("#export-state")).to_contain_text("Exported;", timeout=240_000)
+        assert (tmp_path / "ours/nine/model.safetensors").is_file()
+        page.locator("#destination").fill("../nine")
+        page.locator("#export").click()
+        expect(page.locator("#notice")).to_contain_text("destination")
+        page.close()
+
+
 def test_two_ticked_trials_are_compared_by_a_link(page, address):  # noqa: F811
     opened_front(page, address)
     for number in (0, 1):

@@ -283,6 +283,61 @@ def test_export_runs_beside_and_is_whole(client, root):
     assert client.post(f"{API}/jobs/demo/export", json={"trial": "4711"}).status_code == 404
 
 
+def finished_export(client, export_id, job="demo"):
+    deadline = time.monotonic() + 180
+    while (found := client.get(f"{API}/jobs/{job}/exports/{export_id}").json())["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return found
+
+
+def test_an_export_has_the_dtype_and_the_place_that_were_asked_for(root, tmp_path):
+    from safetensors import safe_open
+
+    client = client_of(root, export_place=str(tmp_path))
+    order = {"trial": "9", "dtype": "float16", "destination": "Ours/knee.v2"}
+    told = client.get(f"{API}/jobs/demo/trials/9/recipe", params={"dtype": "float16", "destination": "Ours/knee.v2"}).json()
+    made = client.post(f"{API}/jobs/demo/export", json=order)
+    found = finished_export(client, made.json()["id"])
+    assert made.status_code == 202 and found["state"] == "done" and found["to"] == str(tmp_path / "Ours/knee.v2"), found
+    with safe_open(tmp_path / "Ours/knee.v2/model.safetensors", framework="np") as file:
+        assert {file.get_tensor(name).dtype.name for name in file.keys()} == {"float16"}
+    assert not found["as_scored"] and not found["verified"]  # in another dtype nothing was scored to compare with
+    assert (tmp_path / "Ours/knee.v2/README.md").read_text() == told["card"]  # the preview is the card
+    assert found["command"] == told["command"] and "--dtype float16" in told["command"]
+    assert client.post(f"{API}/jobs/demo/export", json=order).status_code == 200
+    assert client.post(f"{API}/jobs/demo/export", json={**order, "trial": "10"}).status_code == 409  # another model lies there
+    assert finished_export(client_of(root, export_place=str(tmp_path)), found["id"])["state"] == "done"  # a new service knows it still
+    assert client_of(root).get(f"{API}/jobs/demo/exports/{found['id']}").json()["state"] == "failed"  # one without that root says so
+
+
+def test_an_export_goes_to_a_bucket(root, tmp_path):
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}.items():
+                patch.setenv(name, value)
+            httpx.put(f"http://{host}:{port}/models")
+            client = client_of(root, export_place="s3://models/ours/")
+            made = client.post(f"{API}/jobs/demo/export", json={"trial": "9", "destination": "demo-9"}).json()
+            found = finished_export(client, made["id"])
+            assert found["state"] == "done" and found["to"] == "s3://models/ours/demo-9" and found["num_bytes"] > 1000, found
+            assert "recycler-manifest.json" in httpx.get(f"http://{host}:{port}/models?list-type=2&prefix=ours/demo-9/").text
+    finally:
+        server.stop()
+
+
+def test_the_export_root_is_a_folder_apart(root, tmp_path):
+    from recycler.errors import UsageError
+
+    for place in (str(tmp_path / "nowhere"), str(root), str(root.parent), "ftp://x/y"):
+        with pytest.raises(UsageError):
+            create_app(root, token=None, export_place=place)
+
+
 @pytest.mark.ray
 def test_a_real_job_from_submit_to_export(sound, tmp_path):  # noqa: F811
     import yaml

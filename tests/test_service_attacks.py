@@ -99,6 +99,32 @@ def test_submissions_cannot_choose_a_place(client, root, bad):  # noqa: F811
     assert sorted(path.name for path in root.parent.rglob("*")) == before
 
 
+DESTINATIONS = ["..", "../x", "x/../y", "x/..", "/etc/x", "//x", "x//y", "x/", "C:\\x", "..\\x", "x\n", "x\x00", "", " ", ".x", "x/.y", "-x", "~/x", "s3://b/x", "file:///tmp/x", "linked/x", "link", "a/b/c/d/e", "a" * 64, "%2e%2e/x", "\uff0e\uff0e/x", "$(id)", "x;y", "x --to y", 7, ["x"], {"x": 1}]
+
+
+@pytest.mark.parametrize("bad", DESTINATIONS, ids=repr)
+def test_exports_stay_below_their_root(root, tmp_path, bad):  # noqa: F811
+    place = tmp_path / "exports"
+    place.mkdir()
+    (place / "linked").symlink_to(tmp_path)
+    (place / "link").symlink_to(tmp_path / "new")
+    client = client_of(root, export_place=str(place))
+    before = sorted(tmp_path.rglob("*")), sorted((root / "demo").rglob("*"))
+    assert client.post(EXPORT, json={"trial": "8", "destination": bad}).status_code == 422
+    assert not isinstance(bad, str) or not bad or client.get(f"{API}/jobs/demo/trials/8/recipe", params={"destination": bad}).status_code == 422
+    assert (sorted(tmp_path.rglob("*")), sorted((root / "demo").rglob("*"))) == before
+
+
+def test_without_an_export_root_no_destination_is_taken(client):
+    assert client.post(EXPORT, json={"trial": "8", "destination": "x"}).status_code == 422
+    assert client.post(EXPORT, json={"trial": "8", "dtype": "int8"}).status_code == 422
+
+
+@pytest.mark.parametrize("bad", ["trial-8-int8", "trial-8-float16-zz", "trial-8-../../x", "trial-8.json", "trial-8-float16-0123456g", "trial-", "trial-8-"])
+def test_export_ids_are_of_one_shape(client, bad):
+    assert raw_get(client, f"{API}/jobs/demo/exports/{bad}")[0] in (404, 422)
+
+
 @pytest.mark.parametrize("token", TOKENS)
 def test_guessed_tokens_are_refused(locked, token):
     locked.cookies.clear()
@@ -200,7 +226,7 @@ def test_no_answer_is_a_server_error(client, data):
         if parameter["in"] == "path":
             target = target.replace("{" + parameter["name"] + "}", quote(values[parameter["name"]], safe=""))
     query = {parameter["name"]: values[parameter["name"]] for parameter in parameters if parameter["in"] == "query" and data.draw(st.booleans())}
-    body = json.dumps(data.draw(st.dictionaries(st.sampled_from(["text", "id", "trial", "x"]), st.one_of(NASTY, st.none(), st.integers(), st.just("[" * 3000), st.just("a: &a [*a]"))))) if method == "post" else None
+    body = json.dumps(data.draw(st.dictionaries(st.sampled_from(["text", "id", "trial", "dtype", "destination", "x"]), st.one_of(NASTY, st.none(), st.integers(), st.just("[" * 3000), st.just("a: &a [*a]"))))) if method == "post" else None
     headers = {"content-type": "application/json"} | ({"Last-Event-ID": quote(values["last-event-id"])} if "last-event-id" in values else {})
     answer = client.request(method, target, params=query, content=body, headers=headers)
     assert answer.status_code < 500, (target, query, body, answer.text)

@@ -160,6 +160,7 @@ def _model_commands(commands: Commands) -> None:
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--token", action="store_true", help="need a token on this machine too")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name under which browsers may ask; may be given again")
+    serve.add_argument("--exports", metavar="DIR|URL", help="where exports may go besides their run folders: a folder, or a prefix of a bucket (s3://...)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

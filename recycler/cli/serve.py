@@ -29,7 +29,7 @@ def serve(arguments: argparse.Namespace) -> None:
         raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
     local = arguments.host in LOOPBACK_NAMES and not arguments.allow_host
     token, viewer = (None, None) if local and not arguments.token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
-    app = create_app(root, ledger_url=ledger_url(arguments.ledger), token=token, viewer_token=viewer, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
+    app = create_app(root, ledger_url=ledger_url(arguments.ledger), token=token, viewer_token=viewer, export_place=arguments.exports, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
     host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
     place = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}/"
     if token is None:

@@ -1,36 +1,30 @@
-"""Jobs as the service sees them: state with a reason, submit, stop, resume, export. Everything heavy is another process."""
+"""Jobs as the service sees them: state with a reason, submit, stop, resume. Everything heavy is another process."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
-from recycler.export.export import MANIFEST
 from recycler.job import JobSpec, read_job
-from recycler.report import choose
 from recycler.service import processes
 from recycler.service.documents import finite, objectives_document
+from recycler.service.exports import MAX_PROCESSES, BusyError, Exports
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
-from recycler.service.store import EXPORTS, ID, Run, Snapshot, Store
+from recycler.service.store import ID, Run, Snapshot, Store
 
-MAX_PROCESSES = 8
 STOPPED = (130, -2, -15)
-
-
-class BusyError(RecyclerError):
-    """Something of that name exists or runs already."""
 
 
 class Jobs:
     """The runs of a root and the processes that work on them."""
 
-    def __init__(self, root: Path, ledger_url: str | None = None):
+    def __init__(self, root: Path, ledger_url: str | None = None, export_place: str | None = None):
         self.store, self.processes, self.items = Store(root, ledger_url), Processes(), FrozenItems()
+        self.exports = Exports(self.store, self.processes, export_place)
 
     # ---------------------------------------------------------------- reading
 
@@ -130,35 +124,6 @@ class Jobs:
     def stop(self, run: Run) -> None:
         if not self.processes.stop(run):
             raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver that this service may stop", remedy="It has ended, or runs on another machine or as another user"))
-
-    # ---------------------------------------------------------------- exporting
-
-    def export(self, run: Run, which: str) -> dict[str, Any]:
-        """Start the export of a trial (a number, knee or best:OBJECTIVE) into the run's exports; the same again changes nothing."""
-        trial = choose(self.store.snapshot(run).front, which)
-        words, export_id = processes.export_command(run, trial.number), processes.export_id(trial.number)
-        if not (run.folder / EXPORTS / export_id / MANIFEST).is_file():
-            self._check_room()
-            self.processes.start(f"{run.id}/{export_id}", processes.as_python(words), run.folder / EXPORTS / f"{export_id}.log", self.store.root)
-        return self.export_document(run, export_id)
-
-    def exports(self, run: Run) -> list[dict[str, Any]]:
-        return [self.export_document(run, path.stem) for path in sorted((run.folder / EXPORTS).glob("trial-*.log"))]
-
-    def export_document(self, run: Run, export_id: str) -> dict[str, Any]:
-        """State of one export. Raises NotFoundError."""
-        folder, log = run.folder / EXPORTS / export_id, run.folder / EXPORTS / f"{export_id}.log"
-        number = export_id.removeprefix("trial-")
-        if not number.isdigit() or not log.is_file():
-            raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
-        found = {"schema_version": 1, "id": export_id, "trial": int(number), "command": processes.as_shell(processes.export_command(run, int(number))), "reason": "", "num_bytes": None, "weights_digest": None, "verified": False}
-        if (folder / MANIFEST).is_file():
-            manifest = json.loads((folder / MANIFEST).read_text())
-            scored = self.store.snapshot(run).trial(int(number)).weights_digest
-            return {**found, "state": "done", "num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"], "verified": scored == manifest["weights_digest"]}
-        if self.processes.alive(f"{run.id}/{export_id}"):
-            return {**found, "state": "running"}
-        return {**found, "state": "failed", "reason": processes.said_last(log) or "the export was interrupted; ask again"}
 
     def _check_room(self) -> None:
         if self.processes.num_alive() >= MAX_PROCESSES:

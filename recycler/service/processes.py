@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from recycler.run import STARTED
-from recycler.service.store import EXPORTS, Run
+from recycler.service.store import Run
 
 LOG = "driver.log"
 LOCK = "driver.lock"
@@ -138,14 +138,6 @@ def run_command(run: Run) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job.is_file() else None
-
-
-def export_command(run: Run, number: int) -> list[str]:
-    return ["export", run.named, "--trial", str(number), "--to", str(run.folder / EXPORTS / export_id(number))]
-
-
-def export_id(number: int) -> str:
-    return f"trial-{number}"
 
 
 def as_python(words: list[str]) -> list[str]:

@@ -16,13 +16,16 @@ from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.report_html import html_report
 from recycler.service import documents, events, processes
 from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
+from recycler.service.exports import DESTINATION, DTYPES, EXPORT_ID, Order
 from recycler.service.jobs import Jobs
 from recycler.service.processes import LOG
 from recycler.service.store import Snapshot
 from recycler.service.table import table_document, trial_document
 
 JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-ExportId = Annotated[str, Path(pattern=r"^trial-[0-9]{1,8}$")]
+ExportId = Annotated[str, Path(pattern=EXPORT_ID)]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Destination = Annotated[str, Field(pattern=DESTINATION, max_length=255, description="below the export root that the service was started with")]
 TrialNumber = Annotated[int, Path(ge=0, lt=10**8)]
 RoleQuery = Annotated[Literal["search", "holdout"], Query(description="which items")]
 Problems = {400: {"description": "no well-formed request"}, 401: {"description": "token needed"}, 403: {"description": "from another site, or a viewer's write"}, 404: {"description": "no such job, trial or export"},
@@ -43,9 +46,11 @@ class JobText(Request):
 
 
 class ExportRequest(Request):
-    """Which trial to export: a number, `knee`, or `best:OBJECTIVE`."""
+    """Which trial to export (a number, `knee`, or `best:OBJECTIVE`), in which dtype (default: as scored), to where (default: with the run)."""
 
     trial: str = Field(max_length=200)
+    dtype: Dtype | None = None
+    destination: Destination | None = None
 
 
 class Nothing(Request):
@@ -133,15 +138,16 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         run = jobs.store.run(job)
         return JSONResponse(documents.items_document(jobs.store.snapshot(run).trial(number), role, jobs.store.outcomes(run, number, role)))
 
-    @router.get("/jobs/{job}/trials/{number}/recipe", summary="The recipe of one trial as YAML, its model card, and the export command")
-    def recipe(job: JobId, number: TrialNumber) -> JSONResponse:
+    @router.get("/jobs/{job}/trials/{number}/recipe", summary="The recipe of one trial as YAML; the model card and the command line of an export in that dtype to that destination")
+    def recipe(job: JobId, number: TrialNumber, dtype: Dtype | None = None, destination: Annotated[str | None, Query(pattern=DESTINATION, max_length=255)] = None) -> JSONResponse:
         run = jobs.store.run(job)
         snapshot = jobs.store.snapshot(run)
         trial = snapshot.trial(number)
+        order = Order(trial=number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
+        told, chosen = jobs.exports.preview(run, order, trial), order.recipe(trial)
         checkpoints = (*snapshot.pool.members, *([snapshot.pool.base] if snapshot.pool.base else []))
-        text = recipe_to_yaml(trial.recipe, {checkpoint.name: checkpoint.location for checkpoint in checkpoints})
-        return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(processes.export_id(number), snapshot.pool, trial.recipe, trial, text),
-                             "command": processes.as_shell(processes.export_command(run, number))})
+        text = recipe_to_yaml(chosen, {checkpoint.name: checkpoint.location for checkpoint in checkpoints})
+        return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(told["title"], snapshot.pool, chosen, trial, text), **told})
 
     @router.get("/jobs/{job}/compare", summary="2 to 4 trials: paired differences to the first with standard errors, and flipped items with both outputs")
     def compare(job: JobId, trials: Annotated[str, Query(max_length=64, examples=["3,17"])], role: RoleQuery = "search") -> JSONResponse:
@@ -176,18 +182,19 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         jobs.resume(run)
         return JSONResponse(jobs.document(run), 202)
 
-    @router.post("/jobs/{job}/export", status_code=202, responses=Refusals | Same, summary="Export a trial into the run's exports; follow it at exports/ID")
+    @router.post("/jobs/{job}/export", status_code=202, responses=Refusals | Same, summary="Export a trial with the run, or below the service's export root; follow it at exports/ID")
     def export(job: JobId, request: ExportRequest) -> JSONResponse:
-        found = jobs.export(jobs.store.run(job), request.trial)
+        run = jobs.store.run(job)
+        found = jobs.exports.start(run, *jobs.exports.order(run, request.trial, request.dtype, request.destination))
         return JSONResponse(found, 200 if found["state"] == "done" else 202, {"Location": f"/api/v1/jobs/{job}/exports/{found['id']}"})
 
-    @router.get("/jobs/{job}/exports", summary="All exports of a job")
+    @router.get("/jobs/{job}/exports", summary="All exports of a job, and where this service may write them")
     def exports(job: JobId) -> JSONResponse:
-        return JSONResponse({"schema_version": 1, "exports": jobs.exports(jobs.store.run(job))})
+        return JSONResponse({"schema_version": 1, "root": jobs.exports.place, "dtypes": list(DTYPES), "exports": jobs.exports.documents(jobs.store.run(job))})
 
     @router.get("/jobs/{job}/exports/{export}", summary="One export: running, done or failed with a reason")
     def export_status(job: JobId, export: ExportId) -> JSONResponse:
-        return JSONResponse(jobs.export_document(jobs.store.run(job), export))
+        return JSONResponse(jobs.exports.document(jobs.store.run(job), export))
 
 
 def _download(content: str | bytes, media_type: str, name: str) -> Response:

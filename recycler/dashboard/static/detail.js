@@ -1,10 +1,9 @@
-// What is known of one trial: scores, weights, recipe; export it, with the command line that does the same.
+// What is known of one trial: scores, weights, why it is on the front or not; export it.
 
-import { getJob, postJob } from "./api.js";
-import { bytes, figure, fill, h, notice, trialName } from "./dom.js";
+import { getJob } from "./api.js";
+import { figure, fill, h, notice, trialName } from "./dom.js";
+import { exportForm } from "./exporting.js";
 import { whyPanel } from "./why.js";
-
-const POLL_MS = 1000;
 
 export function weightBars(trial, members) {
   return Object.entries(trial.weights).map(([group, row]) => {
@@ -35,29 +34,6 @@ export class Detail {
     fill(this.element, h("h2", { id: "chosen" }, trialName(trial)),
       h("dl", { class: "narrow" }, table.objectives.flatMap(({ name }) => [h("dt", {}, name), h("dd", {}, `${figure(trial.scores.search[name])} search`, h("br"), `${figure(trial.scores.holdout[name])} holdout`)])),
       whyPanel(trial.why, this.onchoose), weightBars(trial, table.members),
-      h("div", { class: "bar" }, h("button", { type: "button", class: "main", id: "export", disabled: trial.state !== "SCORED", onclick: () => this.#export(trial.trial) }, `Export trial ${trial.trial}`),
-        h("button", { type: "button", id: "recipe", onclick: () => this.#recipe(trial.trial) }, "Recipe and card")), this.after);
-  }
-
-  async #recipe(number) {
-    try {
-      const found = await getJob(`/trials/${number}/recipe`);
-      if (this.number === number) fill(this.after, h("h3", {}, "recipe.yaml"), h("pre", { tabindex: "0" }, found.recipe), h("h3", {}, "Model card"), h("pre", { tabindex: "0" }, found.card), h("h3", {}, "The same by hand"), h("pre", { tabindex: "0" }, found.command));
-    } catch (error) { notice(error.message); }
-  }
-
-  async #export(number) {
-    const after = this.after;
-    const tell = (found) => fill(after, h("p", { id: "export-state", class: found.state === "failed" ? "bad" : found.state === "done" ? "good" : "" },
-      found.state === "done" ? `Exported${found.verified ? " and verified: the weights are the ones that were scored" : ""}; ${bytes(found.num_bytes)}, weights ${found.weights_digest.slice(0, 16)}` : `Export ${found.state}. ${found.reason}`), h("h3", {}, "The same by hand"), h("pre", { id: "export-command", tabindex: "0" }, found.command));
-    try {
-      let found = await postJob("/export", { trial: String(number) });
-      tell(found);
-      while (found.state === "running") {
-        await new Promise((done) => setTimeout(done, POLL_MS));
-        found = await getJob(`/exports/${found.id}`);
-        tell(found);
-      }
-    } catch (error) { notice(error.message); }
+      exportForm(trial, this.after), this.after);
   }
 }

@@ -1,0 +1,175 @@
+"""Exports: which trial, in which dtype, to where. Each is a process of its own, and a small file beside its log says what was ordered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recycler.digest import digest
+from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
+from recycler.export.export import MANIFEST
+from recycler.report import choose
+from recycler.service import processes
+from recycler.service.processes import Processes
+from recycler.service.store import EXPORTS, Run, Store
+from recycler.types import Recipe, Trial
+
+DTYPES = ("bfloat16", "float16", "float32")
+WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+DESTINATION = rf"^{WORD}(/{WORD}){{0,3}}$"
+EXPORT_ID = r"^trial-[0-9]{1,8}(-(bfloat16|float16|float32))?(-[0-9a-f]{8})?$"
+MAX_PROCESSES = 8
+
+
+class BusyError(RecyclerError):
+    """Something of that name exists or runs already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One export: `dtype` None is that of the scored weights; `destination` lies below the export root, None with the run."""
+
+    trial: int
+    dtype: str | None = None
+    destination: str | None = None
+
+    @property
+    def id(self) -> str:
+        place = [hashlib.sha256(self.destination.encode()).hexdigest()[:8]] if self.destination else []
+        return "-".join([f"trial-{self.trial}", *([self.dtype] if self.dtype else []), *place])
+
+    def recipe(self, trial: Trial) -> Recipe:
+        return replace(trial.recipe, dtype=self.dtype or trial.recipe.dtype)
+
+
+class Exports:
+    """Exports of the runs of a store into the runs' own folders, or below `place`: a folder or a prefix of a bucket."""
+
+    def __init__(self, store: Store, started: Processes, place: str | None = None):
+        self._store, self._processes = store, started
+        self.place = _checked_place(place, store.root) if place else None
+
+    def order(self, run: Run, which: str, dtype: str | None, destination: str | None) -> tuple[Order, Trial]:
+        """What is asked for: `which` is a number, knee or best:OBJECTIVE. Raises UsageError and NotFoundError."""
+        trial = choose(self._store.snapshot(run).front, which)
+        order = Order(trial=trial.number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
+        self.target(run, order)
+        return order, trial
+
+    def target(self, run: Run, order: Order) -> str:
+        """Where it goes: a folder or a URL, for `--to`. Raises UsageError for a destination that leads out of the export root."""
+        if order.destination is None:
+            return str(run.folder / EXPORTS / order.id)
+        if self.place is None:
+            raise UsageError(Problem(thing="destination", cause="this service writes exports with their runs only", remedy="Leave it out, or start recycler serve with --exports DIR or URL"))
+        if not re.fullmatch(DESTINATION, order.destination, re.ASCII) or "\n" in order.destination:
+            raise UsageError(Problem(thing="destination", cause="is not one to four plain words joined by /", remedy="Write one such as math-and-code/knee"))
+        if "://" in self.place:
+            return f"{self.place}/{order.destination}"
+        root, path = Path(self.place), Path(self.place) / order.destination
+        if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
+            raise UsageError(Problem(thing="destination", cause="leads out of the export folder by a link", remedy="Give another one"))
+        return str(path)
+
+    def start(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
+        """Start it; the same again changes nothing. Raises BusyError when the destination holds another model, or too much runs."""
+        if self._done(run, order) is None and not self._processes.alive(f"{run.id}/{order.id}"):
+            target = self.target(run, order)
+            if order.destination and "://" not in target and Path(target).exists():
+                raise BusyError(Problem(thing=f"destination {order.destination!r}", cause="holds something else already", remedy="Give another one"))
+            if self._processes.num_alive() >= MAX_PROCESSES:
+                raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+            _write_whole(self._record(run, order.id), json.dumps(asdict(order)))
+            self._processes.start(f"{run.id}/{order.id}", processes.as_python([*self.words(run, order), "--json"]), self._log(run, order.id), self._store.root)
+        return self.document(run, order.id)
+
+    def words(self, run: Run, order: Order) -> list[str]:
+        """The command line that does the same."""
+        return ["export", run.named, "--trial", str(order.trial), *(["--dtype", order.dtype] if order.dtype else []), "--to", self.target(run, order)]
+
+    def preview(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
+        """Where an export would go, and the command line of it; whether something is there already is found when it starts."""
+        target = self.target(run, order)
+        return {"id": order.id, "to": target, "title": target.rstrip("/").rsplit("/", 1)[-1], "dtype": order.recipe(trial).dtype, "as_scored": order.dtype is None, "command": shlex.join(["recycler", *self.words(run, order)])}
+
+    def documents(self, run: Run) -> list[dict[str, Any]]:
+        return [self.document(run, path.stem) for path in sorted((run.folder / EXPORTS).glob("trial-*.log")) if re.fullmatch(EXPORT_ID, path.stem)]
+
+    def document(self, run: Run, export_id: str) -> dict[str, Any]:
+        """State of one export. Raises NotFoundError."""
+        order = self._ordered(run, export_id)
+        scored = self._store.snapshot(run).trial(order.trial)
+        try:
+            told = self.preview(run, order, scored)
+        except UsageError as error:  # the service was started with another export root since
+            told = {"id": export_id, "to": order.destination, "title": "", "dtype": order.recipe(scored).dtype, "as_scored": order.dtype is None, "command": ""}
+            return {"schema_version": 1, **told, "trial": order.trial, "state": "failed", "reason": str(error), "num_bytes": None, "weights_digest": None, "verified": False}
+        found = {"schema_version": 1, **told, "trial": order.trial, "reason": "", "num_bytes": None, "weights_digest": None, "verified": False}
+        if (done := self._done(run, order)) is not None:
+            return {**found, "state": "done", **done, "verified": order.dtype is None and bool(scored.weights_digest) and scored.weights_digest == done["weights_digest"]}
+        if self._processes.alive(f"{run.id}/{export_id}"):
+            return {**found, "state": "running"}
+        return {**found, "state": "failed", "reason": processes.said_last(self._log(run, export_id)) or "the export was interrupted; ask again"}
+
+    def _done(self, run: Run, order: Order) -> dict[str, Any] | None:
+        """Size and digest of a finished export: from its manifest on disk, or what the process said of a bucket."""
+        target = self.target(run, order)
+        if "://" in target:
+            said = _last_json(processes.log_tail(self._log(run, order.id)))
+            return {name: said[name] for name in ("num_bytes", "weights_digest")} if said and said.get("folder") == target else None
+        try:
+            manifest = json.loads((Path(target) / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return None
+        if manifest["recipe_digest"] != digest(order.recipe(self._store.snapshot(run).trial(order.trial))):
+            return None
+        return {"num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
+
+    def _ordered(self, run: Run, export_id: str) -> Order:
+        log, record = self._log(run, export_id), self._record(run, export_id)
+        if not re.fullmatch(EXPORT_ID, export_id) or not log.is_file():
+            raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
+        return Order(**json.loads(record.read_text())) if record.is_file() else Order(trial=int(export_id.split("-")[1]))
+
+    def _log(self, run: Run, export_id: str) -> Path:
+        return run.folder / EXPORTS / f"{export_id}.log"
+
+    def _record(self, run: Run, export_id: str) -> Path:
+        return run.folder / EXPORTS / f"{export_id}.json"
+
+
+def _checked_place(place: str, root: Path) -> str:
+    """The export root without a slash at its end. Raises UsageError."""
+    if "://" in place and not place.startswith("file://"):
+        from recycler.pool.bucket import split_url
+
+        split_url(place.rstrip("/"))
+        return place.rstrip("/")
+    folder = Path(place.removeprefix("file://")).resolve()
+    if not folder.is_dir():
+        raise UsageError(Problem(thing=f"--exports {place}", cause="is not a folder", remedy="Make it first, or give a bucket's URL"))
+    if root.is_relative_to(folder):
+        raise UsageError(Problem(thing=f"--exports {place}", cause="holds the folder of runs", remedy="Give a folder of its own, such as one below it"))
+    return str(folder)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    """The JSON object that begins with a line `{` and ends the text; None when there is none."""
+    try:
+        found = json.loads(text[text.rfind("\n{\n") + 1:])
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
