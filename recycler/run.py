@@ -15,6 +15,7 @@ from recycler.bundle import Bundle, bundle_job
 from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.insight import write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.pool.catalog import open_checkpoint
@@ -68,13 +69,25 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
     workers = make_workers(replace(_work(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers)
     try:
         clock = _Clock(ledger, prepared)
+        write_space(ledger, prepared.space, prepared.job.method)
+        listen = _previewed(listen, ledger, prepared)
         fidelity = _fidelity(prepared)
         search(_planner(prepared, ledger), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
         finalists = complete(lambda trials: _finalists(prepared, ledger, trials), ledger, workers, fidelity, listen=clock.stamp(listen))
         score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
+        write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
         ledger.set_fact("finished", str(prepared.job.budget.trials))
     finally:
         workers.close()
+
+
+def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob) -> Listener:
+    """`listen`, with a preview written down as soon as the last member is scored."""
+    def told(event: Event) -> None:
+        if event.what == "scored" and event.trial.kind == "member":
+            write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
+        listen(event)
+    return told
 
 
 def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:

@@ -295,5 +295,10 @@ class Trial:
     weights_digest: str = ""
     params: tuple[tuple[str, float], ...] = field(default=())
 
+    @property
+    def is_proposed(self) -> bool:
+        """Whether a sampler asked for it: baselines, and merges of earlier runs, have a label."""
+        return self.kind == "merge" and not self.label
+
     def scores(self, role: Role) -> tuple[Score, ...]:
         return self.search if role == "search" else self.holdout

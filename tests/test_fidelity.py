@@ -106,7 +106,7 @@ def test_stated_errors_hold_and_members_shrink_them(tmp_path):
 
 
 def test_a_task_smaller_than_the_wish_is_asked_whole_and_all_items_are_no_draw():
-    trial = type("T", (), {"kind": "merge", "label": "", "number": 3})
+    trial = type("T", (), {"is_proposed": True, "number": 3})
     assert fidelity(160).drawn(trial) is None and fidelity(None).drawn(trial) is None and len(fidelity(50).drawn(trial)) == 100
 
 

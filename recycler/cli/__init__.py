@@ -53,6 +53,15 @@ def _job_commands(commands: Commands) -> None:
     shape.add_argument("--csv", action="store_true", help="one line a trial")
     front.add_argument("--holdout", action="store_true", help="show holdout scores instead of search scores")
 
+    preview = _command(commands, "preview", "what the members alone let expect: trade-offs, a guessed front, and how far off it was", "recycler.cli.jobs:preview")
+    preview.add_argument("run", help="run folder, URL?job=ID, or job id")
+    _json_flag(preview)
+
+    why = _command(commands, "why", "what each member adds to a merge, and what the front would lose without it", "recycler.cli.jobs:why")
+    why.add_argument("run", help="run folder, URL?job=ID, or job id")
+    why.add_argument("--trial", default="knee", metavar="N|knee|best:OBJECTIVE", help="which merge (default: knee)")
+    _json_flag(why)
+
     export = _command(commands, "export", "write a merge of a run as a Hugging Face folder", "recycler.cli.models:export")
     export.add_argument("run", help="run folder, URL?job=ID, or job id")
     export.add_argument("--trial", required=True, metavar="N|knee|best:OBJECTIVE", help="which merge")

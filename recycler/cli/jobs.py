@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 from recycler.cli.progress import Progress
-from recycler.cli.tables import front_table
+from recycler.cli.tables import front_table, preview_text, why_text
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,6 +66,22 @@ def front(arguments: argparse.Namespace) -> None:
         print(_csv(front_document(found), role), end="")
     else:
         print(front_table(found, role), end="")
+
+
+def preview(arguments: argparse.Namespace) -> None:
+    """recycler preview RUN: what the members alone let expect, and how far off that was."""
+    from recycler.insight import open_preview
+
+    found = open_preview(arguments.run)
+    print(json.dumps(found, indent=2) if arguments.json else preview_text(found), end="\n" if arguments.json else "")
+
+
+def why(arguments: argparse.Namespace) -> None:
+    """recycler why RUN: what each member adds to a merge, and what the front would lose without it."""
+    from recycler.insight import open_why
+
+    found = open_why(arguments.run, arguments.trial)
+    print(json.dumps(found, indent=2) if arguments.json else why_text(found), end="\n" if arguments.json else "")
 
 
 def _csv(document: dict, role: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from recycler.report import Front, knee, weights_by_group
 from recycler.types import Role, Trial
@@ -29,6 +30,28 @@ def front_table(front: Front, role: Role = "search") -> str:
     notice = "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
     notice += "" if front.floors_kept else "No trial keeps every floor: this is the front without floors\n"
     return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
+
+
+def preview_text(preview: Mapping[str, Any]) -> str:
+    """Trade-offs among the members, the guessed front with 90 % intervals, and how the guesses fared."""
+    names = list(preview["front"][0]["scores"])
+    rows = [["guess", *names, "weights"]]
+    for number, guess in enumerate(preview["front"], start=1):
+        figures = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in (guess["scores"][name] for name in names)]
+        rows.append([str(number), *figures, " ".join(f"{name} {weight:.2f}" for name, weight in sorted(guess["weights"].items(), key=lambda entry: -entry[1]))])
+    lines = [pair["said"] for pair in preview["tradeoffs"]] + ["Preview: guessed from the members' own answers, for weights that sum to 1; nothing of it was measured", align(rows)]
+    lines += [f"{error['objective']}: over {error['num_merges']} real merges the guess was {error['bias']:+.3f} off on the mean, ranked them at {error['spearman']:.2f} (Spearman), and {error['covered']:.0%} lay in its 90 % interval" for error in preview["errors"]]
+    return "\n".join(lines) + "\n"
+
+
+def why_text(why: Mapping[str, Any]) -> str:
+    """What each member adds to a merge, what the front would lose without it, and the sentences that say it."""
+    names = list(why["shares"][0]["adds"]) if why["shares"] else []
+    rows = [["member", "weight", *(f"adds to {name}" for name in names)]]
+    rows += [[share["member"], f"{share['weight']:.2f}", *(f"{value:+.3f} ± {doubt:.3f}" for value, doubt in (share["adds"][name] for name in names))] for share in why["shares"]]
+    lost = [["left out", "front loses", "used by", "the most balanced merge without it"]]
+    lost += [[loss["member"], f"{loss['hypervolume']:.1%}", str(loss["used_by"]), " ".join(f"{name}={weight:g}" for name, weight in loss["best_weights"].items())] for loss in why["losses"]]
+    return "\n".join([*why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", align(lost)]) + "\n"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

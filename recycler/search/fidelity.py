@@ -16,7 +16,6 @@ from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.subsets import draw, estimate
-from recycler.search.baselines import MERGE_BEST
 from recycler.types import Item, Objective, Outcome, Scorecard, Trial
 
 
@@ -32,7 +31,7 @@ class Fidelity:
 
     def drawn(self, trial: Trial) -> tuple[str, ...] | None:
         """Ids of the items to ask a trial; None for all of them."""
-        if self.items_per_task is None or not _is_proposed(trial):
+        if self.items_per_task is None or not trial.is_proposed:
             return None
         chosen = draw(self.items, derive_seed(self.seed, "items", trial.number), least=self.items_per_task)
         return tuple(item.id for item in chosen) if len(chosen) < len(self.items) else None
@@ -40,7 +39,7 @@ class Fidelity:
     def is_gated(self, trial: Trial, ledger: Ledger, trials: Mapping[int, Trial]) -> bool:
         """Whether a trial may be given up when it only repeats itself: a proposed merge, of members none of which does so."""
         members = [other for other in trials.values() if other.kind == "member"]
-        if not _is_proposed(trial) or any(member.state == "PENDING" for member in members):
+        if not trial.is_proposed or any(member.state == "PENDING" for member in members):
             return False
         if self._babblers is None:
             self._babblers = sum(self._babbles(ledger.outcomes(member.number, "search")) for member in members if member.state == "SCORED")
@@ -84,7 +83,3 @@ class Fidelity:
 
     def _num_items(self, objective: Objective) -> int:
         return len(self._items_of(objective))
-
-
-def _is_proposed(trial: Trial) -> bool:
-    return trial.kind == "merge" and trial.label != MERGE_BEST

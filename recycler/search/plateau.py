@@ -29,7 +29,7 @@ class Plateau:
 
     def reached(self, trials: Sequence[Trial]) -> bool:
         """False while fewer than 2 `patience` proposals are scored."""
-        proposed = [trial.number for trial in trials if trial.kind == "merge" and trial.state == "SCORED"]
+        proposed = [trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"]
         if len(proposed) < 2 * self.patience:
             return False
         before, now = self._volumes(trials, proposed[-self.patience])

@@ -37,7 +37,7 @@ class Planner:
             return planned, ()
         if self.needs_members and any(trial.kind == "member" and trial.state == "PENDING" for trial in trials):
             return None
-        proposed = sum(trial.kind == "merge" and trial.label != baselines.MERGE_BEST for trial in trials)
+        proposed = sum(trial.is_proposed for trial in trials)
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
         comparable = [trial for trial in self._told(trials) if trial.recipe.method == self.method]  # a soup says nothing about ties

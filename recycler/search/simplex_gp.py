@@ -153,6 +153,18 @@ class SimplexGP:
         chance = probability_non_dominated(mean[:, ~dead], sd[:, ~dead], seed=self.seed)
         return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, total_sd, chance, dead)
 
+    def fit(self, observed: Observations) -> None:
+        """Fit the model to the trials of `observed` that have all their scores; `predict` and `draw` speak of the last fit."""
+        self._model.fit(_complete(observed))
+
+    def predict(self, points: Floats) -> tuple[Floats, Floats]:
+        """Posterior mean and standard deviation, each (n, T), of points (n, D)."""
+        return self._model.predict(points)
+
+    def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
+        """Joint posterior draws (count, n, T) at points (n, D)."""
+        return self._model.draw(points, rng, count)
+
     # ------------------------------------------------------------ choosing
 
     def _best(

@@ -25,7 +25,7 @@ class SimplexProposer:
 
     def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None):
         self._space, self._objectives = space, tuple(objectives)
-        self._gp = SimplexGP(
+        self.gp = SimplexGP(
             space.members, len(self._objectives), seed=seed, scale=space.total, bounds={name: limits for name, *limits in zip(space.members, space.low, space.high, strict=True)},
             frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.options])
 
@@ -33,8 +33,8 @@ class SimplexProposer:
         known = self._in_space(trials)
         pending = [self._point(trial) for trial in known if trial.state == "PENDING"]
         scored = [trial for trial in known if trial.state == "SCORED"]
-        self._gp.floors = floors(self._objectives, trials)
-        point = self._gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
+        self.gp.floors = floors(self._objectives, trials)
+        point = self.gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
         rows = point[: len(self._space.groups) * len(self._space.members)].reshape(len(self._space.groups), -1)
         knobs = point[rows.size:]
         return Proposal(number=number, weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
@@ -49,12 +49,19 @@ class SimplexProposer:
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
         if len(scored) < LEAST_TRIALS:
             return Smoothed()
-        front = self._gp.front(self.observations(scored))
+        front = self.gp.front(self.observations(scored))
         signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self._objectives]
         scores = {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
                                       for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
                   for index, trial in enumerate(scored)}
         return Smoothed(scores=scores, dead=tuple(objective.name for objective, dead in zip(self._objectives, front.dead, strict=True) if dead))
+
+    def told(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
+        """The scored trials that the model learns from, and what it sees of them. Raises ValueError when there is none."""
+        scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
+        if not scored:
+            raise ValueError("no scored trial belongs to this space")
+        return tuple(scored), self.observations(scored)
 
     def observations(self, scored: Sequence[Trial]) -> Observations:
         stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self._objectives] for trial in scored]

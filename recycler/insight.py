@@ -1,0 +1,82 @@
+"""What a run can say of itself beyond its front: a preview from the members alone, and why a merge is good.
+
+The preview is written down as soon as the members are scored, so that nobody can think it was made afterwards; how far it was
+off is added when the search has ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recycler.errors import NotFoundError, Problem
+from recycler.ledger import Ledger
+from recycler.report import choose, read_front, read_smoothed
+from recycler.runs import open_ledger, read_facts
+from recycler.search.preview import Preview
+from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.why import Surrogate, why_document
+from recycler.space import SearchSpace
+from recycler.types import Group, Item, Objective
+
+PREVIEW, SPACE, METHOD = "preview", "space", "method"
+
+
+def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
+    """Keep the space of a run, for whoever asks its model later without the job's files."""
+    if ledger.fact(SPACE) is None:
+        ledger.set_fact(SPACE, json.dumps(asdict(space)))
+        ledger.set_fact(METHOD, method)
+
+
+def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int) -> dict[str, Any] | None:
+    """Preview a run once all its members are scored, once; None before. After merges, its errors are brought up to date."""
+    trials = ledger.trials()
+    members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
+    if len(members) < max(2, num_members):
+        return None
+    outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in members}
+    preview = Preview(members, outcomes, [item for item in items if item.role == "search"], objectives)
+    stored = ledger.fact(PREVIEW)
+    before = json.loads(stored) if stored else preview.document(())
+    now = {**before, "errors": [asdict(error) for error in preview.errors(trials)]}
+    if stored is None or now != before:
+        ledger.set_fact(PREVIEW, json.dumps(now))
+    return now
+
+
+def open_preview(run: str | Path) -> dict[str, Any]:
+    """The preview of a run. Raises NotFoundError before its members are scored."""
+    with closing(open_ledger(run)) as ledger:
+        stored = ledger.fact(PREVIEW)
+    if stored is None:
+        raise NotFoundError(Problem(thing="preview", cause="the members have not all been scored yet", remedy="Wait for them; recycler status RUN tells how far it is"))
+    return json.loads(stored)
+
+
+def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
+    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good. Raises NotFoundError for too few trials."""
+    with closing(open_ledger(run)) as ledger:
+        objectives, pool, dtype = read_facts(ledger)
+        stored, method, gram = ledger.fact(SPACE), ledger.fact(METHOD), ledger.fact("gram")
+        trials = ledger.trials()
+        front = read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger))
+    chosen = choose(front, what)
+    if stored is None:
+        raise NotFoundError(Problem(thing=f"run {run}", cause="was made before recycler kept the search space with the trials", remedy="Run recycler run with its job once more: it adds it and repeats nothing"))
+    surrogate_trials = [trial for trial in trials if trial.recipe.method == method]
+    try:
+        surrogate = Surrogate(SimplexProposer(_space(json.loads(stored)), objectives, seed=0, gram=json.loads(gram) if gram else None), surrogate_trials, objectives)
+        return why_document(surrogate, chosen)
+    except ValueError as error:
+        raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
+
+
+def _space(stored: dict[str, Any]) -> SearchSpace:
+    groups = tuple(Group(**group) for group in stored["groups"])
+    options = tuple((name, (low, high)) for name, (low, high) in stored["options"])
+    return SearchSpace(groups=groups, members=tuple(stored["members"]), low=tuple(stored["low"]), high=tuple(stored["high"]), total=tuple(stored["total"]), max_nonzero=stored["max_nonzero"], options=options)

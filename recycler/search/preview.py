@@ -1,0 +1,169 @@
+"""What the members' own answers say before any merge is scored: which benchmarks trade off, and a first guess at the front.
+
+A guess at a merge with proportions w is, item by item, what a mixture of the members would get: for a right-or-wrong metric
+the average of their outcomes, for bits per byte the members' probabilities averaged over stretches of CHUNK_BYTES. On the
+SmolLM2 pool that ranked 21 real merges at 0.96 Spearman on GSM8K and on MBPP (docs/log.md). Only weights that sum to 1 are
+guessed at: nothing about the members alone says what happens beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from recycler.pareto import non_dominated
+from recycler.scoring.scorers import SCORERS, item_metrics, item_weight
+from recycler.search.baselines import maximized
+from recycler.search.domain import weight_domain
+from recycler.search.proposals import around, distinct, scattered
+from recycler.stats import clustered_mean
+from recycler.types import Item, Objective, Outcome, Trial
+
+Floats = NDArray[np.float64]
+
+CHUNK_BYTES = 14.0  # about four tokens: with single tokens the guess is the best member's, with whole answers the average
+MODEL_ERROR = 0.5  # of the spread of the members: how far a guess may be off beside the items' own luck, until merges tell
+Z90 = 1.645
+ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
+LEAST_MERGES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """Two objectives over the members: rank correlation with better as up, and the members that no other beats at both."""
+
+    first: str
+    second: str
+    spearman: float
+    members: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if len(self.members) == 1:
+            return f"{self.first} and {self.second} do not trade off: {self.members[0]} is the best member at both (Spearman {self.spearman:+.2f})"
+        kind = "trade off" if self.spearman < 0 else "mostly go together"
+        return f"{self.first} and {self.second} {kind} (Spearman {self.spearman:+.2f}): no member beats {', '.join(self.members)} at both"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """One predicted merge: weights by member, and (value, low, high) by objective, a 90 % interval."""
+
+    weights: dict[str, float]
+    scores: dict[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuessError:
+    """How one objective's guesses fared: merges compared, mean of real less guessed, rank correlation, share inside the intervals."""
+
+    objective: str
+    num_merges: int
+    bias: float
+    spearman: float
+    covered: float
+
+
+def tradeoffs(members: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[Tradeoff, ...]:
+    """Every pair of objectives over the scored members."""
+    values = maximized(members, objectives)
+    found = []
+    for a in range(len(objectives)):
+        for b in range(a + 1, len(objectives)):
+            pair = values[:, [a, b]]
+            flat = (np.ptp(pair, axis=0) == 0).any() or len(pair) < 3
+            names = tuple(trial.label for trial, best in zip(members, non_dominated(pair), strict=True) if best)
+            found.append(Tradeoff(first=objectives[a].name, second=objectives[b].name, spearman=0.0 if flat else float(spearmanr(*pair.T)[0]), members=names))
+    return tuple(found)
+
+
+class Preview:
+    """Guesses from the members' outcomes on the search items.
+
+    members   scored trials of kind member; outcomes: theirs by trial number; items: all search items of the run
+    """
+
+    def __init__(self, members: Sequence[Trial], outcomes: Mapping[int, Sequence[Outcome]], items: Sequence[Item], objectives: Sequence[Objective]):
+        self.objectives, self.names = tuple(objectives), tuple(trial.label for trial in members)
+        self.tradeoffs = tradeoffs(members, objectives)
+        self._tables = [_Table(objective, items, [outcomes[trial.number] for trial in members]) for objective in objectives]
+
+    def guess(self, weights: Sequence[float]) -> dict[str, tuple[float, float, float]]:
+        """(value, low, high) by objective of the merge with proportions `weights` (K,), sum not 0."""
+        return {objective.name: table.interval(np.asarray(weights, dtype=float)) for objective, table in zip(self.objectives, self._tables, strict=True)}
+
+    def front(self, seed: int = 0) -> tuple[Guess, ...]:
+        """At most NUM_SHOWN predicted non-dominated merges, spread over the predicted front, best first objective first."""
+        domain, rng = weight_domain(list(self.names)), np.random.default_rng(seed)
+        points = np.concatenate([np.eye(len(self.names)), scattered(domain, rng, NUM_GUESSES)])
+        for _ in range(ROUNDS):
+            points = distinct(np.concatenate([points, around(domain, rng, points, NUM_GUESSES)]))
+            values = self._values(points)
+            points = points[non_dominated(values)]
+        values = self._values(points)
+        order = np.argsort(-values[:, 0], kind="stable")
+        chosen = order[np.unique(np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int))]
+        return tuple(Guess(weights={name: round(float(weight), 3) for name, weight in zip(self.names, points[index], strict=True) if weight >= 0.005}, scores=self.guess(points[index])) for index in chosen)
+
+    def errors(self, trials: Sequence[Trial]) -> tuple[GuessError, ...]:
+        """How the guesses fared on the scored merges with one row of weights, none negative, of sum 1; empty for too few."""
+        real = {trial.recipe.weights[0]: trial for trial in trials if trial.state == "SCORED" and trial.kind not in ("member", "base") and trial.recipe.method == "linear" and _is_average(trial)}
+        if len(real) < LEAST_MERGES:
+            return ()
+        found = []
+        for objective, table in zip(self.objectives, self._tables, strict=True):
+            guesses = np.array([table.interval(np.asarray(weights)) for weights in real])
+            truth = np.array([next(score.value for score in trial.search if score.objective == objective.name) for trial in real.values()])
+            inside = (guesses[:, 1] <= truth) & (truth <= guesses[:, 2])
+            flat = np.ptp(truth) == 0 or np.ptp(guesses[:, 0]) == 0
+            found.append(GuessError(objective=objective.name, num_merges=len(real), bias=float((truth - guesses[:, 0]).mean()), spearman=0.0 if flat else float(spearmanr(guesses[:, 0], truth)[0]), covered=float(inside.mean())))
+        return tuple(found)
+
+    def document(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """All of it, ready for JSON; errors only where merges have been scored."""
+        return {"schema_version": 1, "tradeoffs": [{**asdict(pair), "said": str(pair)} for pair in self.tradeoffs], "front": [asdict(guess) for guess in self.front()],
+                "errors": [asdict(error) for error in self.errors(trials)]}
+
+    def _values(self, points: Floats) -> Floats:
+        """Guesses (n, T) to be made large."""
+        signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self.objectives]
+        return np.stack([sign * table.means(points) for sign, table in zip(signs, self._tables, strict=True)], axis=1)
+
+
+class _Table:
+    """The members' values on one objective's items: `values` (K, N), weights and clusters (N,)."""
+
+    def __init__(self, objective: Objective, items: Sequence[Item], outcomes: Sequence[Sequence[Outcome]]):
+        known = [{outcome.item: dict(outcome.values) for outcome in own} for own in outcomes]
+        own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item) and all(item.id in member for member in known)]
+        self.values = np.array([[member[item.id][objective.metric] for item in own] for member in known])
+        self.weights = np.array([item_weight(item, objective.metric) for item in own])
+        self.clusters = [item.cluster or item.id for item in own]
+        self.by_bytes = all(SCORERS[item.scorer].weight_by_bytes for item in own)
+        self.spread = float((self.values @ self.weights / self.weights.sum()).std())
+
+    def items(self, weights: Floats) -> Floats:
+        """The mixture's value on each item (N,)."""
+        shares = weights / weights.sum()
+        if not self.by_bytes:
+            return shares @ self.values
+        least = self.values.min(axis=0)
+        return least - np.log2(shares @ 2.0 ** (-CHUNK_BYTES * (self.values - least))) / CHUNK_BYTES
+
+    def means(self, points: Floats) -> Floats:
+        """Mean over the items of each of the points (n, K)."""
+        return np.array([self.items(point) @ self.weights for point in points]) / self.weights.sum()
+
+    def interval(self, weights: Floats) -> tuple[float, float, float]:
+        mean, stderr = clustered_mean(self.items(weights), self.clusters, self.weights)
+        reach = Z90 * float(np.hypot(stderr, MODEL_ERROR * self.spread))
+        return mean, mean - reach, mean + reach
+
+
+def _is_average(trial: Trial) -> bool:
+    rows = trial.recipe.weights
+    return len(rows) == 1 and min(rows[0]) >= 0.0 and abs(sum(rows[0]) - 1.0) < 0.02

@@ -1,0 +1,181 @@
+"""Why a merge is good: what each member adds to it, and what the front would lose without it. By the surrogate, with its doubt.
+
+A member's share of a merge's score is its Shapley value (Shapley 1953): the mean, over all orders in which the merge's members
+could have been put in, of what putting it in changed. A coalition's score is the posterior of the search's own Gaussian
+process; where weights act on deltas the empty coalition is the base, else the members that are in share the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import factorial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycler.pareto import hypervolume, non_dominated
+from recycler.search.proposals import around, distinct, scattered
+from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
+from recycler.types import Objective, Trial
+
+Floats = NDArray[np.float64]
+
+MOST_EXACT = 9  # members of a merge whose coalitions are all looked at; the smallest weights beyond count as one
+NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 300, 4
+Z90 = 1.645
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one member adds to a merge: (value, standard error) by objective, in the objective's own unit and direction."""
+
+    member: str
+    weight: float
+    adds: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What leaving one member out of the pool would cost: share of the front's posterior hypervolume; and merges that use it."""
+
+    member: str
+    hypervolume: float
+    used_by: int
+    best_weights: dict[str, float]  # the most balanced merge that would remain, for whoever wants to check
+
+
+class Surrogate:
+    """The search's model of a run: `trials` are those that it was told, `observed` their points (n, D), D = G K + E.
+
+    Raises ValueError for fewer than LEAST_TRIALS scored trials.
+    """
+
+    def __init__(self, proposer: SimplexProposer, trials: Sequence[Trial], objectives: Sequence[Objective]):
+        self.trials, self.observed = proposer.told(trials)
+        if len(self.trials) < LEAST_TRIALS:
+            raise ValueError(f"{len(self.trials)} scored trials are too few for a model of the scores, which takes {LEAST_TRIALS}")
+        self.gp, self.objectives = proposer.gp, tuple(objectives)
+        self.domain = self.gp.domain
+        self.members = self.domain.members
+        self.gp.fit(self.observed)
+        self.on_deltas = self.domain.scale[0] < self.domain.scale[1]
+        self.signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+
+    def shares(self, point: Floats) -> tuple[Share, ...]:
+        """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are."""
+        size = np.abs(self.domain.split(point[None])[0][0]).sum(axis=0)
+        weight = self.domain.split(point[None])[0][0].mean(axis=0)
+        used = [int(index) for index in np.argsort(-size, kind="stable") if size[index] > 0.0]
+        parts = [[index] for index in used[: MOST_EXACT - 1]] + ([used[MOST_EXACT - 1:]] if len(used) >= MOST_EXACT else [])
+        coalitions = [part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)]
+        rows = np.array([self._coalition(point, [index for part in coalition for index in parts[part]]) for coalition in coalitions])
+        draws = self.gp.draw(rows, np.random.default_rng(0), NUM_DRAWS) * self.signs  # (draws, coalitions, T)
+        mean = self.gp.predict(rows)[0] * self.signs
+        place = {coalition: index for index, coalition in enumerate(coalitions)}
+        weighed = np.zeros((len(parts), len(coalitions)))
+        for coalition in coalitions:
+            for part in range(len(parts)):
+                if part not in coalition:
+                    factor = factorial(len(coalition)) * factorial(len(parts) - len(coalition) - 1) / factorial(len(parts))
+                    weighed[part, place[coalition]] -= factor
+                    weighed[part, place[tuple(sorted((*coalition, part)))]] += factor
+        values, doubt = weighed @ mean, np.einsum("pc,dct->dpt", weighed, draws).std(axis=0)
+        return tuple(Share(member=" + ".join(self.members[index] for index in part), weight=float(weight[part].sum()),
+                           adds={objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives)}) for row, part in enumerate(parts))
+
+    def losses(self) -> tuple[Loss, ...]:
+        """What the front would lose without each member, by the posterior mean, the most missed first.
+
+        Both fronts, with and without it, are the best that the model can find in as many steps, so both flatter alike.
+        """
+        scored = self.observed.weights
+        mean = self.gp.predict(scored)[0]
+        alone = mean[[index for index, trial in enumerate(self.trials) if trial.kind == "member"]]
+        corner = (alone if len(alone) else mean).min(axis=0)
+        front = self._sizes(scored[non_dominated(mean)])
+        whole, _, _ = self._best_front(scored, corner, None)
+        found = []
+        for index, name in enumerate(self.members):
+            volume, points, values = self._best_front(scored, corner, index)
+            remaining = points[int(np.argmax(((values - corner) / np.maximum(mean.max(axis=0) - corner, 1e-12)).min(axis=1)))]
+            found.append(Loss(member=name, hypervolume=max(0.0, 1.0 - volume / whole) if whole > 0 else 0.0, used_by=int((front[:, index] > 0).sum()),
+                              best_weights={member: round(float(weight), 4) for member, weight in zip(self.members, self.domain.split(remaining[None])[0][0].mean(axis=0), strict=True) if weight != 0.0}))
+        return tuple(sorted(found, key=lambda loss: -loss.hypervolume))
+
+    def _best_front(self, scored: Floats, corner: Floats, without: int | None) -> tuple[float, Floats, Floats]:
+        """(hypervolume, points, values) of the front that the model expects, member `without` held at 0."""
+        rng, domain = np.random.default_rng(1), self.domain
+        known = scored[self._sizes(scored).sum(axis=1) > 0.0]  # the base alone has no proportions to go on from
+        points = self._held_out(np.concatenate([known, scattered(domain, rng, NUM_CANDIDATES)]), without)
+        for _ in range(ROUNDS):
+            best = points[non_dominated(self.gp.predict(points)[0])]
+            points = distinct(np.concatenate([best, self._held_out(around(domain, rng, best, NUM_CANDIDATES, reach=0.5), without)]))
+        values = self.gp.predict(points)[0]
+        best = non_dominated(values)
+        return hypervolume(values[best], corner), points[best], values[best]
+
+    def _held_out(self, points: Floats, without: int | None) -> Floats:
+        """The same merges with member `without` at 0: the others take over its share where the sum is fixed."""
+        if without is None:
+            return points
+        rows, knobs = self.domain.split(points)
+        return self._rest(points, rows * (np.arange(len(self.members)) != without), knobs)
+
+    def _coalition(self, point: Floats, members: Sequence[int]) -> Floats:
+        rows, knobs = self.domain.split(point[None])
+        kept = rows * np.isin(np.arange(len(self.members)), list(members))
+        return self._joined(kept if self.on_deltas else self._shared(kept, rows), knobs)[0]
+
+    def _rest(self, points: Floats, rows: Floats, knobs: Floats) -> Floats:
+        there = (np.abs(rows).sum(axis=2) > 0).all(axis=1)
+        before = self.domain.split(points)[0]
+        return self._joined(rows if self.on_deltas else self._shared(rows, before), knobs)[there]
+
+    @staticmethod
+    def _shared(rows: Floats, before: Floats) -> Floats:
+        """`rows` (n, G, K) brought to the sums of `before`; where nothing is left, all members alike."""
+        total, rest = before.sum(axis=2, keepdims=True), rows.sum(axis=2, keepdims=True)
+        alike = np.broadcast_to(total / rows.shape[2], rows.shape)
+        return np.where(np.abs(rest) > 1e-9, rows * total / np.where(np.abs(rest) > 1e-9, rest, 1.0), alike)
+
+    @staticmethod
+    def _joined(rows: Floats, knobs: Floats) -> Floats:
+        return np.concatenate([rows.reshape(len(rows), -1), knobs], axis=1)
+
+    def _sizes(self, points: Floats) -> Floats:
+        """Sum of absolute weights over the groups (n, K)."""
+        return np.abs(self.domain.split(points)[0]).sum(axis=1)
+
+
+def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
+    """What a person would say of it."""
+    better = {objective.name: 1.0 if objective.direction == "maximize" else -1.0 for objective in objectives}
+    said = [f"Merge {chosen.number} uses {len(shares)} members; their weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
+    for name, sign in better.items():
+        clear = [share for share in shares if abs(share.adds[name][0]) > Z90 * share.adds[name][1]]
+        good = sorted((share for share in clear if sign * share.adds[name][0] > 0), key=lambda share: -sign * share.adds[name][0])
+        bad = [share for share in clear if sign * share.adds[name][0] < 0]
+        told = ", ".join(f"{share.member} ({share.adds[name][0]:+.3f} ± {share.adds[name][1]:.3f})" for share in good[:3]) or "no member beyond doubt"
+        against = f"; against it: {', '.join(f'{share.member} ({share.adds[name][0]:+.3f})' for share in bad[:3])}" if bad else ""
+        said.append(f"{name} comes from {told}{against}.")
+    missed = [loss for loss in losses if loss.hypervolume >= 0.01]
+    if missed:
+        said.append("Without " + ", ".join(f"{loss.member} the front would lose {loss.hypervolume:.0%}" for loss in missed[:4]) + " of its volume, by the model.")
+    spare = [loss.member for loss in losses if loss.hypervolume < 0.01]
+    if spare:
+        said.append(f"Could be left out at less than 1 %: {', '.join(spare)}.")
+    return said
+
+
+def why_document(surrogate: Surrogate, chosen: Trial) -> dict[str, Any]:
+    """The one JSON document of `recycler why --json`."""
+    index = next((index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe), None)
+    if index is None:
+        raise ValueError("the model of this search does not cover its kind of merge")
+    point = surrogate.observed.weights[index]
+    shares, losses = surrogate.shares(point), surrogate.losses()
+    return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": sentences(chosen, shares, losses, surrogate.objectives),
+            "shares": [asdict(share) for share in shares], "losses": [asdict(loss) for loss in losses]}

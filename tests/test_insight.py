@@ -1,0 +1,146 @@
+"""What is said before the first merge, and why a merge is good: laws, and the two commands."""
+
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+from service_runs import ITEMS, NAMES, OBJECTIVES, frozen_suite, make_run
+
+from recycler.cli import main
+from recycler.errors import NotFoundError
+from recycler.insight import open_preview, open_why, write_preview, write_space
+from recycler.ledger import Ledger
+from recycler.search.preview import Preview, tradeoffs
+from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.why import Surrogate
+from recycler.space import SearchSpace
+from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Trial
+
+# MBPP, GSM8K, IFEval of the sixteen checkpoints of Khalifa et al. 2024
+PAPER = [(58.4, 76.6, 64.1), (54.4, 75.3, 65.7), (63.0, 79.0, 66.6), (63.0, 68.2, 59.0), (64.0, 75.7, 56.5), (60.8, 76.7, 65.7), (58.2, 76.6, 66.9), (63.4, 37.8, 32.1),
+         (57.0, 75.0, 63.0), (57.4, 74.0, 63.0), (60.4, 77.0, 66.0), (56.8, 81.0, 72.0), (59.0, 75.0, 66.0), (58.8, 77.0, 69.0), (58.6, 75.0, 66.0), (58.6, 74.0, 67.0)]
+SPACE = SearchSpace(groups=(Group(name="all"),), members=NAMES, low=(0.0,) * 4, high=(3.0,) * 4, total=(0.3, 3.0))
+
+
+def member(number, label, values, objectives, num_members):
+    weights = tuple(float(index == number) for index in range(num_members))
+    scores = tuple(Score(objective=objective.name, value=value, stderr=0.01, n=100) for objective, value in zip(objectives, values, strict=True))
+    return Trial(number=number, kind="member", state="SCORED", label=label, recipe=Recipe(method="linear", members=tuple(map(str, range(num_members))), weights=(weights,)), search=scores)
+
+
+def test_trade_offs_of_the_papers_own_pool():
+    objectives = [Objective(suite=name, metric="m", direction="maximize") for name in ("mbpp", "gsm8k", "ifeval")]
+    pairs = tradeoffs([member(index, str(index + 1), row, objectives, 16) for index, row in enumerate(PAPER)], objectives)
+    found = {(pair.first, pair.second): pair for pair in pairs}
+    code = found["mbpp/m", "ifeval/m"]
+    assert code.members == ("3", "5", "12", "14") and code.spearman == pytest.approx(-0.35, abs=0.01)
+    alone = found["gsm8k/m", "ifeval/m"]
+    assert alone.members == ("12",) and alone.spearman == pytest.approx(0.61, abs=0.01)
+    assert "do not trade off: 12 is the best member at both" in str(alone) and "trade off" in str(code)
+
+
+@pytest.fixture
+def guessed():
+    """Three members on ten right-or-wrong items and on ten texts."""
+    right, bits = Objective(suite="s", task="a", metric="exact_match", direction="maximize"), Objective(suite="s", task="b", metric="bits_per_byte", direction="minimize")
+    items = [Item(id=f"a{index}", suite="s", task="a", role="search", kind="generate", scorer="exact_match", prompt="", prompt_ids=(1,), gold="") for index in range(10)]
+    items += [Item(id=f"b{index}", suite="s", task="b", role="search", kind="loglikelihood", scorer="bits_per_byte", prompt="", prompt_ids=(1,), gold="", continuations=((1,),), num_bytes=5 + index) for index in range(10)]
+    rng = np.random.default_rng(0)
+    outcomes = {number: [Outcome(item=item.id, values=(("exact_match", float(rng.random() < 0.5)),) if item.task == "a" else (("bits_per_byte", float(rng.uniform(0.3, 1.2))),)) for item in items] for number in range(3)}
+    means = {number: (np.mean([dict(outcome.values)["exact_match"] for outcome in own[:10]]), np.average([dict(outcome.values)["bits_per_byte"] for outcome in own[10:]], weights=range(5, 15))) for number, own in outcomes.items()}
+    trials = [member(number, f"m{number}", means[number], (right, bits), 3) for number in range(3)]
+    return Preview(trials, outcomes, items, (right, bits)), means
+
+
+def test_a_member_alone_is_guessed_at_its_own_score(guessed):
+    preview, means = guessed
+    for number in range(3):
+        found = preview.guess(np.eye(3)[number])
+        assert (found["s:a/exact_match"][0], found["s:b/bits_per_byte"][0]) == pytest.approx(means[number])
+
+
+def test_a_mixture_of_texts_is_no_worse_than_the_average_and_that_of_answers_is_it(guessed):
+    preview, means = guessed
+    for weights in np.random.default_rng(1).dirichlet([1, 1, 1], 20):
+        found, average = preview.guess(weights), weights @ np.array(list(means.values()))
+        assert found["s:a/exact_match"][0] == pytest.approx(average[0]) and found["s:b/bits_per_byte"][0] <= average[1] + 1e-12
+        assert preview.guess(3 * weights)["s:b/bits_per_byte"] == pytest.approx(found["s:b/bits_per_byte"])
+
+
+def test_the_guessed_front_beats_no_member_it_leaves_out(guessed):
+    preview, means = guessed
+    front = [(guess.scores["s:a/exact_match"][0], -guess.scores["s:b/bits_per_byte"][0]) for guess in preview.front()]
+    best = max(right for right, _ in means.values())
+    assert front and max(right for right, _ in front) == pytest.approx(best)
+    assert not any(a[0] > b[0] and a[1] > b[1] for a in front for b in front)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = make_run(tmp_path, suites=True)
+    with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+        write_space(ledger, SPACE, "linear")
+        assert write_preview(ledger, frozen_suite(ITEMS).items, OBJECTIVES, len(NAMES)) is not None
+    return folder
+
+
+def test_the_preview_is_kept_as_it_was_and_only_its_errors_are_added(run):
+    first = open_preview(run)
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        again = write_preview(ledger, frozen_suite(ITEMS).items, OBJECTIVES, len(NAMES))
+        assert write_preview(ledger, frozen_suite(ITEMS).items, OBJECTIVES, len(NAMES) + 1) is None
+    assert again == first == open_preview(run) and len(first["tradeoffs"]) == 3
+
+
+def test_shares_add_up_to_what_the_merge_scores_above_its_base(run):
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        trials = [trial for trial in ledger.trials() if trial.recipe.method == "linear"]
+    surrogate = Surrogate(SimplexProposer(SPACE, OBJECTIVES, seed=0), trials, OBJECTIVES)
+    point = surrogate.observed.weights[-1]
+    mean = surrogate.gp.predict(np.stack([point, np.zeros_like(point)]))[0] * surrogate.signs
+    shares = surrogate.shares(point)
+    assert {share.member for share in shares} == {name for name, weight in zip(NAMES, point, strict=True) if weight}
+    for index, objective in enumerate(OBJECTIVES):
+        assert sum(share.adds[objective.name][0] for share in shares) == pytest.approx(mean[0, index] - mean[1, index])
+    losses = surrogate.losses()
+    assert {loss.member for loss in losses} == set(NAMES) and all(0.0 <= loss.hypervolume <= 1.0 and loss.member not in loss.best_weights for loss in losses)
+
+
+def test_a_member_that_does_nothing_is_given_nothing(run):
+    """A fourth member whose delta is never in any score: scores depend on the first three alone."""
+    rng, members = np.random.default_rng(3), ("a", "b", "c", "idle")
+    objectives = OBJECTIVES[:2]
+    trials = []
+    for number in range(40):
+        weights = np.eye(4)[number] if number < 4 else rng.dirichlet([0.6] * 4) * rng.uniform(0.5, 2)
+        values = (0.2 + 0.3 * weights[0] - 0.05 * weights[0] ** 2, 0.1 + 0.4 * weights[1] + 0.1 * weights[2])
+        scores = tuple(Score(objective=objective.name, value=float(value), stderr=0.002, n=1000) for objective, value in zip(objectives, values, strict=True))
+        trials.append(Trial(number=number, kind="member" if number < 4 else "merge", state="SCORED", recipe=Recipe(method="linear", members=members, weights=(tuple(map(float, weights)),), base="base"), search=scores))
+    space = SearchSpace(groups=(Group(name="all"),), members=members, low=(0.0,) * 4, high=(3.0,) * 4, total=(0.3, 3.0))
+    surrogate = Surrogate(SimplexProposer(space, objectives, seed=0), trials, objectives)
+    shares = {share.member: share for share in surrogate.shares(np.full(4, 0.4))}
+    for name in ("a", "b"):
+        objective = objectives["ab".index(name)].name
+        assert shares[name].adds[objective][0] > 0.08
+    assert max(abs(value) for value, _ in shares["idle"].adds.values()) < 0.02
+    lost = {loss.member: loss.hypervolume for loss in surrogate.losses()}
+    assert lost["idle"] < 0.02 < lost["a"] and lost["idle"] < 0.02 < lost["b"]
+
+
+def test_the_two_commands(run, capsys):
+    assert main(["preview", str(run)]) == 0
+    assert "nothing of it was measured" in capsys.readouterr().out
+    assert main(["why", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["estimated"] and found["said"][0].startswith(f"Merge {found['trial']} uses ") and len(found["losses"]) == len(NAMES)
+    assert main(["why", str(run)]) == 0 and "by the search's model" in capsys.readouterr().out
+    assert main(["why", str(run), "--trial", "777"]) == 3
+
+
+def test_runs_that_cannot_say_it_are_told_so(tmp_path):
+    run = make_run(tmp_path, merges=2)
+    with pytest.raises(NotFoundError, match="members have not all been scored"):
+        open_preview(run)
+    with pytest.raises(NotFoundError, match="before recycler kept the search space"):
+        open_why(run)
