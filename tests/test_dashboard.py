@@ -34,6 +34,21 @@ def test_progress_page_draws_the_hypervolume(page, address):  # noqa: F811
     shot(page, "progress")
 
 
+def test_pool_page_measures_deltas_and_tells_what_leaving_one_out_costs(page, address, root):  # noqa: F811
+    page.goto(f"{address}/jobs/demo/pool")
+    expect(page.locator("#without tbody tr")).to_have_count(4)
+    page.locator("[data-confirm=chat-v1]").click()
+    expect(page.locator("#confirm-commands")).to_contain_text("recycler merge without.yaml without\nrecycler score without --suite")
+    expect(page.locator("#confirm-recipe")).to_contain_text("chat-v1: 0.0")
+    expect(page.locator("#lineage tbody tr")).to_have_count(5)
+    page.locator("#measure").click()
+    expect(page.locator("#deltas .heatmaplayer image")).to_have_count(1, timeout=240_000)
+    page.get_by_text("As a table").click()
+    expect(page.locator("#delta-table tbody tr")).to_have_count(4)
+    assert (root / "demo/pool-deltas.json").is_file()
+    shot(page, "pool")
+
+
 def test_pool_page_lists_members(page, address):  # noqa: F811
     page.goto(f"{address}/jobs/demo/pool")
     expect(page.locator("#members tbody tr")).to_have_count(4)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.pool.lineage import lineage
 from recycler.report import weights_by_group
 from recycler.service.frozen_items import clusters_and_weights
 from recycler.service.store import Snapshot
@@ -79,12 +80,12 @@ def pool_document(snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = N
         using = [trial for trial in front.front if any(row[index] != 0.0 for row in trial.recipe.weights)] if front else []
         mean = sum(sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights) for trial in using) / len(using) if using else 0.0
         without = _volume_without(snapshot, index) if front else None
-        members.append({"name": member.name, "front_trials": [trial.number for trial in using], "location": member.location, "trial": alone[member.name].number if member.name in alone else None,
+        members.append({"name": member.name, "front_trials": [trial.number for trial in using], "location": member.location, "lineage": lineage(member.location), "trial": alone[member.name].number if member.name in alone else None,
                         "scores": trial_entry(alone[member.name])["scores"] if member.name in alone else None,
                         "front_uses": len(using), "mean_weight": finite(mean), "hypervolume_without": without})
     base = snapshot.pool.base
     return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "num_front": len(front.front) if front else 0, "hypervolume": volume,
-            "base": {"name": base.name, "location": base.location} if base else None, "members": members, "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
+            "base": {"name": base.name, "location": base.location, "lineage": lineage(base.location)} if base else None, "members": members, "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
             "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach"}
 
 

@@ -12,8 +12,10 @@ import threading
 import time
 from pathlib import Path
 
+from recycler.errors import RecyclerError
+from recycler.job import read_job
 from recycler.run import STARTED
-from recycler.service.store import Run
+from recycler.service.store import Run, Snapshot
 
 LOG = "driver.log"
 LOCK = "driver.lock"
@@ -138,6 +140,21 @@ def run_command(run: Run) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job.is_file() else None
+
+
+def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
+    """Two lines that merge `without.yaml` and score it on the items that the search asked; suites as the job file names them."""
+    suites, data = list(dict.fromkeys(objective.suite for objective in snapshot.objectives)), []
+    command = run_command(run)
+    if command is not None:
+        job = Path(command[1])
+        data = [word for word in command if word != "--data"][4:]
+        try:
+            suites = [str(path) if (path := job.parent / name).is_file() else name for name in read_job(job)[0].suites]
+        except RecyclerError:  # it has been changed since; the names that the objectives tell will do
+            pass
+    words = ["score", "without", *(word for suite in suites for word in ("--suite", suite)), "--role", "search", "--dtype", snapshot.dtype, *(word for folder in data for word in ("--data", folder))]
+    return [as_shell(["merge", "without.yaml", "without"]), as_shell(words)]
 
 
 def as_python(words: list[str]) -> list[str]:

@@ -14,10 +14,11 @@ from recycler.errors import UsageError
 from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.report_html import html_report
-from recycler.service import documents, events, processes
+from recycler.service import deltas, documents, events, processes
 from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
 from recycler.service.exports import DESTINATION, DTYPES, EXPORT_ID, Order
 from recycler.service.jobs import Jobs
+from recycler.service.leave_out import leave_out_document
 from recycler.service.processes import LOG
 from recycler.service.store import Snapshot
 from recycler.service.table import table_document, trial_document
@@ -90,6 +91,18 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
     def pool(job: JobId) -> JSONResponse:
         run = jobs.store.run(job)
         return JSONResponse(documents.pool_document(jobs.store.snapshot(run), jobs.store.gram(run)))
+
+    @router.get("/jobs/{job}/pool/without", summary="For each member: the volume lost without it as the search's model estimates it, and a merge and commands that would confirm it")
+    def without(job: JobId) -> JSONResponse:
+        run = jobs.store.run(job)
+        snapshot, gram = jobs.store.snapshot(run), jobs.store.gram(run)
+        found = snapshot.once("without", lambda: leave_out_document(snapshot, gram))
+        return JSONResponse({**found, "commands": processes.confirm_commands(run, snapshot)})
+
+    @router.get("/jobs/{job}/pool/deltas", summary="Mean |delta| of each layer of each member: absent, running, done or failed")
+    def pool_deltas(job: JobId) -> JSONResponse:
+        run = jobs.store.run(job)
+        return JSONResponse(deltas.deltas_document(run, jobs.store.snapshot(run), jobs.processes))
 
     @router.get("/jobs/{job}/events", summary="Server-sent events: trial, holdout, status, end; resumes after Last-Event-ID", response_class=StreamingResponse)
     def job_events(job: JobId, after: Annotated[str, Query(max_length=events.MAX_CURSOR)] = "", last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
@@ -181,6 +194,12 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         run = jobs.store.run(job)
         jobs.resume(run)
         return JSONResponse(jobs.document(run), 202)
+
+    @router.post("/jobs/{job}/pool/deltas", status_code=202, responses=Refusals | Same, summary="Measure the deltas of the members in the background; kept with the run")
+    def measure_deltas(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
+        run = jobs.store.run(job)
+        found = deltas.start(run, jobs.store.snapshot(run), jobs.processes)
+        return JSONResponse(found, 200 if found["state"] == "done" else 202)
 
     @router.post("/jobs/{job}/export", status_code=202, responses=Refusals | Same, summary="Export a trial with the run, or below the service's export root; follow it at exports/ID")
     def export(job: JobId, request: ExportRequest) -> JSONResponse:

@@ -2,7 +2,9 @@
 
 import { getJob, job } from "./api.js";
 import { draw, escapeForPlotly } from "./chart.js";
+import { showDeltas } from "./deltas.js";
 import { figure, fill, h, notice } from "./dom.js";
+import { showWithout } from "./without.js";
 
 function table(pool) {
   const loss = (member) => (member.hypervolume_without === null || !pool.hypervolume ? "–" : `${member.hypervolume_without.toPrecision(4)} (${(100 * (member.hypervolume_without / pool.hypervolume - 1)).toFixed(1)} %)`);
@@ -21,9 +23,22 @@ function similarity(pool) {
     h("tbody", {}, names.map((name, row) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, `${(100 * lengths[row]).toPrecision(3)} % of the base`), cosines[row].map(cell))))));
 }
 
+/** What the files beside the weights say of each checkpoint. */
+function origins(pool) {
+  const all = [...(pool.base ? [{ ...pool.base, name: `${pool.base.name} (base)` }] : []), ...pool.members], facts = [...new Set(all.flatMap((one) => Object.keys(one.lineage)))];
+  if (!facts.length) return h("p", { class: "soft" }, "The files beside the weights say nothing, or lie elsewhere.");
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Lineage" }, h("table", { id: "lineage" }, h("thead", {}, h("tr", {}, ["checkpoint", ...facts].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, all.map((one) => h("tr", {}, h("th", { scope: "row" }, one.name), facts.map((fact) => h("td", {}, one.lineage[fact] ?? "–")))))));
+}
+
+const section = (title, ...children) => h("section", { class: "card" }, h("h2", {}, title), ...children);
+
 try {
-  const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "group", "aria-label": "Weights of the members in the front" });
-  fill(document.getElementById("page"), h("div", { class: "stack" }, h("section", { class: "card" }, h("h2", {}, `${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`), table(pool), h("p", { class: "soft" }, pool.note)), h("section", { class: "card" }, h("h2", {}, "Mean weight in the front's trials"), chart), h("section", { class: "card" }, h("h2", {}, "Cosines of the members' deltas"), similarity(pool))));
+  const pool = await getJob("/pool"), chart = h("div", { class: "chart low", role: "group", "aria-label": "Weights of the members in the front" }), without = h("div"), deltas = h("div");
+  fill(document.getElementById("page"), h("div", { class: "stack" }, section(`${pool.members.length} members${pool.base ? `, trained from ${pool.base.name}` : ""}`, table(pool), h("p", { class: "soft" }, pool.note)), section("Mean weight in the front's trials", chart),
+    section("What leaving one out would cost", without), section("Cosines of the members' deltas", similarity(pool)), section("Deltas by layer", deltas), section("Lineage, as their own files tell it", origins(pool))));
   await draw(chart, (colours) => ({ traces: [{ type: "bar", x: pool.members.map((m) => escapeForPlotly(m.name)), y: pool.members.map((m) => m.mean_weight), marker: { color: colours.accent } }], layout: { xaxis: { type: "category" }, yaxis: { title: { text: "weight" } }, showlegend: false } }));
+  await showDeltas(deltas);
   document.body.dataset.ready = "1";
+  await showWithout(without);
 } catch (error) { notice(error.message); }

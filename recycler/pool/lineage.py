@@ -1,0 +1,78 @@
+"""Where a checkpoint comes from, as far as the small files beside its weights say: base, adapter, training, merge.
+
+Everything here was written by whoever made the checkpoint: told as they wrote it, cut to a line, and trusted for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recycler.errors import RecyclerError
+from recycler.pool.catalog import packed_place
+from recycler.yamls import load_yaml
+
+MAX_BYTES, MAX_TEXT = 1_000_000, 200
+Facts = dict[str, str]
+
+
+def lineage(location: str) -> Facts:
+    """{fact: what it says} of a checkpoint's folder on disk; empty where nothing is said, or the folder is elsewhere.
+
+    Read are config.json, adapter_config.json (PEFT), trainer_state.json (transformers' Trainer), README.md's metadata and
+    recycler-manifest.json. Files that cannot be read are passed over: this is for people, nothing depends on it.
+    """
+    packed = packed_place(location)
+    if packed is not None:
+        return {"packed as": f"{packed[1]} in {packed[0]}"[:MAX_TEXT]}
+    folder = Path(location.removeprefix("file://"))
+    if "://" in str(folder) or not folder.is_dir():
+        return {}
+    found: Facts = {}
+    for name, read in _SOURCES.items():
+        try:
+            path = folder / name
+            if path.is_file() and path.stat().st_size <= MAX_BYTES:
+                found |= {fact: text for fact, value in read(path.read_text(errors="replace")).items() if (text := _line(value))}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, RecyclerError):
+            continue
+    return found
+
+
+def _config(text: str) -> dict[str, Any]:
+    config = json.loads(text)
+    return {"architecture": config.get("model_type"), "saved from": config.get("_name_or_path"), "dtype": config.get("dtype") or config.get("torch_dtype")}
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    config = json.loads(text)
+    return {"adapter": f"{config.get('peft_type', '')} rank {config.get('r')} alpha {config.get('lora_alpha')}", "adapter of": config.get("base_model_name_or_path"), "adapted modules": config.get("target_modules")}
+
+
+def _trainer(text: str) -> dict[str, Any]:
+    state = json.loads(text)
+    losses = [entry["loss"] for entry in state.get("log_history", []) if "loss" in entry]
+    return {"trained": f"{state.get('global_step')} of {state.get('max_steps')} steps, {float(state.get('epoch', 0)):.2f} epochs", "last loss": losses[-1] if losses else None}
+
+
+def _readme(text: str) -> dict[str, Any]:
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return {}
+    metadata = load_yaml("README.md", text[4:text.index("\n---", 4) + 1]).data
+    return {"base model": metadata.get("base_model"), "relation to it": metadata.get("base_model_relation"), "datasets": metadata.get("datasets"), "licence": metadata.get("license")}
+
+
+def _manifest(text: str) -> dict[str, Any]:
+    manifest = json.loads(text)
+    return {"made by": f"recycler, recipe {str(manifest.get('recipe_digest'))[:12]}", "weights": str(manifest.get("weights_digest"))[:12]}
+
+
+_SOURCES: dict[str, Callable[[str], dict[str, Any]]] = {"config.json": _config, "adapter_config.json": _adapter, "trainer_state.json": _trainer, "README.md": _readme, "recycler-manifest.json": _manifest}
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, (list, tuple, set)):
+        value = ", ".join(map(str, value))
+    return " ".join(str(value).split())[:MAX_TEXT] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""

@@ -1,0 +1,78 @@
+"""How far each member is from the base, layer by layer: measured by a process of its own on demand, then kept with the run.
+
+    python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not at all
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from recycler.errors import Problem, RecyclerError, UsageError
+from recycler.pool.deltas import delta_profile
+from recycler.pool.inspect import propose_swap
+from recycler.run import open_pool_of
+from recycler.service import processes
+from recycler.service.exports import MAX_PROCESSES, BusyError
+from recycler.service.processes import Processes
+from recycler.service.store import Run, Snapshot
+
+FILE, LOG = "pool-deltas.json", "pool-deltas.log"
+
+
+def measure(run: str, path: Path) -> None:
+    """Write the delta profile of a run's pool. Raises what opening the pool raises."""
+    profile = delta_profile(open_pool_of(run))
+    document = {"base": profile.base, "sample": profile.sample, "members": [
+        {"name": member.member, "mean": member.mean, "p99": member.p99, "relative_norm": member.relative, "layers": list(member.layers), "proposed_swap": propose_swap(member)} for member in profile.members]}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(json.dumps(document))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
+    """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each member."""
+    found = {"schema_version": 1, "state": "absent", "reason": "", "command": _by_hand(snapshot), "profile": None}
+    try:
+        return {**found, "state": "done", "profile": json.loads((run.folder / FILE).read_text())}
+    except (OSError, ValueError):
+        pass
+    if started.alive(_name(run)):
+        return {**found, "state": "running"}
+    if (run.folder / LOG).is_file():
+        return {**found, "state": "failed", "reason": processes.said_last(run.folder / LOG) or "it was interrupted; ask again"}
+    return found
+
+
+def start(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
+    """Start measuring, unless it is done or under way. Raises BusyError."""
+    if deltas_document(run, snapshot, started)["state"] not in ("done", "running"):
+        if not run.folder.is_dir():
+            raise UsageError(Problem(thing=f"job {run.id!r}", cause="has no folder here", remedy="Measure where its pool is, by the command line"))
+        if started.num_alive() >= MAX_PROCESSES:
+            raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+        started.start(_name(run), [sys.executable, "-m", "recycler.service.deltas", run.named, str(run.folder / FILE)], run.folder / LOG, run.folder.parent)
+    return deltas_document(run, snapshot, started)
+
+
+def _name(run: Run) -> str:
+    return f"{run.id}/{LOG}"
+
+
+def _by_hand(snapshot: Snapshot) -> str:
+    pool = snapshot.pool
+    return shlex.join(["recycler", "inspect", *(member.location for member in pool.members), *(["--base", pool.base.location] if pool.base else []), "--deltas"])
+
+
+if __name__ == "__main__":
+    try:
+        measure(sys.argv[1], Path(sys.argv[2]))
+    except RecyclerError as error:
+        sys.exit("".join(f"recycler: {problem}\n" for problem in error.problems))
