@@ -37,7 +37,7 @@ class Bundle:
     @cached_property
     def id(self) -> str:
         """NAME-DIGEST. Keys that are left at their defaults play no part, so a new version's new keys change no id."""
-        identity = self.job.model_dump(exclude_defaults=True, exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True})
+        identity = self.job.model_dump(exclude_defaults=True, exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True, "earlier": True})
         contents = sorted((PurePosixPath(name).name, hashlib.sha256(raw).hexdigest()) for name, raw in self.files.items() if name != JOB)
         return f"{self.job.name[:40]}-{digest([identity, contents])[:10]}"
 
@@ -84,7 +84,8 @@ def check_travels(job: JobSpec) -> None:
     """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a bucket, or by a full path."""
     entries = [*job.pool.members, *([job.pool.base] if job.pool.base else [])]
     raise_problems([Problem(thing=f"pool entry {entry!r}", cause="is relative to this machine's job file", remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share")
-                    for entry in entries if "://" not in entry and not Path(entry).is_absolute()])
+                    for entry in entries if "://" not in entry and not Path(entry).is_absolute()] +
+                   [Problem(thing=f"earlier run {run!r}", cause="is a folder of this machine", remedy="Name it as it stands in the database: postgresql://...?job=ID") for run in job.earlier if "://" not in run])
 
 
 def _inside(name: str, folder: str, path: Path) -> str:

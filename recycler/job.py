@@ -127,6 +127,8 @@ class JobSpec(Strict):
     budget: BudgetSpec
     sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
+    earlier: list[str] = []
+    """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of a database."""
     allow_benchmark_tests: bool = False
     """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""
 

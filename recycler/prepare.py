@@ -48,7 +48,7 @@ class PreparedJob:
     def facts(self) -> dict[str, str]:
         """What must not change between two sittings of one run, as digests by name."""
         pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in (*self.pool.members, *([self.pool.base] if self.pool.base else []))}
-        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}})
+        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "earlier": True})
         return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}, **object_versions(self.pool)}
 
     def max_model_len(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recycler.bundle import Bundle, bundle_job
 from recycler.cluster.workers import Work, Workers
+from recycler.earlier import take_earlier, taken_lines, write_stamps
 from recycler.engines import default_engine_name
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.insight import write_preview, write_space
@@ -59,10 +60,19 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         if not (run_folder / "job.yaml").exists():
             shutil.copyfile(job_path, run_folder / "job.yaml")
         (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
+        prepared = _with_earlier(prepared, ledger, job_path.parent)
         started(prepared, ledger.trials())
         if not _finished(ledger, prepared):
             _search_and_hold_out(prepared, ledger, make_workers, listen, reuse)
         return _front_of(ledger)
+
+
+def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> PreparedJob:
+    """Take the trials of earlier runs that the job names, and let the job's warnings say what came of it."""
+    engine = prepared.job.engine.name or default_engine_name()
+    write_stamps(ledger, prepared, engine)
+    taken = take_earlier(ledger, prepared, engine, folder)
+    return replace(prepared, warnings=(*prepared.warnings, *taken_lines(taken)))
 
 
 def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener, reuse: Path | None) -> None:

@@ -1,0 +1,146 @@
+"""Trials of earlier runs on the same members and items count: they are copied into a new run's ledger and cost nothing.
+
+Only what can be compared is taken: the very same weight files, frozen items, engine and dtype, scored on all search items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recycler.digest import digest
+from recycler.errors import Problem, UsageError
+from recycler.evaluate import aggregate
+from recycler.ledger import Ledger
+from recycler.prepare import PreparedJob
+from recycler.runs import open_ledger, read_facts
+from recycler.search.baselines import fixed_baselines
+from recycler.types import Checkpoint, Recipe, Trial
+
+STAMPS = "stamps"  # a run's fact: what its members, items and engine were, to be compared with another run's
+EARLIER = "earlier"  # a run's fact: the earlier runs that it has taken trials from
+LABEL = "earlier: "
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of one earlier run: trials copied, and left behind because they were scored on some items only or use a member that is not in this pool."""
+
+    run: str
+    num_trials: int
+    left: int
+
+
+def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
+    """Keep what a later run must find unchanged to take trials from this one. Once: later sittings change nothing of it."""
+    if ledger.fact(STAMPS) is None:
+        ledger.set_fact(STAMPS, json.dumps(_stamps(prepared, engine)))
+
+
+def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Path) -> tuple[Taken, ...]:
+    """Copy the trials of the runs that the job names under `earlier` into its own ledger; what is there already stays.
+
+    Raises UsageError for a run that cannot be compared, before anything is copied from it, and NotFoundError for none.
+    """
+    done = json.loads(ledger.fact(EARLIER) or "[]")
+    taken = []
+    for index, run in enumerate(prepared.job.earlier):
+        if run in done:
+            continue
+        with closing(open_ledger(run if "?" in run or Path(run).is_absolute() else folder / run)) as source:
+            taken.append(_take(source, run, ledger, prepared, _stamps(prepared, engine), prepared.document.where(("earlier", index))))
+        done.append(run)
+        ledger.set_fact(EARLIER, json.dumps(done))
+    return tuple(taken)
+
+
+def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: dict[str, dict[str, str]], where: str) -> Taken:
+    before = json.loads(source.fact(STAMPS) or "null")
+    if before is None:
+        raise UsageError(Problem(thing=f"earlier run {run}", cause="was made before recycler kept what its members were", remedy="Run its job once more to add that, or leave it out; --reuse takes its answers in any case", where=where))
+    different = [name for name in ("items", "engine") if before[name] != now[name]]
+    if different:
+        raise UsageError(Problem(thing=f"earlier run {run}", cause=f"has other {' and '.join(different)}: {_difference(before, now, different[0])}", remedy="Only scores of the same items by the same engine can be compared; leave it out", where=where))
+    names = {before_name: own for own, stamp in now["checkpoints"].items() for before_name, other in before["checkpoints"].items() if stamp == other}
+    own_items = {item.id for item in prepared.items if item.role == "search"}
+    there = {(trial.kind, trial.recipe) for trial in ledger.trials()}
+    number, copied, left, (_, pool, _) = len(ledger.trials()), 0, 0, read_facts(source)
+    for trial in source.trials():
+        if trial.state != "SCORED":
+            continue
+        recipe = _in_terms_of(trial.recipe, names, prepared, base_name=pool.base.name if pool.base else None)
+        scorecard = source.scorecard(trial.number, "search") if recipe else None
+        if recipe is None or not own_items <= {outcome.item for outcome in scorecard.outcomes}:
+            left += 1
+            continue
+        kind, label = _what(trial, recipe, prepared, run)
+        if (kind, recipe) in there:
+            continue
+        outcomes = tuple(outcome for outcome in scorecard.outcomes if outcome.item in own_items)
+        ledger.open_trial(number, kind, recipe, label=label)
+        ledger.close_trial(number, replace(scorecard, outcomes=outcomes, scores=aggregate(prepared.items, outcomes, prepared.objectives)))
+        there.add((kind, recipe))
+        number, copied = number + 1, copied + 1
+    return Taken(run=run, num_trials=copied, left=left)
+
+
+def _what(trial: Trial, recipe: Recipe, prepared: PreparedJob, run: str) -> tuple[str, str]:
+    """Kind and label in the new run: a baseline where it is one of this pool's, else a merge that nobody proposed here."""
+    for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype):
+        if planned.recipe == recipe and planned.kind == trial.kind:
+            return planned.kind, planned.label
+    return "merge", f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}"
+
+
+def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None) -> Recipe | None:
+    """The recipe over this pool's members; None when it needs a checkpoint that this pool lacks, or acts on another base."""
+    base = prepared.pool.base.name if prepared.pool.base else None
+    if recipe.base is not None and names.get(base_name or "") != base or (recipe.base is None) != (base is None):
+        return None
+    rows = []
+    for row in recipe.weights:
+        own = dict.fromkeys(prepared.pool.names, 0.0)
+        for name, weight in zip(recipe.members, row, strict=True):
+            if weight == 0.0:
+                continue
+            if names.get(name) not in own:
+                return None
+            own[names[name]] = weight
+        rows.append(tuple(own.values()))
+    if recipe.method != "linear" and set(recipe.members) - set(names):
+        return None  # other methods may look at members of weight 0 too
+    return replace(recipe, members=prepared.pool.names, weights=tuple(rows), base=base)
+
+
+def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
+    checkpoints = [*prepared.pool.members, *([prepared.pool.base] if prepared.pool.base else [])]
+    return {"checkpoints": {checkpoint.name: _stamp(checkpoint) for checkpoint in checkpoints}, "items": {suite.name: suite.digest for suite in prepared.suites},
+            "engine": {"name": engine, "dtype": prepared.job.engine.dtype}}
+
+
+def _stamp(checkpoint: Checkpoint) -> str:
+    """A checkpoint without reading it: its place, and size and time of its weight files, or their etags in a bucket."""
+    files = {}
+    for tensor in checkpoint.tensors.values():
+        if tensor.file not in files:
+            files[tensor.file] = tensor.etag or _size_and_time(Path(tensor.file))
+    place = checkpoint.location if "://" in checkpoint.location else str(Path(checkpoint.location).resolve())
+    return digest([place, sorted((Path(file).name, str(stamp)) for file, stamp in files.items())])
+
+
+def _size_and_time(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _difference(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], name: str) -> str:
+    changed = sorted(key for key in before[name].keys() | now[name].keys() if before[name].get(key) != now[name].get(key))
+    return ", ".join(f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} here" for key in changed)
+
+
+def taken_lines(taken: Sequence[Taken]) -> list[str]:
+    """One sentence a run for people."""
+    return [f"{found.num_trials} trials of {found.run} are known already{f'; {found.left} of it cannot be used here' if found.left else ''}" for found in taken]

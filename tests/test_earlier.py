@@ -1,0 +1,116 @@
+"""Trials of other runs count where they can be compared, cost nothing, and are refused where they cannot."""
+
+import os
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import yaml
+from conftest import FakeWorkers
+from test_bad_inputs import JOB, job, set_job  # noqa: F401  (the fixture)
+from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
+
+from recycler.bundle import bundle_job, check_travels
+from recycler.digest import derive_seed
+from recycler.earlier import LABEL
+from recycler.errors import NotFoundError, UsageError
+from recycler.evaluate import aggregate
+from recycler.job import read_job
+from recycler.ledger import Ledger
+from recycler.run import run_job
+from recycler.types import Outcome, Scorecard
+
+
+@dataclass
+class JobWorkers(FakeWorkers):
+    """Answers the items of a real job by a formula of the weights; `scored` names what was really asked."""
+
+    work: object = None
+    scored: list = field(default_factory=list)
+
+    def answer(self, recipe, role, items):
+        chosen = self.work.items_of(role, items)
+        self.scored.append((role, recipe))
+        by_name = dict(zip(recipe.members, recipe.weights[0], strict=True))
+        level = np.tanh(sum(weight * (0.3 + 0.2 * int(name[1:])) for name, weight in by_name.items()))
+        outcomes = tuple(Outcome(item=item.id, values=((item.scorer, float(level + 0.1 * np.random.default_rng(derive_seed(0, item.id)).random())),)) for item in chosen)
+        return Scorecard(role=role, scores=aggregate(chosen, outcomes, self.work.objectives), outcomes=outcomes, weights_digest=str(recipe.weights), engine_fingerprint="fake")
+
+
+def run(folder, name, **changes):
+    """The run's workers and all its trials, told on one line each."""
+    set_job(folder, sampler="random", **changes)
+    workers, said = JobWorkers(), []
+
+    def make(work, num_workers):
+        workers.work = work
+        return workers
+
+    run_job(folder / "job.yaml", folder / name, make_workers=make, started=lambda prepared, trials: said.extend(prepared.warnings))
+    with closing(Ledger(folder / name / "ledger.sqlite")) as ledger:
+        return workers, ledger.trials(), said
+
+
+def test_an_earlier_run_of_the_same_members_costs_nothing_and_its_merges_are_not_of_the_budget(job):  # noqa: F811
+    first, before, _ = run(job, "first", budget={"trials": 4})
+    second, after, said = run(job, "second", earlier=["first"], seed=1, budget={"trials": 3})
+    known = {trial.recipe: trial.search for trial in before}
+    taken = {trial.recipe: trial.search for trial in after if trial.recipe in known}
+    assert taken == known  # with the same scores
+    asked = [recipe for role, recipe in second.scored if role == "search"]
+    assert len(asked) == 3 and not set(asked) & set(known)
+    assert sum(trial.is_proposed for trial in after) == 3 and sum(trial.label.startswith(LABEL) for trial in after) >= 4  # the soups too
+    assert {trial.kind for trial in after} >= {"member", "base", "uniform_soup", "merge"} and any(f"{len(before)} trials of first are known already" in line for line in said)
+
+
+def test_a_member_more_keeps_what_the_others_did(job):  # noqa: F811
+    run(job, "first", pool={"members": ["pool/members/m0", "pool/members/m1"], "base": "pool/base"})
+    second, after, _ = run(job, "second", earlier=["first"])
+    members = [trial for trial in after if trial.kind == "member"]
+    assert [trial.label for trial in members] == ["m0", "m1", "m2"]
+    asked = [recipe for role, recipe in second.scored if role == "search"]
+    assert [recipe.weights for recipe in asked].count(members[2].recipe.weights) == 1 and members[0].recipe not in asked
+    third, after, said = run(job, "third", earlier=["second"], pool={"members": ["pool/members/m0", "pool/members/m1"], "base": "pool/base"})
+    assert any("cannot be used here" in line for line in said) and all(len(trial.recipe.members) == 2 for trial in after)
+
+
+def test_resumed_it_takes_nothing_twice(job):  # noqa: F811
+    run(job, "first")
+    _, once, _ = run(job, "second", earlier=["first"], budget={"trials": 1})
+    workers, twice, _ = run(job, "second", earlier=["first"], budget={"trials": 2})
+    assert len(twice) == len(once) + 1 and sum(role == "search" for role, _ in workers.scored) == 1
+
+
+def test_weights_that_changed_on_disk_are_other_weights(job):  # noqa: F811
+    run(job, "first")
+    path = job / "pool/members/m1/model.safetensors"
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1_000_000_000))
+    second, after, said = run(job, "second", earlier=["first"])
+    asked = [recipe for role, recipe in second.scored if role == "search"]
+    assert all(recipe in asked for recipe in (trial.recipe for trial in after if trial.kind == "member" and trial.label == "m1"))
+    assert not any(trial.recipe in asked for trial in after if trial.kind == "member" and trial.label == "m0") and any("cannot be used here" in line for line in said)
+
+
+def test_other_items_and_other_engines_are_refused_and_leave_nothing(job):  # noqa: F811
+    run(job, "first")
+    for changes, cause in (({"engine": {"dtype": "float32"}}, "other engine: dtype bfloat16 there and float32 here"), ({"suites": ["other.yaml"], "objectives": [{**entry, "suite": "other"} for entry in JOB["objectives"]]}, "other items")):
+        suite = yaml.safe_load((job / "echo.yaml").read_text())
+        suite["tasks"]["echo"]["search"] = {"rows": [0, 4]}
+        (job / "other.yaml").write_text(yaml.safe_dump(suite))
+        with pytest.raises(UsageError, match=cause):
+            run(job, "second", earlier=["first"], **changes)
+        with closing(Ledger(job / "second/ledger.sqlite")) as ledger:
+            assert ledger.trials() == ()
+        (job / "second").rename(job / f"second-{cause[:10]}")
+    with pytest.raises(NotFoundError):
+        run(job, "third", earlier=["nowhere"])
+
+
+def test_a_job_that_travels_names_earlier_runs_by_their_database(job):  # noqa: F811
+    set_job(job, earlier=["first"], pool={"members": ["s3://pool/a", "s3://pool/b"]})
+    with pytest.raises(UsageError, match="earlier run 'first': is a folder of this machine"):
+        check_travels(read_job(job / "job.yaml")[0])
+    one = bundle_job(job / "job.yaml").id
+    set_job(job, pool={"members": ["s3://pool/a", "s3://pool/b"]})
+    assert bundle_job(job / "job.yaml").id == one  # the same job, better informed
