@@ -393,6 +393,31 @@ def test_serve_tells_its_token_once_and_stops_when_asked(root, host):
         process.stderr.close()
 
 
+def test_serve_believes_the_connection_s_own_address_and_no_other(root):
+    """uvicorn would by itself take the address out of X-Forwarded-For from peers on this machine."""
+    for network, status in (("10.0.0.7", 401), ("127.0.0.1", 200)):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--port", str(port), "--trusted-proxy", network, "--operators", "ada"], stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(200):
+                try:
+                    answer = httpx.post(f"http://127.0.0.1:{port}{API}/validate", json={"text": "x"}, headers={"x-forwarded-for": "10.0.0.7", "x-forwarded-user": "ada"})
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.2)
+            assert answer.status_code == status
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_serve_refuses_operators_that_nobody_names(tmp_path, capsys):
+    assert main(["serve", "--root", str(tmp_path), "--operators", "ada"]) == 2
+    assert "--trusted-proxy" in capsys.readouterr().err
+
+
 def test_serve_refuses_a_root_that_is_no_folder(tmp_path, capsys):
     assert main(["serve", "--root", str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What the service refuses: foreign hosts and origins, forged writes, traversal, large bodies, guessed tokens, markup."""
 
 import json
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 import anyio
@@ -12,12 +13,15 @@ pytest.importorskip("fastapi", reason="needs recycler[service]")
 pytest.importorskip("plotly", reason="needs recycler[service]")
 pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
 
+from fastapi.testclient import TestClient
 from service_runs import EVIL
 from test_service import API, JSON, TOKEN, VIEWER, client_of, root  # noqa: F401  (the fixture)
 
 from recycler.dashboard.pages import STATIC as STATIC_FOLDER
+from recycler.errors import UsageError
 from recycler.service import create_app
 from recycler.service.guard import MAX_BODY_BYTES, SAFE_HEADERS
+from recycler.service.proxy import trusted_proxy
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,54 @@ def test_a_viewer_reads_and_never_writes(locked):
     assert locked.get(f"{API}/jobs", headers=headers).status_code == 200
     for path in ("/jobs", "/jobs/demo/stop", "/jobs/demo/resume", "/jobs/demo/export", "/validate"):
         assert locked.post(API + path, headers={**headers, **JSON}, content=b"{}").status_code == 403
+
+
+PROXY = trusted_proxy(["10.0.0.7", "10.1.0.0/16", "fd00::/64"], "X-Forwarded-User", "ada, grace@example.org")
+
+
+def behind_proxy(root, peer):  # noqa: F811
+    app = create_app(root, token=TOKEN, viewer_token=VIEWER, proxy=PROXY, allowed_hosts=["127.0.0.1"])
+    return TestClient(app, base_url="http://127.0.0.1:8765", follow_redirects=False, client=(peer, 50_000))
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.7", "10.1.2.3", "::ffff:10.0.0.7", "fd00::5"])
+def test_a_trusted_proxy_names_operators_and_viewers(root, peer):  # noqa: F811
+    client = behind_proxy(root, peer)
+    assert client.get(f"{API}/jobs").status_code == 401  # it named nobody
+    assert client.get(f"{API}/jobs", headers={"x-forwarded-user": "eve"}).status_code == 200
+    assert client.post(f"{API}/validate", headers={"x-forwarded-user": "eve"}, json={"text": "x"}).status_code == 403
+    for name in ("ada", "grace@example.org"):
+        assert client.post(f"{API}/validate", headers={"x-forwarded-user": name}, json={"text": "x"}).status_code == 200
+        assert client.post(f"{API}/validate", headers={"x-forwarded-user": name, "origin": "http://evil.example"}, json={"text": "x"}).status_code == 403
+    assert client.post(f"{API}/validate", headers={"authorization": f"Bearer {TOKEN}"}, json={"text": "x"}).status_code == 200
+    assert client.post(f"{API}/validate", headers={"x-forwarded-user": "eve", "authorization": f"Bearer {TOKEN}"}, json={"text": "x"}).status_code == 403  # who the proxy names is who it is
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.8", "127.0.0.1", "::1", "10.0.0.70", "::ffff:10.0.0.8", "fd01::5", "testclient", "", "10.0.0.7.evil.example", "10.0.0.7%eth0"])
+@pytest.mark.parametrize("headers", [{}, {"x-forwarded-for": "10.0.0.7"}, {"forwarded": "for=10.0.0.7"}, {"x-real-ip": "10.0.0.7"}], ids=str)
+def test_nobody_else_names_users(root, peer, headers):  # noqa: F811
+    client = behind_proxy(root, peer)
+    assert client.get(f"{API}/jobs", headers={"x-forwarded-user": "ada", **headers}).status_code == 401
+    assert client.post(f"{API}/validate", headers={"x-forwarded-user": "ada", "authorization": f"Bearer {VIEWER}", **headers}, json={"text": "x"}).status_code == 403
+
+
+@pytest.mark.parametrize("names", [[""], [" "], ["ada", "ada"], ["eve", "ada"], ["ad\u00e9".encode("latin-1")], ["ada\tx"], ["a" * 201]], ids=repr)
+def test_names_that_are_no_names_are_nobody(root, names):  # noqa: F811
+    client = behind_proxy(root, "10.0.0.7")
+    assert client.get(f"{API}/jobs", headers=[("x-forwarded-user", name) for name in names]).status_code == 401
+
+
+@pytest.mark.parametrize("name", ["Ada", "ada,eve", "ada grace@example.org", "ada;", "%61da", "ad"])
+def test_names_are_compared_whole(root, name):  # noqa: F811
+    assert behind_proxy(root, "10.0.0.7").post(f"{API}/validate", headers={"x-forwarded-user": name}, json={"text": "x"}).status_code == 403
+
+
+@pytest.mark.parametrize("words", [(["0.0.0.0/0"], "X-User"), (["::/0"], "X-User"), (["proxy.example"], "X-User"), ([""], "X-User"), (["10.0.0.7"], "Host"), (["10.0.0.7"], "X User"), (["10.0.0.7"], "")], ids=str)
+def test_a_proxy_that_would_be_anybody_is_refused(words):
+    with pytest.raises(UsageError):
+        trusted_proxy(*words, "ada")
+    with pytest.raises(ValueError):
+        create_app(Path("."), token=None, proxy=PROXY)
 
 
 def test_everything_but_health_needs_the_token(locked):

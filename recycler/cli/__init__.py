@@ -36,8 +36,9 @@ def _job_commands(commands: Commands) -> None:
     run.add_argument("--reuse", metavar="DIR", help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice")
     run.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
-    plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart; starts nothing", "recycler.cli.plan:plan")
-    plan.add_argument("job", help="job file (YAML)")
+    plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts nothing", "recycler.cli.plan:plan")
+    plan.add_argument("job", help="job file, or a recipe (ours or mergekit's)")
+    plan.add_argument("--bandwidth", type=float, default=1.0, metavar="GB/S", help="of the disk or bucket, for the time of a merge (default: 1)")
     plan.add_argument("--dir", metavar="RUN", help="an earlier run over the same items: its speed and its members' spread are used")
     plan.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
     _json_flag(plan)
@@ -169,6 +170,9 @@ def _model_commands(commands: Commands) -> None:
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--token", action="store_true", help="need a token on this machine too")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name under which browsers may ask; may be given again")
+    serve.add_argument("--trusted-proxy", action="append", default=[], metavar="CIDR", help="believe a proxy at this address about who its users are; may be given again")
+    serve.add_argument("--user-header", default="X-Forwarded-User", metavar="NAME", help="header in which that proxy names the user (default: X-Forwarded-User)")
+    serve.add_argument("--operators", default="", metavar="A,B", help="users of that proxy who may write; all others may only read")
     serve.add_argument("--exports", metavar="DIR|URL", help="where exports may go besides their run folders: a folder, or a prefix of a bucket (s3://...)")
 
 

@@ -20,26 +20,28 @@ from recycler.service.exports import BusyError
 from recycler.service.guard import LOOPBACK, AllowedHosts, Guard, Keys, SafeHeaders
 from recycler.service.jobs import Jobs
 from recycler.service.metrics import CONTENT_TYPE, metrics_text
+from recycler.service.proxy import TrustedProxy
 from recycler.service.routes import api_router
 
 STATUS = {NotFoundError: 404, BusyError: 409, InfrastructureError: 503}
 
 
-def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, viewer_token: str | None = None, export_place: str | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
+def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, viewer_token: str | None = None, export_place: str | None = None, proxy: TrustedProxy | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
     """The service over the run folders of `root`, and the jobs of the database at `ledger_url`.
 
     Exports go with their runs, or below `export_place` (a folder or a bucket's URL) where a destination is asked for.
-    Without a token everybody who reaches it is an operator, so only loopback hosts may be allowed then; ValueError else.
+    Users may be named by a trusted `proxy`; everybody else needs a token. Without a token everybody who reaches it is an
+    operator, so only loopback hosts may be allowed then, and no proxy; ValueError else.
     """
-    if token is None and not set(allowed_hosts) <= set(LOOPBACK):
-        raise ValueError("hosts other than loopback need a token")
+    if token is None and (proxy is not None or not set(allowed_hosts) <= set(LOOPBACK)):
+        raise ValueError("hosts other than loopback, and proxies, need a token")
     jobs = Jobs(root, ledger_url, export_place)
     app = FastAPI(title="recycler", version=__version__, summary="Recycling jobs: trials, fronts, comparisons, exports.", openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None)
     app.state.jobs = jobs
     app.add_exception_handler(RecyclerError, _told)
     app.add_exception_handler(RequestValidationError, _refused)
     app.add_exception_handler(HTTPException, _answered)
-    app.add_middleware(Guard, keys=Keys(token, viewer_token))
+    app.add_middleware(Guard, keys=Keys(token, viewer_token), proxy=proxy)
     app.add_middleware(AllowedHosts, names=allowed_hosts)
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
     app.add_middleware(SafeHeaders)

@@ -15,6 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recycler.service.proxy import TrustedProxy
+
 MAX_BODY_BYTES = 1_000_000
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?", re.ASCII)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -92,10 +94,11 @@ class AllowedHosts:
 
 
 class Guard:
-    """Refuses what has no token, comes from another site, or is too large; exchanges a token in the address for a cookie."""
+    """Refuses what has no token and no user of a trusted proxy, comes from another site, or is too large; exchanges a token in
+    the address for a cookie."""
 
-    def __init__(self, app: ASGIApp, keys: Keys):
-        self.app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, proxy: TrustedProxy | None = None):
+        self.app, self._keys, self._proxy = app, keys, proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -118,7 +121,7 @@ class Guard:
             return None
         if (exchanged := self._exchange(scope, headers)) is not None:
             return exchanged
-        role = self._role(headers)
+        role = (self._proxy.role(scope, headers) if self._proxy else None) or self._role(headers)
         if role is None:
             return HTMLResponse(SIGN_IN, 401) if "text/html" in headers.get("accept", "") else _refuse(401, "a token is needed: Authorization: Bearer TOKEN")
         if scope["path"].startswith("/api/") and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
