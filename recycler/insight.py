@@ -17,13 +17,14 @@ from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
 from recycler.report import choose, read_front, read_smoothed
 from recycler.runs import open_ledger, read_facts
+from recycler.search.outlook import NEXT, outlook
 from recycler.search.preview import Preview
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate, why_document
 from recycler.space import SearchSpace
-from recycler.types import Group, Item, Objective
+from recycler.types import Group, Item, Objective, Trial
 
-PREVIEW, SPACE, METHOD = "preview", "space", "method"
+PREVIEW, SPACE, METHOD, OUTLOOK = "preview", "space", "method", "outlook"
 
 
 def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
@@ -47,6 +48,14 @@ def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Ob
     if stored is None or now != before:
         ledger.set_fact(PREVIEW, json.dumps(now))
     return now
+
+
+def write_outlook(ledger: Ledger, proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
+    """Work out and keep what the next trials are expected to add, as a share of the front's hypervolume."""
+    gain = outlook(proposer, trials)
+    if gain is not None:
+        ledger.set_fact(OUTLOOK, json.dumps({"after_trials": len(trials), "next_trials": NEXT, "expected_gain": round(gain, 4)}))
+    return gain
 
 
 def open_preview(run: str | Path) -> dict[str, Any]:

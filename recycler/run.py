@@ -16,7 +16,7 @@ from recycler.cluster.workers import Work, Workers
 from recycler.earlier import take_earlier, taken_lines, write_stamps
 from recycler.engines import default_engine_name
 from recycler.errors import NotFoundError, Problem, UsageError
-from recycler.insight import write_preview, write_space
+from recycler.insight import write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.pool.catalog import open_checkpoint
@@ -35,6 +35,7 @@ from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.types import Checkpoint, Objective, Pool, Trial
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with, for a door that starts it again
+OUTLOOK_EVERY = 10  # proposed merges, between two looks at what more of them would bring
 MakeWorkers = Callable[[Work, int], Workers]
 
 
@@ -92,10 +93,17 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
 
 
 def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob) -> Listener:
-    """`listen`, with a preview written down as soon as the last member is scored."""
+    """`listen`, with a preview written down as soon as the last member is scored, and an outlook now and then."""
+    proposed = 0
+
     def told(event: Event) -> None:
+        nonlocal proposed
         if event.what == "scored" and event.trial.kind == "member":
             write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
+        if event.what == "scored" and event.trial.is_proposed:
+            proposed += 1
+            if proposed % OUTLOOK_EVERY == 0:
+                event = replace(event, gain=write_outlook(ledger, _smoother(prepared, ledger), _comparable(ledger.trials(), prepared)))
         listen(event)
     return told
 

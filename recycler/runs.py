@@ -35,6 +35,7 @@ def read_status(ledger: Ledger) -> dict:
         "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
         "trials": ledger.counts(),
         "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
+        "outlook": json.loads(ledger.fact("outlook") or "null"),
         "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
     }
 

@@ -9,9 +9,11 @@ from service_runs import ITEMS, NAMES, OBJECTIVES, frozen_suite, make_run
 
 from recycler.cli import main
 from recycler.errors import NotFoundError
-from recycler.insight import open_preview, open_why, write_preview, write_space
+from recycler.insight import open_preview, open_why, write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
+from recycler.search.outlook import expected_gain
 from recycler.search.preview import Preview, tradeoffs
+from recycler.search.simplex_gp import SimplexGP, observations
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate
 from recycler.space import SearchSpace
@@ -126,6 +128,24 @@ def test_a_member_that_does_nothing_is_given_nothing(run):
     assert max(abs(value) for value, _ in shares["idle"].adds.values()) < 0.02
     lost = {loss.member: loss.hypervolume for loss in surrogate.losses()}
     assert lost["idle"] < 0.02 < lost["a"] and lost["idle"] < 0.02 < lost["b"]
+
+
+def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
+    """On a smooth truth with two specialists: 4 trials against 40, the same model twice says the same."""
+    truth = lambda rows: np.stack([rows[:, 0] + 0.8 * rows[:, 0] * rows[:, 1], rows[:, 1] + 0.8 * rows[:, 0] * rows[:, 1]], axis=1)  # noqa: E731
+    rows = np.concatenate([np.eye(3), np.random.default_rng(0).dirichlet([0.7, 0.7, 0.2], 60)])
+    gp = SimplexGP(("a", "b", "c"), 2, seed=0)
+    young, old = (observations(rows[:count], truth(rows[:count]), np.full((count, 2), 0.01)) for count in (6, 60))
+    early, late = expected_gain(gp, young, (0, 1, 2)), expected_gain(gp, old, (0, 1, 2))
+    assert early > 2 * late >= 0.0 and expected_gain(gp, old, (0, 1, 2)) == late
+
+
+def test_the_outlook_is_kept_for_status(run, capsys):
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        assert write_outlook(ledger, SimplexProposer(SPACE, OBJECTIVES, seed=0), ledger.trials()[:5]) is None and ledger.fact("outlook") is None
+        gain = write_outlook(ledger, SimplexProposer(SPACE, OBJECTIVES, seed=0), ledger.trials())
+    assert gain >= 0.0 and main(["status", str(run)]) == 0
+    assert f"the next 20 merges are expected to add {round(gain, 4):.1%}" in capsys.readouterr().out
 
 
 def test_the_two_commands(run, capsys):

@@ -10,7 +10,7 @@ import os
 import signal
 from pathlib import Path
 
-from recycler.cli.progress import Progress
+from recycler.cli.progress import Progress, gain_said
 from recycler.cli.tables import front_table, preview_text, why_text
 
 
@@ -49,6 +49,8 @@ def status(arguments: argparse.Namespace) -> None:
         return
     counts = ", ".join(f"{number} {state.lower()}" for state, number in found["trials"].items())
     print(f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s")
+    if found["outlook"]:
+        print(f"outlook after {found['outlook']['after_trials']} trials: {gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}")
     for failure in found["failures"]:
         print(f"trial {failure['trial']} failed ({failure['blame']}): {failure['reason']}")
 

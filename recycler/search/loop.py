@@ -27,6 +27,7 @@ class Event:
     what: Literal["resumed", "opened", "scored", "failed", "completed", "holdout"]
     trial: Trial
     fraction: float = 0.0  # of the completing or holdout scoring that is done
+    gain: float | None = None  # of the front's hypervolume that the next trials are expected to add, where it was asked
 
 
 Listener = Callable[[Event], None]

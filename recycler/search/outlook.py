@@ -1,0 +1,59 @@
+"""What more trials would bring: the gain in hypervolume that the model expects of the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recycler.pareto import hypervolume, non_dominated
+from recycler.search.acquisition import contenders, expected_gains
+from recycler.search.proposals import around, distinct, scattered
+from recycler.search.simplex_gp import MOST_KNOWN, Observations, SimplexGP
+from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
+from recycler.types import Trial
+
+NEXT = 20  # trials that are looked ahead
+NUM_CANDIDATES, NUM_NEAR, NUM_DRAWS = 300, 150, 32
+REACHES = (0.6, 0.3)
+
+
+def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
+    """`expected_gain` of the next trials of a run; None while there are too few for a model."""
+    scored = [trial for trial in trials if trial.state == "SCORED"]
+    if len(scored) < LEAST_TRIALS:
+        return None
+    told, observed = proposer.told(trials)
+    members = [index for index, trial in enumerate(told) if trial.kind == "member"]
+    return expected_gain(proposer.gp, observed, members)
+
+
+def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT) -> float:
+    """What the best `count` further points would add to the hypervolume of the true front, as a share of it, on the mean over
+    joint draws of the posterior, above the worst posterior scores of the rows `members` (of all, when there are none).
+
+    A little low where the search would learn on the way, since all `count` are chosen at once; a little high where the model
+    is too unsure, as with few trials.
+    """
+    gp.fit(observed)
+    rng = np.random.default_rng(len(observed.weights))
+    mean, sd = gp.predict(observed.weights)
+    corner = mean[list(members)].min(axis=0) if len(members) else mean.min(axis=0)
+    baseline = observed.weights[contenders(mean, sd, rng, MOST_KNOWN)]
+    front = observed.weights[non_dominated(mean)]
+    points = np.concatenate([scattered(gp.domain, rng, NUM_CANDIDATES // 3), around(gp.domain, rng, front, NUM_CANDIDATES)])
+    for reach in (*REACHES, 0.0):
+        points = distinct(points, observed.weights)
+        draws = gp.draw(np.concatenate([baseline, points]), rng, NUM_DRAWS)
+        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline):], corner, rng)
+        best = np.argsort(-gains, kind="stable")
+        if reach:
+            near = points[best[:count]]
+            points = np.concatenate([points[best[:NUM_NEAR]], around(gp.domain, rng, near, NUM_NEAR, reach=reach)])
+    before = np.mean([hypervolume(draw[: len(baseline)], corner) for draw in draws])
+    known, proposals = draws[:, : len(baseline)], draws[:, len(baseline):]
+    for _ in range(count):  # one at a time, or twenty near the same corner would be chosen
+        pick = int(np.argmax(expected_gains(known, proposals, corner, rng)))
+        known = np.concatenate([known, proposals[:, pick: pick + 1]], axis=1)
+    after = np.mean([hypervolume(draw, corner) for draw in known])
+    return float((after - before) / before) if before > 0 else float("inf")
