@@ -3,7 +3,8 @@
     python benchmarks/dashboard/run.py --trials 5000 --repeats 5
 
 Prints one JSON line: seconds from the address to a page that is drawn (`cold`: the service has just started; `warm`: it has
-the run in memory; a new page each, no cache), what of it the service took, and milliseconds of each brush until all three
+the run in memory; a new page each, no cache), seconds until its table, parallel coordinates and pairs are, before Plotly's
+scatter (`usable`), what of it the service took, and milliseconds of each brush until all three
 views show it. Needs the test extra and Debian's chromium.
 """
 
@@ -60,17 +61,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root, sync_playwright() as playwright:
         make_run(Path(root), "large", merges=arguments.trials, items=8)
         browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), headless=True, args=FLAGS)
-        loads, brushes, waits, draws = [], [], [], []
+        loads, brushes, waits, draws, usable = [], [], [], [], []
         with served(Path(root)) as address:
             for _ in range(arguments.repeats + 1):
                 page, seconds, waited = opened(browser, address, "large")
                 loads.append(seconds)
                 waits.append(waited)
+                usable += page.evaluate(MEASURES, "usable")[:1]
                 draws += page.evaluate(MEASURES, "draw")[:1]
                 brushes += brushed(page)
                 page.close()
         browser.close()
-    print(json.dumps({"trials": arguments.trials, "load_cold_s": round(loads[0], 2), "load_warm_s": [round(value, 2) for value in loads[1:]], "service_ms": [round(value) for value in waits], "draw_ms": [round(value) for value in draws],
+    print(json.dumps({"trials": arguments.trials, "load_cold_s": round(loads[0], 2), "load_warm_s": [round(value, 2) for value in loads[1:]], "usable_s": [round(value / 1000, 2) for value in usable], "service_ms": [round(value) for value in waits], "draw_ms": [round(value) for value in draws],
                       "brush_ms": {"median": round(statistics.median(brushes), 1), "p95": round(sorted(brushes)[int(0.95 * len(brushes))], 1), "max": round(max(brushes), 1)}, "num_brushes": len(brushes), "load_average": round(os.getloadavg()[0], 1)}))
 
 

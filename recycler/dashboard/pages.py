@@ -35,7 +35,7 @@ SHELL = """<!doctype html>
 <script src="{static}/theme.js"></script>
 {preloads}<script type="module" src="{static}/{script}.js"></script>
 {plotly}</head>
-<body data-job="{job}">
+<body data-job="{job}" data-ledger="{ledger}">
 <a class="skip" href="#main">Skip to content</a>
 <header>
 <a class="brand" href="/">recycler</a>
@@ -49,8 +49,8 @@ SHELL = """<!doctype html>
 """
 
 
-def pages_router(check: Callable[[str], object]) -> APIRouter:
-    """Pages and static files; `check` raises NotFoundError for an id that is no job."""
+def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
+    """Pages and static files; `has_ledger` tells of a job whether its driver has opened one, and raises NotFoundError for an id that is no job."""
     files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
     plotly = plotly_file()
     version = hashlib.sha256(b"".join(files.values()) + str(plotly.stat().st_size).encode()).hexdigest()[:12]
@@ -68,8 +68,7 @@ def pages_router(check: Callable[[str], object]) -> APIRouter:
     def page(job: JobId, tab: str) -> HTMLResponse:
         if tab not in TABS:
             raise NotFoundError(Problem(thing="page", cause="unknown", remedy=f"Pages: {', '.join(TABS)}"))
-        check(job)
-        return _page(version, tab, f"{job}: {TABS[tab].lower()}", job)
+        return _page(version, tab, f"{job}: {TABS[tab].lower()}", job, has_ledger=has_ledger(job))
 
     @router.get("/static/{given}/{name}")
     def static(given: str, name: str) -> Response:
@@ -105,10 +104,10 @@ def _modules(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _page(version: str, script: str, heading: str, job: str | None) -> HTMLResponse:
+def _page(version: str, script: str, heading: str, job: str | None, *, has_ledger: bool = False) -> HTMLResponse:
     static = f"/static/{version}"
     tabs = [("/", "Jobs", script == "jobs")] + ([(f"/jobs/{job}/{tab}", name, tab == script) for tab, name in TABS.items()] if job else [])
     links = "".join(f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(name)}</a>' for address, name, current in tabs)
-    plotly = f'<script src="{static}/{PLOTLY}" id="plotly" async></script>\n' if script in TABS else ""
+    plotly = f'<link rel="preload" as="script" href="{static}/{PLOTLY}" id="plotly">\n' if script in TABS else ""
     preloads = "".join(f'<link rel="modulepreload" href="{static}/{name}">\n' for name in _modules(f"{script}.js"))
-    return HTMLResponse(SHELL.format(title=escape(f"{heading} · recycler"), static=static, script=script, job=escape(job or ""), tabs=links, heading=escape(heading), plotly=plotly, preloads=preloads))
+    return HTMLResponse(SHELL.format(title=escape(f"{heading} · recycler"), static=static, script=script, job=escape(job or ""), ledger="1" if has_ledger else "", tabs=links, heading=escape(heading), plotly=plotly, preloads=preloads))

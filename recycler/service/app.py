@@ -46,7 +46,7 @@ def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, 
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
     app.add_middleware(SafeHeaders)
     app.include_router(api_router(jobs))
-    app.include_router(pages_router(jobs.store.run))
+    app.include_router(pages_router(lambda job: jobs.store.run(job).place is not None))
 
     @app.get("/healthz", summary="Whether the root can be read")
     def health() -> JSONResponse:

@@ -30,6 +30,7 @@ export const jobPath = (path) => base + path;
 
 /** The job's trials (`/trials`) or their columns (`/table`); waits while its driver has not opened the ledger yet, telling `waiting` the status. */
 export async function firstOf(path, waiting) {
+  if (document.body.dataset.ledger) return getJob(path);
   for (;;) { // the status is asked first: a browser logs every 404 as an error
     const status = await getJob();
     if (status.state !== "starting") return getJob(path);

@@ -2,7 +2,7 @@
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const drawn = new Map();
-let known = null;
+let known = null, loading = null;
 
 /** Colours of the theme; read once a theme, since reading them makes the browser lay out the page. */
 export function palette() {
@@ -11,10 +11,15 @@ export function palette() {
   return known;
 }
 
-/** Plotly, once its script is there: it loads beside the page's data. */
+/** Plotly, whose script is read ahead and run on the first call only, after the browser has painted: running it takes a second on a busy machine. */
 export function plotly() {
-  if (globalThis.Plotly) return Promise.resolve(globalThis.Plotly);
-  return new Promise((done) => document.getElementById("plotly").addEventListener("load", () => done(globalThis.Plotly), { once: true }));
+  loading ??= new Promise((done, fail) => {
+    const script = document.createElement("script");
+    Object.assign(script, { src: document.getElementById("plotly").href, onload: () => done(globalThis.Plotly), onerror: () => fail(new Error("Plotly could not be loaded; reload the page")) });
+    const begin = () => document.head.append(script);
+    if (document.hidden) begin(); else requestAnimationFrame(() => setTimeout(begin));
+  });
+  return loading;
 }
 
 function framed({ traces, layout }) {

@@ -1,6 +1,7 @@
 // Thousands of points behind a Plotly chart, on a canvas: drawn anew in a few milliseconds, where SVG takes a tenth of a second.
 
 import { palette } from "./chart.js";
+import { Density, paint, sized, stampOf } from "./density.js";
 
 const RADIUS = 3.5, REACH = 9;
 
@@ -20,19 +21,14 @@ export class Cloud {
   draw(mask = this.mask ?? null) {
     this.mask = mask;
     const scale = devicePixelRatio || 1, wide = this.canvas.clientWidth, high = this.canvas.clientHeight;
-    this.canvas.width = Math.round(wide * scale);
-    this.canvas.height = Math.round(high * scale);
+    sized(this.canvas, Math.round(wide * scale), Math.round(high * scale));
     const place = this.rows.length ? this.#places() : null;
-    if (!place) return;
-    const pen = this.canvas.getContext("2d"), dot = this.#dot(scale), half = RADIUS + 0.5;
-    pen.scale(scale, scale);
-    pen.beginPath();
-    pen.rect(place.left, place.top, place.wide, place.high);
-    pen.clip();
-    for (const bright of mask ? [0, 1] : [1]) {
-      pen.globalAlpha = bright ? 0.5 : 0.1;
-      for (const row of this.rows) if (!mask || mask[row] === bright) pen.drawImage(dot, place.x(this.across[row]) - half, place.y(this.up[row]) - half, 2 * half, 2 * half);
-    }
+    if (!place) { this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height); return; }
+    const pale = new Density(this.canvas.width, this.canvas.height), bright = new Density(this.canvas.width, this.canvas.height), stamp = stampOf(RADIUS * scale);
+    const box = [place.left, place.top, place.left + place.wide, place.top + place.high].map((edge) => Math.round(edge * scale));
+    for (const row of this.rows) (!mask || mask[row] ? bright : pale).dot(place.x(this.across[row]) * scale, place.y(this.up[row]) * scale, stamp, box);
+    const colour = palette().soft;
+    paint(this.canvas.getContext("2d", { willReadFrequently: true }), this.canvas.width, this.canvas.height, [{ density: pale, colour, alpha: 0.1 }, { density: bright, colour, alpha: 0.5 }]);
   }
 
   /** The row of the point under the pointer, or null. */
@@ -54,17 +50,5 @@ export class Cloud {
     if (!area || !across || !up) return null;
     const left = area.left - box.left, top = area.top - box.top, wide = area.width, high = area.height;
     return { left, top, wide, high, x: (value) => left + ((value - across[0]) / (across[1] - across[0])) * wide, y: (value) => top + high - ((value - up[0]) / (up[1] - up[0])) * high };
-  }
-
-  #dot(scale) {
-    const dot = document.createElement("canvas"), half = RADIUS + 0.5;
-    dot.width = dot.height = Math.ceil(2 * half * scale);
-    const pen = dot.getContext("2d");
-    pen.scale(scale, scale);
-    pen.fillStyle = palette().soft;
-    pen.beginPath();
-    pen.arc(half, half, RADIUS, 0, 2 * Math.PI);
-    pen.fill();
-    return dot;
   }
 }

@@ -49,10 +49,10 @@ function brushed() {
   pending = requestAnimationFrame(async () => {
     pending = 0;
     const start = performance.now(), bright = mask();
+    await scatter.show(bright); // the charts before the table: a changed table makes the browser lay out the page when a chart asks for its size
     parallel.draw(bright);
     if (table.objectives.length > 2) matrix.draw(bright);
     listing.show(bright);
-    await scatter.show(bright);
     performance.measure("brush", { start, end: performance.now() });
     save();
   });
@@ -75,6 +75,7 @@ async function draw() {
   if (table.objectives.length > 2) { matrix.render({ table, rows, role, x, y }); matrix.draw(bright); }
   detail.show(chosenRow() === null ? null : +state.trial, table);
   save();
+  performance.measure("usable", { start: 0, end: performance.now() });
   await scatter.render({ table, rows, x, y, role, bars: state.bars === "1", chosen: rows.includes(chosenRow()) ? chosenRow() : null, shapes: brush.shapes });
   if (bright) await scatter.show(bright); else scatter.cloud.draw(null);
   performance.measure("draw", { start, end: performance.now() });

@@ -1,6 +1,7 @@
 // Parallel coordinates on a canvas: one line a trial, one axis an objective or member. Drag along an axis to brush it.
 
 import { palette } from "./chart.js";
+import { Density, paint, sized } from "./density.js";
 import { extent } from "./table.js";
 
 const TOP = 34, BOTTOM = 26, SIDE = 58, GRAB = 26;
@@ -31,25 +32,28 @@ export class Parallel {
     this.mask = mask;
     const wide = this.canvas.clientWidth, high = this.canvas.clientHeight, scale = devicePixelRatio || 1, colours = palette();
     if (!this.layer || this.width !== wide || this.high !== high || this.theme !== colours) Object.assign(this, { width: wide, high, theme: colours, layer: null });
-    this.canvas.width = Math.round(wide * scale); this.canvas.height = Math.round(high * scale);
-    const pen = this.canvas.getContext("2d");
-    if (mask) pen.drawImage(this.#pale(scale, colours), 0, 0);
-    pen.scale(scale, scale);
-    const bright = this.rows.filter((row) => row !== this.chosen && (!mask || mask[row]));
-    this.#lines(pen, bright.filter((row) => !this.table.front[row]), mask ? colours.accent : colours.soft, bright.length > 500 ? 0.25 : 0.5, 1);
+    sized(this.canvas, Math.round(wide * scale), Math.round(high * scale));
+    const pen = this.canvas.getContext("2d", { willReadFrequently: true }), bright = this.rows.filter((row) => row !== this.chosen && (!mask || mask[row]));
+    const layers = [{ density: this.#density(bright.filter((row) => !this.table.front[row]), scale), colour: mask ? colours.accent : colours.soft, alpha: bright.length > 500 ? 0.12 : 0.5 }];
+    if (mask) layers.unshift({ density: this.layer ??= this.#density(this.rows, scale), colour: colours.line, alpha: this.rows.length > 500 ? 0.12 : 0.5 });
+    paint(pen, this.canvas.width, this.canvas.height, layers);
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
     this.#lines(pen, bright.filter((row) => this.table.front[row]), colours.accent, 0.95, 1.6);
     if (this.rows.includes(this.chosen)) this.#lines(pen, [this.chosen], colours.bad, 1, 3);
     this.#axes(pen, colours);
   }
 
-  #pale(scale, colours) {
-    if (this.layer) return this.layer;
-    this.layer = document.createElement("canvas");
-    this.layer.width = this.canvas.width; this.layer.height = this.canvas.height;
-    const pen = this.layer.getContext("2d");
-    pen.scale(scale, scale);
-    this.#lines(pen, this.rows, colours.line, 0.5, 1);
-    return this.layer;
+  #density(rows, scale) {
+    const density = new Density(this.canvas.width, this.canvas.height), places = this.axes.map((_, index) => this.#place(index) * scale);
+    const tall = (this.high - TOP - BOTTOM) * scale, floor = (this.high - BOTTOM) * scale;
+    for (let axis = 1; axis < places.length; axis += 1) {
+      const [left, right] = [this.columns[axis - 1], this.columns[axis]], [low, high] = this.spans[axis - 1], [least, most] = this.spans[axis], up = tall / (high - low), rise = tall / (most - least);
+      for (const row of rows) {
+        const from = floor - (left[row] - low) * up, to = floor - (right[row] - least) * rise;
+        if (from === from && to === to) density.line(places[axis - 1], from, places[axis], to); // NaN is not itself: no score, no line
+      }
+    }
+    return density;
   }
 
   #lines(pen, rows, colour, alpha, width) {
