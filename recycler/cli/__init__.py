@@ -163,6 +163,13 @@ def _model_commands(commands: Commands) -> None:
     study.add_argument("--storage", required=True, metavar="URL", help="optuna's storage, such as sqlite:///study.db")
     study.add_argument("--name", help="name of the study (default: the job's)")
 
+    log = _command(commands, "log", "copy a run to MLflow or Weights & Biases", "recycler.cli.share:log")
+    log.add_argument("run", help="run folder, URL?job=ID, or job id")
+    tracker = log.add_mutually_exclusive_group(required=True)
+    tracker.add_argument("--mlflow", metavar="URI", help="MLflow's tracking URI; given again, only what is new is written")
+    tracker.add_argument("--wandb", metavar="PROJECT", help="Weights & Biases project; WANDB_MODE=offline writes to ./wandb alone")
+    log.add_argument("--name", help="MLflow experiment, or name of the W&B run (default: the job's)")
+
     serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")
     serve.add_argument("--root", default=".", help="folder that holds run folders (default: the current one)")
     serve.add_argument("--ledger", metavar="URL", help="show the jobs of this database too: postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)")

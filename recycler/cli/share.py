@@ -1,4 +1,4 @@
-"""report, study: a run for others to look at."""
+"""report, study, log: a run for others to look at."""
 
 from __future__ import annotations
 
@@ -44,3 +44,25 @@ def study(arguments: argparse.Namespace) -> None:
         name = arguments.name or json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
         number = write_study(ledger.trials(), objectives, storage=arguments.storage, name=name)
     print(f"recycler: wrote {number} trials as study {name!r}", file=sys.stderr)
+
+
+def log(arguments: argparse.Namespace) -> None:
+    """recycler log RUN --mlflow URI | --wandb PROJECT."""
+    import json
+
+    from recycler.run import open_front
+    from recycler.runs import open_ledger
+
+    front = open_front(arguments.run)
+    with closing(open_ledger(arguments.run)) as ledger:
+        trials, job = ledger.trials(), json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
+    name, run = arguments.name or job, os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run
+    if arguments.mlflow is not None:
+        from recycler.export.mlflow_log import log_to_mlflow
+
+        number, where = log_to_mlflow(front, trials, uri=arguments.mlflow, run=run, name=name), f"MLflow experiment {name!r}"
+    else:
+        from recycler.export.wandb_log import log_to_wandb
+
+        number, where = log_to_wandb(front, trials, project=arguments.wandb, run=run, name=name), f"a run of W&B project {arguments.wandb!r}"
+    print(f"recycler: wrote {number} trials to {where}", file=sys.stderr)
