@@ -129,6 +129,21 @@ def test_prompts_and_values_are_those_of_lm_eval(name, tmp_path):
     assert _our_values(items) == [_their_values(name, sample) for sample in samples]
 
 
+def test_an_answer_has_one_verdict_where_lm_eval_draws_lots():
+    """Row 19 asks to count '#', for which lm-eval counts a random letter; row 106 asks for a language, which langdetect guesses at random."""
+    _needs_ifeval()
+    from recycler.scoring.lmeval_tasks import process_text
+
+    rows = [json.loads(line) for line in (_data() / "ifeval/input_data.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    for row, text in ((rows[19], "#movie " * 20), (rows[106], "Nhiệm vụ của mẹ là nuôi dạy con cái. This sentence is a humorous example of a tongue.")):
+        verdicts = []
+        for seed in range(30):
+            random.seed(seed)
+            verdicts.append(process_text("ifeval", row, text))
+            assert random.random() == random.Random(seed).random()
+        assert all(verdict == verdicts[0] for verdict in verdicts)
+
+
 def _needs_ifeval() -> None:
     pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
     pytest.importorskip("immutabledict", reason="pip install 'lm-eval[ifeval]'")

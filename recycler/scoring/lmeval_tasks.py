@@ -10,9 +10,11 @@ import ast
 import importlib.util
 import json
 import logging
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -108,16 +110,28 @@ def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = 
     from lm_eval.api.instance import Instance
 
     task = _SCORING.get(name) or _SCORING.setdefault(name, _open_task(_config(name, resolve=True), [doc], [doc], 0))
-    if "langdetect" in sys.modules:  # IFEval's language checks; unseeded, the same answer is right one time and wrong the next
-        sys.modules["langdetect"].DetectorFactory.seed = 0
     values: dict[str, Any] = {}
-    for ensemble in task._filters:
-        instance = Instance(request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0, metadata=(name, 0, 1))
-        instance.resps = [text]
-        ensemble.apply([instance])
-        for metric, value in task.process_results(dict(doc), [instance.filtered_resps[ensemble.name]]).items():
-            values[_metric_name(metric, ensemble.name)] = value if isinstance(value, list) and lists else _figure(value)
+    with _one_verdict():
+        for ensemble in task._filters:
+            instance = Instance(request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0, metadata=(name, 0, 1))
+            instance.resps = [text]
+            ensemble.apply([instance])
+            for metric, value in task.process_results(dict(doc), [instance.filtered_resps[ensemble.name]]).items():
+                values[_metric_name(metric, ensemble.name)] = value if isinstance(value, list) and lists else _figure(value)
     return values
+
+
+@contextmanager
+def _one_verdict() -> Iterator[None]:
+    """IFEval's checks draw lots, langdetect's and where a letter to count is none (#); unseeded, an answer is right one time and wrong the next."""
+    if "langdetect" in sys.modules:
+        sys.modules["langdetect"].DetectorFactory.seed = 0
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _figure(value: Any) -> float:
