@@ -7,7 +7,8 @@ Both greedy, in one dtype, with the same limit of new tokens (TOKENS, for machin
 same is listed: prompt, token ids, text, filtered answer, value. With vLLM questions are put in the order in which lm-eval
 puts them, so that both fill the same batches and rounding is the same; `--own-order` leaves ours.
 
-IFEval needs nltk's punkt_tab (NLTK_DATA) and ours seeds langdetect, for lm-eval too: without a seed lm-eval disagrees with itself.
+IFEval needs nltk's punkt_tab (NLTK_DATA). We seed langdetect, for lm-eval too; where lm-eval counts a letter that it draws at
+random (row 19, told to count '#') its verdict is its own. Results of 2026-11-21 are in docs/log.md, "lm-eval run directly".
 """
 
 from __future__ import annotations
