@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from handmade import file_bytes, model_arrays, tokenizer, write_checkpoint
 from safetensors.torch import load_file, save_file
 
+from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.merge import MERGE_METHODS
 from recycler.merge.hashing import tensor_digest
@@ -287,6 +289,21 @@ def test_a_hundred_thousand_tensors_are_planned_in_seconds():
     assert plan.num_parameters == 100_000 * 1024**2 and plan.bytes_read == 16 * plan.bytes_written
 
 
+def test_a_recipe_is_planned_from_its_headers(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / name)
+        (tmp_path / name / "model.safetensors").chmod(0o444)
+    (tmp_path / "r.yaml").write_text("method: linear\nmembers: {a: a, b: b}\nweights: {a: 0.5, b: 0.5}\n")
+    whole = sum(info.num_bytes for info in open_pool([tmp_path / "a"]).template.tensors.values())
+    assert main(["plan", str(tmp_path / "r.yaml"), "--bandwidth", "0.5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes_read"] == 2 * whole and found["bytes_written"] == whole and found["seconds"] == pytest.approx(3 * whole / 0.5e9)
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 0 and "linear of 2 members" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "r.yaml"), "--bandwidth", "0"]) == 2
+    (tmp_path / "r.yaml").write_text("method: ties\nmembers: {a: a, b: b}\nweights: {a: 0.5, b: 0.5}\n")
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 2 and "works on deltas" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "U16", "U32", "U64", "I8", "BOOL"])
 def test_tensors_that_cannot_be_averaged_are_copied_when_all_agree_and_refused_by_name_when_not(tmp_path, dtype):
     pools = []
@@ -339,8 +356,8 @@ def test_members_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
 
 
 @pytest.mark.parametrize("source", ["", "tokenizer_source: union\n", "tokenizer_source: base\n"])
-def test_vocabularies_that_differ_are_refused_and_equal_ones_are_merged(tmp_path, source):
-    """Rows are merged by their place: another order of tokens would mix words. mergekit's tokenizer_source changes nothing where all agree."""
+def test_vocabularies_that_differ_are_refused_unless_the_file_says_what_to_do(tmp_path, source):
+    """Rows are merged by their place: another order of tokens would mix words."""
     write_checkpoint(tmp_path / "a")
     write_checkpoint(tmp_path / "b", tokenizer_json=tokenizer() | {"normalizer": {"type": "NFC"}})  # other bytes, the same ids
     swapped = tokenizer()
@@ -350,6 +367,9 @@ def test_vocabularies_that_differ_are_refused_and_equal_ones_are_merged(tmp_path
     (tmp_path / "same.yml").write_text(text.replace("OTHER", "b"))
     (tmp_path / "other.yml").write_text(text.replace("OTHER", "c"))
     assert open_recipe(tmp_path / "same.yml")[1].names == ("a", "b")
+    if source:
+        assert open_recipe(tmp_path / "other.yml")[1].names == ("a", "c")
+        return
     with pytest.raises(UnsafeInputError, match="gives 2 tokens other ids than 'a', such as 'a': 4 and 3"):
         open_recipe(tmp_path / "other.yml")
 

@@ -1,15 +1,19 @@
-"""recycler plan."""
+"""recycler plan: of a job, or of a merge."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """recycler plan JOB: what it asks, what it costs, what it can tell apart; starts nothing."""
+    """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts nothing."""
+    if is_recipe(Path(arguments.job)):
+        plan_recipe(arguments)
+        return
     from recycler.plan import plan_job, plan_text, read_earlier
     from recycler.prepare import prepare
     from recycler.runs import open_ledger
@@ -21,3 +25,38 @@ def plan(arguments: argparse.Namespace) -> None:
             earlier = read_earlier(ledger, prepared)
     found = plan_job(prepared, earlier)
     print(json.dumps(found, indent=2) if arguments.json else plan_text(found))
+
+
+def is_recipe(path: Path) -> bool:
+    """A recipe names its members, a mergekit file its method; a job has a pool."""
+    from recycler.yamls import load_yaml
+
+    data = load_yaml(path).data
+    return isinstance(data, dict) and "pool" not in data and ("members" in data or "merge_method" in data)
+
+
+def plan_recipe(arguments: argparse.Namespace) -> None:
+    """recycler plan RECIPE: bytes, memory and time of a merge, from headers alone."""
+    from recycler.errors import Problem, UsageError
+    from recycler.merge.plan import plan_checkpoints
+    from recycler.merge.recipe_yaml import open_recipe
+    from recycler.merge.stream import check_recipe
+    from recycler.pool.tensors import ResidentPool
+
+    if not 0 < arguments.bandwidth < float("inf"):
+        raise UsageError(Problem(thing="--bandwidth", cause=f"is {arguments.bandwidth}", remedy="Give gigabytes a second, such as 0.5"))
+    recipe, pool = open_recipe(Path(arguments.job))
+    check_recipe(recipe, ResidentPool(pool))
+    found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in (*pool.members, *([pool.base] if pool.base else []))})
+    seconds = found.seconds(arguments.bandwidth * 1e9)
+    if arguments.json:
+        print(json.dumps({"schema_version": 1, **asdict(found), "bandwidth_gb_per_s": arguments.bandwidth, "seconds": seconds}, indent=2))
+        return
+    print(f"{recipe.method} of {len(recipe.members)} members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
+          f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is walked {'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
+          f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor {_size(found.largest_tensor_bytes)}\n"
+          f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s ({seconds / 3600:.1f} h)")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

@@ -14,6 +14,7 @@ from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.merge.writer import DEFAULT_SHARD_BYTES
+from recycler.pool.aligned import AlignedPool
 from recycler.pool.cache import cache_folder
 from recycler.pool.catalog import local_path
 from recycler.pool.files import local_folder
@@ -47,7 +48,7 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
             raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="the exported weights are not the ones that were scored: a member's files have changed since",
                                            remedy="Put the pool back as it was, or score it again in a new run"))
         _write_config(recipe, pool, aside)
-        recipe_text = recipe_to_yaml(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))})
+        recipe_text = recipe_to_yaml(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, tokenizer=_policy(pool))
         (aside / "recipe.yaml").write_text(recipe_text)
         _write_mergekit(recipe, pool, aside)
         (aside / "README.md").write_text(model_card(title or folder.name, pool, recipe, trial, recipe_text))
@@ -78,13 +79,19 @@ def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
     config = {key: value for key, value in pool.template.config.items() if key not in ("_name_or_path", "torch_dtype")}
     (aside / "config.json").write_text(json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n")
     copy_companions(local_folder(pool.template), aside)
+    if isinstance(pool, AlignedPool):
+        pool.write_tokenizer(aside)
+
+
+def _policy(pool: Pool) -> str:
+    return pool.policy if isinstance(pool, AlignedPool) else "refuse"
 
 
 def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> None:
     from recycler.merge.mergekit_yaml import recipe_to_mergekit
 
     try:
-        text = recipe_to_mergekit(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, num_layers=pool.template.num_layers, tensors=pool.template.tensors)
+        text = recipe_to_mergekit(recipe, {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}, num_layers=pool.template.num_layers, tensors=pool.template.tensors, tokenizer=_policy(pool))
     except UsageError:  # mergekit has no such method or grouping; our own recipe says it
         return
     (aside / "mergekit_config.yml").write_text(text)

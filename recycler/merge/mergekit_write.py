@@ -18,7 +18,7 @@ WITHOUT_WEIGHTS = frozenset({"karcher", "model_stock", "sce"})
 Filtered = list[tuple[str, int]]  # (filter, index of its group), the first that matches wins; '' at last for all the rest
 
 
-def recipe_to_mergekit(recipe: Recipe, sources: Mapping[str, str | Path], *, num_layers: int = 0, tensors: Iterable[str] = ()) -> str:
+def recipe_to_mergekit(recipe: Recipe, sources: Mapping[str, str | Path], *, num_layers: int = 0, tensors: Iterable[str] = (), tokenizer: str = "refuse") -> str:
     """The recipe in mergekit's words, computing in float32 and rounding once, as we do.
 
     Groups become name filters: they are found from the names of all `tensors`, or of a Llama of `num_layers` when these
@@ -50,7 +50,7 @@ def recipe_to_mergekit(recipe: Recipe, sources: Mapping[str, str | Path], *, num
     data["models"] = entries
     if parameters:
         data["parameters"] = parameters
-    return dump_yaml(data | {"dtype": "float32", "out_dtype": recipe.dtype})
+    return dump_yaml(data | {"dtype": "float32", "out_dtype": recipe.dtype} | ({"tokenizer_source": tokenizer} if tokenizer != "refuse" else {}))
 
 
 def _check(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """Read mergekit's YAML into a recipe. Settings that vary over depth or by name become groups of tensors.
 
 Understood: `models` or `slices` (that stack the whole model in its own order), `merge_method`, `base_model`, `parameters`
-with scalars, gradients and filters, `dtype`, `out_dtype`, `tokenizer_source`. Refused, with the reason: `modules`,
+with scalars, gradients and filters, `dtype`, `out_dtype`, `tokenizer_source`, `tokenizer: {source}`. Refused, with the reason: `modules`,
 `passthrough` and slices that repeat, skip or reorder layers, LoRA references (`model+lora`), methods and parameters that we
 do not have. `docs/parity.md` lists what is meant to differ.
 """
@@ -18,6 +18,7 @@ from recycler.merge.mergekit_numbers import MAX_LAYERS, Reader, Slice, groups_an
 from recycler.merge.mergekit_settings import setting_fault
 from recycler.merge.mergekit_write import recipe_to_mergekit as recipe_to_mergekit  # both ways from one door
 from recycler.merge.recipe_yaml import DTYPES
+from recycler.pool.aligned import TokenizerPolicy
 from recycler.pool.catalog import read_config
 from recycler.types import Recipe
 from recycler.yamls import KeyPath, load_yaml
@@ -60,8 +61,18 @@ def read_tokenizer_source(path: Path | str, text: str | None = None) -> str | No
     data = load_yaml(path, text).data
     if not isinstance(data, dict):
         return None
-    own = data.get("tokenizer")
-    return data.get("tokenizer_source") or (own.get("source") if isinstance(own, dict) else None)
+    return _tokenizer_source(data)
+
+
+def read_tokenizer_policy(path: Path | str, recipe: Recipe, sources: Mapping[str, Path]) -> tuple[TokenizerPolicy, str | None]:
+    """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
+
+    The name of the base (or first) model means `base`; another model's is honoured where vocabularies agree, as without any.
+    """
+    source, base = read_tokenizer_source(path), load_yaml(path).data.get("base_model")
+    template = sources[recipe.base or recipe.members[0]]
+    policy: TokenizerPolicy = "union" if source == "union" else "base" if source == "base" or (source and Path(source) == template) else "refuse"
+    return policy, next((name for name, place in sources.items() if base is not None and place == Path(base)), None)
 
 
 # ---------------------------------------------------------------- structure
@@ -75,6 +86,11 @@ def _check_keys(reader: Reader) -> None:
             reader.refuse((key,), f"key {key!r}", f"is {str(data[key])[:40]!r}, which is not a word", "Write one word")
     if not isinstance(data.get("tokenizer"), dict | None):
         reader.refuse(("tokenizer",), "key 'tokenizer'", "is not a mapping", "Write tokenizer: {source: union}")
+    for key in (data.get("tokenizer") or {}) if isinstance(data.get("tokenizer"), dict) else ():
+        if key != "source":
+            reader.refuse(("tokenizer", key), f"key {str(key)[:40]!r}", "is not done here: rows of tokens are the member's own, else the base's, else the mean", "Leave it out, or run this one with mergekit")
+    if not isinstance(_tokenizer_source(data), str | None):
+        reader.refuse(("tokenizer",), "the tokenizer's source", "is not a word", "Write union, base, or a model")
     _parameters(reader, data.get("parameters"), ("parameters",))
     reader.stop_if_wrong()
     method = data.get("merge_method")
@@ -89,6 +105,11 @@ def _check_keys(reader: Reader) -> None:
     for key in ("dtype", "out_dtype"):
         if data.get(key) is not None and data[key] not in DTYPES:
             reader.refuse((key,), f"{key} {data[key]!r}", "unknown", did_you_mean(str(data[key]), DTYPES))
+
+
+def _tokenizer_source(data: Mapping[str, Any]) -> Any:
+    own = data.get("tokenizer")
+    return data.get("tokenizer_source") or (own.get("source") if isinstance(own, dict) else None)
 
 
 def _slices(reader: Reader) -> list[Slice]:

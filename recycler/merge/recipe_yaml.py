@@ -7,6 +7,7 @@
     options: {density: 0.5}              # a list is one number a member; a group's own options go before these
     dtype: bfloat16
     seed: 0
+    tokenizer: refuse                    # vocabularies that differ: union and base bring the embeddings' rows to one
 
 Paths are kept as they stand; relative ones are meant from the file's own folder.
 """
@@ -24,8 +25,8 @@ from pydantic import BaseModel, ConfigDict
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.merge.options import Options, option_complaints
+from recycler.pool.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.vocabulary import check_vocabularies
 from recycler.types import Group, OptionValue, Pool, Recipe
 from recycler.yamls import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
 
@@ -50,6 +51,7 @@ class _RecipeFile(BaseModel):
     options: dict[str, bool | int | float | str | list[float]] = {}
     dtype: str = "bfloat16"
     seed: int = 0
+    tokenizer: str = "refuse"
 
 
 def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
@@ -77,7 +79,7 @@ def _options(entry: _RecipeFile) -> Options:
     return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in pairs)
 
 
-def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
+def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path], *, tokenizer: str = "refuse") -> str:
     """The recipe as YAML text that `read_recipe` reads back equal. Raises KeyError for a checkpoint without a source."""
     data: dict[str, Any] = {"method": recipe.method}
     if recipe.base is not None:
@@ -93,26 +95,28 @@ def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path]) -> str:
                 entry["options"] = own
     if options := {name: _plain_option(value) for name, value in recipe.options if "@" not in name}:
         data["options"] = options
-    return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed})
+    return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed} | ({"tokenizer": tokenizer} if tokenizer != "refuse" else {}))
 
 
 def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of checkpoints it names.
 
-    Raises UsageError or UnsafeInputError with every problem, vocabularies that differ among them: mergekit's
-    `tokenizer_source` is honoured where it changes nothing, and refused where it would.
+    Vocabularies that differ are brought to one, or refused, as `tokenizer` or mergekit's `tokenizer_source` says. Raises
+    UsageError or UnsafeInputError with every problem.
     """
     document = load_yaml(path)
+    policy: TokenizerPolicy
     if isinstance(document.data, dict) and "merge_method" in document.data:
-        from recycler.merge.mergekit_yaml import read_mergekit
+        from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 
         recipe, sources = read_mergekit(path)
+        policy, origin = read_tokenizer_policy(path, recipe, sources)
     else:
         recipe, sources = read_recipe(path)
+        policy, origin = document.data.get("tokenizer", "refuse"), recipe.base
     members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
     pool = Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
-    check_vocabularies(pool)
-    return recipe, pool
+    return recipe, align_vocabularies(pool, policy, origin)
 
 
 def _plain_option(value: OptionValue) -> Any:
@@ -136,6 +140,8 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
             add(("method",), f"method {entry.method!r}", "works on deltas and there is no base", "Add base: {name: folder}")
     if entry.dtype not in DTYPES:
         add(("dtype",), f"dtype {entry.dtype!r}", "unknown", did_you_mean(entry.dtype, DTYPES))
+    if entry.tokenizer not in POLICIES:
+        add(("tokenizer",), f"tokenizer {entry.tokenizer!r}", "is no policy for vocabularies that differ", f"Write one of {', '.join(POLICIES)}")
     if not entry.members:
         add(("members",), "members", "empty", "Name at least one: {name: folder}")
     if entry.base and (len(entry.base) != 1 or set(entry.base) & set(entry.members)):

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recycler.pool.files import local_file
+from recycler.pool.gathered import GatheredTensor, gather_elements, gather_rows
 from recycler.pool.headers import DTYPE_BYTES, broken
 from recycler.types import Checkpoint, Pool, TensorInfo
 
@@ -42,19 +43,27 @@ class ResidentPool:
 
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
         """These elements of the flat tensor, in row-major order."""
+        info = self.pool.find(checkpoint).tensors[name]
+        if isinstance(info, GatheredTensor):
+            return gather_elements(info, self._stored, elements)
         return self.tensor(checkpoint, name).reshape(-1)[elements]
 
     def tensor(self, checkpoint: str, name: str) -> Tensor:
-        """The tensor as it is stored: a read-only view of the file's pages. Raises KeyError."""
+        """The tensor as it is stored: a read-only view of the file's pages; of a gathered one, a fresh copy. Raises KeyError."""
         if (view := self._views.get((checkpoint, name))) is not None:
             return view
         info = self.pool.find(checkpoint).tensors[name]
-        if info.file not in self._files:
-            self._files[info.file] = safe_open(local_file(info), framework="pt", device="cpu")
-        view = self._files[info.file].get_tensor(name)
+        if isinstance(info, GatheredTensor):
+            return gather_rows(info, self._stored, 0, info.shape[0])  # as large as the embeddings: not kept
+        view = self._stored(info)
         if len(self._views) < MAX_VIEWS:
             self._views[checkpoint, name] = view
         return view
+
+    def _stored(self, info: TensorInfo) -> Tensor:
+        if info.file not in self._files:
+            self._files[info.file] = safe_open(local_file(info), framework="pt", device="cpu")
+        return self._files[info.file].get_tensor(info.name)
 
 
 class StreamedPool(ResidentPool):
@@ -72,6 +81,8 @@ class StreamedPool(ResidentPool):
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
         """These elements of the flat tensor; valid until the next call for the same checkpoint. Raises UnsafeInputError."""
         info = self.pool.find(checkpoint).tensors[name]
+        if isinstance(info, GatheredTensor):
+            return super().elements(checkpoint, name, elements)
         size = DTYPE_BYTES[info.dtype]
         assert size * elements.stop <= info.num_bytes, "callers compare shapes first"
         count = size * (elements.stop - elements.start)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from recycler.errors import Problem, UnsafeInputError
 from recycler.pool.catalog import parse_json
@@ -18,12 +19,37 @@ PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 ONE_TOKENIZER = "Rows of the embeddings would mean different tokens; give all members one tokenizer, or leave it out"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenizerFile:
+    """A tokenizer.json: its bytes, what they say, and the id of every token, added ones included."""
+
+    source: str
+    raw: bytes
+    data: dict[str, Any]
+    tokens: dict[str, int]
+
+    @classmethod
+    def parse(cls, source: str, raw: bytes) -> Self:
+        """Raises UnsafeInputError for what is not a tokenizer, or has ids that are not whole numbers."""
+        data = _parse(source, raw)
+        tokens = _tokens(source, data)
+        if wrong := [token for token, index in tokens.items() if type(index) is not int or index < 0]:
+            raise _unsound(source, f"gives {wrong[0][:40]!r} the id {str(tokens[wrong[0]])[:40]}")
+        return cls(source=source, raw=raw, data=data, tokens=tokens)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile | None:
+    """A checkpoint's tokenizer.json, or None. Raises UnsafeInputError."""
+    raw = _raw(checkpoint, "tokenizer.json")
+    return None if raw is None else TokenizerFile.parse(_source(checkpoint), raw)
+
+
 def token_range_findings(checkpoint: Checkpoint, rows: int | None) -> Iterator[Finding]:
     """A tokenizer with ids beyond the embeddings' rows would read past their end."""
     raw = _raw(checkpoint, "tokenizer.json")
     if raw is None or rows is None:
         return
-    tokens = _tokens(checkpoint, _parse(checkpoint, raw))
+    tokens = _tokens(_source(checkpoint), _parse(_source(checkpoint), raw))
     beyond = sorted(((index, token) for token, index in tokens.items() if not (type(index) is int and 0 <= index < rows)), key=str)
     if beyond:
         yield refuse("vocabulary", checkpoint, f"its tokenizer has {len(beyond)} ids outside the {rows} rows of the embeddings, such as {beyond[0][1][:40]!r}: {beyond[0][0]}", "Resize the embeddings, or use the tokenizer it was trained with")
@@ -55,11 +81,11 @@ def check_vocabularies(pool: Pool) -> None:
     problems = []
     for checkpoint, raw in others:
         if raw != first[1]:
-            ours, theirs = _tokens(checkpoint, _parse(checkpoint, raw)), _tokens(first[0], _parse(first[0], first[1]))
+            ours, theirs = (_tokens(_source(one), _parse(_source(one), its)) for one, its in ((checkpoint, raw), first))
             differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
             if differing:
                 problems.append(Problem(thing=f"checkpoint {checkpoint.name!r}", cause=f"gives {len(differing)} tokens other ids than {first[0].name!r}, such as {differing[0][:40]!r}: {ours.get(differing[0])} and {theirs.get(differing[0])}",
-                                        remedy="Rows are merged by their place. Give all one vocabulary (model.resize_token_embeddings in the same order); a union or a mapping of tokens is not made here"))
+                                        remedy="Rows are merged by their place. In a recipe, tokenizer: union or base puts them in order; else give all one vocabulary (model.resize_token_embeddings in the same order)"))
     if problems:
         raise UnsafeInputError(problems)
 
@@ -72,8 +98,8 @@ def chat_template_findings(pool: Pool) -> list[Finding]:
 
 
 def _compare(checkpoint: Checkpoint, reference: Checkpoint, ours_raw: bytes, theirs_raw: bytes) -> Iterator[Finding]:
-    ours, theirs = _parse(checkpoint, ours_raw), _parse(reference, theirs_raw)
-    our_tokens, their_tokens = _tokens(checkpoint, ours), _tokens(reference, theirs)
+    ours, theirs = _parse(_source(checkpoint), ours_raw), _parse(_source(reference), theirs_raw)
+    our_tokens, their_tokens = _tokens(_source(checkpoint), ours), _tokens(_source(reference), theirs)
     said = []
     differing = sorted(token for token in our_tokens.keys() | their_tokens.keys() if our_tokens.get(token) != their_tokens.get(token))
     if differing:
@@ -107,21 +133,25 @@ def _raw(checkpoint: Checkpoint, name: str) -> bytes | None:
         raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read ({error.strerror})", remedy="Check the file")) from None
 
 
-def _parse(checkpoint: Checkpoint, raw: bytes) -> dict[str, Any]:
-    data = parse_json(f"{checkpoint.location}/tokenizer.json", raw)
+def _source(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.location}/tokenizer.json"
+
+
+def _parse(source: str, raw: bytes) -> dict[str, Any]:
+    data = parse_json(source, raw)
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise _unsound(checkpoint, "is not a tokenizer")
+        raise _unsound(source, "is not a tokenizer")
     return data
 
 
-def _tokens(checkpoint: Checkpoint, data: dict[str, Any]) -> dict[str, Any]:
+def _tokens(source: str, data: dict[str, Any]) -> dict[str, Any]:
     """Token -> id, added tokens included; Unigram vocabularies are lists, in which the place is the id."""
     vocabulary, added = data["model"].get("vocab", {}), data.get("added_tokens") or []
     try:
         pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], index) for index, entry in enumerate(vocabulary))
         return {str(token): index for token, index in pairs} | {str(token["content"]): token["id"] for token in added}
     except (KeyError, TypeError, IndexError) as error:
-        raise _unsound(checkpoint, f"has a vocabulary that cannot be read ({error!r})") from None
+        raise _unsound(source, f"has a vocabulary that cannot be read ({error!r})") from None
 
 
 def _added(data: dict[str, Any]) -> list[str]:
@@ -148,5 +178,5 @@ def _chat_template(checkpoint: Checkpoint) -> str | None:
     return None if template is None else _canonical(template) if not isinstance(template, str) else template
 
 
-def _unsound(checkpoint: Checkpoint, cause: str) -> UnsafeInputError:
-    return UnsafeInputError(Problem(thing=f"{checkpoint.location}/tokenizer.json", cause=cause, remedy="Save the tokenizer again"))
+def _unsound(source: str, cause: str) -> UnsafeInputError:
+    return UnsafeInputError(Problem(thing=source, cause=cause, remedy="Save the tokenizer again"))
