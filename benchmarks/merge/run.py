@@ -2,6 +2,7 @@
 
     python benchmarks/merge/models.py 135m 8 POOL && python benchmarks/merge/run.py POOL 135m 8 --mergekit .../bin/mergekit-yaml
     python benchmarks/merge/run.py POOL 135m 8 --live          # into live weights, against a plain copy, in this process
+    recycler pack POOL/135m-[1-4] --base POOL/135m-0 --to PACK && python benchmarks/merge/run.py POOL 135m 5 --live --packed PACK
 
 CPU-seconds are of the whole process less its imports: on a shared machine they say more than the wall does.
 Anonymous memory is sampled every 20 ms from /proc.
@@ -110,34 +111,48 @@ def disk(arguments: argparse.Namespace) -> None:
 
 
 def live(arguments: argparse.Namespace) -> None:
-    """Merging a resident pool into live weights against plain copies of as many bytes (K reads + 1 write): CPU-seconds, best of repeats."""
+    """Merging a resident pool into live weights against plain copies of as many bytes (K reads + 1 write): CPU-seconds, best of repeats.
+
+    The same members plain and, with --packed, from a packed pool, which is unpacked into the local cache when it is first used.
+    """
     torch.set_num_threads(1)
-    print("| K | copy s | merge s | ratio |\n|---|---|---|---|")
-    for count in (2, 4, 8, 16):
-        folders = [arguments.pool / f"{arguments.kind}-{index}" for index in range(arguments.count)]
-        pool = open_pool(folders[: min(count, arguments.count)])
-        resident = ResidentPool(pool)
-        names = [pool.members[index % len(pool.members)].name for index in range(count)]
-        live_weights = {name: torch.zeros(info.shape, dtype=torch.bfloat16) for name, info in pool.template.tensors.items()}
-        others = {name: torch.zeros_like(tensor) for name, tensor in live_weights.items()}
-        recipe = Recipe(method="linear", members=tuple(names), weights=(tuple(1 / (index + 2) for index in range(count)),))
+    folders = [arguments.pool / f"{arguments.kind}-{index}" for index in range(1 if arguments.packed else 0, arguments.count)]
+    pools = {"plain": ResidentPool(open_pool(folders))}
+    if arguments.packed:
+        pools["packed"] = ResidentPool(open_pool([arguments.packed]))
+        start = time.process_time()
+        for member in pools["packed"].pool.members:
+            pools["packed"].tensor(member.name, next(iter(member.tensors)))
+        print(f"unpacking {len(pools['packed'].pool.members)} members once (0 when the cache holds them): {time.process_time() - start:.1f} CPU-s")
+    print("| pool | K | copy s | merge s | ratio |\n|---|---|---|---|---|")
+    for kind, resident in pools.items():
+        for count in (2, 4, 8, 16):
+            copied, merged = live_seconds(resident, count, arguments.repeats)
+            print(f"| {kind} | {count} | {copied:.3f} | {merged:.3f} | {merged / copied:.2f} |", flush=True)
 
-        def copy() -> None:
-            for name in live_weights:
-                for index in range(0, count - 1, 2):  # a copy reads one and writes one: (K + 1) / 2 copies move as many bytes
-                    (others if index % 4 else live_weights)[name].copy_(resident.tensor(names[index], name))
 
-        seconds = {}
-        for what, act in (("copy", copy), ("merge", lambda: merge_into(recipe, resident, live_weights))):
+def live_seconds(resident: ResidentPool, count: int, repeats: int) -> tuple[float, float]:
+    """(CPU-seconds to copy as many bytes, to merge) for `count` members, of which there may be fewer, taken again and again."""
+    members = resident.pool.members
+    names = [members[index % len(members)].name for index in range(count)]
+    live_weights = {name: torch.zeros(info.shape, dtype=torch.bfloat16) for name, info in resident.pool.template.tensors.items()}
+    others = {name: torch.zeros_like(tensor) for name, tensor in live_weights.items()}
+    recipe = Recipe(method="linear", members=tuple(names), weights=(tuple(1 / (index + 2) for index in range(count)),))
+
+    def copy() -> None:
+        for name in live_weights:
+            for index in range(0, count - 1, 2):  # a copy reads one and writes one: (K + 1) / 2 copies move as many bytes
+                (others if index % 4 else live_weights)[name].copy_(resident.tensor(names[index], name))
+
+    copies, merges = [], []
+    for act in (copy, lambda: merge_into(recipe, resident, live_weights)):
+        act()
+    for _ in range(repeats):  # in turn, so that both see the same load
+        for act, times in ((copy, copies), (lambda: merge_into(recipe, resident, live_weights), merges)):
+            start = time.process_time()
             act()
-            times = []
-            for _ in range(arguments.repeats):
-                start = time.process_time()
-                act()
-                times.append(time.process_time() - start)
-            seconds[what] = min(times)
-        seconds["copy"] *= (count + 1) / 2 / len(range(0, count - 1, 2))
-        print(f"| {count} | {seconds['copy']:.3f} | {seconds['merge']:.3f} | {seconds['merge'] / seconds['copy']:.2f} |", flush=True)
+            times.append(time.process_time() - start)
+    return min(copies) * (count + 1) / 2 / len(range(0, count - 1, 2)), min(merges)
 
 
 def main() -> None:
@@ -149,6 +164,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--live", action="store_true")
+    parser.add_argument("--packed", help="with --live: the same members as a packed pool, beside the plain one")
     arguments = parser.parse_args()
     live(arguments) if arguments.live else disk(arguments)
 
