@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -186,6 +188,16 @@ def test_a_driver_whose_clock_jumps_keeps_its_lease_and_its_times(place, monkeyp
 
 
 @needs_postgres
+def test_many_may_open_a_new_ledger_at_once(tmp_path):
+    """A reader that comes while the driver makes the tables sees all of them, or waits."""
+    code = "import sys; from recycler.ledger import Ledger; ledger = Ledger(sys.argv[1]); print(sum(ledger.counts().values()), ledger.fact('job'))"
+    for attempt in range(3):
+        started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"{attempt}.sqlite")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+        for process in started:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0 and out.strip() == "0 None", err[-1000:]
+
+
 def test_jobs_share_a_database_and_a_reader_makes_none(server, place):
     Ledger(place).set_fact("a", "b")
     other = f"{place}-2"

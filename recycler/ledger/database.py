@@ -54,6 +54,8 @@ class Database:
         """Until the transaction ends, nobody else makes or changes this job's tables."""
         if self.is_shared:
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.schema})
+        else:  # sqlite3 would begin at the first row that is written, after the tables
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def close(self) -> None:
         self.engine.dispose()

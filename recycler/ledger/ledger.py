@@ -253,6 +253,9 @@ class Ledger:
 
     def _migrate(self, again: bool) -> None:
         with self._database.engine.begin() as connection:
+            if schema.is_current(connection):
+                return
+        with self._database.engine.begin() as connection:
             self._database.lock_schema(connection)
             schema.migrate(connection)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import BigInteger, Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, select
+from sqlalchemy import BigInteger, Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, func, inspect, select
 
 metadata = MetaData()
 
@@ -79,8 +79,13 @@ def m002_lease_files_and_summary(connection: Connection) -> None:
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_lease_files_and_summary)
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether nothing is left to migrate; asked before any lock is taken, since readers open ledgers too."""
+    return inspect(connection).has_table(applied.name) and len(MIGRATIONS) <= connection.execute(select(func.count()).select_from(applied)).scalar_one()
+
+
 def migrate(connection: Connection) -> None:
-    """Bring the database to the newest schema."""
+    """Bring the database to the newest schema, under the lock of `Database.lock_schema`."""
     applied.create(connection, checkfirst=True)
     done = {row.number for row in connection.execute(select(applied))}
     for number, migration in enumerate(MIGRATIONS, start=1):
