@@ -29,9 +29,10 @@ def main() -> None:
     parser.add_argument("--members-known", action="store_true", help="the members' own scores are told first and cost nothing, as in a job")
     parser.add_argument("--workers", type=int, default=1, help="trials in flight at once")
     parser.add_argument("--items", type=int, default=NUM_ITEMS, help="items a task that a trial is scored on")
+    parser.add_argument("--controls", action="store_true", help="with --items: the members' own outcomes as control variates (networks)")
     parser.add_argument("--csv")
     args = parser.parse_args()
-    cells = [(sampler, family, members, seed, seed, args.budget, args.members_known, args.workers, args.items)
+    cells = [(sampler, family, members, seed, seed, args.budget, args.members_known, args.workers, args.items, args.controls)
              for family in args.families for members in args.members for sampler in args.samplers
              for seed in range(args.first_seed, args.first_seed + args.seeds)]
     rows = []

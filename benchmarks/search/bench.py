@@ -54,7 +54,7 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     return corner, hypervolume(truth, corner)
 
 
-def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False, in_flight: int = 1, num_items: int = NUM_ITEMS) -> list[dict[str, object]]:
+def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False, in_flight: int = 1, num_items: int = NUM_ITEMS, controls: bool = False) -> list[dict[str, object]]:
     """Rows at each checkpoint up to `budget`: true hypervolume of the shipped, the observed and the best possible front, and
     the stated one of the shipped front, 1 = long run; share of the shipped scores whose stated 90 % interval has the truth."""
     family = pool(name, num_members, pool_seed)
@@ -65,7 +65,7 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
     if members_known:
         proposer.start = []
         for point in np.concatenate([np.full((1, num_members), 1 / num_members), np.eye(num_members)]):
-            value, stderr = family.score(point, rng, num_items)
+            value, stderr = family.score(point, rng)  # members are always scored in full
             proposer.tell(point, value, stderr)
             weights.append(point), values.append(value), stderrs.append(stderr)
     flying: list[np.ndarray] = []
@@ -75,7 +75,7 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             flying.append(proposer.ask(flying) if in_flight > 1 else proposer.ask())
         point = flying.pop(0)
         spent += time.process_time() - start
-        value, stderr = family.score(point, rng, num_items)
+        value, stderr = family.score(point, rng, num_items, controls)
         start = time.process_time()
         proposer.tell(point, value, stderr)
         spent += time.process_time() - start
@@ -88,7 +88,7 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             shipped = list(front.indices)
             off = np.abs(front.mean - true)[shipped]
             rows.append({
-                "sampler": sampler + "+known" * members_known + f"+{in_flight} workers" * (in_flight > 1) + f"+{num_items} items" * (num_items < NUM_ITEMS), "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
+                "sampler": sampler + "+known" * members_known + f"+{in_flight} workers" * (in_flight > 1) + f"+{num_items} items" * (num_items < NUM_ITEMS) + "+controls" * controls, "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
                 "trials": number + 1, "shipped": hypervolume(true[shipped][:, kept], corner) / best,
                 "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner) / best,
                 "all": hypervolume(true[:, kept], corner) / best, "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,

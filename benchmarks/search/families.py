@@ -8,13 +8,14 @@ included.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 NUM_ITEMS = 200
-NUM_OBJECTIVES = 3
+NUM_OBJECTIVES = int(os.environ.get("BENCH_OBJECTIVES", "3"))
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Family:
     gram: np.ndarray
     lowest: float = 0.0  # smallest weight allowed; negative where the family needs it
     counted: tuple[int, ...] = tuple(range(NUM_OBJECTIVES))  # the objectives that a front's true worth is measured on
-    noise: Callable[[np.ndarray, np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
+    ensemble: Callable[[np.ndarray], np.ndarray] | None = None  # what the members' averaged answers would score (n, T), no merge needed
+    noise: Callable[[np.ndarray, np.random.Generator, int, bool], tuple[np.ndarray, np.ndarray]] | None = None
 
-    def score(self, weights: np.ndarray, rng: np.random.Generator, num_items: int = NUM_ITEMS) -> tuple[np.ndarray, np.ndarray]:
-        """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a task."""
+    def score(self, weights: np.ndarray, rng: np.random.Generator, num_items: int = NUM_ITEMS, controls: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a task.
+
+        With `controls` what the members did on all items helps to tell the score; without common items it cannot.
+        """
         if self.noise is not None:
-            return self.noise(weights, rng, num_items)
+            return self.noise(weights, rng, num_items, controls)
         chance = np.clip(self.truth(weights[None])[0], 0.0, 1.0)
         value = rng.binomial(num_items, chance) / num_items
         return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / num_items)

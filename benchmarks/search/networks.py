@@ -13,6 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from recycler.scoring.subsets import estimate
+from recycler.types import Item, Objective, Outcome
+
 from .families import NUM_ITEMS, NUM_OBJECTIVES, Family
 
 HIDDEN, INPUTS, CLASSES = 96, 32, 6
@@ -28,22 +31,43 @@ def network_pool(num_members: int, seed: int) -> Family:
     test = [_items(task, 2000, torch.Generator().manual_seed(99), seed) for task in range(NUM_OBJECTIVES)]
     searched = [_items(task, NUM_ITEMS, torch.Generator().manual_seed(10_000 + seed), seed) for task in range(NUM_OBJECTIVES)]
 
-    def score(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
+    def right(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> list[np.ndarray]:
         merged = base + torch.tensor(weights, dtype=torch.float32) @ deltas
         with torch.inference_mode():
-            return np.array([(_forward(merged, x).argmax(1) == y).float().mean().item() for x, y in items])
+            return [(_forward(merged, x).argmax(1) == y).double().numpy() for x, y in items]
 
-    def noisy(weights: np.ndarray, rng: np.random.Generator, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    def score(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
+        return np.array([outcomes.mean() for outcomes in right(weights, items)])
+
+    asked = [Item(id=f"{task}-{index}", suite="networks", task=str(task), role="search", kind="generate", scorer="exact_match", prompt="", prompt_ids=(), gold="") for task in range(NUM_OBJECTIVES) for index in range(NUM_ITEMS)]
+    objectives = [Objective(suite="networks", task=str(task), metric="exact_match", direction="maximize") for task in range(NUM_OBJECTIVES)]
+    members_right = [dict(zip((item.id for item in asked), np.concatenate(right(row, searched)), strict=True)) for row in np.eye(num_members)]
+
+    def noisy(weights: np.ndarray, rng: np.random.Generator, num_items: int, controls: bool) -> tuple[np.ndarray, np.ndarray]:
         """All searched items, or `num_items` of them drawn anew; the standard error is that of fresh items either way."""
-        chosen = searched if num_items >= NUM_ITEMS else [(x[picks], y[picks]) for x, y in searched for picks in [rng.permutation(NUM_ITEMS)[:num_items]]]
-        value = score(weights, chosen)
+        outcomes = right(weights, searched)
+        picks = [np.arange(NUM_ITEMS) if num_items >= NUM_ITEMS else rng.permutation(NUM_ITEMS)[:num_items] for _ in searched]
+        if controls and num_items < NUM_ITEMS:
+            said = [Outcome(item=f"{task}-{index}", values=(("exact_match", float(outcomes[task][index])),)) for task in range(NUM_OBJECTIVES) for index in picks[task]]
+            scores = [estimate(asked, said, objective, members_right).at_large for objective in objectives]
+            return np.array([score.value for score in scores]), np.array([score.stderr for score in scores])
+        value = np.array([own[chosen].mean() for own, chosen in zip(outcomes, picks, strict=True)])
         return value, np.sqrt(np.clip(value * (1 - value), 0.02, None) / num_items)
 
     def truth(table: np.ndarray) -> np.ndarray:
         return np.array([score(weights, test) for weights in np.atleast_2d(table)])
 
+    with torch.inference_mode():
+        logits = [torch.stack([_forward(member, x) for member in members]) for x, _ in searched]  # (K, items, classes)
+
+    def ensemble(table: np.ndarray) -> np.ndarray:
+        """Mean chance that the members' averaged logits give the right answer, on the searched items."""
+        rows = torch.tensor(np.atleast_2d(table), dtype=torch.float32)
+        chances = [torch.einsum("nk,kic->nic", rows, own).softmax(2)[:, torch.arange(NUM_ITEMS), y] for own, (_, y) in zip(logits, searched, strict=True)]
+        return torch.stack([own.mean(1) for own in chances], 1).double().numpy()
+
     gram = (deltas @ deltas.T).double().numpy()
-    return Family("networks", num_members, truth, gram, noise=noisy)
+    return Family("networks", num_members, truth, gram, noise=noisy, ensemble=ensemble)
 
 
 def _forward(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

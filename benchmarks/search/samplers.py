@@ -25,11 +25,11 @@ LOGIT = 3.0
 class Simplex:
     """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an ablation takes away."""
 
-    def __init__(self, family: Family, seed: int, without: str = ""):
+    def __init__(self, family: Family, seed: int, without: str = "", ensemble: bool = False):
         names = [f"m{index:02d}" for index in range(family.num_members)]
         bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
         gram = None if without == "gram" else family.gram
-        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram)
+        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram, prior_mean=family.ensemble if ensemble else None)
         ablate(self.proposer, without)
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -147,6 +147,7 @@ def _startup(family: Family) -> int:
 SAMPLERS: dict[str, Callable[[Family, int], object]] = {
     "simplex_gp": Simplex,
     **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "corners", "rounds")},
+    "simplex_gp+ensemble": partial(Simplex, ensemble=True),
     "tpe": lambda family, seed: Stock(family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))),
     "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),
     "gpsampler": lambda family, seed: Stock(family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))),
