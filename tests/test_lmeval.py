@@ -144,6 +144,16 @@ def test_an_answer_has_one_verdict_where_lm_eval_draws_lots():
         assert all(verdict == verdicts[0] for verdict in verdicts)
 
 
+def test_checks_without_their_data_are_refused_by_name():
+    """Sentences are counted with nltk's punkt_tab; a machine that lacks it is told so, and no traceback of nltk's."""
+    pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
+    code = ("import nltk, nltk.data\nnltk.download = lambda *a, **k: False\nfrom recycler.errors import UsageError\nfrom recycler.scoring.lmeval_tasks import PROBE, process_text\nnltk.data.path[:] = []\n"
+            "row = {'key': 1, 'prompt': 'p', 'instruction_id_list': ['length_constraints:number_sentences'], 'kwargs': [{'num_sentences': 2, 'relation': 'at least'}]}\n"
+            "try:\n    process_text('ifeval', row, PROBE)\nexcept UsageError as error:\n    print(error)")
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, "NLTK_DATA": "/nowhere"})
+    assert "is checked with nltk's punkt_tab, which is not on this machine" in told.stdout, told.stderr[-2000:]
+
+
 def _needs_ifeval() -> None:
     pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
     pytest.importorskip("immutabledict", reason="pip install 'lm-eval[ifeval]'")

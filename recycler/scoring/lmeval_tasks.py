@@ -24,6 +24,7 @@ from recycler.errors import NotFoundError, Problem, UsageError
 
 FEWSHOT_SEED = 1234  # lm_eval/evaluator.py, simple_evaluate(fewshot_random_seed=1234)
 DEFAULT_NEW_TOKENS = 256  # lm_eval/models/huggingface.py, max_gen_toks
+PROBE = "A sentence. Another one."  # an answer that every check looks at, when a suite is built
 _PLAIN_FILTERS = {"regex": {"regex_pattern", "group_select", "fallback"}, "remove_whitespace": set(), "take_first": set()}
 _PLAIN_MATCH = {"metric", "aggregation", "higher_is_better", "regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers"}
 
@@ -100,13 +101,16 @@ class LmEvalTask:
         plain = _plain_match(self._config)
         if plain is not None and isinstance(gold, (str, int)):
             return Question(prompt=context, gold=str(gold), scorer="lm_eval_match", detail=(("match", json.dumps(plain, ensure_ascii=False)), metrics), **limits)
-        weights = {name: len(value) for name, value in process_text(self.name, doc, "", lists=True).items() if isinstance(value, list)}
+        weights = {name: len(value) for name, value in process_text(self.name, doc, PROBE, lists=True).items() if isinstance(value, list)}
         detail = (("task", self.name), ("doc", json.dumps(doc, ensure_ascii=False)), metrics, *([("weights", json.dumps(weights))] if weights else []))
         return Question(prompt=context, gold=json.dumps(gold, ensure_ascii=False) if not isinstance(gold, str) else gold, scorer="lm_eval", detail=detail, **limits)
 
 
 def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = False) -> dict[str, Any]:
-    """Values of one answer by lm-eval's own filters and process_results; lists of yes and no become their mean unless `lists`."""
+    """Values of one answer by lm-eval's own filters and process_results; lists of yes and no become their mean unless `lists`.
+
+    Raises UsageError where its checks need data of nltk that are not here.
+    """
     from lm_eval.api.instance import Instance
 
     task = _SCORING.get(name) or _SCORING.setdefault(name, _open_task(_config(name, resolve=True), [doc], [doc], 0))
@@ -116,9 +120,19 @@ def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = 
             instance = Instance(request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0, metadata=(name, 0, 1))
             instance.resps = [text]
             ensemble.apply([instance])
-            for metric, value in task.process_results(dict(doc), [instance.filtered_resps[ensemble.name]]).items():
+            for metric, value in _results(task, name, doc, instance.filtered_resps[ensemble.name]).items():
                 values[_metric_name(metric, ensemble.name)] = value if isinstance(value, list) and lists else _figure(value)
     return values
+
+
+def _results(task: Any, name: str, doc: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    try:
+        return task.process_results(dict(doc), [answer])
+    except LookupError as error:
+        if type(error) is not LookupError:  # nltk raises the bare class, and a page of advice
+            raise
+        missing = re.search(r"nltk\.download\('([\w.-]+)'\)", str(error))
+        raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"is checked with nltk's {missing[1] if missing else 'data'}, which is not on this machine", remedy="Set NLTK_DATA to a folder that holds it, see docs/suites.md")) from None
 
 
 @contextmanager
