@@ -71,18 +71,31 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
     """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good. Raises NotFoundError for too few trials."""
     with closing(open_ledger(run)) as ledger:
         objectives, pool, dtype = read_facts(ledger)
-        stored, method, gram = ledger.fact(SPACE), ledger.fact(METHOD), ledger.fact("gram")
         trials = ledger.trials()
-        front = read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger))
-    chosen = choose(front, what)
-    if stored is None:
-        raise NotFoundError(Problem(thing=f"run {run}", cause="was made before recycler kept the search space with the trials", remedy="Run recycler run with its job once more: it adds it and repeats nothing"))
-    surrogate_trials = [trial for trial in trials if trial.recipe.method == method]
-    try:
-        surrogate = Surrogate(SimplexProposer(_space(json.loads(stored)), objectives, seed=0, gram=json.loads(gram) if gram else None), surrogate_trials, objectives)
-        return why_document(surrogate, chosen)
-    except ValueError as error:
-        raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
+        chosen = choose(read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger)), what)
+        try:
+            return why_document(read_surrogate(ledger, trials, objectives), chosen)
+        except ValueError as error:
+            raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
+
+
+def read_surrogate(ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Surrogate:
+    """The search's model over a run's trials. Raises ValueError for too few of them."""
+    stored, gram = ledger.fact(SPACE), ledger.fact("gram")
+    space = _space(json.loads(stored)) if stored else _seen(trials)
+    own = [trial for trial in trials if trial.recipe.method == (ledger.fact(METHOD) or "linear")]
+    return Surrogate(SimplexProposer(space, objectives, seed=0, gram=json.loads(gram) if gram else None), own, objectives)
+
+
+def _seen(trials: Sequence[Trial]) -> SearchSpace:
+    """A space as wide as what was tried, for runs that were made before recycler kept theirs."""
+    largest = max((trial.recipe for trial in trials), key=lambda recipe: len(recipe.weights), default=None)
+    if largest is None:
+        raise ValueError("there is no trial")
+    rows = [row for trial in trials if trial.recipe.members == largest.members for row in trial.recipe.weights]
+    sums = [sum(row) for row in rows if any(row)] or [1.0]
+    total = (1.0, 1.0) if largest.base is None else (max(0.01, min(0.99, *sums)), max(1.01, *sums))
+    return SearchSpace(groups=largest.groups, members=largest.members, low=tuple(min(0.0, *column) for column in zip(*rows, strict=True)), high=tuple(max(total[1], *column) for column in zip(*rows, strict=True)), total=total)
 
 
 def _space(stored: dict[str, Any]) -> SearchSpace:

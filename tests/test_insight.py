@@ -106,7 +106,7 @@ def test_shares_add_up_to_what_the_merge_scores_above_its_base(run):
     for index, objective in enumerate(OBJECTIVES):
         assert sum(share.adds[objective.name][0] for share in shares) == pytest.approx(mean[0, index] - mean[1, index])
     losses = surrogate.losses()
-    assert {loss.member for loss in losses} == set(NAMES) and all(0.0 <= loss.hypervolume <= 1.0 and loss.member not in loss.best_weights for loss in losses)
+    assert {loss.member for loss in losses} == set(NAMES) and all(0.0 <= loss.low <= loss.hypervolume <= loss.high <= 1.0 and loss.remaining[0][NAMES.index(loss.member)] == 0.0 for loss in losses)
 
 
 def test_a_member_that_does_nothing_is_given_nothing(run):
@@ -159,8 +159,13 @@ def test_the_two_commands(run, capsys):
 
 
 def test_runs_that_cannot_say_it_are_told_so(tmp_path):
-    run = make_run(tmp_path, merges=2)
+    run = make_run(tmp_path, merges=0)
     with pytest.raises(NotFoundError, match="members have not all been scored"):
         open_preview(run)
-    with pytest.raises(NotFoundError, match="before recycler kept the search space"):
+    with pytest.raises(NotFoundError, match="scored trials are too few for a model"):
         open_why(run)
+
+
+def test_a_run_that_kept_no_space_is_looked_at_as_wide_as_it_was_tried(tmp_path):
+    found = open_why(make_run(tmp_path, merges=20))
+    assert len(found["losses"]) == len(NAMES) and found["said"]

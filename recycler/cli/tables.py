@@ -49,8 +49,9 @@ def why_text(why: Mapping[str, Any]) -> str:
     names = list(why["shares"][0]["adds"]) if why["shares"] else []
     rows = [["member", "weight", *(f"adds to {name}" for name in names)]]
     rows += [[share["member"], f"{share['weight']:.2f}", *(f"{value:+.3f} ± {doubt:.3f}" for value, doubt in (share["adds"][name] for name in names))] for share in why["shares"]]
-    lost = [["left out", "front loses", "used by", "the most balanced merge without it"]]
-    lost += [[loss["member"], f"{loss['hypervolume']:.1%}", str(loss["used_by"]), " ".join(f"{name}={weight:g}" for name, weight in loss["best_weights"].items())] for loss in why["losses"]]
+    lost = [["left out", "front loses", "90 % interval", "used by", "the most balanced merge without it"]]
+    lost += [[loss["member"], f"{loss['hypervolume']:.1%}", f"{loss['low']:.0%} to {loss['high']:.0%}", str(loss["used_by"]),
+              "; ".join(" ".join(f"{name}={weight:.3g}" for name, weight in zip(why["members"], row, strict=True) if weight) for row in loss["remaining"])] for loss in why["losses"]]
     return "\n".join([*why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", align(lost)]) + "\n"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycler.pareto import hypervolume, non_dominated
+from recycler.search.baselines import maximized
 from recycler.search.proposals import around, distinct, scattered
 from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
 from recycler.types import Objective, Trial
@@ -24,7 +25,9 @@ from recycler.types import Objective, Trial
 Floats = NDArray[np.float64]
 
 MOST_EXACT = 9  # members of a merge whose coalitions are all looked at; the smallest weights beyond count as one
-NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 300, 4
+NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 200, 3
+MOST_LIKELY = 30
+MOST_TRIALS = 240
 Z90 = 1.645
 
 
@@ -39,12 +42,17 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """What leaving one member out of the pool would cost: share of the front's posterior hypervolume; and merges that use it."""
+    """What leaving one member out of the pool would cost: the share of the front's hypervolume, on the mean over draws of the
+    model and its 5 % and 95 % points; how many merges of the front use it; and the most balanced merge that would remain, by
+    weights (G, K) and (value, standard error) by objective, for whoever wants to be sure."""
 
     member: str
     hypervolume: float
+    low: float
+    high: float
     used_by: int
-    best_weights: dict[str, float]  # the most balanced merge that would remain, for whoever wants to check
+    remaining: tuple[tuple[float, ...], ...]
+    predicted: dict[str, tuple[float, float]]
 
 
 class Surrogate:
@@ -54,7 +62,7 @@ class Surrogate:
     """
 
     def __init__(self, proposer: SimplexProposer, trials: Sequence[Trial], objectives: Sequence[Objective]):
-        self.trials, self.observed = proposer.told(trials)
+        self.trials, self.observed = proposer.told(telling(trials, objectives))
         if len(self.trials) < LEAST_TRIALS:
             raise ValueError(f"{len(self.trials)} scored trials are too few for a model of the scores, which takes {LEAST_TRIALS}")
         self.gp, self.objectives = proposer.gp, tuple(objectives)
@@ -87,35 +95,46 @@ class Surrogate:
                            adds={objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives)}) for row, part in enumerate(parts))
 
     def losses(self) -> tuple[Loss, ...]:
-        """What the front would lose without each member, by the posterior mean, the most missed first.
+        """What the front would lose without each member, the most missed first.
 
-        Both fronts, with and without it, are the best that the model can find in as many steps, so both flatter alike.
+        The merges that the model likes best are looked for with all members, and again without each, as many of them; on joint
+        draws the volume of the one set is compared with that of the other. A search that could still find better merges
+        without the member would lose less. Empty where no merge is above the corner.
         """
         scored = self.observed.weights
         mean = self.gp.predict(scored)[0]
         alone = mean[[index for index, trial in enumerate(self.trials) if trial.kind == "member"]]
         corner = (alone if len(alone) else mean).min(axis=0)
-        front = self._sizes(scored[non_dominated(mean)])
-        whole, _, _ = self._best_front(scored, corner, None)
-        found = []
+        sets = [self._likely(scored, member) for member in (None, *range(len(self.members)))]
+        ends = np.cumsum([len(points) for points in sets])
+        points = np.concatenate(sets)
+        values, doubt = self.gp.predict(points)
+        draws = self.gp.draw(points, np.random.default_rng(0), NUM_DRAWS)
+        whole = np.array([_volume(draw[: ends[0]], corner) for draw in draws])
+        if not (whole > 0).all():
+            return ()
+        used, reach = self._sizes(scored[non_dominated(mean)]) > 0, np.maximum(mean.max(axis=0) - corner, 1e-12)
+        losses = []
         for index, name in enumerate(self.members):
-            volume, points, values = self._best_front(scored, corner, index)
-            remaining = points[int(np.argmax(((values - corner) / np.maximum(mean.max(axis=0) - corner, 1e-12)).min(axis=1)))]
-            found.append(Loss(member=name, hypervolume=max(0.0, 1.0 - volume / whole) if whole > 0 else 0.0, used_by=int((front[:, index] > 0).sum()),
-                              best_weights={member: round(float(weight), 4) for member, weight in zip(self.members, self.domain.split(remaining[None])[0][0].mean(axis=0), strict=True) if weight != 0.0}))
-        return tuple(sorted(found, key=lambda loss: -loss.hypervolume))
+            own = slice(ends[index], ends[index + 1])
+            lost = np.array([1.0 - _volume(draw[own], corner) / volume for draw, volume in zip(draws, whole, strict=True)])
+            best = ends[index] + int(np.argmax(((values[own] - corner) / reach).min(axis=1)))
+            told = {objective.name: (float(sign * value), float(sd)) for objective, sign, value, sd in zip(self.objectives, self.signs, values[best], doubt[best], strict=True)}
+            share, low, high = (float(np.clip(figure, 0.0, 1.0)) for figure in (lost.mean(), np.quantile(lost, 0.05), np.quantile(lost, 0.95)))
+            losses.append(Loss(member=name, hypervolume=share, low=low, high=high, used_by=int(used[:, index].sum()), predicted=told,
+                               remaining=tuple(tuple(round(float(weight), 6) for weight in row) for row in self.domain.split(points[best][None])[0][0])))
+        return tuple(sorted(losses, key=lambda loss: -loss.hypervolume))
 
-    def _best_front(self, scored: Floats, corner: Floats, without: int | None) -> tuple[float, Floats, Floats]:
-        """(hypervolume, points, values) of the front that the model expects, member `without` held at 0."""
+    def _likely(self, scored: Floats, without: int | None) -> Floats:
+        """The at most MOST_LIKELY merges (n, D) of the front that the model expects, member `without` held at 0."""
         rng, domain = np.random.default_rng(1), self.domain
         known = scored[self._sizes(scored).sum(axis=1) > 0.0]  # the base alone has no proportions to go on from
         points = self._held_out(np.concatenate([known, scattered(domain, rng, NUM_CANDIDATES)]), without)
         for _ in range(ROUNDS):
             best = points[non_dominated(self.gp.predict(points)[0])]
             points = distinct(np.concatenate([best, self._held_out(around(domain, rng, best, NUM_CANDIDATES, reach=0.5), without)]))
-        values = self.gp.predict(points)[0]
-        best = non_dominated(values)
-        return hypervolume(values[best], corner), points[best], values[best]
+        best = points[non_dominated(self.gp.predict(points)[0])]
+        return best if len(best) <= MOST_LIKELY else best[rng.permutation(len(best))[:MOST_LIKELY]]
 
     def _held_out(self, points: Floats, without: int | None) -> Floats:
         """The same merges with member `without` at 0: the others take over its share where the sum is fixed."""
@@ -150,6 +169,23 @@ class Surrogate:
         return np.abs(self.domain.split(points)[0]).sum(axis=1)
 
 
+def _volume(values: Floats, corner: Floats) -> float:
+    return hypervolume(values[non_dominated(values)], corner) if len(values) else 0.0
+
+
+def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
+    """At most MOST_TRIALS scored trials for a model, whose cost is cubic in them: baselines and the front first, then the
+    best by the sum of their scores over the spread of each."""
+    scored = [trial for trial in trials if trial.state == "SCORED"]
+    if len(scored) <= MOST_TRIALS:
+        return scored
+    values = maximized(scored, objectives)
+    merit = ((values - values.min(axis=0)) / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)).sum(axis=1)
+    front = non_dominated(values)
+    order = sorted(range(len(scored)), key=lambda index: (scored[index].kind == "merge", not front[index], -merit[index]))
+    return [scored[index] for index in sorted(order[:MOST_TRIALS])]
+
+
 def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
     """What a person would say of it."""
     better = {objective.name: 1.0 if objective.direction == "maximize" else -1.0 for objective in objectives}
@@ -163,7 +199,7 @@ def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], ob
         said.append(f"{name} comes from {told}{against}.")
     missed = [loss for loss in losses if loss.hypervolume >= 0.01]
     if missed:
-        said.append("Without " + ", ".join(f"{loss.member} the front would lose {loss.hypervolume:.0%}" for loss in missed[:4]) + " of its volume, by the model.")
+        said.append("Without " + ", ".join(f"{loss.member} the front would lose {loss.hypervolume:.0%} ({loss.low:.0%} to {loss.high:.0%})" for loss in missed[:4]) + " of its volume, by the model.")
     spare = [loss.member for loss in losses if loss.hypervolume < 0.01]
     if spare:
         said.append(f"Could be left out at less than 1 %: {', '.join(spare)}.")
@@ -178,4 +214,4 @@ def why_document(surrogate: Surrogate, chosen: Trial) -> dict[str, Any]:
     point = surrogate.observed.weights[index]
     shares, losses = surrogate.shares(point), surrogate.losses()
     return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": sentences(chosen, shares, losses, surrogate.objectives),
-            "shares": [asdict(share) for share in shares], "losses": [asdict(loss) for loss in losses]}
+            "shares": [asdict(share) for share in shares], "losses": [asdict(loss) for loss in losses], "members": surrogate.members}

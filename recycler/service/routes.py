@@ -95,8 +95,8 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/jobs/{job}/pool/without", summary="For each member: the volume lost without it as the search's model estimates it, and a merge and commands that would confirm it")
     def without(job: JobId) -> JSONResponse:
         run = jobs.store.run(job)
-        snapshot, gram = jobs.store.snapshot(run), jobs.store.gram(run)
-        found = snapshot.once("without", lambda: leave_out_document(snapshot, gram))
+        snapshot = jobs.store.snapshot(run)
+        found = snapshot.once("without", lambda: leave_out_document(snapshot, jobs.store.surrogate(run)))
         return JSONResponse({**found, "commands": processes.confirm_commands(run, snapshot)})
 
     @router.get("/jobs/{job}/pool/deltas", summary="Mean |delta| of each layer of each member: absent, running, done or failed")

@@ -16,12 +16,14 @@ import numpy as np
 
 from recycler import pareto
 from recycler.errors import NotFoundError, Problem
+from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place
 from recycler.report import Front, front_document, knee, read_front, read_smoothed
 from recycler.runs import read_facts, read_status
 from recycler.search.baselines import maximized
+from recycler.search.why import Surrogate
 from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -161,6 +163,15 @@ class Store:
         """Inner products (K, K) of the members' deltas, where the run has measured them."""
         with self._ledger(run) as ledger:
             return json.loads(ledger.fact("gram") or "null")
+
+    def surrogate(self, run: Run) -> Surrogate | str:
+        """The search's model over the run's trials, or why there is none yet."""
+        snapshot = self.snapshot(run)
+        with self._ledger(run) as ledger:
+            try:
+                return read_surrogate(ledger, snapshot.trials, snapshot.objectives)
+            except ValueError as error:
+                return str(error)
 
     def driver(self, run: Run) -> str | None:
         """Who drives a job whose ledger is in a database, by its lease; None when nobody does."""

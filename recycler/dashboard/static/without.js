@@ -12,7 +12,7 @@ export async function showWithout(place) {
     const found = await getJob("/pool/without");
     if (found.reason) { fill(place, h("p", { class: "soft" }, `No estimate yet: ${found.reason}.`)); return; }
     const after = h("div", { "aria-live": "polite" });
-    fill(place, table(found, after), h("p", { class: "soft" }, `Estimated from ${found.num_trials} trials, with 90 % intervals: the volume of the front's merges with the member taken out, the rest scaled up, against that of all. A search without the member might do better.`), after);
+    fill(place, table(found, after), h("p", { class: "soft" }, `Estimated from ${found.num_trials} trials, with 90 % intervals: the volume of the best merges that the model knows without the member, against that of all. A search without it might do better.`), after);
   } catch (error) { notice(error.message); }
 }
 
