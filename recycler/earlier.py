@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recycler.digest import digest
-from recycler.errors import Problem, UsageError
+from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.prepare import PreparedJob
@@ -50,11 +50,24 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
     for index, run in enumerate(prepared.job.earlier):
         if run in done:
             continue
-        with closing(open_ledger(run if "?" in run or Path(run).is_absolute() else folder / run)) as source:
-            taken.append(_take(source, run, ledger, prepared, _stamps(prepared, engine), prepared.document.where(("earlier", index))))
+        where = prepared.document.where(("earlier", index))
+        with closing(_open(run, folder, where)) as source:
+            if source.place == ledger.place:
+                raise UsageError(Problem(thing=f"earlier run {run}", cause="is this very run", remedy="Leave it out", where=where))
+            taken.append(_take(source, run, ledger, prepared, _stamps(prepared, engine), where))
         done.append(run)
         ledger.set_fact(EARLIER, json.dumps(done))
     return tuple(taken)
+
+
+def _open(run: str, folder: Path, where: str) -> Ledger:
+    """The ledger of an earlier run, errors told with the line of the job that names it."""
+    try:
+        source = open_ledger(run if "?" in run or Path(run).is_absolute() else folder / run)
+        read_facts(source)
+        return source
+    except RecyclerError as error:
+        raise type(error)([Problem(thing=f"earlier run {run}: {problem.thing}", cause=problem.cause, remedy=problem.remedy, where=where) for problem in error.problems]) from None
 
 
 def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: dict[str, dict[str, str]], where: str) -> Taken:

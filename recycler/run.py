@@ -33,6 +33,7 @@ from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.types import Checkpoint, Objective, Pool, Trial
+from recycler.wholefolder import make_folder
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with, for a door that starts it again
 OUTLOOK_EVERY = 10  # proposed merges, between two looks at what more of them would bring
@@ -49,7 +50,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
     ledger stays away, or another driver has the job.
     """
     prepared = prepare(job_path, data_folders=data_folders)
-    run_folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run_folder)
     bundle = bundle_job(job_path, data_folders=data_folders) if ledger_url else None
     with _only_driver(run_folder), closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger:
         ledger.hold()

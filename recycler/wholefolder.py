@@ -18,17 +18,32 @@ COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json
               "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
 
 
+def make_folder(folder: Path) -> None:
+    """`folder` and its parents, where they are not there. Raises UsageError where they cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(folder, error) from None
+
+
+def _no_folder(folder: Path, error: OSError) -> UsageError:
+    return UsageError(Problem(thing=f"folder {folder}", cause=f"cannot be made ({error.strerror or error})", remedy="Give another folder, or make room for this one"))
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise.
 
-    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError.
+    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError when it is there already, or cannot be.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     _remove_left_behind(folder)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=UNFINISHED, dir=folder.parent))
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=UNFINISHED, dir=folder.parent))
+    except OSError as error:
+        raise _no_folder(folder, error) from None
     lock = _locked(aside)
     try:
         yield aside

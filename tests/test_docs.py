@@ -60,3 +60,24 @@ def test_links_between_pages_lead_somewhere():
     broken = [f"{page.relative_to(ROOT)}: {target}" for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
               for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()) if not (page.parent / target).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/kubernetes/prerequisites.yaml"])
+def test_jobs_on_our_pages_name_suites_and_metrics_that_there_are(page, tmp_path):
+    """A stranger copies them as they stand."""
+    import re
+    from textwrap import dedent
+
+    pytest.importorskip("lm_eval", reason="lm-eval names the metrics of its tasks")
+    from recycler.scoring.tasks import objective_metrics
+
+    text = (ROOT / page).read_text()
+    found = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if page.endswith(".md") else [dedent(part) for part in re.findall(r"job\.yaml: \|\n(.*?)\n---", text, re.DOTALL)]
+    jobs = [part for part in found if "objectives:" in part]
+    assert jobs
+    for part in jobs:
+        (tmp_path / "job.yaml").write_text(part)
+        job = read_job(tmp_path / "job.yaml")[0]
+        for objective in job.searched_objectives:
+            metrics = objective_metrics(read_suite(ROOT / f"eval_suites/{objective.suite}.yaml")[0])
+            assert any(objective.metric in own for own in metrics.values()), (objective, metrics)

@@ -14,7 +14,7 @@ from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 from recycler.bundle import bundle_job, check_travels
 from recycler.digest import derive_seed
 from recycler.earlier import LABEL
-from recycler.errors import NotFoundError, UsageError
+from recycler.errors import NotFoundError, UnsafeInputError, UsageError
 from recycler.evaluate import aggregate
 from recycler.job import read_job
 from recycler.ledger import Ledger
@@ -114,3 +114,24 @@ def test_a_job_that_travels_names_earlier_runs_by_their_database(job):  # noqa: 
     one = bundle_job(job / "job.yaml").id
     set_job(job, pool={"members": ["s3://pool/a", "s3://pool/b"]})
     assert bundle_job(job / "job.yaml").id == one  # the same job, better informed
+
+
+def test_a_run_is_not_earlier_than_itself_and_a_damaged_one_is_named_with_its_line(job):  # noqa: F811
+    with pytest.raises(UsageError, match=r"job\.yaml:\d+: earlier run first: is this very run"):
+        run(job, "first", earlier=["first"])
+    (job / "empty").mkdir()
+    (job / "empty/ledger.sqlite").write_bytes(b"")
+    with pytest.raises(NotFoundError, match="earlier run empty: .*was never started"):
+        run(job, "second", earlier=["empty"])
+    (job / "damaged").mkdir()
+    (job / "damaged/ledger.sqlite").write_bytes(b"garbage" * 1000)
+    with pytest.raises(UnsafeInputError, match="earlier run damaged: "):
+        run(job, "third", earlier=["damaged"])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_run_folder_that_cannot_be_made_is_told(job, place):  # noqa: F811
+    (job / "file").write_text("here already")
+    with pytest.raises(UsageError, match="cannot be made"):
+        run(job, place)
+    assert (job / "file").read_text() == "here already"

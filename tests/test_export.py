@@ -170,3 +170,11 @@ def test_an_export_in_another_dtype_is_that_merge_and_says_what_was_scored(pool,
     assert "these weights are in float32" in (tmp_path / "float32/README.md").read_text()
     with pytest.raises(UnsafeInputError, match="not the ones that were scored"):
         export_to(recipe, pool, str(tmp_path / "other"), trial=replace(trial, weights_digest="0" * 64))
+
+
+@pytest.mark.parametrize("place", ["file/below", "file/below/deeper"])
+def test_a_place_that_cannot_be_made_is_told(pool, tmp_path, place):
+    (tmp_path / "file").write_text("here already")
+    with pytest.raises(UsageError, match="cannot be made"):
+        export_recipe(blend(pool, "bfloat16", {pool.names[0]: 1.0}), pool, tmp_path / place)
+    assert (tmp_path / "file").read_text() == "here already"

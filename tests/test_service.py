@@ -421,3 +421,17 @@ def test_serve_refuses_operators_that_nobody_names(tmp_path, capsys):
 def test_serve_refuses_a_root_that_is_no_folder(tmp_path, capsys):
     assert main(["serve", "--root", str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_port_that_cannot_be_had_is_told_before_any_address(tmp_path, capsys):
+    import socket
+
+    from recycler.cli import main
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port, cause in ((taken.getsockname()[1], "cannot be listened on"), (99999, "is no port"), (0, "is no port")):
+            assert main(["serve", "--root", str(tmp_path), "--port", str(port)]) == 2
+            said = capsys.readouterr().err
+            assert cause in said and "serving" not in said

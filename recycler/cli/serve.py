@@ -28,6 +28,7 @@ def serve(arguments: argparse.Namespace) -> None:
     root = Path(arguments.root)
     if not root.is_dir():
         raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
+    listening = _listen(arguments.host, arguments.port)
     proxy = trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators) if arguments.trusted_proxy else None
     if arguments.operators and proxy is None:
         raise UsageError(Problem(thing="--operators", cause="names users, and no proxy is trusted to name them", remedy="Add --trusted-proxy ADDRESS"))
@@ -43,7 +44,22 @@ def serve(arguments: argparse.Namespace) -> None:
     if proxy is not None:
         print(f"recycler: believes {', '.join(map(str, proxy.networks))} about users in {proxy.header}; operators: {', '.join(sorted(proxy.operators)) or 'none, all may only read'}", file=sys.stderr)
     # proxy_headers=False: else X-Forwarded-For could put another address in place of the connection's own
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=2))
+    server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound before any address is told. Raises UsageError for a port that is none, is taken or is not ours to take."""
+    if not 0 < port < 65536:
+        raise UsageError(Problem(thing=f"--port {port}", cause="is no port", remedy="Give a number from 1 to 65535"))
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise UsageError(Problem(thing=f"{host} port {port}", cause=f"cannot be listened on ({error.strerror or error})", remedy="Give another --port or --host, or end what has it")) from None
+    return listening
 
 
 def _names(host: str) -> list[str]:

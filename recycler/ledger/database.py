@@ -10,7 +10,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
-from recycler.errors import InfrastructureError, NotFoundError, Problem, UsageError
+from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError, UsageError
 from recycler.ledger.place import SCHEMA_PREFIX, is_database, split_place, with_password
 from recycler.redact import redacted
 
@@ -128,6 +128,8 @@ def retried(act: Callable[[bool], Value], database: Database | str, patience: fl
         except DBAPIError as error:
             shared = isinstance(database, str) or database.is_shared
             if not isinstance(error, OperationalError) and not error.connection_invalidated:
+                if not shared and "malformed" in str(error.orig):
+                    raise UnsafeInputError(Problem(thing=f"ledger {shown}", cause=f"is damaged ({error.orig})", remedy="Put a copy in its place")) from None
                 raise
             if not shared or not _may_pass(error) or time.monotonic() - start > patience:
                 remedy = "Check that the database is up and may be reached" if shared else "Check that it is a recycler ledger and that the disk has room"

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from recycler.digest import canonical_json, digest
-from recycler.errors import InfrastructureError, NotFoundError, Problem
+from recycler.errors import NotFoundError, Problem, UnsafeInputError
 from recycler.ledger import codec, schema
 from recycler.ledger.database import OPEN_SECONDS, Database, retried
 from recycler.ledger.lease import Holder, Lease, read_holder
@@ -42,7 +42,8 @@ def _no_collection() -> Iterator[None]:
 class Ledger:
     """Trials, scores and per-item outcomes of one job: a SQLite file, or postgresql://HOST/DATABASE?job=ID.
 
-    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be reached or opened.
+    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be reached, UnsafeInputError
+    when it is damaged.
     """
 
     def __init__(self, place: str | Path, *, create: bool = True):
@@ -50,8 +51,8 @@ class Ledger:
         self._lease: Lease | None = None
         try:
             retried(self._migrate, self._database, OPEN_SECONDS)
-        except DatabaseError as error:
-            raise InfrastructureError(Problem(thing=f"ledger {self._database.shown}", cause=f"cannot be opened ({error.orig})", remedy="Check that it is a recycler ledger and that the disk has room")) from None
+        except DatabaseError as error:  # what a busy or absent database says is an OperationalError, and has been waited for
+            raise UnsafeInputError(Problem(thing=f"ledger {self._database.shown}", cause=f"cannot be read ({error.orig})", remedy="It is no recycler ledger, or damaged; put a copy in its place")) from None
 
     @property
     def place(self) -> str:

@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 CHUNK_BYTES = 14.0  # about four tokens: with single tokens the guess is the best member's, with whole answers the average
 MODEL_ERROR = 0.5  # of the spread of the members: how far a guess may be off beside the items' own luck, until merges tell
 Z90 = 1.645
+USED = 0.05  # share of the weights from which on a member is part of a mixture
 ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
 LEAST_MERGES = 4
 
@@ -159,9 +160,15 @@ class _Table:
         return np.array([self.items(point) @ self.weights for point in points]) / self.weights.sum()
 
     def interval(self, weights: Floats) -> tuple[float, float, float]:
+        """(value, low, high). For right or wrong the high end is what is right where any member of the mixture is right: merges
+        of members that each learned something of their own beat their average by far, and only that bounds it."""
         mean, stderr = clustered_mean(self.items(weights), self.clusters, self.weights)
         reach = Z90 * float(np.hypot(stderr, MODEL_ERROR * self.spread))
-        return mean, mean - reach, mean + reach
+        if self.by_bytes or not np.isin(self.values, (0.0, 1.0)).all():
+            return mean, mean - reach, mean + reach
+        used = self.values[weights > USED * weights.sum()]
+        some_right = float(used.max(axis=0) @ self.weights / self.weights.sum()) if len(used) > 1 else mean
+        return mean, max(0.0, mean - reach), min(1.0, max(mean + reach, some_right))
 
 
 def _is_average(trial: Trial) -> bool:

@@ -189,7 +189,7 @@ def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tr
 def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
     """What a person would say of it."""
     better = {objective.name: 1.0 if objective.direction == "maximize" else -1.0 for objective in objectives}
-    said = [f"Merge {chosen.number} uses {len(shares)} members; their weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
+    said = [f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
     for name, sign in better.items():
         clear = [share for share in shares if abs(share.adds[name][0]) > Z90 * share.adds[name][1]]
         good = sorted((share for share in clear if sign * share.adds[name][0] > 0), key=lambda share: -sign * share.adds[name][0])

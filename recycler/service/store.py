@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recycler import pareto
-from recycler.errors import NotFoundError, Problem
+from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError
 from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
@@ -190,7 +190,10 @@ class Store:
                 self._open[run.place] = Ledger(run.place, create=False)
             yield self._open[run.place]
             return
-        ledger = Ledger(run.place, create=False)
+        try:
+            ledger = Ledger(run.place, create=False)
+        except UnsafeInputError as error:  # nothing is wrong with what the browser asked
+            raise InfrastructureError(error.problems) from None
         try:
             yield ledger
         finally:
