@@ -15,6 +15,7 @@ pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
 
 import httpx
 from fastapi.testclient import TestClient
+from chaos import s3_server
 from service_runs import EVIL, NAMES, add_trial, driven, make_run
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
@@ -310,24 +311,16 @@ def test_an_export_has_the_dtype_and_the_place_that_were_asked_for(root, tmp_pat
     assert client_of(root).get(f"{API}/jobs/demo/exports/{found['id']}").json()["state"] == "failed"  # one without that root says so
 
 
-def test_an_export_goes_to_a_bucket(root, tmp_path):
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}.items():
-                patch.setenv(name, value)
-            httpx.put(f"http://{host}:{port}/models")
-            client = client_of(root, export_place="s3://models/ours/")
-            made = client.post(f"{API}/jobs/demo/export", json={"trial": "9", "destination": "demo-9"}).json()
-            found = finished_export(client, made["id"])
-            assert found["state"] == "done" and found["to"] == "s3://models/ours/demo-9" and found["num_bytes"] > 1000, found
-            assert "recycler-manifest.json" in httpx.get(f"http://{host}:{port}/models?list-type=2&prefix=ours/demo-9/").text
-    finally:
-        server.stop()
+def test_an_export_goes_to_a_bucket(root):
+    with s3_server() as (host, port), pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}.items():
+            patch.setenv(name, value)
+        httpx.put(f"http://{host}:{port}/models")
+        client = client_of(root, export_place="s3://models/ours/")
+        made = client.post(f"{API}/jobs/demo/export", json={"trial": "9", "destination": "demo-9"}).json()
+        found = finished_export(client, made["id"])
+        assert found["state"] == "done" and found["to"] == "s3://models/ours/demo-9" and found["num_bytes"] > 1000, found
+        assert "recycler-manifest.json" in httpx.get(f"http://{host}:{port}/models?list-type=2&prefix=ours/demo-9/").text
 
 
 def test_the_export_root_is_a_folder_apart(root, tmp_path):
