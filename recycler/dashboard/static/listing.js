@@ -44,6 +44,6 @@ export class Listing {
       h("td", {}, h("button", { type: "button", "data-choose": number }, table.name(row))),
       h("td", {}, table.front[row] ? `front${table.knee === number ? ", knee" : ""}` : table.greedy === number ? "greedy soup" : ""),
       table.objectives.map(({ name }) => h("td", { class: "num" }, figure(table.columns[role][name][row], table.errorColumns[role][name][row]))),
-      h("td", {}, table.members.filter((name) => table.weights[name][row]).map((name) => `${name} ${table.weights[name][row].toFixed(2)}`).join(" ")));
+      h("td", { class: "weighed" }, table.members.filter((name) => table.weights[name][row]).map((name) => `${name} ${table.weights[name][row].toFixed(2)}`).join(" ")));
   }
 }
