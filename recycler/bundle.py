@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os import environ
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +17,7 @@ from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.job import JobSpec, read_job
 from recycler.scoring.lmeval_suite import suite_path
-from recycler.scoring.rows import HUB, find_data
+from recycler.scoring.rows import HUB, data_folders_of, find_data
 from recycler.shipped import shipped_file
 from recycler.suite import SuiteSpec, read_suite
 from recycler.yamls import YamlDocument, dump_yaml
@@ -64,7 +63,7 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
         _add(files, place, path)
     for path in suites:
         spec, suite_document = read_suite(path)
-        folders = [*data_folders, *([Path(environ["RECYCLER_DATA"])] if environ.get("RECYCLER_DATA") else []), folder, path.parent]
+        folders = data_folders_of(data_folders, folder, path.parent)
         for task, name in _data_names(spec):
             _add(files, f"{DATA}/{_plain(name, suite_document.where(('tasks', task)))}", find_data(name, folders, suite_document.where(("tasks", task))))
     files[JOB] = _job_text(job, document, places)

@@ -18,7 +18,7 @@ from recycler.ledger import Ledger
 from recycler.prepare import PreparedJob
 from recycler.runs import open_ledger, read_facts
 from recycler.search.baselines import fixed_baselines
-from recycler.types import Checkpoint, Recipe, Trial
+from recycler.types import Checkpoint, Recipe
 
 STAMPS = "stamps"  # a run's fact: what its members, items and engine were, to be compared with another run's
 EARLIER = "earlier"  # a run's fact: the earlier runs that it has taken trials from
@@ -45,7 +45,9 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
 
     Raises UsageError for a run that cannot be compared, before anything is copied from it, and NotFoundError for none.
     """
-    done = json.loads(ledger.fact(EARLIER) or "[]")
+    if not prepared.job.earlier:
+        return ()
+    done, now = json.loads(ledger.fact(EARLIER) or "[]"), _stamps(prepared, engine)
     taken = []
     for index, run in enumerate(prepared.job.earlier):
         if run in done:
@@ -54,7 +56,7 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
         with closing(_open(run, folder, where)) as source:
             if source.place == ledger.place:
                 raise UsageError(Problem(thing=f"earlier run {run}", cause="is this very run", remedy="Leave it out", where=where))
-            taken.append(_take(source, run, ledger, prepared, _stamps(prepared, engine), where))
+            taken.append(_take(source, run, ledger, prepared, now, where))
         done.append(run)
         ledger.set_fact(EARLIER, json.dumps(done))
     return tuple(taken)
@@ -79,33 +81,28 @@ def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: 
         raise UsageError(Problem(thing=f"earlier run {run}", cause=f"has other {' and '.join(different)}: {_difference(before, now, different[0])}", remedy="Only scores of the same items by the same engine can be compared; leave it out", where=where))
     names = {before_name: own for own, stamp in now["checkpoints"].items() for before_name, other in before["checkpoints"].items() if stamp == other}
     own_items = {item.id for item in prepared.items if item.role == "search"}
-    there = {(trial.kind, trial.recipe) for trial in ledger.trials()}
-    number, copied, left, (_, pool, _) = len(ledger.trials()), 0, 0, read_facts(source)
+    known = ledger.trials()
+    there = {(trial.kind, trial.recipe) for trial in known}
+    number, copied, left, base = len(known), 0, 0, read_facts(source)[1].base
+    baselines = {(planned.kind, planned.recipe): planned.label for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype)}
     for trial in source.trials():
         if trial.state != "SCORED":
             continue
-        recipe = _in_terms_of(trial.recipe, names, prepared, base_name=pool.base.name if pool.base else None)
+        recipe = _in_terms_of(trial.recipe, names, prepared, base_name=base.name if base else None)
         scorecard = source.scorecard(trial.number, "search") if recipe else None
         if recipe is None or not own_items <= {outcome.item for outcome in scorecard.outcomes}:
             left += 1
             continue
-        kind, label = _what(trial, recipe, prepared, run)
+        label = baselines.get((trial.kind, recipe))  # a baseline where it is one of this pool's, else a merge that nobody proposed here
+        kind = "merge" if label is None else trial.kind
         if (kind, recipe) in there:
             continue
         outcomes = tuple(outcome for outcome in scorecard.outcomes if outcome.item in own_items)
-        ledger.open_trial(number, kind, recipe, label=label)
+        ledger.open_trial(number, kind, recipe, label=f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}" if label is None else label)
         ledger.close_trial(number, replace(scorecard, outcomes=outcomes, scores=aggregate(prepared.items, outcomes, prepared.objectives)))
         there.add((kind, recipe))
         number, copied = number + 1, copied + 1
     return Taken(run=run, num_trials=copied, left=left)
-
-
-def _what(trial: Trial, recipe: Recipe, prepared: PreparedJob, run: str) -> tuple[str, str]:
-    """Kind and label in the new run: a baseline where it is one of this pool's, else a merge that nobody proposed here."""
-    for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype):
-        if planned.recipe == recipe and planned.kind == trial.kind:
-            return planned.kind, planned.label
-    return "merge", f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}"
 
 
 def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None) -> Recipe | None:
@@ -129,8 +126,7 @@ def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, b
 
 
 def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
-    checkpoints = [*prepared.pool.members, *([prepared.pool.base] if prepared.pool.base else [])]
-    return {"checkpoints": {checkpoint.name: _stamp(checkpoint) for checkpoint in checkpoints}, "items": {suite.name: suite.digest for suite in prepared.suites},
+    return {"checkpoints": {checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints}, "items": {suite.name: suite.digest for suite in prepared.suites},
             "engine": {"name": engine, "dtype": prepared.job.engine.dtype}}
 
 

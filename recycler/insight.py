@@ -16,7 +16,7 @@ from typing import Any
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
 from recycler.report import choose, read_front, read_smoothed
-from recycler.runs import open_ledger, read_facts
+from recycler.runs import OUTLOOK, open_ledger, read_facts
 from recycler.search.outlook import NEXT, outlook
 from recycler.search.preview import Preview
 from recycler.search.simplex_proposer import SimplexProposer
@@ -24,7 +24,7 @@ from recycler.search.why import Surrogate, why_document
 from recycler.space import SearchSpace
 from recycler.types import Group, Item, Objective, Trial
 
-PREVIEW, SPACE, METHOD, OUTLOOK = "preview", "space", "method", "outlook"
+PREVIEW, SPACE, METHOD = "preview", "space", "method"
 
 
 def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from recycler.ledger import Ledger
 from recycler.prepare import PreparedJob
 from recycler.scoring.frozen import expected_tokens
-from recycler.scoring.scorers import SCORERS, item_metrics, item_weight
+from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.scoring.subsets import draw
 from recycler.stats import MDE_FACTOR, minimal_detectable_difference, paired_difference
 from recycler.types import Item, Objective, Role
@@ -76,7 +76,7 @@ def visible_difference(objective: Objective, items: Sequence[Item], members: Out
     From the members' outcomes where there are some (median over pairs of them); else for a right-or-wrong metric from a
     guessed discordance; None for other metrics, whose spread nobody knows yet.
     """
-    own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item)]
+    own = items_of(objective, items)
     splits: dict[str, Any] = {}
     for role in ("search", "holdout"):
         chosen = [item for item in own if item.role == role]

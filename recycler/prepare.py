@@ -47,7 +47,7 @@ class PreparedJob:
     @property
     def facts(self) -> dict[str, str]:
         """What must not change between two sittings of one run, as digests by name."""
-        pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in (*self.pool.members, *([self.pool.base] if self.pool.base else []))}
+        pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in self.pool.checkpoints}
         identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "earlier": True})
         return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}, **object_versions(self.pool)}
 
@@ -58,9 +58,8 @@ class PreparedJob:
 
 def object_versions(pool: Pool) -> dict[str, str]:
     """Etag of every object in a bucket that holds weights of the pool, and a digest of every config there, by URL."""
-    checkpoints = [*pool.members, *([pool.base] if pool.base else [])]
-    weights = {f"object {tensor.file}": tensor.etag for checkpoint in checkpoints for tensor in checkpoint.tensors.values() if tensor.etag}
-    configs = {f"object {checkpoint.location}/config.json": digest(checkpoint.config) for checkpoint in checkpoints if remote_url(checkpoint.location)}
+    weights = {f"object {tensor.file}": tensor.etag for checkpoint in pool.checkpoints for tensor in checkpoint.tensors.values() if tensor.etag}
+    configs = {f"object {checkpoint.location}/config.json": digest(checkpoint.config) for checkpoint in pool.checkpoints if remote_url(checkpoint.location)}
     return weights | configs
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from recycler import pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
-from recycler.search.baselines import average, best_member, greedy_soup, maximized
+from recycler.search.baselines import best_member, greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
 from recycler.types import Objective, Pool, Role, Score, Smoothed, Trial
 
@@ -87,7 +86,7 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
     worst = pareto.reference_point(member_values)
-    signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+    signs = np.array([objective.sign for objective in objectives])
     return Front(objectives=tuple(objectives), trials=scored, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
 

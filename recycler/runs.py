@@ -10,6 +10,8 @@ from recycler.ledger import Ledger
 from recycler.ledger.place import find_ledger
 from recycler.types import Checkpoint, Objective, Pool
 
+OUTLOOK = "outlook"  # the ledger's fact: what the next trials are expected to add
+
 
 def open_ledger(run: str | Path) -> Ledger:
     """The ledger of a run: its folder, URL?job=ID, or a job's id in the database RECYCLER_LEDGER. Raises NotFoundError."""
@@ -35,7 +37,7 @@ def read_status(ledger: Ledger) -> dict:
         "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
         "trials": ledger.counts(),
         "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "outlook": json.loads(ledger.fact("outlook") or "null"),
+        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"),
         "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
     }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Z90 = 1.645  # 95 % quantile of the normal distribution: 90 % lie within so many standard deviations
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z_POWER = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004}
 MDE_FACTOR = Z95 + _Z_POWER[0.8]  # standard errors that a true difference must have to be found four times in five

@@ -70,13 +70,18 @@ class Pool:
         return tuple(member.name for member in self.members)
 
     @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The members, then the base where there is one."""
+        return (*self.members, self.base) if self.base else self.members
+
+    @property
     def template(self) -> Checkpoint:
         """The checkpoint whose config, tokenizer and tensor list an export follows."""
         return self.base or self.members[0]
 
     def find(self, name: str) -> Checkpoint:
         """The checkpoint called `name`. Raises KeyError."""
-        for checkpoint in (*self.members, *([self.base] if self.base else [])):
+        for checkpoint in self.checkpoints:
             if checkpoint.name == name:
                 return checkpoint
         raise KeyError(name)
@@ -217,6 +222,11 @@ class Objective:
     @property
     def name(self) -> str:
         return f"{self.suite}:{self.task}/{self.metric}" if self.task else f"{self.suite}/{self.metric}"
+
+    @property
+    def sign(self) -> float:
+        """What its figures are multiplied with so that more is better: 1 or -1."""
+        return 1.0 if self.direction == "maximize" else -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,12 @@ from recycler.pareto import hypervolume, non_dominated
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
 from recycler.search.simplex_gp import Observations, PosteriorFront, SimplexGP, observations
+from recycler.stats import Z90
 
 from .families import FAMILIES, NUM_ITEMS, NUM_OBJECTIVES, Family
 from .samplers import SAMPLERS
 
 CHECKPOINTS = (25, 50, 100, 200)
-Z90 = 1.645  # 90 % of a normal error
 
 
 @lru_cache(maxsize=64)

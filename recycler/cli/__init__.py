@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _job_commands(commands)
     _cluster_commands(commands)
     _model_commands(commands)
+    _sharing_commands(commands)
     return parser
 
 
@@ -154,6 +155,9 @@ def _model_commands(commands: Commands) -> None:
     doctor.add_argument("--address", metavar="URL", help="try this Ray cluster: http://HEAD:8265")
     _json_flag(doctor)
 
+
+def _sharing_commands(commands: Commands) -> None:
+    """What shows a run to others, in a browser or in other tools."""
     report = _command(commands, "report", "a run as one HTML file that opens without network", "recycler.cli.share:report")
     report.add_argument("run", help="run folder, URL?job=ID, or job id")
     report.add_argument("--html", required=True, metavar="FILE", help="file to write; an older one is replaced")

@@ -47,7 +47,7 @@ def plan_recipe(arguments: argparse.Namespace) -> None:
         raise UsageError(Problem(thing="--bandwidth", cause=f"is {arguments.bandwidth}", remedy="Give gigabytes a second, such as 0.5"))
     recipe, pool = open_recipe(Path(arguments.job))
     check_recipe(recipe, ResidentPool(pool))
-    found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in (*pool.members, *([pool.base] if pool.base else []))})
+    found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in pool.checkpoints})
     seconds = found.seconds(arguments.bandwidth * 1e9)
     if arguments.json:
         print(json.dumps({"schema_version": 1, **asdict(found), "bandwidth_gb_per_s": arguments.bandwidth, "seconds": seconds}, indent=2))

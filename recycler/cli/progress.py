@@ -77,12 +77,14 @@ class Progress:
             self._done += 1
             self.update(f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}", min(self._done / self._expected, 1.0))
         if event.gain is not None:
-            print(f"recycler: {gain_said(event.gain)}", file=sys.stderr, flush=True)
+            from recycler.search.outlook import NEXT
+
+            print(f"recycler: {gain_said(event.gain, NEXT)}", file=sys.stderr, flush=True)
         if event.what == "failed":
             print(f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}", file=sys.stderr)
 
 
-def gain_said(gain: float, trials: int = 20) -> str:
+def gain_said(gain: float, trials: int) -> str:
     """What more trials would bring, for people."""
     return f"the next {trials} merges are expected to add {gain:.1%} to the front's hypervolume"
 

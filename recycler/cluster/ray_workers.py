@@ -159,7 +159,7 @@ def _resources(num_workers: int, work: Work) -> dict:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
-    places = [checkpoint.location for checkpoint in (*work.pool.members, *([work.pool.base] if work.pool.base else []))]
+    places = [checkpoint.location for checkpoint in work.pool.checkpoints]
     variables = {"OMP_NUM_THREADS": str(max(1, int(share))), "TOKENIZERS_PARALLELISM": "false"}
     if not any(place.startswith("hf://") for place in places):
         variables["HF_HUB_OFFLINE"] = "1"

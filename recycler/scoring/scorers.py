@@ -10,14 +10,14 @@ import json
 import math
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
 from recycler.scoring.code import score_code
-from recycler.types import Completion, Item, Loglikelihood
+from recycler.types import Completion, Item, Loglikelihood, Objective
 
 Values = dict[str, float]
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
@@ -45,6 +45,11 @@ def item_metrics(item: Item) -> tuple[str, ...]:
     """Names of the metrics that an item gives."""
     own = detail(item, "metrics")
     return tuple(json.loads(own)) if own else SCORERS[item.scorer].metrics
+
+
+def items_of(objective: Objective, items: Iterable[Item]) -> list[Item]:
+    """The items that an objective is a figure of, in their order."""
+    return [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item)]
 
 
 def item_weight(item: Item, metric: str) -> float:

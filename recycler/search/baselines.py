@@ -51,7 +51,7 @@ def merge_best(pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequ
 
 def best_member(trials: Sequence[Trial], objective: Objective) -> Trial:
     """The scored member that is best at one objective by search score; the earlier one of equals."""
-    sign = 1.0 if objective.direction == "maximize" else -1.0
+    sign = objective.sign
     members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
     return max(members, key=lambda trial: (sign * _value(trial, objective), -trial.number))
 

@@ -14,7 +14,7 @@ from recycler.digest import derive_seed
 from recycler.engines.watch import GATE_TOKENS, repeats_itself
 from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
-from recycler.scoring.scorers import item_metrics
+from recycler.scoring.scorers import items_of
 from recycler.scoring.subsets import draw, estimate
 from recycler.types import Item, Objective, Outcome, Scorecard, Trial
 
@@ -69,7 +69,7 @@ class Fidelity:
         scores = []
         for objective in self.objectives:
             controls = [{outcome.item: value for outcome in outcomes for metric, value in outcome.values if metric == objective.metric} for outcomes in members]
-            scores.append(estimate(self._items_of(objective), scorecard.outcomes, objective, controls).at_large)
+            scores.append(estimate(items_of(objective, self.items), scorecard.outcomes, objective, controls).at_large)
         return replace(scorecard, scores=tuple(scores))
 
     def joined(self, before: Sequence[Outcome], scorecard: Scorecard) -> Scorecard:
@@ -78,8 +78,5 @@ class Fidelity:
         outcomes = tuple(known[item.id] for item in self.items)
         return replace(scorecard, outcomes=outcomes, scores=aggregate(self.items, outcomes, self.objectives))
 
-    def _items_of(self, objective: Objective) -> list[Item]:
-        return [item for item in self.items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item)]
-
     def _num_items(self, objective: Objective) -> int:
-        return len(self._items_of(objective))
+        return len(items_of(objective, self.items))

@@ -13,7 +13,7 @@ from recycler.types import FLOOR, Objective, Trial
 
 def floors(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Floats:
     """(T,) the worst value allowed, more being better; NaN where there is no floor or its anchor has no score yet."""
-    signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+    signs = np.array([objective.sign for objective in objectives])
     return signs * np.array([_floor(objective, trials) for objective in objectives], dtype=float)
 
 
@@ -32,5 +32,5 @@ def _floor(objective: Objective, trials: Sequence[Trial]) -> float:
     anchors = [trial for trial in trials if trial.kind == kind and trial.state == "SCORED"]
     if not anchors:
         return np.nan
-    best = float(maximized(anchors, [objective]).max()) * (1.0 if objective.direction == "maximize" else -1.0)
+    best = float(maximized(anchors, [objective]).max()) * objective.sign
     return best + float(amount or 0.0) * (-1.0 if sign == "-" else 1.0)

@@ -39,7 +39,7 @@ class Plateau:
         """Posterior hypervolume of the trials before number `first_late`, and of all."""
         smoothed = self.smoother.smoothed(trials)
         scored = [trial for trial in trials if trial.state == "SCORED"]
-        signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in self.objectives])
+        signs = np.array([objective.sign for objective in self.objectives])
         values = signs * [[next(score.value for score in smoothed.get(trial.number, trial.search) if score.objective == objective.name) for objective in self.objectives] for trial in scored]
         members = [trial for trial in scored if trial.kind == "member"]
         corner = maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0)

@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from recycler.pareto import non_dominated
-from recycler.scoring.scorers import SCORERS, item_metrics, item_weight
+from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.search.baselines import maximized
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, distinct, scattered
-from recycler.stats import clustered_mean
+from recycler.stats import Z90, clustered_mean
 from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]
 
 CHUNK_BYTES = 14.0  # about four tokens: with single tokens the guess is the best member's, with whole answers the average
 MODEL_ERROR = 0.5  # of the spread of the members: how far a guess may be off beside the items' own luck, until merges tell
-Z90 = 1.645
 USED = 0.05  # share of the weights from which on a member is part of a mixture
 ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
 LEAST_MERGES = 4
@@ -131,7 +130,7 @@ class Preview:
 
     def _values(self, points: Floats) -> Floats:
         """Guesses (n, T) to be made large."""
-        signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self.objectives]
+        signs = [objective.sign for objective in self.objectives]
         return np.stack([sign * table.means(points) for sign, table in zip(signs, self._tables, strict=True)], axis=1)
 
 
@@ -140,7 +139,7 @@ class _Table:
 
     def __init__(self, objective: Objective, items: Sequence[Item], outcomes: Sequence[Sequence[Outcome]]):
         known = [{outcome.item: dict(outcome.values) for outcome in own} for own in outcomes]
-        own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item) and all(item.id in member for member in known)]
+        own = [item for item in items_of(objective, items) if all(item.id in member for member in known)]
         self.values = np.array([[member[item.id][objective.metric] for item in own] for member in known])
         self.weights = np.array([item_weight(item, objective.metric) for item in own])
         self.clusters = [item.cluster or item.id for item in own]

@@ -50,7 +50,7 @@ class SimplexProposer:
         if len(scored) < LEAST_TRIALS:
             return Smoothed()
         front = self.gp.front(self.observations(scored))
-        signs = [1.0 if objective.direction == "maximize" else -1.0 for objective in self._objectives]
+        signs = [objective.sign for objective in self._objectives]
         scores = {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
                                       for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
                   for index, trial in enumerate(scored)}

@@ -20,6 +20,7 @@ from recycler.pareto import hypervolume, non_dominated
 from recycler.search.baselines import maximized
 from recycler.search.proposals import around, distinct, scattered
 from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
+from recycler.stats import Z90
 from recycler.types import Objective, Trial
 
 Floats = NDArray[np.float64]
@@ -28,7 +29,6 @@ MOST_EXACT = 9  # members of a merge whose coalitions are all looked at; the sma
 NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 200, 3
 MOST_LIKELY = 30
 MOST_TRIALS = 240
-Z90 = 1.645
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,11 @@ class Surrogate:
         self.members = self.domain.members
         self.gp.fit(self.observed)
         self.on_deltas = self.domain.scale[0] < self.domain.scale[1]
-        self.signs = np.array([1.0 if objective.direction == "maximize" else -1.0 for objective in objectives])
+        self.signs = np.array([objective.sign for objective in objectives])
 
     def shares(self, point: Floats) -> tuple[Share, ...]:
         """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are."""
-        size = np.abs(self.domain.split(point[None])[0][0]).sum(axis=0)
-        weight = self.domain.split(point[None])[0][0].mean(axis=0)
+        size, weight = self._sizes(point[None])[0], self.domain.split(point[None])[0][0].mean(axis=0)
         used = [int(index) for index in np.argsort(-size, kind="stable") if size[index] > 0.0]
         parts = [[index] for index in used[: MOST_EXACT - 1]] + ([used[MOST_EXACT - 1:]] if len(used) >= MOST_EXACT else [])
         coalitions = [part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)]
@@ -140,18 +139,15 @@ class Surrogate:
         """The same merges with member `without` at 0: the others take over its share where the sum is fixed."""
         if without is None:
             return points
-        rows, knobs = self.domain.split(points)
-        return self._rest(points, rows * (np.arange(len(self.members)) != without), knobs)
+        before, knobs = self.domain.split(points)
+        rows = before * (np.arange(len(self.members)) != without)
+        there = (np.abs(rows).sum(axis=2) > 0).all(axis=1)
+        return self._joined(rows if self.on_deltas else self._shared(rows, before), knobs)[there]
 
     def _coalition(self, point: Floats, members: Sequence[int]) -> Floats:
         rows, knobs = self.domain.split(point[None])
         kept = rows * np.isin(np.arange(len(self.members)), list(members))
         return self._joined(kept if self.on_deltas else self._shared(kept, rows), knobs)[0]
-
-    def _rest(self, points: Floats, rows: Floats, knobs: Floats) -> Floats:
-        there = (np.abs(rows).sum(axis=2) > 0).all(axis=1)
-        before = self.domain.split(points)[0]
-        return self._joined(rows if self.on_deltas else self._shared(rows, before), knobs)[there]
 
     @staticmethod
     def _shared(rows: Floats, before: Floats) -> Floats:
@@ -188,9 +184,9 @@ def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tr
 
 def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
     """What a person would say of it."""
-    better = {objective.name: 1.0 if objective.direction == "maximize" else -1.0 for objective in objectives}
     said = [f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
-    for name, sign in better.items():
+    for objective in objectives:
+        name, sign = objective.name, objective.sign
         clear = [share for share in shares if abs(share.adds[name][0]) > Z90 * share.adds[name][1]]
         good = sorted((share for share in clear if sign * share.adds[name][0] > 0), key=lambda share: -sign * share.adds[name][0])
         bad = [share for share in clear if sign * share.adds[name][0] < 0]

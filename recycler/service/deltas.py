@@ -17,7 +17,7 @@ from recycler.pool.deltas import delta_profile
 from recycler.pool.inspect import propose_swap
 from recycler.run import open_pool_of
 from recycler.service import processes
-from recycler.service.exports import MAX_PROCESSES, BusyError
+from recycler.service.exports import refuse_too_many
 from recycler.service.processes import Processes
 from recycler.service.store import Run, Snapshot
 
@@ -56,8 +56,7 @@ def start(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
     if deltas_document(run, snapshot, started)["state"] not in ("done", "running"):
         if not run.folder.is_dir():
             raise UsageError(Problem(thing=f"job {run.id!r}", cause="has no folder here", remedy="Measure where its pool is, by the command line"))
-        if started.num_alive() >= MAX_PROCESSES:
-            raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+        refuse_too_many(started)
         started.start(_name(run), [sys.executable, "-m", "recycler.service.deltas", run.named, str(run.folder / FILE)], run.folder / LOG, run.folder.parent)
     return deltas_document(run, snapshot, started)
 

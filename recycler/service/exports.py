@@ -31,6 +31,12 @@ class BusyError(RecyclerError):
     """Something of that name exists or runs already."""
 
 
+def refuse_too_many(started: Processes) -> None:
+    """Raise BusyError while MAX_PROCESSES run."""
+    if started.num_alive() >= MAX_PROCESSES:
+        raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """One export: `dtype` None is that of the scored weights; `destination` lies below the export root, None with the run."""
@@ -83,8 +89,7 @@ class Exports:
             target = self.target(run, order)
             if order.destination and "://" not in target and Path(target).exists():
                 raise BusyError(Problem(thing=f"destination {order.destination!r}", cause="holds something else already", remedy="Give another one"))
-            if self._processes.num_alive() >= MAX_PROCESSES:
-                raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+            refuse_too_many(self._processes)
             _write_whole(self._record(run, order.id), json.dumps(asdict(order)))
             self._processes.start(f"{run.id}/{order.id}", processes.as_python([*self.words(run, order), "--json"]), self._log(run, order.id), self._store.root)
         return self.document(run, order.id)

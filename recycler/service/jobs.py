@@ -11,7 +11,7 @@ from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.job import JobSpec, read_job
 from recycler.service import processes
 from recycler.service.documents import finite, objectives_document
-from recycler.service.exports import MAX_PROCESSES, BusyError, Exports
+from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
@@ -126,8 +126,7 @@ class Jobs:
             raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver that this service may stop", remedy="It has ended, or runs on another machine or as another user"))
 
     def _check_room(self) -> None:
-        if self.processes.num_alive() >= MAX_PROCESSES:
-            raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+        refuse_too_many(self.processes)
 
 
 def _without_folder(problem: Problem, folder: str) -> Problem:

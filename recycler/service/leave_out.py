@@ -29,8 +29,7 @@ def leave_out_document(snapshot: Snapshot, surrogate: Surrogate | str) -> dict[s
 def _member(snapshot: Snapshot, loss: Loss) -> dict[str, Any]:
     like = next(trial.recipe for trial in snapshot.trials if trial.state == "SCORED" and len(trial.recipe.weights) == len(loss.remaining) and trial.recipe.members == snapshot.pool.names)
     recipe = replace(like, weights=loss.remaining)
-    checkpoints = (*snapshot.pool.members, *([snapshot.pool.base] if snapshot.pool.base else []))
     return {"name": loss.member, "loss": finite(loss.hypervolume), "low": finite(loss.low), "high": finite(loss.high), "try": {
         "weights": {group.name: dict(zip(recipe.members, row, strict=True)) for group, row in zip(recipe.groups, recipe.weights, strict=True)},
         "predicted": {name: {"value": finite(value), "stderr": finite(stderr)} for name, (value, stderr) in loss.predicted.items()},
-        "recipe": recipe_to_yaml(recipe, {checkpoint.name: checkpoint.location for checkpoint in checkpoints})}}
+        "recipe": recipe_to_yaml(recipe, {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints})}}

@@ -158,8 +158,7 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         trial = snapshot.trial(number)
         order = Order(trial=number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
         told, chosen = jobs.exports.preview(run, order, trial), order.recipe(trial)
-        checkpoints = (*snapshot.pool.members, *([snapshot.pool.base] if snapshot.pool.base else []))
-        text = recipe_to_yaml(chosen, {checkpoint.name: checkpoint.location for checkpoint in checkpoints})
+        text = recipe_to_yaml(chosen, {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints})
         return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(told["title"], snapshot.pool, chosen, trial, text), **told})
 
     @router.get("/jobs/{job}/compare", summary="2 to 4 trials: paired differences to the first with standard errors, and flipped items with both outputs")
