@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from recycler.cli import main
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import fold_adapter
@@ -108,3 +109,15 @@ def test_wrong_shapes_and_places_are_refused(base, tmp_path):
     path.unlink()
     with pytest.raises(UsageError, match="pickles"):
         fold_adapter(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_adapters_that_give_the_same_weights_are_named(base, tmp_path, capsys):
+    """Whatever their files hold: a copy, and factors of zero, which leave the base as it is."""
+    make_adapter(base, tmp_path / "math")
+    for name in ("again", "zero"):
+        shutil.copytree(tmp_path / "math", tmp_path / name)
+    factors = load_file(tmp_path / "zero/adapter_model.safetensors")
+    save_file({name: torch.zeros_like(factor) for name, factor in factors.items()}, tmp_path / "zero/adapter_model.safetensors")
+    assert main(["fold", str(base), *(str(tmp_path / name) for name in ("math", "again", "zero")), "--to", str(tmp_path / "pool")]) == 0
+    said = capsys.readouterr()
+    assert "'again': has the same weights as 'math'" in said.err and "'zero': has the weights of the base" in said.err and len(said.out.split()) == 3

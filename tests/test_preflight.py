@@ -197,6 +197,22 @@ def test_duplicates_are_refused_whatever_their_shards_and_named_by_digest(tmp_pa
     assert dict(report.digests)["one"] == dict(report.digests)["two"] and "three" not in dict(report.digests)
 
 
+@pytest.mark.parametrize("digests", [True, False])
+def test_inspect_says_which_checkpoints_are_the_same_weights(tmp_path, digests):
+    """By name, however they are sharded, whether or not everything is read; and a member that is the base is told too."""
+    arrays = model_arrays()
+    write_checkpoint(tmp_path / "one", arrays)
+    write_sharded(tmp_path / "two")
+    write_checkpoint(tmp_path / "three", model_arrays(5, near=arrays, scale=1e-3))
+    members = [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
+    found = inspect_pool(open_pool(members), digests=digests)
+    assert found["identical"] == [["one", "two"]] and [finding["check"] for finding in found["findings"]] == ["duplicates"]
+    assert "'two' has the same weights as 'one'" in inspect_table(found)
+    with_base = inspect_pool(open_pool(members[1:], members[0]), digests=digests)
+    assert with_base["identical"] == [["base", "two"]] and "'two' has the weights of the base" in inspect_table(with_base)
+    assert inspect_pool(open_pool(members[1:]), digests=digests)["identical"] == []
+
+
 def test_a_member_that_differs_in_one_bit_is_no_duplicate(tmp_path):
     large = {**SHAPES, "model.embed_tokens.weight": (12, 8), "model.layers.0.big": (256, 64)}
     arrays = model_arrays(shapes=large)

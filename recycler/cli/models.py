@@ -60,12 +60,16 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def fold(arguments: argparse.Namespace) -> None:
     """recycler fold BASE ADAPTER... --to DIR."""
+    from recycler.pool.catalog import open_pool
     from recycler.pool.fold import fold_adapter
+    from recycler.pool.scan import duplicate_findings
 
-    for adapter in map(Path, arguments.adapters):
-        out = Path(arguments.to) / adapter.resolve().name
+    folded = [Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)]
+    for adapter, out in zip(map(Path, arguments.adapters), folded, strict=True):
         fold_adapter(Path(arguments.base), adapter, out)
         print(out)
+    for finding in duplicate_findings(open_pool(folded, arguments.base), level="warn")[0]:
+        print(f"recycler: {finding.problem}", file=sys.stderr)
 
 
 def pack(arguments: argparse.Namespace) -> None:

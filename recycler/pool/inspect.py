@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from recycler.pool.agreement import compare, rope_of, soundness
 from recycler.pool.deltas import DeltaProfile, MemberDelta, delta_findings, delta_profile
 from recycler.pool.headers import DTYPE_BYTES
 from recycler.pool.preflight import DEFAULT_OPTIONS
-from recycler.pool.scan import checkpoint_digest
+from recycler.pool.scan import checkpoint_digests, duplicate_findings
 from recycler.types import Checkpoint, Pool
 
 SCHEMA_VERSION = 1
@@ -19,20 +20,26 @@ _BAR_WIDTH = 40
 
 
 def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> dict[str, Any]:
-    """The pool as plain data with `schema_version`: checkpoints, what does not fit, and with `deltas` how far each is from the base.
+    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what does not fit, and with
+    `deltas` how far each is from the base.
 
-    `digests` reads every byte once; without it, headers only. Without a base, deltas are to the first member. Problems do
+    `digests` reads every byte once; without it, headers and a few hundred bytes a tensor, and all of those alone that agree in
+    them. Without a base, deltas are to the first member. Problems do
     not raise: they are listed, as `recycler run` would refuse them. Raises UnsafeInputError for files that cannot be read.
     """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     findings = [finding for checkpoint in checkpoints for finding in soundness(checkpoint)] + compare(pool)
+    made = checkpoint_digests(checkpoints) if digests else {}
+    duplicates, found = duplicate_findings(pool, known=made)
+    findings += duplicates
     profile = delta_profile(pool) if deltas else None
     if profile is not None:
         findings += delta_findings(pool, profile, "linear", DEFAULT_OPTIONS)
     return {
         "schema_version": SCHEMA_VERSION,
         "base": pool.base.name if pool.base else None,
-        "checkpoints": [_checkpoint(checkpoint, digests=digests) for checkpoint in checkpoints],
+        "checkpoints": [_checkpoint(checkpoint, made.get(checkpoint.name)) for checkpoint in checkpoints],
+        "identical": _identical(found),
         "findings": [{"check": finding.check, "level": finding.level, "thing": finding.problem.thing, "cause": finding.problem.cause, "remedy": finding.problem.remedy} for finding in findings],
         "deltas": _deltas(profile) if profile else None,
     }
@@ -52,7 +59,15 @@ def inspect_table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checkpoint(checkpoint: Checkpoint, *, digests: bool) -> dict[str, Any]:
+def _identical(digests: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Names that have one digest together, two or more each."""
+    groups: dict[str, list[str]] = {}
+    for name, digest in digests:
+        groups.setdefault(digest, []).append(name)
+    return sorted(names for names in groups.values() if len(names) > 1)
+
+
+def _checkpoint(checkpoint: Checkpoint, weights_digest: str | None) -> dict[str, Any]:
     dtypes = Counter()
     for info in checkpoint.tensors.values():
         dtypes[info.dtype] += info.num_bytes
@@ -60,7 +75,7 @@ def _checkpoint(checkpoint: Checkpoint, *, digests: bool) -> dict[str, Any]:
         "name": checkpoint.name, "location": checkpoint.location, "num_tensors": len(checkpoint.tensors),
         "num_parameters": sum(math.prod(info.shape) for info in checkpoint.tensors.values()), "num_bytes": checkpoint.num_bytes,
         "dtypes": [name for name, _ in dtypes.most_common()], "bytes_per_element": {name: DTYPE_BYTES[name] for name in dtypes},
-        "num_shards": len({info.file for info in checkpoint.tensors.values()}), "weights_digest": checkpoint_digest(checkpoint) if digests else None,
+        "num_shards": len({info.file for info in checkpoint.tensors.values()}), "weights_digest": weights_digest,
         "config": {name: checkpoint.config.get(name) for name in _FACTS}, "rope": rope_of(checkpoint.config),
     }
 

@@ -7,8 +7,9 @@ error and not a SIGBUS.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -104,8 +105,14 @@ def _head(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------- duplicates
 
-def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse") -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
-    """Members with identical weights, and the digests that had to be made to know it.
+def checkpoint_digests(checkpoints: Sequence[Checkpoint], threads: int = 2) -> dict[str, str]:
+    """Digest of each by name. Reads every byte once."""
+    with ThreadPoolExecutor(threads) as threads_pool:
+        return dict(zip((checkpoint.name for checkpoint in checkpoints), threads_pool.map(checkpoint_digest, checkpoints), strict=True))
+
+
+def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse", known: Mapping[str, str] = MappingProxyType({})) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
+    """Members with identical weights, and the digests that had to be made to know it; those in `known` are made already.
 
     A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full.
     """
@@ -116,7 +123,7 @@ def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse
     for alike in by_sample.values():
         first: dict[str, Checkpoint] = {}
         for checkpoint in alike if len(alike) > 1 else ():
-            digests[checkpoint.name] = digest = checkpoint_digest(checkpoint)
+            digests[checkpoint.name] = digest = known.get(checkpoint.name) or checkpoint_digest(checkpoint)
             original = first.setdefault(digest, checkpoint)
             if original is pool.base and checkpoint is not original:
                 findings.append(warn("duplicates", checkpoint, "has the weights of the base: its delta is zero", "It can only dilute a merge; leave it out"))
