@@ -23,14 +23,15 @@ class Strict(BaseModel):
 
 
 Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Place = Annotated[str, Field(min_length=1)]  # a path, a glob, a URL or a shipped name; an empty path would mean the job file's own folder
 
 
 class PoolSpec(Strict):
-    """Where the checkpoints are. `pool: runs/*` and `pool: [a, b]` are short for `pool: {members: ...}`."""
+    """Where the checkpoints are. `pool: runs/*` and `pool: [a, b]` are short for `pool: {members: [...]}`."""
 
-    members: list[str] = Field(min_length=1)
+    members: list[Place] = Field(min_length=1)
     """Folders, globs of folders, or folders that hold checkpoint folders; relative to the job file."""
-    base: str | None = None
+    base: Place | None = None
     """The checkpoint that the members were trained from. With it, weights act on deltas and their sum is searched too."""
     duplicates: Literal["refuse", "allow"] = "refuse"
     """What to do about members with identical weights."""
@@ -116,9 +117,9 @@ class JobSpec(Strict):
     pool: PoolSpec
     method: str = "linear"
     """One of recycler.merge.MERGE_METHODS."""
-    space: str = "search_spaces/global.yaml"
+    space: Place = "search_spaces/global.yaml"
     """A search space: a path relative to the job file, or one that ships with recycler."""
-    suites: list[str] = Field(min_length=1)
+    suites: list[Place] = Field(min_length=1)
     """Names from eval_suites/, paths relative to the job file, or lm_eval:TASK."""
     objectives: list[ObjectiveSpec] = Field(min_length=2, max_length=8)
     """Two or more."""
@@ -127,7 +128,7 @@ class JobSpec(Strict):
     budget: BudgetSpec
     sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
-    earlier: list[str] = []
+    earlier: list[Place] = []
     """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of a database."""
     allow_benchmark_tests: bool = False
     """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""
@@ -142,8 +143,6 @@ class JobSpec(Strict):
             data["pool"] = {"members": [data["pool"]]}
         elif isinstance(data.get("pool"), list):
             data["pool"] = {"members": data["pool"]}
-        elif isinstance(data.get("pool"), dict) and isinstance(data["pool"].get("members"), str):
-            data["pool"] = {**data["pool"], "members": [data["pool"]["members"]]}
         if isinstance(data.get("engine"), str):
             data["engine"] = {"name": data["engine"]}
         return data

@@ -1,6 +1,7 @@
 """Strict YAML: every key known, every mistake told at once with its file and line.
 
-Duplicate keys, anchors and aliases are refused: the first hides a mistake, the others let a small file become a large one.
+Duplicate keys, anchors, aliases and tags are refused: the first hides a mistake, the next two let a small file become a large
+one, and a tag asks for a type that nothing here makes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class YamlDocument:
 
 
 def load_yaml(path: Path | str, text: str | None = None) -> YamlDocument:
-    """Read one YAML document. Raises UsageError with file:line for syntax, duplicate keys, anchors, depth and size."""
+    """Read one YAML document. Raises UsageError with file:line for syntax, duplicate keys, anchors, tags, depth and size."""
     path = Path(path)
     if text is None:
         text = _read(path)
@@ -48,6 +49,8 @@ def load_yaml(path: Path | str, text: str | None = None) -> YamlDocument:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise _refusal(path, event.start_mark.line + 1, "uses an anchor or alias", "Write the value out")
+            if getattr(event, "tag", None):
+                raise _refusal(path, event.start_mark.line + 1, f"uses the tag {_short(event.tag)}", "Write the plain value; text goes in quotes")
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -86,6 +89,11 @@ def _refusal(path: Path, line: int, cause: str, remedy: str) -> UsageError:
     return UsageError(Problem(thing=path.name, cause=cause, remedy=remedy, where=f"{path}:{line}"))
 
 
+def _short(tag: str) -> str:
+    """A tag as it is commonly written: !!set, not tag:yaml.org,2002:set."""
+    return tag.replace("tag:yaml.org,2002:", "!!")[:80]
+
+
 def _plain(path: Path, node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(key_path, line)
@@ -120,6 +128,8 @@ def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str,
     if entry["type"] == "missing":
         return Problem(thing=f"key {name!r}", cause="missing", remedy=f"Add {key_path[-1]}: ...", where=where)
     shown = repr(entry.get("input"))
+    if entry["type"] == "list_type":
+        return Problem(thing=f"key {name!r}", cause=f"is no list but {shown[:80]}", remedy="Write a list, of one entry too: [...]", where=where)
     return Problem(thing=f"key {name!r}", cause=f"{entry['msg'].removeprefix('Value error, ')[0].lower()}{entry['msg'].removeprefix('Value error, ')[1:]}",
                    remedy=f"It is {shown if len(shown) < 80 else shown[:77] + '...'} now", where=where)
 
