@@ -32,10 +32,10 @@ from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import Gram, SimplexProposer
+from recycler.started import COPY, STARTED
 from recycler.types import Checkpoint, Objective, Pool, Trial
 from recycler.wholefolder import make_folder
 
-STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with, for a door that starts it again
 OUTLOOK_EVERY = 10  # proposed merges, between two looks at what more of them would bring
 MakeWorkers = Callable[[Work, int], Workers]
 
@@ -59,8 +59,8 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         if bundle:
             ledger.keep_files(bundle.files)
         ledger.retry_system_failures()
-        if not (run_folder / "job.yaml").exists():
-            shutil.copyfile(job_path, run_folder / "job.yaml")
+        if not (run_folder / COPY).exists():
+            shutil.copyfile(job_path, run_folder / COPY)
         (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
         prepared = _with_earlier(prepared, ledger, job_path.parent)
         started(prepared, ledger.trials())

@@ -2,13 +2,14 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded
 
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.pool.catalog import open_checkpoint, open_pool
+from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_list
 from recycler.pool.deltas import delta_gram, delta_profile
 from recycler.pool.inspect import inspect_pool, inspect_table
 from recycler.pool.preflight import CHECKS, check_pool
@@ -354,6 +355,18 @@ def test_names_are_short_where_they_can_be(tmp_path):
         write_checkpoint(tmp_path / name)
     assert open_pool([tmp_path / "run-a", tmp_path / "run-b"]).names == ("run-a-step-1", "run-b-step-1", "step-2")
     assert open_pool([tmp_path / "base", tmp_path / "run-b/step-2"]).names == (f"{tmp_path.name}-base", "step-2")
+
+
+@pytest.mark.parametrize("entry, place", [("pool", "pool/new"), ("pool/*", "pool/new"), ("pool/n*", "pool/new"), ("pool/a*", "pool/new"), ("*", "pool/new"), ("pool/a", "pool/new"), ("pool", "new"), ("pool", "pool/deep/new"),
+                                          ("pool/../pool", "pool/new"), ("pool", "pool/a/../new"), ("link", "pool/new"), ("link/*", "pool/new"), ("pool", "link/new"), ("pool/[mn]ew", "pool/new"), ("pool/*", "pool/.new")])
+def test_what_an_entry_would_list_is_what_it_lists_then(tmp_path, entry, place):
+    write_checkpoint(tmp_path / "pool/a")
+    (tmp_path / "link").symlink_to("pool")
+    said = would_list(str(tmp_path / entry), str(tmp_path / place))
+    before = {str(Path(found).resolve()) for found in _expand(str(tmp_path / entry))}
+    write_checkpoint(tmp_path / place)
+    after = {str(Path(found).resolve()) for found in _expand(str(tmp_path / entry))}
+    assert said == (after != before)
 
 
 def test_inspect_is_one_json_document_and_a_table(tmp_path):

@@ -331,6 +331,26 @@ def test_the_export_root_is_a_folder_apart(root, tmp_path):
             create_app(root, token=None, export_place=place)
 
 
+def test_an_export_does_not_become_a_member_of_its_own_pool(tmp_path, capsys):
+    """Neither by the command line nor by the service; beside members that the job names one by one it may lie."""
+    import yaml
+
+    folder = make_run(tmp_path / "runs", merges=1, checkpoints=True)
+    pool = tmp_path / "runs/pool"
+    client = client_of(tmp_path / "runs", export_place=str(pool))
+    for entries, listed in (([], True), (["runs/pool"], True), (["runs/pool/*"], True), ([f"runs/pool/{name}" for name in NAMES], False)):
+        if entries:
+            (tmp_path / "job.yaml").write_text(yaml.safe_dump({"version": 1, "pool": entries, "suites": ["demo"], "budget": {"trials": 1}, "objectives": [{"suite": "demo", "metric": name, "direction": "maximize"} for name in "ab"]}))
+            (folder / "started.json").write_text(json.dumps({"job": str(tmp_path / "job.yaml"), "data": []}))
+        assert main(["export", str(folder), "--trial", "0", "--to", str(pool / "again")]) == (2 if listed else 0)
+        answer = client.post(f"{API}/jobs/demo/export", json={"trial": "0", "destination": "other"})
+        assert answer.status_code == (422 if listed else 202) and (pool / "again").exists() != listed
+        if listed:
+            assert "one more of them" in capsys.readouterr().err and "one more of them" in answer.json()["problems"][0]["cause"]
+            assert not (pool / "other").exists() and client.get(f"{API}/jobs/demo/exports").json()["exports"] == []
+    assert finished_export(client, answer.json()["id"])["state"] == "done"
+
+
 @pytest.mark.ray
 def test_a_real_job_from_submit_to_export(sound, tmp_path):  # noqa: F811
     import yaml

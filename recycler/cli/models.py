@@ -12,9 +12,11 @@ from pathlib import Path
 def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
     from recycler.export.export import export_to
+    from recycler.export.place import refuse_in_pool
     from recycler.report import choose
     from recycler.run import open_front, open_pool_of
 
+    refuse_in_pool(arguments.run, arguments.to)
     trial = choose(open_front(arguments.run), arguments.trial)
     recipe = replace(trial.recipe, dtype=arguments.dtype or trial.recipe.dtype)
     done = export_to(recipe, open_pool_of(arguments.run), arguments.to, trial=trial, max_shard_bytes=arguments.max_shard_bytes)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,27 @@ def _expand(pattern: str) -> list[str]:
         elif path.is_dir():
             folders += [str(child) for child in sorted(path.iterdir()) if (child / "config.json").is_file()]
     return folders
+
+
+def would_list(entry: str, place: str) -> bool:
+    """Whether a pool's entry finds a checkpoint that is written to `place`, or is itself a checkpoint around it. Names alone are looked at."""
+    entry_url, url = remote_url(entry), remote_url(place)
+    if entry_url is not None or url is not None:
+        return entry_url is not None and url is not None and entry_url.rstrip("/") in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0])
+    path = Path(local_path(place)).resolve()
+    return any(_matches(Path(os.path.abspath(local_path(entry))).parts, one.parts) for one in (path, path.parent))
+
+
+def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether a glob finds a resolved path; links in the part of it that is no pattern are followed."""
+    plain = next((index for index, part in enumerate(pattern) if glob.has_magic(part)), len(pattern))
+    whole = (*Path(*pattern[:plain]).resolve().parts, *pattern[plain:])
+    return len(whole) == len(parts) and all(_matches_part(part, wanted) for part, wanted in zip(parts, whole, strict=True))
+
+
+def _matches_part(part: str, wanted: str) -> bool:
+    """As `glob` does: a pattern finds no name with a leading dot unless it has one."""
+    return part == wanted if not glob.has_magic(wanted) else fnmatchcase(part, wanted) and (wanted[0] == "." or part[0] != ".")
 
 
 def _named(places: Sequence[str]) -> list[tuple[str, str]]:

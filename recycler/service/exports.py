@@ -14,6 +14,7 @@ from typing import Any
 from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
+from recycler.export.place import refuse_in_pool
 from recycler.report import choose
 from recycler.service import processes
 from recycler.service.processes import Processes
@@ -62,10 +63,10 @@ class Exports:
         self.place = _checked_place(place, store.root) if place else None
 
     def order(self, run: Run, which: str, dtype: str | None, destination: str | None) -> tuple[Order, Trial]:
-        """What is asked for: `which` is a number, knee or best:OBJECTIVE. Raises UsageError and NotFoundError."""
+        """What is asked for: `which` is a number, knee or best:OBJECTIVE. Raises UsageError, for a place in the run's own pool too, and NotFoundError."""
         trial = choose(self._store.snapshot(run).front, which)
         order = Order(trial=trial.number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
-        self.target(run, order)
+        refuse_in_pool(run.named, self.target(run, order))
         return order, trial
 
     def target(self, run: Run, order: Order) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from recycler.errors import RecyclerError
 from recycler.job import read_job
-from recycler.run import STARTED
 from recycler.service.store import Run, Snapshot
+from recycler.started import STARTED
 
 LOG = "driver.log"
 LOCK = "driver.lock"

@@ -1,0 +1,47 @@
+"""The job that a run was started with, as its folder remembers it: for doors that start it again, export from it or vary it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from recycler.errors import UsageError
+from recycler.job import JobSpec, read_job
+from recycler.yamls import YamlDocument
+
+STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with
+COPY = "job.yaml"  # in a run folder: the job file as it was at the first start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A job, the document it was read from, the folder that its relative paths are meant from, and the data folders given besides."""
+
+    job: JobSpec
+    document: YamlDocument
+    folder: Path
+    data: tuple[Path, ...]
+
+    def beside(self, place: str) -> str:
+        """A path of the job file as it is meant from anywhere; URLs stay as they are."""
+        return place if "://" in place else str(self.folder / place)
+
+
+def read_started(run_folder: Path) -> Started | None:
+    """What a run was last started with: from its job file, or from the copy where that has gone or is no job any more.
+
+    None for a run that is driven elsewhere, or was made by hand.
+    """
+    try:
+        told = json.loads((run_folder / STARTED).read_text())
+        path, data = Path(told["job"]), tuple(map(Path, told["data"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    for source in (path, run_folder / COPY):
+        try:
+            job, document = read_job(source)
+        except UsageError:
+            continue
+        return Started(job=job, document=document, folder=path.parent, data=data)
+    return None
