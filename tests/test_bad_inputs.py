@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from recycler.cli import main
+from recycler.cli import build_parser, main
 from recycler.testing import make_pico_pool
 
 SUITE = {"version": 1, "tasks": {"echo": {"data": "echo.jsonl", "prompt": "{q} = ", "answer": "{a}", "max_new_tokens": 4, "search": {"rows": [0, 5]}, "holdout": {"rows": [5, 10]}},
@@ -165,3 +165,23 @@ def test_usage_errors_of_the_command_line_exit_with_2(capsys):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
+
+
+def text_arguments():
+    """Every argument of every command that takes text, as words of a command line in which it alone is empty."""
+    parser = build_parser()
+    for name, command in next(action for action in parser._actions if action.dest == "command").choices.items():
+        texts = [action for action in command._actions if action.nargs != 0 and action.type is None and not action.choices]
+        needed = [word for action in command._actions if action.required for word in [*action.option_strings[:1], next(iter(action.choices or ["x"]))]]
+        for action in texts:
+            if action.option_strings:
+                yield [name, *needed, action.option_strings[0], ""]
+            else:
+                yield [name, *(word for other in command._actions if not other.option_strings and other.nargs != 0 for word in ["" if other is action else next(iter(other.choices or ["x"]))])]
+
+
+@pytest.mark.parametrize("words", text_arguments(), ids=" ".join)
+def test_an_empty_argument_is_refused_by_its_name_and_not_told_as_the_current_folder(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and "the path (or name) is empty" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def _sharing_commands(commands: Commands) -> None:
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name under which browsers may ask; may be given again")
     serve.add_argument("--trusted-proxy", action="append", default=[], metavar="CIDR", help="believe a proxy at this address about who its users are; may be given again")
     serve.add_argument("--user-header", default="X-Forwarded-User", metavar="NAME", help="header in which that proxy names the user (default: X-Forwarded-User)")
-    serve.add_argument("--operators", default="", metavar="A,B", help="users of that proxy who may write; all others may only read")
+    serve.add_argument("--operators", metavar="A,B", help="users of that proxy who may write; all others may only read")
     serve.add_argument("--exports", metavar="DIR|URL", help="where exports may go besides their run folders: a folder, or a prefix of a bucket (s3://...)")
 
 
@@ -210,7 +210,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(commands: Commands, name: str, summary: str, function: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EPILOG)
     parser.set_defaults(function=function)
+    parser.register("type", None, _given)
     return parser
+
+
+def _given(text: str) -> str:
+    """Every argument that is text passes here. An empty one, of a shell variable that is not set, would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path (or name) is empty; the current folder is .")
+    return text
 
 
 def _json_flag(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def serve(arguments: argparse.Namespace) -> None:
     if not root.is_dir():
         raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
     listening = _listen(arguments.host, arguments.port)
-    proxy = trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators) if arguments.trusted_proxy else None
+    proxy = trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators or "") if arguments.trusted_proxy else None
     if arguments.operators and proxy is None:
         raise UsageError(Problem(thing="--operators", cause="names users, and no proxy is trusted to name them", remedy="Add --trusted-proxy ADDRESS"))
     local = proxy is None and arguments.host in LOOPBACK_NAMES and not arguments.allow_host
