@@ -15,7 +15,7 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
-from recycler.report import choose, read_front, read_smoothed
+from recycler.report import choice_document, choose, read_front, read_smoothed
 from recycler.runs import OUTLOOK, open_ledger, read_facts
 from recycler.search.outlook import NEXT, outlook
 from recycler.search.preview import Preview
@@ -68,13 +68,14 @@ def open_preview(run: str | Path) -> dict[str, Any]:
 
 
 def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
-    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good. Raises NotFoundError for too few trials."""
+    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good, and by what it was chosen. Raises NotFoundError for too few trials."""
     with closing(open_ledger(run)) as ledger:
         objectives, pool, dtype = read_facts(ledger)
         trials = ledger.trials()
-        chosen = choose(read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger)), what)
+        front = read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger))
+        chosen = choose(front, what)
         try:
-            return why_document(read_surrogate(ledger, trials, objectives), chosen)
+            return {**why_document(read_surrogate(ledger, trials, objectives), chosen), "chosen": choice_document(front, what)}
         except ValueError as error:
             raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
 

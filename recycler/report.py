@@ -14,7 +14,7 @@ from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
 from recycler.search.baselines import best_member, greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
-from recycler.types import Objective, Pool, Role, Score, Smoothed, Trial
+from recycler.types import Objective, Pool, Recipe, Role, Score, Smoothed, Trial
 
 SCHEMA_VERSION = 1
 BASELINE_KINDS = ("member", "uniform_soup")
@@ -31,6 +31,7 @@ class Front:
 
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
+    alike: tuple[tuple[Trial, ...], ...]  # the same in groups of equal weights, of which the first stands for all
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
     floors_kept: bool  # False where no trial keeps every floor: then `front` is that of all trials
@@ -49,11 +50,29 @@ class Front:
     @property
     def probability(self) -> dict[int, float]:
         """Chance of each scored trial to be non-dominated, its (posterior) scores taken as independent Gaussians, by number."""
-        distinct = [self.trials[index] for index in _first_of_each_recipe(self.trials)]
+        distinct = [alike[0] for alike in self.alike]
         scores = [{score.objective: score for score in self.smoothed.get(trial.number, trial.search)} for trial in distinct]
         stderrs = [[found[objective.name].stderr for objective in self.alive] for found in scores]
         chances = pareto.probability_non_dominated(_best_known(distinct, self.alive, self.smoothed), stderrs, seed=0)
         return {trial.number: round(float(chance), 3) for trial, chance in zip(distinct, chances, strict=True)}
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the trials are called, by number of the first of those with the same weights: all that these are, joined by =."""
+        return {alike[0].number: " = ".join(dict.fromkeys(name for trial in alike for name in self._names_of(trial, trial is alike[0]))) for alike in self.alike}
+
+    def _names_of(self, trial: Trial, is_first: bool) -> list[str]:
+        soup = ["greedy soup"] if self.greedy is not None and trial.number == self.greedy.number else []
+        if trial.kind == "greedy_soup":
+            return soup or ["greedy step"]
+        own = {"member": f"member {trial.label}", "base": "base", "merge": trial.label or ("merge" if is_first else f"merge {trial.number}")}
+        return [own.get(trial.kind, trial.label), *soup]
+
+    @property
+    def baselines(self) -> tuple[Trial, ...]:
+        """Members, soups and base in that order, those with the same weights once."""
+        first = {trial.number: alike[0] for alike in self.alike for trial in alike}
+        return tuple({first[trial.number].number: first[trial.number] for trial in (*self.members, self.uniform, self.greedy, self.base) if trial is not None}.values())
 
     @property
     def finalists(self) -> tuple[Trial, ...]:
@@ -76,7 +95,8 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     members = tuple(trial for trial in scored if trial.kind == "member")
     if not members:
         raise NotFoundError(Problem(thing="front", cause="no member has been scored yet", remedy="Wait for the first trials; recycler status RUN tells how far it is"))
-    distinct = [scored[index] for index in _first_of_each_recipe(scored)]
+    alike = same_weights(scored)
+    distinct = [group[0] for group in alike]
     observed = _non_dominated(distinct, maximized(distinct, objectives))
     alive = [objective for objective in objectives if objective.name not in smoothed.dead]
     lowest = floors(objectives, scored)
@@ -87,7 +107,7 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     member_values = maximized(members, objectives)
     worst = pareto.reference_point(member_values)
     signs = np.array([objective.sign for objective in objectives])
-    return Front(objectives=tuple(objectives), trials=scored, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
+    return Front(objectives=tuple(objectives), trials=scored, alike=alike, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
 
 
@@ -97,6 +117,7 @@ def front_document(front: Front) -> dict[str, Any]:
     baselines += [_entry(trial, kind, front.objectives) for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup")) if trial is not None]
     baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in front.objectives]
     probability = front.probability
+    alike = {group[0].number: [trial.number for trial in group[1:]] for group in front.alike}
     sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -107,7 +128,7 @@ def front_document(front: Front) -> dict[str, Any]:
         "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},
         "num_trials": len(front.trials),
         "knee": knee(front).number,
-        "front": [{**_entry(trial, _kind(trial), front.objectives, front.smoothed), "probability": probability[trial.number]} for trial in front.front],
+        "front": [{**_entry(trial, _kind(trial), front.objectives, front.smoothed), "probability": probability[trial.number], "same_weights": alike[trial.number]} for trial in front.front],
         "picked_by": "posterior" if front.smoothed else "search score",
         "dead_objectives": list(front.smoothed.dead),
         "observed_front": [trial.number for trial in front.observed],
@@ -135,6 +156,19 @@ def choose(front: Front, what: str) -> Trial:
     if found is None:
         raise NotFoundError(Problem(thing=f"trial {what!r}", cause="not a scored trial of this run", remedy="Give a number of `recycler front`, knee, or best:OBJECTIVE"))
     return found
+
+
+def choice_document(front: Front, what: str) -> dict[str, Any]:
+    """The trial that `choose` gives, by what it was chosen, and its scores of both kinds; for best:OBJECTIVE also whose search
+    score is the best, which a lucky one may be."""
+    chosen = choose(front, what)
+    document = {"asked": what, "trial": chosen.number, "by": "number" if what.isdecimal() else "posterior score" if front.smoothed else "search score",
+                "scores": _entry(chosen, "", front.objectives, front.smoothed)["scores"], "best_by_search_score": None}
+    if what.startswith("best:"):
+        objective = next(objective for objective in front.objectives if objective.name == what.removeprefix("best:"))
+        luckiest = front.observed[int(np.argmax(maximized(front.observed, [objective])[:, 0]))]
+        document["best_by_search_score"] = {"trial": luckiest.number, "scores": _entry(luckiest, "", [objective], front.smoothed)["scores"]}
+    return document
 
 
 def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
@@ -169,11 +203,29 @@ def _kind(trial: Trial) -> str:
     return "merge" if trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ") else trial.kind
 
 
-def _first_of_each_recipe(trials: Sequence[Trial]) -> list[int]:
-    seen: dict[Any, int] = {}
-    for index, trial in enumerate(trials):
-        seen.setdefault(trial.recipe, index)
-    return list(seen.values())
+def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
+    """Trials in groups that have the same weights, groups and trials in the order given.
+
+    The same are those of one digest, and those of one recipe: weights to six digits, as spaces give them, and one row where all
+    groups of tensors have the same.
+    """
+    seen: dict[Any, list[Trial]] = {}
+    groups: list[list[Trial]] = []
+    for trial in trials:
+        keys = [_recipe_key(trial.recipe), *([trial.weights_digest] if trial.weights_digest else [])]
+        group = next((seen[key] for key in keys if key in seen), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(trial)
+        for key in keys:
+            seen.setdefault(key, group)
+    return tuple(map(tuple, groups))
+
+
+def _recipe_key(recipe: Recipe) -> tuple[Any, ...]:
+    rows = tuple(tuple(round(weight, 6) for weight in row) for row in recipe.weights)
+    has_groups = len(set(rows)) > 1 or any("@" in name for name, _ in recipe.options)
+    return (recipe.method, recipe.members, recipe.base, recipe.options, recipe.dtype, recipe.seed, *((rows, recipe.groups) if has_groups else (rows[0],)))
 
 
 def _entry(trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = Smoothed()) -> dict[str, Any]:

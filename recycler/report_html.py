@@ -17,7 +17,6 @@ from recycler.types import Objective, Role, Trial
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 620, 380, 70, 52, 14
 MAX_PAIRS, MAX_POINTS, NUM_TICKS = 6, 4_000, 5
-KINDS = {"merge": "merge", "member": "member", "uniform_soup": "uniform soup", "greedy_soup": "greedy step", "base": "base"}
 STYLE = """:root{color-scheme:light dark;--ink:#1c2127;--soft:#59626c;--line:#d5d9dd;--accent:#1159a6;--paper:#fff;--member:#9a5b00}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaec;--soft:#a9b2bb;--line:#3a4148;--accent:#7ab8f5;--paper:#14171a;--member:#f0b25a}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1100px;margin:0 auto;padding:16px}
@@ -47,14 +46,14 @@ def html_report(front: Front, status: dict[str, Any]) -> str:
 
 
 def _front_table(front: Front, chosen: Trial) -> str:
-    probability = front.probability
-    rows = [[f"{trial.number}{' (knee)' if trial is chosen else ''}", KINDS[trial.kind], trial.label, *_figures(trial, front.objectives), f"{probability[trial.number]:.0%}", _weights(trial)] for trial in sorted(front.front, key=lambda trial: trial.number)]
-    return _table(["trial", "kind", "label", *_headings(front.objectives), "on front", "weights"], rows)
+    probability, names = front.probability, front.names
+    rows = [[f"{trial.number}{' (knee)' if trial is chosen else ''}", names[trial.number], *_figures(trial, front.objectives), f"{probability[trial.number]:.0%}", _weights(trial)] for trial in sorted(front.front, key=lambda trial: trial.number)]
+    return _table(["trial", "what", *_headings(front.objectives), "on front", "weights"], rows)
 
 
 def _baseline_table(front: Front) -> str:
-    named = [(f"member {trial.label}", trial) for trial in front.members] + [(name, trial) for name, trial in (("uniform soup", front.uniform), ("greedy soup", front.greedy), ("base", front.base)) if trial is not None]
-    return _table(["trial", "what", *_headings(front.objectives)], [[str(trial.number), name, *_figures(trial, front.objectives)] for name, trial in named])
+    names = front.names
+    return _table(["trial", "what", *_headings(front.objectives)], [[str(trial.number), names[trial.number], *_figures(trial, front.objectives)] for trial in front.baselines])
 
 
 def _volumes(front: Front) -> str:

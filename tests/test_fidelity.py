@@ -39,7 +39,7 @@ class ItemWorkers(FakeWorkers):
         means = {score.objective: score.value for score in fake_scorecard(recipe, role).scores}
         self.asked += [(recipe, item.id) for item in chosen]
         outcomes = tuple(Outcome(item=item.id, values=((KINDS[item.task][0], value(item, recipe, means)),), num_tokens=1) for item in chosen)
-        return Scorecard(role=role, scores=aggregate(chosen, outcomes, OBJECTIVES), outcomes=outcomes, weights_digest="w", engine_fingerprint="fake", num_tokens=len(chosen))
+        return Scorecard(role=role, scores=aggregate(chosen, outcomes, OBJECTIVES), outcomes=outcomes, weights_digest=str(recipe.weights), engine_fingerprint="fake", num_tokens=len(chosen))
 
 
 def value(item, recipe, means):

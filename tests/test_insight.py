@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from recycler.cli import main
 from recycler.errors import NotFoundError
 from recycler.insight import open_preview, open_why, write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
+from recycler.report import SMOOTHED, write_smoothed
 from recycler.search.outlook import expected_gain
 from recycler.search.preview import Preview, tradeoffs
 from recycler.search.simplex_gp import SimplexGP, observations
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate
 from recycler.space import SearchSpace
-from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Trial
+from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 
 # MBPP, GSM8K, IFEval of the sixteen checkpoints of Khalifa et al. 2024
 PAPER = [(58.4, 76.6, 64.1), (54.4, 75.3, 65.7), (63.0, 79.0, 66.6), (63.0, 68.2, 59.0), (64.0, 75.7, 56.5), (60.8, 76.7, 65.7), (58.2, 76.6, 66.9), (63.4, 37.8, 32.1),
@@ -156,6 +158,25 @@ def test_the_two_commands(run, capsys):
     assert found["estimated"] and found["said"][0].startswith(f"Merge {found['trial']} uses ") and len(found["losses"]) == len(NAMES)
     assert main(["why", str(run)]) == 0 and "by the search's model" in capsys.readouterr().out
     assert main(["why", str(run), "--trial", "777"]) == 3
+
+
+def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_best(run, capsys):
+    """The search's end turns the choice from search scores to posterior ones; what is told turns with it."""
+    name = OBJECTIVES[0].name
+    before = open_why(run, f"best:{name}")["chosen"]
+    assert before["by"] == "search score" and before["best_by_search_score"]["trial"] == before["trial"]
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        trials = [trial for trial in ledger.trials() if trial.state == "SCORED"]
+        lucky, true = before["trial"], next(trial.number for trial in reversed(trials) if trial.number != before["trial"])
+        level = {lucky: 0.1, true: 0.99}
+        scores = {trial.number: tuple(replace(score, value=level.get(trial.number, 0.05), stderr=0.01) if score.objective == name else score for score in trial.search) for trial in trials}
+        ledger.set_fact(SMOOTHED, write_smoothed(Smoothed(scores=scores)))
+    after = open_why(run, f"best:{name}")["chosen"]
+    assert after["by"] == "posterior score" and after["trial"] == true and after["scores"][name]["posterior"]["value"] == 0.99
+    assert after["best_by_search_score"]["trial"] == lucky and after["best_by_search_score"]["scores"][name]["posterior"]["value"] == 0.1
+    assert main(["why", str(run), "--trial", f"best:{name}"]) == 0
+    said = capsys.readouterr().out
+    assert f"best:{name} is merge {true}, chosen by posterior score." in said and f"The best search score is merge {lucky}'s" in said and "0.990 ± 0.010" in said
 
 
 def test_runs_that_cannot_say_it_are_told_so(tmp_path):

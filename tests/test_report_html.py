@@ -9,9 +9,13 @@ import pytest
 from service_runs import EVIL, NAMES, OBJECTIVES, make_run
 
 from recycler.cli import main
+from recycler.cli.tables import front_table
+from recycler.report import front_document, read_front
 from recycler.report_html import html_report
 from recycler.run import open_front
 from recycler.runs import open_ledger, read_status
+from recycler.search.baselines import average, fixed_baselines
+from recycler.types import Checkpoint, Group, Objective, Pool, Recipe, Score, Trial
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,27 @@ def test_a_report_shows_the_front_its_baselines_and_every_pair(root):
     assert page.names.count("svg") == 3 and page.names.count("circle") >= 3 * len(front.trials)
     assert all(f"trial {trial.number}:" in text for trial in front.front) and all(name in text for name in NAMES)
     assert report_of(root / "demo") == text
+
+
+def test_the_same_weights_stand_once_with_all_their_names(tmp_path):
+    """However they came about: thirds of a soup and thirds of six digits, one row or equal rows, another recipe of one digest."""
+    pool = Pool(members=tuple(Checkpoint(name=name, location=name, tensors={}, config={}) for name in "abc"), base=None)
+    objectives = (Objective(suite="s", metric="x", direction="maximize"), Objective(suite="s", metric="y", direction="maximize"))
+    recipes = [(plan.kind, plan.label, plan.recipe, "") for plan in fixed_baselines(pool, "bfloat16")]  # a, b, c, uniform
+    two = tuple(Group(name=name, match=name) for name in ("x", ""))
+    third = (0.333333, 0.333333, 0.333333)
+    recipes += [("greedy_soup", "greedy soup: a + b", average(pool, "bfloat16", "ab"), ""), ("merge", "", Recipe(method="linear", members=tuple("abc"), weights=(third, third), groups=two), ""),
+                ("merge", "", Recipe(method="ties", members=tuple("abc"), weights=(third,)), "d"), ("merge", "", Recipe(method="ties", members=tuple("abc"), weights=((0.5, 0.5, 0.5),)), "d"),
+                ("merge", "", Recipe(method="linear", members=tuple("abc"), weights=(third, (0.5, 0.5, 0.0)), groups=two), "")]
+    values = [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (0.7, 0.7), (0.6, 0.6), (0.7, 0.7), (0.8, 0.3), (0.8, 0.3), (0.3, 0.8)]
+    trials = [Trial(number=number, kind=kind, state="SCORED", label=label, recipe=recipe, weights_digest=digest, search=tuple(Score(objective=o.name, value=value, stderr=0.01, n=50) for o, value in zip(objectives, pair, strict=True)))
+              for number, ((kind, label, recipe, digest), pair) in enumerate(zip(recipes, values, strict=True))]
+    front = read_front(trials, objectives, pool, "bfloat16")
+    assert [trial.number for trial in front.front] == [0, 2, 3, 6, 8] and front.greedy.number == 3
+    assert front.names == {0: "member a", 1: "member b", 2: "member c", 3: "uniform soup = greedy soup = merge 5", 4: "greedy step", 6: "merge = merge 7", 8: "merge"}
+    rows = [line.split()[0] for line in front_table(front).splitlines() if line and line.split()[0].isdecimal()]
+    assert rows == ["0", "2", "3", "6", "8", "1"] and [trial.number for trial in front.baselines] == [0, 1, 2, 3]
+    assert {entry["trial"]: entry["same_weights"] for entry in front_document(front)["front"]} == {0: [], 2: [], 3: [5], 6: [7], 8: []}
 
 
 def test_report_writes_one_file(root, tmp_path, capsys):

@@ -10,21 +10,19 @@ from recycler.types import Role, Trial
 
 
 def front_table(front: Front, role: Role = "search") -> str:
-    """Front and baselines, one line a trial: scores with standard errors, chance to be non-dominated, weights; volumes below."""
+    """Front and baselines, one line for the same weights: scores with standard errors, chance to be non-dominated, weights; volumes below."""
     if role == "holdout" and not all(trial.holdout for trial in front.front):
         role = "search"
     names = [objective.name for objective in front.objectives]
     picked = "picked by posterior score" if front.smoothed else "picked by search score"
     rows = [["trial", "what", *names, "on front", "weights"]]
-    chosen, probability = knee(front), front.probability
+    chosen, probability, called = knee(front), front.probability, front.names
     for trial in sorted(front.front, key=lambda trial: trial.number):
         mark = " (knee)" if trial is chosen else ""
-        rows.append([str(trial.number), _name(trial) + mark, *_figures(trial, names, role), f"{probability[trial.number]:.0%}", _weights(trial)])
+        rows.append([str(trial.number), called[trial.number] + mark, *_figures(trial, names, role), f"{probability[trial.number]:.0%}", _weights(trial)])
     rows.append([])
-    baselines = [*front.members, front.uniform, front.greedy, front.base]
-    for trial, label in zip(baselines, [*[None] * len(front.members), "uniform soup", "greedy soup", "base"], strict=True):
-        if trial is not None:
-            rows.append([str(trial.number), label or f"member {trial.label}", *_figures(trial, names, role), "", ""])
+    shown = {trial.number for trial in front.front}  # a baseline that is on the front, or has the weights of one there, is named there
+    rows += [[str(trial.number), called[trial.number], *_figures(trial, names, role), "", ""] for trial in front.baselines if trial.number not in shown]
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
     notice = "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
@@ -52,7 +50,20 @@ def why_text(why: Mapping[str, Any]) -> str:
     lost = [["left out", "front loses", "90 % interval", "used by", "the most balanced merge without it"]]
     lost += [[loss["member"], f"{loss['hypervolume']:.1%}", f"{loss['low']:.0%} to {loss['high']:.0%}", str(loss["used_by"]),
               "; ".join(" ".join(f"{name}={weight:.3g}" for name, weight in zip(why["members"], row, strict=True) if weight) for row in loss["remaining"])] for loss in why["losses"]]
-    return "\n".join([*why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", align(lost)]) + "\n"
+    return "\n".join([*_choice_lines(why["chosen"]), *why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", align(lost)]) + "\n"
+
+
+def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:
+    """Which merge was meant and by what it was chosen; its scores of both kinds, since the one kind may put another first."""
+    kinds = [kind for kind in ("search", "holdout", "posterior") if any(found.get(kind) for found in chosen["scores"].values())]
+    rows = [["score", *(f"{kind} score" for kind in kinds)]]
+    rows += [[name, *("-" if (score := found[kind]) is None else f"{score['value']:.3f} ± {score['stderr']:.3f}" for kind in kinds)] for name, found in chosen["scores"].items()]
+    lines = [f"{chosen['asked']} is merge {chosen['trial']}, chosen by {chosen['by']}."] if chosen["by"] != "number" else []
+    other = chosen["best_by_search_score"]
+    if other and other["trial"] != chosen["trial"]:
+        (found,) = other["scores"].values()
+        lines.append(f"The best search score is merge {other['trial']}'s, {found['search']['value']:.3f} ± {found['search']['stderr']:.3f}" + (f"; all merges together say {found['posterior']['value']:.3f} ± {found['posterior']['stderr']:.3f} of it." if found.get("posterior") else "."))
+    return [*lines, align(rows), ""]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -60,10 +71,6 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[index]) for row in rows if row) for index in range(len(rows[0]))]
     rule = "-" * min(sum(widths[:-1]) + 2 * len(widths) + 10, 120)
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() if row else rule for row in rows)
-
-
-def _name(trial: Trial) -> str:
-    return {"member": f"member {trial.label}", "merge": trial.label or "merge", "greedy_soup": "greedy step"}.get(trial.kind, trial.label)
 
 
 def _figures(trial: Trial, names: Sequence[str], role: Role) -> list[str]:
