@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.types import FLOOR, Objective
@@ -70,8 +70,23 @@ class EngineSpec(Strict):
     """Type of the live and of the exported weights."""
     max_model_len: int | None = Field(default=None, ge=8)
     """Longest prompt plus answer, in tokens. Default: what the suites need."""
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """GPUs of one machine that each vllm engine spreads the model over, for models that one GPU cannot hold."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Engines in parallel: one a GPU, or one a share of the CPU cores."""
+    """Engines in parallel: one on each `tensor_parallel` GPUs, or one a share of the CPU cores."""
+
+    @field_validator("tensor_parallel")
+    @classmethod
+    def _only_vllm_is_parallel(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("name", "vllm") != "vllm":
+            raise ValueError("above 1 needs engine.name: vllm; transformers runs a model on one device")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A job that says nothing of it keeps the digest that its ledger knows from before there was this key."""
+        found = write(self)
+        return {key: value for key, value in found.items() if (key, value) != ("tensor_parallel", 1)}
 
 
 class FidelitySpec(Strict):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recycler.digest import digest
+from recycler.engines import parallel_problems
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
 from recycler.job import JobSpec, read_job
 from recycler.merge import MERGE_METHODS
@@ -99,6 +100,8 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     if pool and job.method in MERGE_METHODS and MERGE_METHODS[job.method].num_members not in (None, len(pool.members)):
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has {len(pool.members)}", remedy="Use another method, or a pool of those two", where=document.where(("method",))))
     report = collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method) if pool and look_inside else None
+    if pool:
+        collector.problems += parallel_problems(pool, job.engine.tensor_parallel, document.where(("engine", "tensor_parallel")))
     space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
     suites = collector.step(_build_suites, job, folder, document, pool, data_folders)
     collector.finish()

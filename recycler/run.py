@@ -183,7 +183,7 @@ def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
 def _work(prepared: PreparedJob) -> Work:
     engine = prepared.job.engine
     return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.objectives,
-                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len()})
+                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {})})
 
 
 def _fidelity(prepared: PreparedJob) -> Fidelity:

@@ -155,15 +155,19 @@ class RayWorkers:
 
 
 def _resources(num_workers: int, work: Work) -> dict:
-    """Ray's options for one worker: one GPU where the cluster has any, else the share of the cores that fits."""
+    """Ray's options for one worker: a GPU for each rank of its engine where the cluster has any, else the share of the cores that fits.
+
+    What an actor asks for is always on one node, and its ranks are processes of its own: so no placement group is needed.
+    """
+    ranks = work.settings.get("tensor_parallel", 1)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     places = [checkpoint.location for checkpoint in work.pool.checkpoints]
-    variables = {"OMP_NUM_THREADS": str(max(1, int(share))), "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"OMP_NUM_THREADS": str(max(1, int(share) // ranks)), "TOKENIZERS_PARALLELISM": "false"}
     if not any(place.startswith("hf://") for place in places):
         variables["HF_HUB_OFFLINE"] = "1"
-    return {**({"num_gpus": 1, "num_cpus": 1} if has_gpus else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
+    return {**({"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
 
 
 def _is_alive(node: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -22,8 +23,22 @@ def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
         raise UsageError(Problem(thing=f"engine {name!r}", cause="unknown", remedy=did_you_mean(name, ENGINES)))
     if find_spec(name) is None:
         raise UsageError(Problem(thing=f"engine {name!r}", cause=f"{name} is not installed", remedy=f"pip install 'recycler[{name}]', or use engine: transformers"))
+    if name != "vllm" and settings.get("tensor_parallel", 1) > 1:
+        raise UsageError(Problem(thing="engine.tensor_parallel", cause=f"{name} runs a model on one device", remedy="Use engine: vllm, or leave tensor_parallel out"))
     module, _, class_name = ENGINES[name].partition(":")
     return getattr(import_module(module), class_name)(pool, **settings)
+
+
+def parallel_problems(pool: Pool, num_ranks: int, where: str = "") -> Iterator[Problem]:
+    """Why the pool's architecture cannot be shared by so many tensor-parallel ranks: each holds whole attention heads, all alike."""
+    config = pool.template.config
+    heads = int(config.get("num_attention_heads") or num_ranks)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    size = int(config.get("intermediate_size") or num_ranks)
+    for count, what, fits in ((heads, "attention heads", heads % num_ranks == 0), (size, "rows of an MLP", size % num_ranks == 0),
+                              (kv_heads, "key/value heads", kv_heads % num_ranks == 0 or num_ranks % kv_heads == 0)):
+        if not fits:
+            yield Problem(thing="engine.tensor_parallel", cause=f"is {num_ranks}, and so many ranks cannot share {count} {what} evenly", remedy="Take another number, 1 in doubt", where=where)
 
 
 def default_engine_name() -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,45 @@ def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Ten
             for name, tensor in merged_tensors(recipe, resident):
                 weights[name].copy_(tensor)
     return model_digest(weights.items())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """A part of a checkpoint's tensor and where it lives: `view`, in an engine's memory, holds `tensor[index]`; all of it where the index is empty."""
+
+    view: Tensor
+    index: tuple[slice, ...] = ()
+
+    def of(self, whole: Tensor) -> Tensor:
+        return whole[self.index]
+
+
+def merge_shards(recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Sequence[Shard]]) -> str:
+    """Write this rank's parts of the merge in place; give the digest of the whole merge, the same on every rank and in an export.
+
+    Each rank does the arithmetic of the whole model and keeps its slices: N ranks take N times the CPU time of one, side by
+    side. A rank that merged its slices alone could not do the methods that rank or mask a whole tensor, nor tell the digest
+    of one. What the digest says is what was written: every part is read back and compared.
+    """
+    def written() -> Iterator[tuple[str, Tensor]]:
+        for name, whole in merged_tensors(recipe, resident):
+            for shard in shards[name]:
+                shard.view.copy_(shard.of(whole))
+                if not same_bits(shard.view, shard.of(whole)):
+                    raise RuntimeError(f"the engine's memory does not hold what was written to it: {name}")
+            yield name, whole
+
+    with torch.no_grad():
+        return model_digest(written())
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors agree in dtype, shape and every bit: NaN equals itself, 0.0 is not -0.0."""
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def check_generate(requests: Sequence[GenerateRequest], limit: int) -> None:

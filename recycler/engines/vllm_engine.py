@@ -2,24 +2,28 @@
 
 Two things are kept from vLLM's freedom. Weights that change under a prefix cache make its old blocks wrong, and vLLM does
 not notice: the cache is reset after every `apply`, which must succeed, and each version of the weights salts its prompts.
-On a CPU, vLLM packs linear weights into private copies after loading; that step is replaced by one that leaves them.
+On a CPU, vLLM packs linear weights into private copies after loading; that step is replaced by one that leaves them
+(`vllm_patches`). With `tensor_parallel` ranks, vLLM runs one process a rank on this machine, and each merges its own part.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recycler.engines import parallel_problems
 from recycler.engines.live import check_generate, check_loglikelihood
-from recycler.engines.vllm_worker import pool_to_json, read_answer
+from recycler.engines.vllm_patches import patch_vllm
+from recycler.engines.vllm_wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
-from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
+from recycler.errors import InfrastructureError, Problem, UsageError, raise_problems
 from recycler.ledger.codec import recipe_to_json
 from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
 
@@ -27,24 +31,39 @@ DEFAULT_MAX_MODEL_LEN = 4096
 WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
 
 
+def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that says so when one of vLLM's processes has died: as RuntimeError, upon which a worker builds a new engine.
+
+    vLLM itself notices within seconds, ends the other ranks, and raises whatever its queues say by then.
+    """
+    @wraps(method)
+    def told(self: VLLMEngine, *arguments: Any, **named: Any) -> Any:
+        try:
+            return method(self, *arguments, **named)
+        except Exception as error:
+            if self._has_died(error):
+                raise RuntimeError(f"a process of vLLM has died, and with it the engine ({error})") from error
+            raise
+
+    return told
+
+
 class VLLMEngine:
     """One `vllm.LLM` over a pool; fills `recycler.engines.port.Engine`."""
 
-    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9):
+    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, tensor_parallel: int = 1, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9):
         self._dtype = dtype
         self._limit, room = _lengths(pool, max_model_len)
         on_cpu = not torch.cuda.is_available()
-        _set_environment(on_cpu, kv_cache_gib)
+        _set_environment(on_cpu, kv_cache_gib, tensor_parallel)
         import vllm
         from vllm.platforms import current_platform
 
-        if on_cpu:
-            _keep_cpu_weights()
-            _count_ranks_at_once()
+        patch_vllm()
         self._llm: Any = _started(
             model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
             worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True,
-            use_tqdm_on_load=False)
+            use_tqdm_on_load=False, **_parallel(pool, tensor_parallel))
         self._version = 0
         self._dirty = ""
         try:
@@ -55,10 +74,12 @@ class VLLMEngine:
         config = self._llm.llm_engine.vllm_config
         self.fingerprint = (
             f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {current_platform.get_device_name() or current_platform.device_type}, context {room}, "
-            f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}")
+            f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}"
+            + (f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""))  # sums are added in another order
 
     # ---------------------------------------------------------------- weights
 
+    @_tells_death
     def apply(self, recipe: Recipe) -> str:
         if recipe.dtype != self._dtype:
             raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
@@ -79,6 +100,7 @@ class VLLMEngine:
 
     # ---------------------------------------------------------------- text
 
+    @_tells_death
     def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
         """All in one submission, those that may grow longest first, so that none of them is left over at the end."""
         self._check_clean()
@@ -122,6 +144,7 @@ class VLLMEngine:
 
     # ---------------------------------------------------------------- likelihood
 
+    @_tells_death
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
         from vllm import SamplingParams
 
@@ -138,6 +161,10 @@ class VLLMEngine:
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
+
+    def _has_died(self, error: Exception) -> bool:
+        in_process = getattr(self._llm and self._llm.llm_engine.engine_core, "engine_core", None)  # on a CPU; else vLLM's client knows
+        return type(error).__name__ == "EngineDeadError" or getattr(in_process and in_process.model_executor, "is_failed", False)
 
     def _live(self) -> Any:
         if self._llm is None:
@@ -191,6 +218,19 @@ def _started(**settings: Any) -> Any:
                                           remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set engine.max_model_len, or use a machine with more free memory; its log names the cause")) from None
 
 
+def _parallel(pool: Pool, num_ranks: int) -> dict[str, Any]:
+    """vLLM's settings for so many ranks. Raises UsageError when they cannot share the model, InfrastructureError when GPUs are missing.
+
+    The ranks are child processes on this machine (`mp`), inside a Ray actor too: Ray has given it all their GPUs already.
+    """
+    if num_ranks == 1:
+        return {}
+    raise_problems(list(parallel_problems(pool, num_ranks)), UsageError)
+    if torch.cuda.is_available() and torch.cuda.device_count() < num_ranks:
+        raise InfrastructureError(Problem(thing="engine.tensor_parallel", cause=f"is {num_ranks}, this worker sees {torch.cuda.device_count()} GPUs", remedy="Lower it, or use a machine with more GPUs"))
+    return {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "mp"}
+
+
 def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
     """The longest request that is taken, and the context vLLM is built with: one more, for the token it insists on."""
     positions = int(pool.template.config.get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN))
@@ -200,38 +240,15 @@ def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
     return limit, min(limit + 1, positions)
 
 
-def _set_environment(on_cpu: bool, kv_cache_gib: int) -> None:
-    """What vLLM reads when it is imported. No network, no telemetry; on a CPU no child process."""
+def _set_environment(on_cpu: bool, kv_cache_gib: int, num_ranks: int) -> None:
+    """What vLLM reads when it is imported. No network, no telemetry; on a CPU no child process but the ranks of more than one.
+
+    Ranks wait for each other in busy loops: with more threads than cores they take a hundred times as long on a CPU.
+    """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:
         settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ.update(settings)
+    if on_cpu and num_ranks > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_ranks)))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-
-
-def _keep_cpu_weights() -> None:
-    """Make vLLM's CPU path compute with the weights it has loaded instead of packed copies that no merge can reach."""
-    try:
-        from vllm.model_executor.layers import utils
-
-        packing = utils.dispatch_cpu_unquantized_gemm
-    except (ImportError, AttributeError) as error:
-        raise UnsafeInputError(Problem(thing="vllm", cause=f"this version keeps CPU weights in an unknown place ({error})", remedy="pip install 'recycler[vllm]', or use engine: transformers")) from None
-
-    def keep(layer: torch.nn.Module, remove_weight: bool) -> None:
-        if layer.weight.is_meta or layer.weight.ndim == 2:
-            layer.cpu_linear = torch.nn.functional.linear
-        else:
-            packing(layer, remove_weight)
-
-    keep.keeps_weights = True  # type: ignore[attr-defined]
-    if not getattr(packing, "keeps_weights", False):
-        utils.dispatch_cpu_unquantized_gemm = keep
-
-
-def _count_ranks_at_once() -> None:
-    """vLLM compiles a one-line count for the ranks of prompt tokens, which we do not read: half a minute per process on a CPU."""
-    from vllm.v1.sample import sampler
-
-    if hasattr(sampler, "batched_count_greater_than"):
-        sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)
