@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from recycler.cluster.ray_workers import _resources
+from recycler.cluster.ray_workers import RayWorkers, _resources
 from recycler.cluster.workers import Work
 from recycler.engines import build_engine, parallel_problems
 from recycler.engines.vllm_shards import check_shards, live_shards
@@ -27,7 +27,7 @@ from recycler.merge.hashing import tensor_bytes
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.tensors import ResidentPool, iterate_tensors
 from recycler.testing import EngineContract, ask, make_pico_pool
-from recycler.types import GenerateRequest, Pool, Recipe
+from recycler.types import GenerateRequest, Item, Objective, Pool, Recipe
 
 needs_vllm = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'")]
 
@@ -244,3 +244,36 @@ class TestQwen2Untied(TwoRanks):
         assert psutil.wait_procs(ranks, timeout=20)[1] == []
         with pytest.raises(RuntimeError, match="closed"):
             self.engine.generate([GenerateRequest(prompt_ids=(5,), max_new_tokens=1)])
+
+
+# ---------------------------------------------------------------- as a worker of a cluster
+
+@pytest.mark.slow
+@pytest.mark.ray
+class TestRay:
+    pytestmark = needs_vllm
+
+    def test_a_worker_whose_rank_dies_is_built_anew_and_no_rank_outlives_its_worker(self, tmp_path):
+        pool = make_pico_pool(tmp_path / "pool")
+        item = Item(id="fake/a/0", suite="fake", task="a", role="search", kind="generate", scorer="exact_match", prompt="p", prompt_ids=(1, 5, 6), gold="x", max_new_tokens=8)
+        work = Work(pool=pool, engine="vllm", items=(item,), objectives=(Objective(suite="fake", task="a", metric="exact_match", direction="maximize"),), settings={"dtype": "bfloat16", "max_model_len": 64, "tensor_parallel": 2})
+        recipe = Recipe(method="linear", members=pool.names, weights=((0.4, 0.3, 0.1),), base="base")
+        workers, seen = RayWorkers(work, num_workers=1), []
+        try:
+            workers.submit(0, recipe, "search")
+            (before,) = workers.wait()
+            seen += self._ranks(workers)
+            seen[1].kill()
+            workers.submit(1, recipe, "search")
+            (after,) = workers.wait()
+            assert before.answer.weights_digest == after.answer.weights_digest and before.answer.outcomes == after.answer.outcomes
+            seen += self._ranks(workers)
+            psutil.Process(*workers.process_ids()).kill()
+            assert len(set(seen)) == 4 and psutil.wait_procs(seen, timeout=30)[1] == []
+        finally:
+            workers.close()
+
+    @staticmethod
+    def _ranks(workers):
+        (actor,) = workers.process_ids()
+        return [process for process in psutil.Process(actor).children(recursive=True) if "Worker_TP" in " ".join(process.cmdline())]

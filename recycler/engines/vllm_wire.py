@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError
+from recycler.errors import InfrastructureError, NotFoundError, Problem, RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import local_path, open_checkpoint, remote_url
 from recycler.types import Pool
 
-KINDS = {kind.__name__: kind for kind in (UsageError, UnsafeInputError)}
+KINDS = {kind.__name__: kind for kind in (UsageError, NotFoundError, UnsafeInputError, InfrastructureError)}
 
 
 def write_answer(work: Callable[[], str]) -> str:
