@@ -52,7 +52,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
     prepared = prepare(job_path, data_folders=data_folders)
     make_folder(run_folder)
     bundle = bundle_job(job_path, data_folders=data_folders) if ledger_url else None
-    with _only_driver(run_folder), closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger:
+    with only_driver(run_folder), closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger:
         ledger.hold()
         _freeze_suites(run_folder / "suites", prepared)
         _check_same_job(ledger, prepared)
@@ -66,7 +66,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         started(prepared, ledger.trials())
         if not _finished(ledger, prepared):
             _search_and_hold_out(prepared, ledger, make_workers, listen, reuse)
-        return _front_of(ledger)
+        return front_of(ledger)
 
 
 def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> PreparedJob:
@@ -78,7 +78,7 @@ def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> Prepar
 
 
 def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener, reuse: Path | None) -> None:
-    workers = make_workers(replace(_work(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers)
+    workers = make_workers(replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers)
     try:
         clock = _Clock(ledger, prepared)
         write_space(ledger, prepared.space, prepared.job.method)
@@ -130,10 +130,11 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
 def open_front(run: str | Path) -> Front:
     """The front of a run as the ledger has it now. Raises NotFoundError when there is no run or nothing scored."""
     with closing(open_ledger(run)) as ledger:
-        return _front_of(ledger)
+        return front_of(ledger)
 
 
-def _front_of(ledger: Ledger) -> Front:
+def front_of(ledger: Ledger) -> Front:
+    """The front as the ledger has it now. Raises NotFoundError where nothing was scored."""
     objectives, pool, dtype = read_facts(ledger)
     return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
 
@@ -180,7 +181,8 @@ def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
             write_frozen(suite, path)
 
 
-def _work(prepared: PreparedJob) -> Work:
+def work_of(prepared: PreparedJob) -> Work:
+    """What the workers of a job are given."""
     engine = prepared.job.engine
     return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.objectives,
                 settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {})})
@@ -222,7 +224,7 @@ def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
 
 
 def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:
-    return ledger.fact("finished") == str(prepared.job.budget.trials)
+    return ledger.fact("finished") == str(prepared.job.budget.trials) and not ledger.counts()["PENDING"]
 
 
 class _Clock:
@@ -247,7 +249,7 @@ class _Clock:
 
 
 @contextmanager
-def _only_driver(run_folder: Path) -> Iterator[None]:
+def only_driver(run_folder: Path) -> Iterator[None]:
     """Hold the run's lock; it falls with the process, however that ends. Raises UsageError when another driver has it."""
     with (run_folder / "driver.lock").open("w") as file:
         try:

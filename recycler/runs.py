@@ -44,7 +44,7 @@ def read_status(ledger: Ledger) -> dict:
 
 def _state(ledger: Ledger) -> str:
     """One line that is true: finished, driven by whom, or why nobody drives it."""
-    if ledger.fact("finished") is not None:
+    if ledger.fact("finished") is not None and not ledger.counts()["PENDING"]:
         return "finished"
     holder = ledger.holder()
     if holder is None:

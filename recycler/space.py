@@ -128,11 +128,14 @@ def read_space(path: Path) -> tuple[SpaceSpec, YamlDocument]:
 
 
 def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], num_layers: int, has_base: bool,
-            method_options: Mapping[str, object]) -> SearchSpace:
-    """The space over these members. Raises UsageError naming members or options that do not exist and impossible sums."""
+            method_options: Mapping[str, object], left_out: Sequence[str] = ()) -> SearchSpace:
+    """The space over these members; limits of members that the job has `left_out` say nothing.
+
+    Raises UsageError naming members or options that do not exist and impossible sums.
+    """
     problems = []
     for name in spec.members:
-        if name not in members:
+        if name not in members and name not in left_out:
             problems.append(Problem(thing=f"member {name!r}", cause="not in the pool", remedy=did_you_mean(name, members), where=document.where(("members", name))))
     for name in spec.options:
         bare, at, group = name.partition("@")
@@ -162,7 +165,12 @@ def _groups(spec: SpaceSpec, num_layers: int) -> tuple[Group, ...]:
         return MODULE_GROUPS
     if isinstance(spec.groups, list):
         return tuple(Group(name=name, match=match) for entry in spec.groups for name, match in entry.items())
-    edges = [round(block * num_layers / spec.groups.layer_blocks) for block in range(spec.groups.layer_blocks + 1)]
+    return layer_groups(num_layers, spec.groups.layer_blocks)
+
+
+def layer_groups(num_layers: int, num_blocks: int) -> tuple[Group, ...]:
+    """Blocks of consecutive layers; embeddings go with the first, final norm and head with the last."""
+    edges = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
     blocks = [Group(name=f"layers-{first}-{last - 1}", match=rf"(^|\.)(layers|h|blocks)\.({'|'.join(map(str, range(first, last)))})\.")
               for first, last in zip(edges, edges[1:])]
     embeddings = rf"{MODULE_GROUPS[0].match.replace('|lm_head', '').replace('|embed_out', '')}"

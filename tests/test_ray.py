@@ -79,12 +79,12 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
     """The actor dies in mid-trial: the trial is retried on a new actor and comes back with its real scores."""
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.prepare import prepare
-    from recycler.run import _work
+    from recycler.run import work_of
     from recycler.search.baselines import blend
 
     prepared = prepare(write_job(sound, tmp_path / "job", 2))
     recipe = blend(prepared.pool, "bfloat16", {"m1": 1.0})
-    workers = RayWorkers(_work(prepared), num_workers=1)
+    workers = RayWorkers(work_of(prepared), num_workers=1)
     try:
         workers.submit(0, recipe, "search")
         workers.wait()

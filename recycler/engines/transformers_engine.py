@@ -143,6 +143,28 @@ class TransformersEngine:
                 found[index] = _likelihood(logits[place, last - count:last].float(), ids[place, last - count + 1:last + 1])
         return [found[index] for index in range(len(requests))]
 
+    def loss_slopes(self, requests: Sequence[LoglikelihoodRequest], shares: Sequence[float]) -> tuple[list[float], dict[str, Tensor]]:
+        """-log p of each continuation, and the gradient of their sum weighted by `shares`, by every live weight, under the
+        checkpoint's names; of weights that are tied under the first name alone, whose slope has that of both."""
+        self._check_clean()
+        check_loglikelihood(requests, self._max_model_len)
+        losses = [0.0] * len(requests)
+        lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
+        room = min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0]) // 8  # activations stay for the way back
+        try:
+            for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
+                ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
+                logits, total = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits, 0.0
+                for place, index in enumerate(batch):
+                    last, count = lengths[index] - 1, len(requests[index].continuation_ids)
+                    loss = torch.nn.functional.cross_entropy(logits[place, last - count:last].float(), ids[place, last - count + 1:last + 1], reduction="sum")
+                    losses[index], total = loss.item(), total + shares[index] * loss
+                total.backward()
+            first = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
+            return losses, {name: self._weights[name].grad for name in first.values() if self._weights[name].grad is not None}
+        finally:
+            self._model.zero_grad(set_to_none=True)
+
     # ---------------------------------------------------------------- plumbing
 
     def close(self) -> None:
