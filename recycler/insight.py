@@ -80,6 +80,12 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
             raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
 
 
+def open_surrogate(run: str | Path) -> Surrogate:
+    """The search's model over a run's trials. Raises ValueError for too few of them."""
+    with closing(open_ledger(run)) as ledger:
+        return read_surrogate(ledger, ledger.trials(), read_facts(ledger)[0])
+
+
 def read_surrogate(ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Surrogate:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     stored, gram = ledger.fact(SPACE), ledger.fact("gram")

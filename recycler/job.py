@@ -35,6 +35,8 @@ class PoolSpec(Strict):
     """The checkpoint that the members were trained from. With it, weights act on deltas and their sum is searched too."""
     duplicates: Literal["refuse", "allow"] = "refuse"
     """What to do about members with identical weights."""
+    without: list[Place] = []
+    """Members to leave out, by name. With the whole pool's run under `earlier`, what it found without them counts at no cost."""
 
 
 class ObjectiveSpec(Strict):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from recycler.digest import digest
 from recycler.engines import parallel_problems
-from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
+from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean, raise_problems
 from recycler.job import JobSpec, read_job
 from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_pool, remote_url
@@ -49,7 +49,7 @@ class PreparedJob:
     def facts(self) -> dict[str, str]:
         """What must not change between two sittings of one run, as digests by name."""
         pool = {checkpoint.name: [(tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()] for checkpoint in self.pool.checkpoints}
-        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "earlier": True})
+        identity = self.job.model_dump(exclude={"budget": True, "engine": {"workers"}, "earlier": True, "pool": {"without"}})  # who is left out is told by the pool
         return {"job": digest(identity), "pool": digest(pool), "space": digest(self.space), **{f"suite {suite.name}": suite.digest for suite in self.suites}, **object_versions(self.pool)}
 
     def max_model_len(self) -> int:
@@ -119,9 +119,11 @@ def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:
     except RecyclerError as error:
         where = document.where(("pool", "members")) if ("pool", "members") in document.lines else document.where(("pool",))
         raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
-    pool = Pool(members=tuple(map(_pinned, pool.members)), base=_pinned(pool.base) if pool.base else None)
+    unknown = [(index, name) for index, name in enumerate(job.pool.without) if name not in pool.names]
+    raise_problems([Problem(thing=f"member {name!r}", cause="is to be left out, and not in the pool", remedy=did_you_mean(name, pool.names), where=document.where(("pool", "without", index))) for index, name in unknown])
+    pool = Pool(members=tuple(_pinned(member) for member in pool.members if member.name not in job.pool.without), base=_pinned(pool.base) if pool.base else None)
     if len(pool.members) < 2:
-        raise UsageError(Problem(thing="pool", cause=f"holds {len(pool.members)} checkpoint", remedy="A merge needs two members or more", where=document.where(("pool",))))
+        raise UsageError(Problem(thing="pool", cause=f"holds {len(pool.members)} checkpoint{'s' * (not pool.members)}", remedy="A merge needs two members or more", where=document.where(("pool",))))
     return pool
 
 
@@ -135,7 +137,7 @@ def _pinned(checkpoint: Checkpoint) -> Checkpoint:
 
 def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool) -> SearchSpace:
     spec, space_document = read_space(shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",))))
-    return resolve(spec, space_document, members=pool.names, num_layers=pool.template.num_layers, has_base=pool.base is not None, method_options=MERGE_METHODS[job.method].options)
+    return resolve(spec, space_document, members=pool.names, left_out=job.pool.without, num_layers=pool.template.num_layers, has_base=pool.base is not None, method_options=MERGE_METHODS[job.method].options)
 
 
 def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool | None, data_folders: Sequence[Path]) -> tuple[EvalSuite, ...]:

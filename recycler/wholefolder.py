@@ -30,6 +30,17 @@ def _no_folder(folder: Path, error: OSError) -> UsageError:
     return UsageError(Problem(thing=f"folder {folder}", cause=f"cannot be made ({error.strerror or error})", remedy="Give another folder, or make room for this one"))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A small file that appears whole or not at all, and its folder. Raises UsageError where the folder cannot be."""
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise.

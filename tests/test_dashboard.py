@@ -38,6 +38,7 @@ def test_pool_page_measures_deltas_and_tells_what_leaving_one_out_costs(page, ad
     page.goto(f"{address}/jobs/demo/pool")
     expect(page.locator("#without tbody tr")).to_have_count(4)
     page.locator("[data-confirm=chat-v1]").click()
+    page.get_by_text("Or score one merge alone").click()
     expect(page.locator("#confirm-commands")).to_contain_text("recycler merge without.yaml without\nrecycler score without --suite")
     expect(page.locator("#confirm-recipe")).to_contain_text("chat-v1: 0.0")
     expect(page.locator("#lineage tbody tr")).to_have_count(5)
@@ -47,6 +48,30 @@ def test_pool_page_measures_deltas_and_tells_what_leaving_one_out_costs(page, ad
     expect(page.locator("#delta-table tbody tr")).to_have_count(4)
     assert (root / "demo/pool-deltas.json").is_file()
     shot(page, "pool")
+
+
+def test_pool_page_leaves_a_member_out_for_certain_and_tells_what_came_of_it(browser, tmp_path):  # noqa: F811
+    """One job that has finished is told by its volumes; another is started by the button and followed to its end."""
+    import yaml
+
+    folder = make_run(tmp_path, "demo", merges=40, checkpoints=True)
+    job = {"version": 1, "name": "demo", "pool": {"members": ["nowhere/*"]}, "suites": ["nosuite"], "budget": {"trials": 2}, "objectives": [{"suite": "nosuite", "metric": name, "direction": "maximize"} for name in "ab"]}
+    (tmp_path / "demo.job.yaml").write_text(yaml.safe_dump(job))
+    (folder / "started.json").write_text(json.dumps({"job": str(tmp_path / "demo.job.yaml"), "data": []}))
+    make_run(tmp_path, "demo-without-prose-v2", merges=20, seed=3)
+    (tmp_path / "demo-without-prose-v2.job.yaml").write_text(yaml.safe_dump({**job, "pool": {**job["pool"], "without": ["prose-v2"]}}))
+    with served(tmp_path) as address:
+        page = browser.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        page.goto(f"{address}/jobs/demo/pool")
+        expect(page.locator("[data-without=prose-v2]")).to_contain_text("% on search")
+        expect(page.locator("[data-without=prose-v2] a")).to_have_attribute("href", "/jobs/demo-without-prose-v2")
+        page.locator("[data-confirm=chat-v1]").click()
+        expect(page.locator("#without-command")).to_have_text(f"recycler without {folder} chat-v1")
+        page.locator("#leave-out").click()
+        expect(page.locator("[data-without=chat-v1]")).to_contain_text("starting, 0 of ? trials")
+        expect(page.locator("[data-without=chat-v1]")).to_contain_text("failed: ", timeout=240_000)  # why its driver ended
+        page.close()
 
 
 def test_pool_page_lists_members(page, address):  # noqa: F811

@@ -1,6 +1,7 @@
 """Trials of other runs count where they can be compared, cost nothing, and are refused where they cannot."""
 
 import os
+import re
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -16,10 +17,12 @@ from recycler.digest import derive_seed
 from recycler.earlier import LABEL
 from recycler.errors import NotFoundError, UnsafeInputError, UsageError
 from recycler.evaluate import aggregate
-from recycler.job import read_job
+from recycler.job import JobSpec, read_job
 from recycler.ledger import Ledger
-from recycler.run import run_job
+from recycler.prepare import prepare
+from recycler.run import open_front, run_job
 from recycler.types import Outcome, Scorecard
+from recycler.without import job_without, outcome, outcome_text, without_id
 
 
 @dataclass
@@ -73,6 +76,59 @@ def test_a_member_more_keeps_what_the_others_did(job):  # noqa: F811
     assert [recipe.weights for recipe in asked].count(members[2].recipe.weights) == 1 and members[0].recipe not in asked
     third, after, said = run(job, "third", earlier=["second"], pool={"members": ["pool/members/m0", "pool/members/m1"], "base": "pool/base"})
     assert any("cannot be used here" in line for line in said) and all(len(trial.recipe.members) == 2 for trial in after)
+
+
+def test_a_member_left_out_for_certain_spends_nothing_on_what_did_not_use_it(job, monkeypatch, capsys):  # noqa: F811
+    """The run's job without m1: the others' trials cost nothing, the names stay, the budget is as large, the front has no m1, and
+    both fronts are measured above one corner."""
+    (job / "space.yaml").write_text("version: 1\nmembers: {m1: {min: 0.0, max: 1.0}, m2: {max: 2.0}}\nmax_nonzero: 2\n")
+    _, before, _ = run(job, "first", budget={"trials": 8}, space="space.yaml")
+    derived = job_without(job / "first", "m1")
+    assert derived.id == "first-without-m1" and job_without(str(job / "first"), "m1") == derived
+    elsewhere = job / "elsewhere"  # its paths hold from anywhere
+    elsewhere.mkdir()
+    (elsewhere / "job.yaml").write_text(derived.text)
+    workers, said = JobWorkers(), []
+
+    def make(work, num_workers):
+        workers.work = work
+        return workers
+
+    other = run_job(elsewhere / "job.yaml", elsewhere / "run", make_workers=make, data_folders=derived.data, started=lambda prepared, trials: said.extend(prepared.warnings))
+    kept = [trial for trial in before if trial.recipe.weights[0][1] == 0.0]
+    asked = [recipe for role, recipe in workers.scored if role == "search"]
+    assert 3 <= len(kept) < len(before) and any(f"{len(kept)} trials of {job / 'first'} are known already" in line for line in said)
+    assert all(recipe.members == ("m0", "m2") for recipe in asked) and not {recipe.weights[0] for recipe in asked} & {(trial.recipe.weights[0][0], trial.recipe.weights[0][2]) for trial in kept}
+    assert sum(trial.is_proposed for trial in other.trials) == 8
+    front = open_front(job / "first")
+    found = outcome(front, other)
+    for role in ("search", "holdout"):
+        assert found[role]["hypervolume"] == front.hypervolume(front.front, role) and found[role]["without"] == front.hypervolume(other.front, role)
+        assert found[role]["lost"] == 1 - found[role]["without"] / found[role]["hypervolume"]
+    assert outcome(front, front)["search"]["lost"] == 0.0
+    assert "search: hypervolume" in outcome_text("m1", found, (0.1, 0.05, 0.2)) and "expected 10.0% lost (5% to 20%)" in outcome_text("m1", found, (0.1, 0.05, 0.2))
+
+
+def test_a_member_that_cannot_be_left_out_is_told(job):  # noqa: F811
+    run(job, "first", budget={"trials": 1})
+    with pytest.raises(NotFoundError, match="Did you mean 'm1'"):
+        job_without(job / "first", "m_1")
+    set_job(job, pool={"members": ["pool/members"], "without": ["m7"]})
+    with pytest.raises(UsageError, match=r"job\.yaml:\d+: member 'm7': is to be left out, and not in the pool"):
+        prepare(job / "job.yaml")
+    (job / "first/started.json").unlink()
+    with pytest.raises(UsageError, match="has no job file here any more"):
+        job_without(job / "first", "m1")
+    run(job, "second", budget={"trials": 1}, pool={"members": ["pool/members"], "base": "pool/base", "without": ["m1"]})
+    with pytest.raises(UsageError, match="is one of two"):
+        job_without(job / "second", "m2")
+
+
+@pytest.mark.parametrize("run_id, member", [("demo", "math-v3"), ("demo", "Math v3"), ("demo", "math_v3/x"), ("a" * 63, "b" * 80), ("Demo", "x"), ("--", "…")])
+def test_the_job_without_a_member_has_one_plain_id(run_id, member):
+    found = without_id(run_id, member)
+    assert JobSpec.model_fields["name"].metadata and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", found) and found == without_id(run_id, member)
+    assert found != without_id(run_id, member + "2") and found != without_id(run_id + "2", member)
 
 
 def test_resumed_it_takes_nothing_twice(job):  # noqa: F811

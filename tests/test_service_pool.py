@@ -12,10 +12,14 @@ pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
 import numpy as np
 import yaml
 from service_runs import NAMES, OBJECTIVES, make_run, scorecard_of
+from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 from test_service import API, client_of
 
+from recycler.cli import main
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.pool.lineage import lineage
+from recycler.run import open_front
+from recycler.without import outcome
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def test_the_estimate_is_kinder_than_leaving_out_all_trials_with_the_member(clie
 
 def test_a_model_of_few_trials_says_so(client):
     found = client.get(f"{API}/jobs/young/pool/without").json()
-    assert found["members"] == [] and "too few for a model" in found["reason"]
+    assert [(member["name"], member["loss"], member["job"]) for member in found["members"]] == [(name, None, None) for name in NAMES] and "too few for a model" in found["reason"]
 
 
 def test_deltas_are_measured_once_beside_the_service(client, root):
@@ -77,6 +81,50 @@ def test_deltas_of_a_pool_that_has_gone_fail_with_a_reason(tmp_path):
     while (found := client.get(f"{API}/jobs/lost/pool/deltas").json())["state"] == "running" and time.monotonic() < deadline:
         time.sleep(0.2)
     assert found["state"] == "failed" and "math-v3" in found["reason"]
+
+
+def finished(client, job, seconds=400):
+    deadline = time.monotonic() + seconds
+    while (found := client.get(f"{API}/jobs/{job}").json())["running"] and time.monotonic() < deadline:
+        time.sleep(1)
+    assert found["state"] == "finished", client.get(f"{API}/jobs/{job}/source").json()["log"]
+    return found
+
+
+@pytest.mark.ray
+def test_a_member_is_left_out_for_certain_by_a_job_of_its_own(sound, tmp_path, capsys):  # noqa: F811
+    """Asked for twice it is one job; it is listed with the others, pays for nothing that is known, and tells both volumes at its end."""
+    client = client_of(tmp_path)
+    job = {**JOB, "name": "whole", "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": 4}}
+    assert client.post(f"{API}/jobs", json={"text": yaml.safe_dump(job)}).status_code == 201
+    finished(client, "whole")
+    before = client.get(f"{API}/jobs/whole/pool/without").json()
+    assert [member["job"] for member in before["members"]] == [None] * 3 and before["members"][1]["command"] == f"recycler without {tmp_path / 'whole'} m1"
+    assert client.post(f"{API}/jobs/whole/pool/without", json={"member": "nobody"}).status_code == 404
+    asked = [client.post(f"{API}/jobs/whole/pool/without", json={"member": "m1"}) for _ in range(2)]
+    assert [answer.status_code for answer in asked] == [202, 202] and {answer.json()["id"] for answer in asked} == {"whole-without-m1"}
+    assert {entry["id"] for entry in client.get(f"{API}/jobs").json()["jobs"]} == {"whole", "whole-without-m1"}
+    finished(client, "whole-without-m1")
+
+    whole, other = open_front(tmp_path / "whole"), open_front(tmp_path / "whole-without-m1")
+    known = {(trial.recipe.weights[0][0], trial.recipe.weights[0][2]): trial.search for trial in whole.trials if trial.recipe.weights[0][1] == 0.0}
+    assert len(known) >= 3 and all(trial.recipe.members == ("m0", "m2") for trial in other.trials) and sum(trial.is_proposed for trial in other.trials) == 4
+    assert known == {trial.recipe.weights[0]: trial.search for trial in other.trials if trial.recipe.weights[0] in known}
+    told = client.get(f"{API}/jobs/whole/pool/without").json()["members"]
+    assert told[0]["job"] is told[2]["job"] is None and told[1]["job"]["outcome"] == outcome(whole, other)
+    again = client.post(f"{API}/jobs/whole/pool/without", json={"member": "m1"})
+    assert again.status_code == 200 and again.json()["outcome"] == outcome(whole, other)
+    assert main(["without", str(tmp_path / "whole"), "m1"]) == 0  # the same job by hand: it is done
+    said = capsys.readouterr().out
+    assert f"search: hypervolume {outcome(whole, other)['search']['hypervolume']:.4g} with m1" in said
+
+
+def test_a_job_of_that_name_that_leaves_out_nobody_says_nothing(client, root):
+    make_run(root, "demo-without-math-v3", merges=2)
+    (root / "demo-without-math-v3.job.yaml").write_text("version: 1\n")
+    assert client.get(f"{API}/jobs/demo/pool/without").json()["members"][0]["job"] is None
+    answer = client.post(f"{API}/jobs/demo/pool/without", json={"member": "math-v3"})  # its job file is not known
+    assert answer.status_code == 422 and "pool:" in answer.json()["problems"][0]["remedy"]
 
 
 def test_lineage_is_what_the_files_say(tmp_path):

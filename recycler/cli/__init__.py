@@ -33,9 +33,15 @@ def _job_commands(commands: Commands) -> None:
     run.add_argument("job", help="job file (YAML)")
     run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
     run.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
-    run.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
-    run.add_argument("--reuse", metavar="DIR", help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice")
-    run.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
+
+    without = _command(commands, "without", "run a run's job again without one member, to know what leaving it out costs", "recycler.cli.jobs:without")
+    without.add_argument("run", help="run folder, which must know its job file still")
+    without.add_argument("member", help="name of a member, as recycler front shows it")
+    without.add_argument("--dir", help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file goes beside it")
+    for command in (run, without):
+        command.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+        command.add_argument("--reuse", metavar="DIR", help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice")
+        command.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
     plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts nothing", "recycler.cli.plan:plan")
     plan.add_argument("job", help="job file, or a recipe (ours or mergekit's)")

@@ -1,4 +1,4 @@
-"""run, status, front."""
+"""run, without, status, front, preview, why."""
 
 from __future__ import annotations
 
@@ -8,24 +8,61 @@ import io
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.cli.progress import Progress, gain_said
 from recycler.cli.tables import front_table, preview_text, why_text
 
+if TYPE_CHECKING:
+    from recycler.report import Front
+
 
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
+    front = _drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
+    print(front_table(front, "holdout"), end="")
+
+
+def without(arguments: argparse.Namespace) -> None:
+    """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
+    from recycler.errors import Problem, UsageError
+    from recycler.run import open_front
+    from recycler.wholefolder import write_whole
+    from recycler.without import job_without, outcome, outcome_text
+
+    derived = job_without(arguments.run, arguments.member)
+    folder = Path(arguments.dir) if arguments.dir else Path(arguments.run).resolve().with_name(derived.id)
+    source = folder.with_name(f"{folder.name}.job.yaml")  # where the service keeps the job files of its runs
+    if source.exists() and source.read_text() != derived.text:
+        raise UsageError(Problem(thing=str(source), cause="is another job's file", remedy="Give another --dir"))
+    write_whole(source, derived.text)
+    front = _drive(source, folder, derived.data, arguments)
+    print(front_table(front, "holdout"), end="")
+    print(outcome_text(arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)), end="")
+
+
+def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
+    """Share of the front's volume that the run's model expected to lose without the member, with its 90 % interval."""
+    from recycler.insight import open_surrogate
+
+    try:
+        losses = open_surrogate(arguments.run).losses()
+    except ValueError:  # too few trials for a model
+        return None
+    return next(((loss.hypervolume, loss.low, loss.high) for loss in losses if loss.member == arguments.member), None)
+
+
+def _drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.run import run_job
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how clusters and services ask a driver to end
     with Progress() as progress:
-        front = run_job(Path(arguments.job), Path(arguments.dir), data_folders=[Path(folder) for folder in arguments.data], ledger_url=ledger_url(arguments.ledger),
-                        reuse=Path(arguments.reuse) if arguments.reuse else None,
-                        make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
-                        listen=progress.listen, started=progress.started)
-    print(front_table(front, "holdout"), end="")
+        return run_job(job, folder, data_folders=data, ledger_url=ledger_url(arguments.ledger), reuse=Path(arguments.reuse) if arguments.reuse else None,
+                       make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
+                       listen=progress.listen, started=progress.started)
 
 
 def ledger_url(given: str | None) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from recycler.service import processes
 from recycler.service.processes import Processes
 from recycler.service.store import EXPORTS, Run, Store
 from recycler.types import Recipe, Trial
+from recycler.wholefolder import write_whole
 
 DTYPES = ("bfloat16", "float16", "float32")
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -91,7 +91,7 @@ class Exports:
             if order.destination and "://" not in target and Path(target).exists():
                 raise BusyError(Problem(thing=f"destination {order.destination!r}", cause="holds something else already", remedy="Give another one"))
             refuse_too_many(self._processes)
-            _write_whole(self._record(run, order.id), json.dumps(asdict(order)))
+            write_whole(self._record(run, order.id), json.dumps(asdict(order)))
             self._processes.start(f"{run.id}/{order.id}", processes.as_python([*self.words(run, order), "--json"]), self._log(run, order.id), self._store.root)
         return self.document(run, order.id)
 
@@ -163,13 +163,6 @@ def _checked_place(place: str, root: Path) -> str:
     if root.is_relative_to(folder):
         raise UsageError(Problem(thing=f"--exports {place}", cause="holds the folder of runs", remedy="Give a folder of its own, such as one below it"))
     return str(folder)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 def _last_json(text: str) -> dict[str, Any] | None:

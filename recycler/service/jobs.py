@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
+from recycler.started import STARTED
+from recycler.wholefolder import write_whole
+from recycler.without import job_without, outcome, without_id
 
 STOPPED = (130, -2, -15)
 
@@ -86,8 +90,8 @@ class Jobs:
             except UsageError as error:
                 raise UsageError([_without_folder(problem, folder) for problem in error.problems]) from None
 
-    def submit(self, text: str, run_id: str | None) -> tuple[Run, bool]:
-        """Write the job file and start its driver; (run, True) when it is new, False when this very job was there.
+    def submit(self, text: str, run_id: str | None, data: Sequence[Path] = ()) -> tuple[Run, bool]:
+        """Write the job file and start its driver, with these data folders; (run, True) when it is new, False when this very job was there.
 
         Raises UsageError for a bad job, BusyError when the id belongs to another job.
         """
@@ -105,12 +109,36 @@ class Jobs:
             folder.mkdir()
         except FileExistsError:  # another request was quicker
             raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")) from None
-        aside = source.with_suffix(".part")
-        aside.write_bytes(text.encode())
-        os.replace(aside, source)
+        if data:
+            write_whole(folder / STARTED, json.dumps({"job": str(source), "data": [str(path.resolve()) for path in data]}))
+        write_whole(source, text)
         run = self.store.run(run_id)
         self.resume(run)
         return run, True
+
+    # ---------------------------------------------------------------- leaving a member out
+
+    def leave_out(self, run: Run, member: str) -> dict[str, Any]:
+        """Start the job of its own that tells for certain what the run's front is worth without a member; go on with it where
+        it was stopped. Raises what `job_without` and `submit` do."""
+        derived = job_without(run.named, member)
+        other, created = self.submit(derived.text, derived.id, derived.data)
+        if not created and not self._is_driven(other) and self.document(other)["state"] != "finished":
+            self.resume(other)
+        return self.left_out(run, member)
+
+    def left_out(self, run: Run, member: str) -> dict[str, Any] | None:
+        """State of that job, and when it has finished what came of it; None when there is none."""
+        try:
+            other = self.store.run(without_id(run.id, member))
+            if read_job(other.source)[0].pool.without[-1:] != [member]:
+                return None
+        except (NotFoundError, UsageError):  # never asked for, or another job of that name
+            return None
+        found = self.document(other)
+        is_done = found["state"] == "finished"
+        return {"id": other.id, "state": found["state"], "reason": found["reason"], "closed": found["trials"]["SCORED"] + found["trials"]["FAILED"], "expected_trials": found["expected_trials"],
+                "outcome": outcome(self.store.snapshot(run).front, self.store.snapshot(other).front) if is_done else None}
 
     def resume(self, run: Run) -> None:
         """Start a job's driver again. Raises UsageError when its job file is not known any more, BusyError when one is at work."""

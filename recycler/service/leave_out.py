@@ -17,13 +17,12 @@ from recycler.service.store import Snapshot
 def leave_out_document(snapshot: Snapshot, surrogate: Surrogate | str) -> dict[str, Any]:
     """For each member: estimated share of the front's volume that is lost without it, with a 90 % interval, and a merge to try.
 
-    `surrogate` is the model, or why there is none; then `members` is empty and `reason` says it. Seconds for hundreds of trials.
+    `surrogate` is the model, or why there is none; then the members have nulls and `reason` says it. Seconds for hundreds of trials.
     """
-    if isinstance(surrogate, str):
-        return {"schema_version": 1, "reason": surrogate, "num_trials": 0, "members": []}
-    losses = {loss.member: loss for loss in surrogate.losses()}
-    return {"schema_version": 1, "reason": "" if losses else "no merge beats the worst member at everything", "num_trials": len(surrogate.trials),
-            "members": [_member(snapshot, losses[name]) for name in surrogate.members if name in losses]}
+    losses = {} if isinstance(surrogate, str) else {loss.member: loss for loss in surrogate.losses()}
+    reason = surrogate if isinstance(surrogate, str) else "" if losses else "no merge beats the worst member at everything"
+    return {"schema_version": 1, "reason": reason, "num_trials": 0 if isinstance(surrogate, str) else len(surrogate.trials),
+            "members": [_member(snapshot, losses[name]) if name in losses else {"name": name, "loss": None, "low": None, "high": None, "try": None} for name in snapshot.pool.names]}
 
 
 def _member(snapshot: Snapshot, loss: Loss) -> dict[str, Any]:

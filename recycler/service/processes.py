@@ -130,16 +130,15 @@ def said_last(path: Path) -> str:
 def run_command(run: Run) -> list[str] | None:
     """What starts a job's driver again: with the job file that was submitted here, or the one it was started with by hand.
 
-    None when neither is there any more.
+    None when neither is there any more. Data folders are those of the last start, or of whoever submitted it.
     """
-    if run.submitted:
-        return ["run", str(run.source), "--dir", str(run.folder)]
     try:
         started = json.loads((run.folder / STARTED).read_text())
         job, data = Path(started["job"]), [str(folder) for folder in started["data"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job.is_file() else None
+        job, data = None, []
+    job = run.source if run.submitted else job
+    return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job is not None and job.is_file() else None
 
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:

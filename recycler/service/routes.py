@@ -54,6 +54,12 @@ class ExportRequest(Request):
     destination: Destination | None = None
 
 
+class MemberName(Request):
+    """A member of the job's pool."""
+
+    member: str = Field(min_length=1, max_length=200)
+
+
 class Nothing(Request):
     """An empty JSON object."""
 
@@ -92,12 +98,13 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
         run = jobs.store.run(job)
         return JSONResponse(documents.pool_document(jobs.store.snapshot(run), jobs.store.gram(run)))
 
-    @router.get("/jobs/{job}/pool/without", summary="For each member: the volume lost without it as the search's model estimates it, and a merge and commands that would confirm it")
+    @router.get("/jobs/{job}/pool/without", summary="For each member: the volume lost without it as the search's model estimates it, a merge to try, and the job that has told or will tell for certain")
     def without(job: JobId) -> JSONResponse:
         run = jobs.store.run(job)
         snapshot = jobs.store.snapshot(run)
         found = snapshot.once("without", lambda: leave_out_document(snapshot, jobs.store.surrogate(run)))
-        return JSONResponse({**found, "commands": processes.confirm_commands(run, snapshot)})
+        members = [{**member, "command": processes.as_shell(["without", run.named, member["name"]]), "job": jobs.left_out(run, member["name"])} for member in found["members"]]
+        return JSONResponse({**found, "members": members, "commands": processes.confirm_commands(run, snapshot)})
 
     @router.get("/jobs/{job}/pool/deltas", summary="Mean |delta| of each layer of each member: absent, running, done or failed")
     def pool_deltas(job: JobId) -> JSONResponse:
@@ -193,6 +200,11 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         run = jobs.store.run(job)
         jobs.resume(run)
         return JSONResponse(jobs.document(run), 202)
+
+    @router.post("/jobs/{job}/pool/without", status_code=202, responses=Refusals | Same, summary="Leave a member out for certain: a job of its own without it, which takes over what this one has found out")
+    def leave_out(job: JobId, request: MemberName) -> JSONResponse:
+        found = jobs.leave_out(jobs.store.run(job), request.member)
+        return JSONResponse({"schema_version": 1, **found}, 200 if found["state"] == "finished" else 202, {"Location": f"/api/v1/jobs/{found['id']}"})
 
     @router.post("/jobs/{job}/pool/deltas", status_code=202, responses=Refusals | Same, summary="Measure the deltas of the members in the background; kept with the run")
     def measure_deltas(job: JobId, request: Annotated[Nothing, Body()]) -> JSONResponse:
