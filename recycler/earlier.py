@@ -127,7 +127,7 @@ def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, b
 
 def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
     return {"checkpoints": {checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints}, "items": {suite.name: suite.digest for suite in prepared.suites},
-            "engine": {"name": engine, "dtype": prepared.job.engine.dtype}}
+            "engine": {"name": engine, "dtype": prepared.job.engine.dtype, **({"tensor_parallel": str(ranks)} if (ranks := prepared.job.engine.tensor_parallel) > 1 else {})}}
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
