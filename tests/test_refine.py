@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from recycler.cli import main
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.transformers_engine import TransformersEngine
 from recycler.engines.weight_slopes import weight_slopes
@@ -19,6 +20,7 @@ from recycler.refine import Settings, refine
 from recycler.run import run_job
 from recycler.runs import read_status
 from recycler.search.baselines import blend
+from recycler.search.loss_model import LossModel
 from recycler.search.refine import Step, descend, direction, replay, spsa
 from recycler.space import SearchSpace, layer_groups
 from recycler.testing import make_pico_pool
@@ -165,3 +167,35 @@ def test_generated_answers_have_no_slope(searched, tmp_path):
     suite = replace(prepared.suites[0], items=tuple(replace(item, kind="generate") for item in prepared.suites[0].items))
     with pytest.raises(UsageError, match="generated answers"):
         refine(searched / "run", replace(prepared, suites=(suite,)), "knee", Settings())
+
+
+@pytest.mark.parametrize(("arguments", "says"), [(("--steps", "0"), "must be above 0"), (("--prefer", "bits"), "is not NAME=SHARE"), (("--trial", "99"), "not a scored trial")])
+def test_bad_wishes_are_refused_on_the_command_line(searched, capsys, arguments, says):
+    assert main(["refine", str(searched / "run"), *arguments]) in (2, 3)
+    assert says in capsys.readouterr().err
+
+
+def test_a_run_without_its_job_is_refused(tmp_path, capsys):
+    assert main(["refine", str(tmp_path)]) == 2
+    assert "has no job file" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the model of losses
+
+def test_a_quadratic_is_known_from_a_few_slopes():
+    """Eight merges of eight members, none of them a member: the losses of all others, which their values alone do not give away."""
+    rng = np.random.default_rng(0)
+    curve, slope = rng.normal(size=(8, 3)), rng.normal(size=8)
+    points, others = rng.dirichlet(np.ones(8), 8), rng.dirichlet(np.full(8, 0.3), 60)
+
+    def loss(weights):
+        return 3.0 + weights @ slope + ((weights @ curve) ** 2).sum(axis=1)
+
+    gradients = slope + 2 * points @ curve @ curve.T
+    model = LossModel(np.eye(8)).fit(points, np.stack([loss(points), 2 * loss(points)], axis=1), np.stack([gradients, 2 * gradients], axis=1))
+    found = model.losses(others)
+    assert np.corrcoef(found[:, 0], loss(others))[0, 1] > 0.98
+    assert found[:, 1] == pytest.approx(2 * found[:, 0])
+    assert model.chances(others) == pytest.approx(np.exp(-found))
+    blind = LossModel(np.eye(8)).fit(points, loss(points)[:, None], np.zeros((8, 1, 8)))
+    assert np.corrcoef(blind.losses(others)[:, 0], loss(others))[0, 1] < 0.9

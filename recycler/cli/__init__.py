@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recycler", description="Recycle a pool of checkpoints: search merges on real benchmarks, keep the Pareto front, export the one you choose.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"recycler {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _driving_commands(commands)
     _job_commands(commands)
     _cluster_commands(commands)
     _model_commands(commands)
@@ -27,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job_commands(commands: Commands) -> None:
-    """What acts on a job and its run folder."""
+def _driving_commands(commands: Commands) -> None:
+    """What drives a job's search on this machine, or on a cluster from here."""
     run = _command(commands, "run", "run or resume a job", "recycler.cli.jobs:run")
     run.add_argument("job", help="job file (YAML)")
     run.add_argument("--dir", default="run", help="run folder (default: run); an unfinished run there goes on")
@@ -38,11 +39,25 @@ def _job_commands(commands: Commands) -> None:
     without.add_argument("run", help="run folder, which must know its job file still")
     without.add_argument("member", help="name of a member, as recycler front shows it")
     without.add_argument("--dir", help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file goes beside it")
-    for command in (run, without):
+
+    refine = _command(commands, "refine", "improve a merge of a run by slopes of its loss, as one more trial", "recycler.cli.refine:refine")
+    refine.add_argument("run", help="run folder, which must know its job file still")
+    refine.add_argument("--trial", default="knee", metavar="N|knee|best:OBJECTIVE", help="which merge (default: knee)")
+    refine.add_argument("--by", choices=("gradient", "spsa"), default="gradient", help="gradient: of linear merges, with transformers; spsa: of any merge, with the job's engine (default: gradient)")
+    refine.add_argument("--layers", type=int, default=0, metavar="N", help="a row of weights for each of N blocks of layers (default: the rows that the merge has)")
+    refine.add_argument("--steps", type=int, default=10, metavar="N", help="default: 10")
+    refine.add_argument("--batch", type=int, default=16, metavar="N", help="items an objective that a step looks at (default: 16)")
+    refine.add_argument("--reach", type=float, default=0.03, metavar="X", help="how far a step moves a weight (default: 0.03)")
+    refine.add_argument("--prefer", action="append", default=[], metavar="OBJECTIVE=SHARE", help="how much an objective counts; may be given again (default: all the same)")
+    refine.add_argument("--seed", type=int, default=0, metavar="N", help="of the items of each step, and of SPSA's directions (default: 0)")
+    for command in (run, without, refine):
         command.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
         command.add_argument("--reuse", metavar="DIR", help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice")
         command.add_argument("--ledger", metavar="URL", help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)")
 
+
+def _job_commands(commands: Commands) -> None:
+    """What acts on a job and its run folder."""
     plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts nothing", "recycler.cli.plan:plan")
     plan.add_argument("job", help="job file, or a recipe (ours or mergekit's)")
     plan.add_argument("--bandwidth", type=float, default=1.0, metavar="GB/S", help="of the disk or bucket, for the time of a merge (default: 1)")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
-    front = _drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
+    front = drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
     print(front_table(front, "holdout"), end="")
 
 
@@ -38,7 +38,7 @@ def without(arguments: argparse.Namespace) -> None:
     if source.exists() and source.read_text() != derived.text:
         raise UsageError(Problem(thing=str(source), cause="is another job's file", remedy="Give another --dir"))
     write_whole(source, derived.text)
-    front = _drive(source, folder, derived.data, arguments)
+    front = drive(source, folder, derived.data, arguments)
     print(front_table(front, "holdout"), end="")
     print(outcome_text(arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)), end="")
 
@@ -54,7 +54,7 @@ def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | Non
     return next(((loss.hypervolume, loss.low, loss.high) for loss in losses if loss.member == arguments.member), None)
 
 
-def _drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
+def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.run import run_job
 

@@ -1,0 +1,48 @@
+"""refine: a merge of a run, improved by slopes of its loss, as one more trial."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from recycler.cli.jobs import drive
+from recycler.cli.tables import front_table
+from recycler.errors import Problem, UsageError
+
+
+def refine(arguments: argparse.Namespace) -> None:
+    """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and the front printed."""
+    from recycler.prepare import prepare
+    from recycler.refine import Settings
+    from recycler.refine import refine as refined
+    from recycler.started import read_started
+
+    if arguments.steps < 1 or arguments.batch < 1 or not 0 < arguments.reach <= 1:
+        raise UsageError(Problem(thing="--steps, --batch, --reach", cause="must be above 0, and --reach at most 1", remedy="Leave them out for 10, 16 and 0.03"))
+    run = Path(arguments.run)
+    started = read_started(run)
+    if started is None:
+        raise UsageError(Problem(thing=f"run {run}", cause="has no job file here any more", remedy="Refine a run whose folder, job file and pool are on this machine"))
+    job = Path(started.document.path)
+    settings = Settings(by=arguments.by, steps=arguments.steps, layers=arguments.layers, batch=arguments.batch, reach=arguments.reach, prefer=_preference(arguments.prefer), seed=arguments.seed)
+    found = refined(run, prepare(job, data_folders=started.data), arguments.trial, settings, tell=lambda line: print(f"recycler: {line}", file=sys.stderr, flush=True))
+    for name, value in found.after.items():
+        print(f"{name}: {found.before[name]:.4f} -> {value:.4f} nats a token of the right answers (search items)")
+    if found.trial is None:
+        print(f"trial {found.of} is as good as these steps can make it; nothing was added to the run")
+        return
+    print(f"trial {found.trial} is trial {found.of}, refined; scoring it")
+    print(front_table(drive(job, run, started.data, arguments), "holdout"), end="")
+
+
+def _preference(given: list[str]) -> dict[str, float] | None:
+    """{objective: share} of the `--prefer NAME=SHARE` that were given; None where none was. Raises UsageError."""
+    shares: dict[str, float] = {}
+    for text in given:
+        name, _, share = text.rpartition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise UsageError(Problem(thing=f"--prefer {text}", cause="is not NAME=SHARE", remedy="Write it like --prefer math/bits_per_byte=0.7")) from None
+    return shares or None
