@@ -369,6 +369,12 @@ def test_what_an_entry_would_list_is_what_it_lists_then(tmp_path, entry, place):
     assert said == (after != before)
 
 
+@pytest.mark.parametrize("entry, place, listed", [("s3://b/pool", "s3://b/pool/new", True), ("s3://b/pool/", "s3://b/pool/new/", True), ("s3://b/pool", "s3://b/new", False), ("s3://b/pool", "s3://b/pool/deep/new", False),
+                                                  ("s3://b/pool", "gs://b/pool/new", False), ("/pool", "s3://b/pool/new", False), ("s3://b/pool", "/pool/new", False), ("hf://org/name", "s3://org/name", False)])
+def test_an_entry_in_a_bucket_would_list_what_lies_right_below_it(entry, place, listed):
+    assert would_list(entry, place) == listed
+
+
 def test_inspect_is_one_json_document_and_a_table(tmp_path):
     pool = pool_with(tmp_path, config={"hidden_act": "gelu"})
     found = inspect_pool(pool, deltas=True)
