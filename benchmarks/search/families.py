@@ -29,6 +29,7 @@ class Family:
     lowest: float = 0.0  # smallest weight allowed; negative where the family needs it
     counted: tuple[int, ...] = tuple(range(NUM_OBJECTIVES))  # the objectives that a front's true worth is measured on
     ensemble: Callable[[np.ndarray], np.ndarray] | None = None  # what the members' averaged answers would score (n, T), no merge needed
+    slopes: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # losses (T,) and gradients (T, K) of a merge (K,)
     noise: Callable[[np.ndarray, np.random.Generator, int, bool], tuple[np.ndarray, np.ndarray]] | None = None
 
     def score(self, weights: np.ndarray, rng: np.random.Generator, num_items: int = NUM_ITEMS, controls: bool = False) -> tuple[np.ndarray, np.ndarray]:

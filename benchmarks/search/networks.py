@@ -66,8 +66,18 @@ def network_pool(num_members: int, seed: int) -> Family:
         chances = [torch.einsum("nk,kic->nic", rows, own).softmax(2)[:, torch.arange(NUM_ITEMS), y] for own, (_, y) in zip(logits, searched, strict=True)]
         return torch.stack([own.mean(1) for own in chances], 1).double().numpy()
 
+    def slopes(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean cross-entropy of the searched items (T,) and its gradient (T, K): what one pass back costs."""
+        losses, gradients = [], []
+        for x, y in searched:
+            merged = (base + torch.tensor(weights, dtype=torch.float32) @ deltas).requires_grad_()
+            loss = F.cross_entropy(_forward(merged, x), y)
+            losses.append(loss.item())
+            gradients.append((deltas @ torch.autograd.grad(loss, merged)[0]).double().numpy())
+        return np.array(losses), np.array(gradients)
+
     gram = (deltas @ deltas.T).double().numpy()
-    return Family("networks", num_members, truth, gram, noise=noisy, ensemble=ensemble)
+    return Family("networks", num_members, truth, gram, noise=noisy, ensemble=ensemble, slopes=slopes)
 
 
 def _forward(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -13,25 +13,29 @@ import numpy as np
 import optuna
 from cmaes import CMA
 
-from recycler.search.gp import Features
+from recycler.search.gp import Features, gram_root
+from recycler.search.loss_model import LossModel
 from recycler.search.simplex_gp import SimplexGP, observations
 
 from .families import NUM_OBJECTIVES, Family
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 LOGIT = 3.0
+LEAN = (False, 4)  # no member alone, four sparse mixtures
 
 
 class Simplex:
     """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an ablation takes away."""
 
-    def __init__(self, family: Family, seed: int, without: str = "", ensemble: bool = False):
+    def __init__(self, family: Family, seed: int, without: str = "", ensemble: bool = False, opening: tuple[bool | None, int | None] = (None, None), slopes: bool = False):
         names = [f"m{index:02d}" for index in range(family.num_members)]
         bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
         gram = None if without == "gram" else family.gram
-        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram, prior_mean=family.ensemble if ensemble else None)
+        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram, prior_mean=family.ensemble if ensemble else None, opening=opening)
         ablate(self.proposer, without)
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.slopes_of, self.slopes = family.slopes if slopes else None, []
+        self.losses = LossModel(gram_root(family.gram))
 
     def ask(self, flying: Sequence[np.ndarray] = ()) -> np.ndarray:
         observed = observations(*map(np.array, zip(*self.rows, strict=True))) if self.rows else None
@@ -39,6 +43,12 @@ class Simplex:
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
         self.rows.append((weights, value, stderr))
+        if self.slopes_of:
+            self.slopes.append(self.slopes_of(weights))
+        if len(self.slopes) > 2:
+            losses, gradients = map(np.array, zip(*self.slopes, strict=True))
+            self.losses.fit(np.array([weights for weights, _, _ in self.rows]), losses, gradients)
+            self.proposer.believe(self.losses.chances)
 
 
 def ablate(proposer: SimplexGP, without: str) -> None:
@@ -147,6 +157,8 @@ def _startup(family: Family) -> int:
 SAMPLERS: dict[str, Callable[[Family, int], object]] = {
     "simplex_gp": Simplex,
     **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "corners", "rounds")},
+    "simplex_gp+lean": partial(Simplex, opening=LEAN),
+    "simplex_gp+slopes": partial(Simplex, opening=LEAN, slopes=True),
     "simplex_gp+ensemble": partial(Simplex, ensemble=True),
     "tpe": lambda family, seed: Stock(family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))),
     "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),

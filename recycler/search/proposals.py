@@ -14,11 +14,11 @@ SPARSITY = (0.2, 0.5, 1.0, 2.0)  # Dirichlet concentrations: from nearly one mem
 GLOBAL_SHARE = 0.2
 
 
-def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | None = None) -> Floats:
+def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | None = None, members_first: bool | None = None) -> Floats:
     """The first points (n, D): uniform soup, at two scales where that is searched, members alone, sparse mixtures.
 
-    Members alone only for at most VERTICES_UP_TO members, at the largest allowed sum not above 1 (else the smallest).
-    `num_sparse` mixtures follow: 1, or 10 where the members are left out.
+    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them, at the largest allowed sum not above 1 (else
+    the smallest). `num_sparse` mixtures follow: 1, or 10 where the members are left out.
     """
     low, high = domain.scale
     unit = min(max(1.0, low), high)
@@ -26,9 +26,10 @@ def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | No
     rows = [np.full(members, unit / members)]
     if high > low:
         rows.append(np.full(members, np.sqrt(unit * high) / members))
-    if members <= VERTICES_UP_TO:
+    alone = members <= VERTICES_UP_TO if members_first is None else members_first
+    if alone:
         rows += list(np.eye(members) * unit)
-    count = num_sparse if num_sparse is not None else (1 if members <= VERTICES_UP_TO else 10)
+    count = num_sparse if num_sparse is not None else (1 if alone else 10)
     knobs = np.tile((domain.knob_low + domain.knob_high) / 2, (len(rows), 1))
     points = domain.join(np.repeat(np.array(rows)[:, None], domain.groups, axis=1), knobs)
     return distinct(np.concatenate([points, scattered(domain, rng, count, same_rows=True)]))

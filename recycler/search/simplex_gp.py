@@ -91,6 +91,7 @@ class SimplexGP:
     floors     (T,) reference point of the hypervolume, NaN for "from the front"; merges below a floor are worth nothing
     groups     G rows of weights; knobs: ranges of E method parameters, appended to the point
     prior_mean predicted values (n, T) of points (n, D), known without scoring; calibrated per objective
+    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, else 10)
 
     Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
     contradict each other.
@@ -111,12 +112,13 @@ class SimplexGP:
         groups: int = 1,
         knobs: Sequence[tuple[float, float]] = (),
         prior_mean: PriorMean | None = None,
+        opening: tuple[bool | None, int | None] = (None, None),
     ):
         self.domain = weight_domain(
             members, scale=scale, bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, groups=groups, knobs=knobs
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
-        self.margins, self.reaches = MARGINS, REACHES
+        self.margins, self.reaches, self.opening = MARGINS, REACHES, opening
         self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean)
 
     def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
@@ -127,7 +129,8 @@ class SimplexGP:
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
         known = waiting if observed is None else np.concatenate([observed.weights, waiting])
-        first = distinct(opening(domain, np.random.default_rng(self.seed)), known)
+        members_first, num_sparse = self.opening
+        first = distinct(opening(domain, np.random.default_rng(self.seed), num_sparse, members_first), known)
         if len(first):
             return first[0]
         rng = np.random.default_rng([self.seed, number])
@@ -136,6 +139,10 @@ class SimplexGP:
             return _fresh(domain, rng, known)
         self._model.fit(scored)
         return self._best(scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)])
+
+    def believe(self, prior_mean: PriorMean | None) -> None:
+        """Another prior mean from the next fit on: what is known without scoring may grow with the search."""
+        self._model.believe(prior_mean)
 
     def front(self, observed: Observations) -> PosteriorFront:
         """What to ship, and how sure that is; see `PosteriorFront`. Raises ValueError without a complete trial."""
@@ -210,6 +217,9 @@ class _Model:
         self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
         self.prior_mean = prior_mean
         self._fitted: bytes | None = None
+
+    def believe(self, prior_mean: PriorMean | None) -> None:
+        self.prior_mean, self._fitted = prior_mean, None
 
     def fit(self, scored: Observations) -> None:
         key = b"".join(array.tobytes() for array in (scored.weights, scored.values, scored.stderrs))
