@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from recycler.cli import main
+from recycler.cli.tables import _weights
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.transformers_engine import TransformersEngine
 from recycler.engines.weight_slopes import weight_slopes
@@ -24,7 +25,7 @@ from recycler.search.loss_model import LossModel
 from recycler.search.refine import Step, descend, direction, replay, spsa
 from recycler.space import SearchSpace, layer_groups
 from recycler.testing import make_pico_pool
-from recycler.types import Group, LoglikelihoodRequest
+from recycler.types import Group, LoglikelihoodRequest, Recipe, Trial
 
 NAMES = ("a", "b", "c", "d")
 
@@ -178,6 +179,14 @@ def test_bad_wishes_are_refused_on_the_command_line(searched, capsys, arguments,
 def test_a_run_without_its_job_is_refused(tmp_path, capsys):
     assert main(["refine", str(tmp_path)]) == 2
     assert "has no job file" in capsys.readouterr().err
+
+
+def test_many_rows_of_weights_are_summed_up_in_the_table():
+    rows = tuple((0.1 * row, 0.0, 0.5) for row in range(1, 6))
+    recipe = Recipe(method="linear", members=("a", "b", "c"), weights=rows, groups=tuple(Group(name=f"layers-{row}", match=str(row)) for row in range(5)))
+    assert _weights(Trial(number=0, kind="merge", state="SCORED", recipe=recipe)) == "5 rows: a 0.10..0.50 c 0.50..0.50"
+    few = replace(recipe, weights=rows[:2], groups=recipe.groups[:2])
+    assert _weights(Trial(number=0, kind="merge", state="SCORED", recipe=few)) == "layers-0: c 0.50 a 0.10; layers-1: c 0.50 a 0.20"
 
 
 # ---------------------------------------------------------------- the model of losses

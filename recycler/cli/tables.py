@@ -8,6 +8,8 @@ from typing import Any
 from recycler.report import Front, knee, weights_by_group
 from recycler.types import Role, Trial
 
+MANY_ROWS = 4  # of weights; more are summed up
+
 
 def front_table(front: Front, role: Role = "search") -> str:
     """Front and baselines, one line for the same weights: scores with standard errors, chance to be non-dominated, weights; volumes below."""
@@ -79,6 +81,11 @@ def _figures(trial: Trial, names: Sequence[str], role: Role) -> list[str]:
 
 
 def _weights(trial: Trial) -> str:
+    """Weights by size, row by row; of many rows their range by member, since a table is no place for all of them."""
     groups = weights_by_group(trial)
+    if len(groups) > MANY_ROWS:
+        columns = zip(trial.recipe.members, zip(*trial.recipe.weights, strict=True), strict=True)
+        used = sorted(((name, min(column), max(column)) for name, column in columns if any(column)), key=lambda entry: -entry[2])
+        return f"{len(groups)} rows: " + " ".join(f"{name} {low:.2f}..{high:.2f}" for name, low, high in used)
     shown = [" ".join(f"{name} {weight:.2f}" for name, weight in sorted(row.items(), key=lambda entry: -abs(entry[1]))) for row in groups.values()]
     return shown[0] if len(groups) == 1 else "; ".join(f"{group}: {row}" for group, row in zip(groups, shown, strict=True))
