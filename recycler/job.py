@@ -109,6 +109,8 @@ class BudgetSpec(Strict):
     """Generated plus teacher-forced tokens."""
     plateau: int | None = Field(default=None, ge=5)
     """Stop when so many merges in a row raised the posterior hypervolume by less than 1 % (after twice as many at least)."""
+    least_gain: Number | None = Field(default=None, gt=0, lt=1)
+    """Stop when the next 20 merges are expected to add less than this share of the front's hypervolume (looked at every 10, after 20)."""
 
     @field_validator("wall_clock")
     @classmethod

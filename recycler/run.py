@@ -28,15 +28,15 @@ from recycler.runs import open_ledger, read_facts
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.fidelity import Fidelity
 from recycler.search.loop import Event, Listener, complete, score_holdout, search
+from recycler.search.outlook import EVERY, Spent
 from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
+from recycler.search.schedule import Planner, Stop
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.started import COPY, STARTED
 from recycler.types import Checkpoint, Objective, Pool, Trial
 from recycler.wholefolder import make_folder
 
-OUTLOOK_EVERY = 10  # proposed merges, between two looks at what more of them would bring
 MakeWorkers = Callable[[Work, int], Workers]
 
 
@@ -103,7 +103,7 @@ def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob) -> Liste
             write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
         if event.what == "scored" and event.trial.is_proposed:
             proposed += 1
-            if proposed % OUTLOOK_EVERY == 0:
+            if proposed % EVERY == 0:
                 event = replace(event, gain=write_outlook(ledger, _smoother(prepared, ledger), _comparable(ledger.trials(), prepared)))
         listen(event)
     return told
@@ -196,10 +196,16 @@ def _fidelity(prepared: PreparedJob) -> Fidelity:
 def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
     job = prepared.job
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
-    plateau = Plateau(patience=job.budget.plateau, smoother=_smoother(prepared, ledger), objectives=prepared.objectives) if job.budget.plateau else None
     return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
-                   plateau=plateau, needs_members=job.fidelity.items_per_task is not None,
+                   stops=_stops(prepared, ledger), needs_members=job.fidelity.items_per_task is not None,
                    proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram))
+
+
+def _stops(prepared: PreparedJob, ledger: Ledger) -> tuple[Stop, ...]:
+    """What ends the search before its budget does."""
+    budget = prepared.job.budget
+    plateau = (Plateau(patience=budget.plateau, smoother=_smoother(prepared, ledger), objectives=prepared.objectives),) if budget.plateau else ()
+    return plateau + ((Spent(least_gain=budget.least_gain, proposer=_smoother(prepared, ledger)),) if budget.least_gain else ())
 
 
 def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:

@@ -13,6 +13,7 @@ from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
 from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
+from recycler.search.outlook import Spent
 from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
@@ -158,9 +159,12 @@ def test_floors_are_read_or_refused(text, accepted):
             ObjectiveSpec.model_validate(entry)
 
 
-def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path):
-    stops = Plateau(patience=6, smoother=SimplexProposer(planner().space, OBJECTIVES, seed=0), objectives=OBJECTIVES)
-    settled = replace(planner("simplex_gp", 200), plateau=stops)
+SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
+
+
+@pytest.mark.parametrize(("stop", "least"), [(Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12), (Spent(least_gain=0.02, proposer=SMOOTHER), 20)])
+def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path, stop, least):
+    settled = replace(planner("simplex_gp", 200), stops=(stop,))
 
     def searched(path, workers):
         ledger = Ledger(path)
@@ -171,8 +175,8 @@ def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_
 
     trials = searched(tmp_path / "run.sqlite", FakeWorkers())
     proposed = [trial for trial in trials if trial.kind == "merge" and not trial.label]
-    assert 12 <= len(proposed) < 100
-    assert stops.reached(trials) and not stops.reached(trials[:-1])
+    assert least <= len(proposed) < 100
+    assert stop.reached(trials) and not stop.reached(trials[:-1])
     with pytest.raises(Killed):
         searched(tmp_path / "killed.sqlite", FakeWorkers(kill_after=15))
     assert searched(tmp_path / "killed.sqlite", FakeWorkers()) == trials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
 from recycler.types import Trial
 
 NEXT = 20  # trials that are looked ahead
+EVERY = 10  # proposed merges between two looks
 NUM_CANDIDATES, NUM_NEAR, NUM_DRAWS = 300, 150, 32
 REACHES = (0.6, 0.3)
 
@@ -26,6 +28,31 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
     told, observed = proposer.told(trials)
     members = [index for index, trial in enumerate(told) if trial.kind == "member"]
     return expected_gain(proposer.gp, observed, members)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Says whether the next NEXT proposals are expected to add less than `least_gain` of the front's hypervolume.
+
+    Looked at after every EVERY scored proposals, from the second time on, with those that were scored then. Decides from the
+    trials alone, so a resumed run stops where it would have stopped.
+    """
+
+    least_gain: float
+    proposer: SimplexProposer
+    _seen: dict[tuple[int, ...], bool] = field(default_factory=dict, compare=False, repr=False)  # a look takes a second, and each proposal asks
+
+    def reached(self, trials: Sequence[Trial]) -> bool:
+        proposed = sorted(trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED")
+        looked = len(proposed) // EVERY * EVERY
+        if looked < 2 * EVERY:
+            return False
+        known = tuple(trial for trial in trials if trial.number <= proposed[looked - 1] and trial.state == "SCORED")
+        numbers = tuple(trial.number for trial in known)
+        if numbers not in self._seen:
+            gain = outlook(self.proposer, known)
+            self._seen[numbers] = gain is not None and gain < self.least_gain
+        return self._seen[numbers]
 
 
 def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT) -> float:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from recycler.merge import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
-from recycler.search.plateau import Plateau
 from recycler.search.proposer import Proposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, OptionValue, Pool, Recipe, Trial
+
+
+class Stop(Protocol):
+    """A reason to propose no more, from the trials alone."""
+
+    def reached(self, trials: Sequence[Trial]) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,7 @@ class Planner:
     proposer: Proposer
     num_merges: int
     seed: int
-    plateau: Plateau | None = None
+    stops: tuple[Stop, ...] = ()
     needs_members: bool = False
     """Nothing is proposed before every member has been scored: their outcomes are the controls of what is scored in part."""
 
@@ -41,7 +47,7 @@ class Planner:
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
         comparable = [trial for trial in self._told(trials) if trial.recipe.method == self.method]  # a soup says nothing about ties
-        if self.plateau is not None and self.plateau.reached(comparable):
+        if any(stop.reached(comparable) for stop in self.stops):
             return None
         proposal = self.proposer.ask(len(trials), comparable)
         recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
