@@ -18,7 +18,7 @@ def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | No
     """The first points (n, D): uniform soup, at two scales where that is searched, members alone, sparse mixtures.
 
     Members alone if `members_first`, by default for at most VERTICES_UP_TO of them, at the largest allowed sum not above 1 (else
-    the smallest). `num_sparse` mixtures follow: 1, or 10 where the members are left out.
+    the smallest). `num_sparse` mixtures follow: 1, or 4 where the members are left out.
     """
     low, high = domain.scale
     unit = min(max(1.0, low), high)
@@ -29,7 +29,7 @@ def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | No
     alone = members <= VERTICES_UP_TO if members_first is None else members_first
     if alone:
         rows += list(np.eye(members) * unit)
-    count = num_sparse if num_sparse is not None else (1 if alone else 10)
+    count = num_sparse if num_sparse is not None else (1 if alone else 4)
     knobs = np.tile((domain.knob_low + domain.knob_high) / 2, (len(rows), 1))
     points = domain.join(np.repeat(np.array(rows)[:, None], domain.groups, axis=1), knobs)
     return distinct(np.concatenate([points, scattered(domain, rng, count, same_rows=True)]))

@@ -91,7 +91,7 @@ class SimplexGP:
     floors     (T,) reference point of the hypervolume, NaN for "from the front"; merges below a floor are worth nothing
     groups     G rows of weights; knobs: ranges of E method parameters, appended to the point
     prior_mean predicted values (n, T) of points (n, D), known without scoring; calibrated per objective
-    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, else 10)
+    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, or 4)
 
     Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
     contradict each other.
