@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def num_layers(self) -> int:
-        return int(self.config.get("num_hidden_layers", 0))
+        return int(self.config.get("num_hidden_layers") or 0)
 
     @property
     def positions(self) -> int | None:

@@ -4,13 +4,19 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recycler.cli import main
-from recycler.errors import UsageError
+from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.lora import REPORT, merge_adapters
+from recycler.merge import MERGE_METHODS
 from recycler.merge.lora import Adapter, LowRank, merged_deltas, read_adapter, write_adapter
+from recycler.merge.stream import merged_tensors
+from recycler.pool.catalog import open_pool
+from recycler.pool.fold import fold_adapter
+from recycler.pool.tensors import ResidentPool
 from recycler.testing import make_pico_pool
+from recycler.types import Group, Recipe
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
 
@@ -92,3 +98,70 @@ def test_mistakes_are_told_and_nothing_is_written(place, tmp_path, text, message
     with pytest.raises(UsageError) as error:
         run(place, tmp_path, text)
     assert message in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def exact(place, tmp_path_factory):
+    """A base in float32, two adapters of it that change every layer, the norms' neighbours and not the same modules, and both folded."""
+    root = tmp_path_factory.mktemp("exact")
+    (root / "base").mkdir()
+    tensors = {name: tensor.float() for path in (place / "base").glob("*.safetensors") for name, tensor in load_file(path).items()}
+    save_file(tensors, root / "base/model.safetensors", metadata={"format": "pt"})
+    for path in (place / "base").glob("*.json"):
+        if not path.name.endswith(".index.json"):
+            (root / "base" / path.name).write_bytes(path.read_bytes())
+    matrices = [name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.ndim == 2 and ".layers." in name]
+    for seed, (name, rank) in enumerate((("a", 4), ("b", 3))):
+        generator = torch.Generator().manual_seed(seed)
+        modules = {module: LowRank(up=torch.randn(tensors[f"{module}.weight"].shape[0], rank, generator=generator), down=torch.randn(rank, tensors[f"{module}.weight"].shape[1], generator=generator), scale=0.02)
+                   for index, module in enumerate(matrices) if index % 5 != seed}
+        write_adapter(Adapter(name=name, modules=modules), root / name)
+        fold_adapter(root / "base", root / name, root / f"full-{name}")
+    return root, open_pool([root / "full-a", root / "full-b"], root / "base")
+
+
+OPTIONS = {"ties": {"density": 0.5}, "dare_linear": {"density": 0.5}, "dare_ties": {"density": 0.5}, "della": {"density": 0.5}, "della_linear": {"density": 0.5}, "breadcrumbs": {"density": 0.5},
+           "breadcrumbs_ties": {"density": 0.5}, "sce": {"select_topk": 0.5}, "lines": {"alpha": 0.2, "beta": 0.8}, "layer_swap": {"bottom": 1, "top": 0, "bottom_transition": 1, "top_transition": 0}}
+
+
+@pytest.mark.parametrize("method", MERGE_METHODS)
+def test_a_merge_of_adapters_is_the_merge_of_the_checkpoints_they_fold_to(exact, tmp_path, method):
+    """The one law behind `method:` for adapters: folding and merging may be swapped, to the rounding of float32."""
+    root, pool = exact
+    options = OPTIONS.get(method, {})
+    (root / "recipe.yaml").write_text(f"adapters: {{full-a: a, full-b: b}}\nbase: base\nmethod: {method}\nweights: {{full-a: 0.7, full-b: 0.6}}\nwrite: folded\nseed: 3\noptions: {json.dumps(options)}\n")
+    merge_adapters(root / "recipe.yaml", tmp_path / "out")
+    found, base = load_file(tmp_path / "out/model.safetensors"), ResidentPool(pool)
+    recipe = Recipe(method=method, members=("full-a", "full-b"), groups=(Group(name="all"),), weights=((0.7, 0.6),), base="base", dtype="float32", seed=3, options=tuple(options.items()))
+    changed = 0
+    for name, wanted in merged_tensors(recipe, base):
+        origin = base.tensor("base", name)
+        step = wanted - origin
+        changed += bool(step.any())
+        assert float((found[name] - wanted).norm()) <= 2e-5 * float(step.norm()) + 1e-7 * float(origin.norm()), name
+    assert changed > 4
+
+
+@pytest.mark.parametrize("method", [name for name, entry in MERGE_METHODS.items() if entry.by_depth or entry.reads_base])
+def test_methods_that_depend_on_the_base_ask_for_it(place, tmp_path, method):
+    with pytest.raises(UsageError, match="depends on the base's"):
+        run(place, tmp_path, f"method: {method}\nweights: {{noise: 1, good: 1}}\nwrite: svd\nrank: 2\n")
+    with pytest.raises(UsageError, match="depends on the base's"):
+        wanted(place, method)
+
+
+@pytest.mark.parametrize("options,message", [("{bottom: 1.5, top: 0}", "whole number"), ("{bottom: -1, top: 0}", "whole number"), ("{bottom: 2, top: 1}", "more than the 2 layers"), ("{}", "more than the 2 layers")])
+def test_counts_of_layers_are_whole_and_within_the_model(place, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        run(place, tmp_path, f"base: base\nmethod: layer_swap\nweights: {{noise: 1, good: 1}}\nwrite: folded\noptions: {options}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method,write", [("lora_cat", "adapter"), ("ties", "svd")])
+def test_adapters_of_different_models_are_refused_without_a_base_too(place, tmp_path, method, write):
+    module = MODULES[0]
+    write_adapter(Adapter(name="other", modules={module: LowRank(up=torch.ones(6, 1), down=torch.ones(1, 5), scale=1.0)}), tmp_path / "other")
+    (tmp_path / "recipe.yaml").write_text(f"adapters: {{noise: {place / 'noise'}, other: other}}\nmethod: {method}\nweights: {{noise: 1, other: 1}}\nwrite: {write}\n" + ("rank: 2\n" if write == "svd" else ""))
+    with pytest.raises(UnsafeInputError, match=rf"adapter 'other': '{module}': changes a weight of \[6, 5\], 'noise' one of"):
+        merge_adapters(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

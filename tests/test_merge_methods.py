@@ -275,9 +275,9 @@ def test_tsv_merge_of_vectors_is_a_mean():
 
 
 def test_iso_c_makes_singular_values_equal():
-    delta = torch.diag(torch.tensor([4.0, 2.0, 0.0]))
-    values = torch.linalg.svdvals(merge("iso_c", [delta, delta], [0.5, 0.5], base=torch.zeros(3, 3)))
-    close(values, [2.0] * 3)
+    for diagonal, wanted in (([4.0, 2.0, 3.0], [3.0, 3.0, 3.0]), ([4.0, 2.0, 0.0], [3.0, 3.0, 0.0]), ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])):  # a direction that no member took gets no strength: its vectors are arbitrary
+        delta = torch.diag(torch.tensor(diagonal))
+        close(torch.linalg.svdvals(merge("iso_c", [delta, delta], [0.5, 0.5], base=torch.zeros(3, 3))), wanted)
 
 
 def test_widen_worked_by_the_papers_lines():
@@ -299,3 +299,10 @@ def test_widen_worked_by_the_papers_lines():
 def test_methods_for_two_refuse_three(method):
     with pytest.raises(UsageError, match="merges 2 members, the recipe has 3"):
         merge(method, [[1.0]] * 3, [1, 1, 1])
+
+
+def test_multislerp_of_a_member_that_left_a_tensor_frozen_is_the_others_direction():
+    """The frozen one has no direction: it only shortens the mean, and a large factor on it must not cancel against the base's."""
+    torch.manual_seed(0)
+    base, delta = torch.randn(20, 30), 0.01 * torch.randn(20, 30)
+    close(merge("multislerp", [base + delta, base], [0.7, 0.6], base=base), base + 0.7 / 1.3 * delta, rtol=0, atol=1e-6)

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
-from recycler.merge.lora import Adapter, cat, factor, merged_delta, modules_of, read_adapter, truncate, write_adapter
+from recycler.merge.lora import Adapter, BaseWeights, cat, check_fit, factor, merged_delta, modules_of, read_adapter, truncate, write_adapter
+from recycler.merge.layers import depth_complaint
 from recycler.merge.options import option_complaints
 from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import match_factors
-from recycler.pool.tensors import iterate_tensors
+from recycler.pool.tensors import ResidentPool, iterate_tensors
+from recycler.types import Pool
 from recycler.wholefolder import copy_companions, whole_folder
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
@@ -91,13 +93,18 @@ def merge_adapters(path: Path, out: Path) -> LoraMerge:
     spec = parse_model(LoraSpec, document)
     raise_problems(_problems(spec, document))
     adapters = [read_adapter(path.parent / place, name) for name, place in spec.adapters.items()]
+    check_fit(adapters)
+    base = None
     if spec.base is not None:
         checkpoint = open_checkpoint(path.parent / spec.base, "base")
+        resident = ResidentPool(Pool(members=(checkpoint,)))
+        base = BaseWeights(num_layers=checkpoint.num_layers, tensor=lambda name: resident.tensor("base", name))
+        raise_problems(_depth_problems(spec, document, base.num_layers))
         for adapter in adapters:
             match_factors({f"{module}.weight": part for module, part in adapter.modules.items()}, checkpoint, adapter.name)
     rows, losses = _rows(spec, path.parent, adapters)
     with whole_folder(out) as aside:
-        errors = _write(spec, path.parent, adapters, rows, aside)
+        errors = _write(spec, path.parent, adapters, rows, base, aside)
         report = {"schema_version": 1, "method": spec.method, "form": spec.write, "adapters": list(spec.adapters), "weights": rows, "losses": losses, "relative_errors": errors}
         (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return LoraMerge(folder=str(out), form=spec.write, num_modules=len(rows), largest_error=max(errors.values(), default=0.0), losses=losses)
@@ -132,14 +139,14 @@ def _rows(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]) -> tuple[di
 
 # ---------------------------------------------------------------- forms
 
-def _write(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter], rows: Rows, aside: Path) -> dict[str, float]:
+def _write(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter], rows: Rows, base: BaseWeights | None, aside: Path) -> dict[str, float]:
     """Write the result in its form; relative Frobenius errors by module, none when exact."""
     exact = cat(adapters, rows) if spec.method in CAT and not spec.options else None
 
     def delta(module: str) -> Tensor:
         if exact is not None:
             return exact.modules[module].delta()
-        return merged_delta(adapters, rows[module], module, spec.method if spec.method != "lora_cat" else "linear", _options(spec), spec.seed)
+        return merged_delta(adapters, rows[module], module, spec.method if spec.method != "lora_cat" else "linear", _options(spec), spec.seed, base)
 
     if spec.write == "folded":
         assert spec.base is not None
@@ -189,6 +196,8 @@ def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
         found += [(("options", name), f"option {name!r} of {spec.method!r}", cause, remedy) for name, cause, remedy in option_complaints(options, method.options, ["all"], len(spec.adapters))]
         if method.num_members not in (None, len(spec.adapters)):
             found.append((("method",), f"method {spec.method!r}", f"merges {method.num_members} adapters, here are {len(spec.adapters)}", "Name exactly that many"))
+        if spec.base is None and (method.by_depth or method.reads_base):
+            found.append((("method",), f"method {spec.method!r}", f"depends on the base's {'number of layers' if method.by_depth else 'own weights'}", "Add base: FOLDER"))
     if (spec.weights is None) == (spec.learn is None):
         found.append(((), "weights and learn", "exactly one of them is needed", "weights: static ones, learn: on a small mix"))
     for name in (spec.weights or {}).keys() ^ spec.adapters.keys() if spec.weights is not None else ():
@@ -203,3 +212,8 @@ def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
     if (spec.write == "svd") != (spec.rank is not None):
         found.append((("rank",), "rank", "belongs to write: svd, and is needed there", "Write both or none"))
     return [Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key)) for key, thing, cause, remedy in found]
+
+
+def _depth_problems(spec: LoraSpec, document: YamlDocument, num_layers: int) -> list[Problem]:
+    cause = depth_complaint(MERGE_METHODS["layer_swap"].options | spec.options, num_layers) if spec.method == "layer_swap" else None
+    return [Problem(thing="layer_swap", cause=cause, remedy="Set both in options", where=document.where(("options",)))] if cause else []

@@ -30,10 +30,10 @@ MERGE_METHODS: dict[str, MergeMethod] = {
     "breadcrumbs": MergeMethod(function=breadcrumbs, needs_base=True, options=_CRUMBS),
     "breadcrumbs_ties": MergeMethod(function=breadcrumbs_ties, needs_base=True, options=_CRUMBS),
     "sce": MergeMethod(function=sce, needs_base=True, options={"select_topk": 1.0}),
-    "layer_swap": MergeMethod(function=layer_swap, num_members=2, elementwise=True, reads_all=True, options={
+    "layer_swap": MergeMethod(function=layer_swap, num_members=2, elementwise=True, reads_all=True, by_depth=True, options={
         "bottom": 5, "top": 2, "bottom_transition": 1, "top_transition": 1, "embeddings": "adjacent", "final_norm": "adjacent", "head": "adjacent"}),
-    "widen": MergeMethod(function=widen, needs_base=True, options={"ratio": 1.0, "calibration": 1.0}),
-    "lines": MergeMethod(function=lines, needs_base=True, elementwise=True, options={"alpha": 0.5, "beta": 0.5}),
+    "widen": MergeMethod(function=widen, needs_base=True, reads_base=True, options={"ratio": 1.0, "calibration": 1.0}),
+    "lines": MergeMethod(function=lines, needs_base=True, elementwise=True, by_depth=True, options={"alpha": 0.5, "beta": 0.5}),
     "tsv_merge": MergeMethod(function=tsv_merge, needs_base=True, options={"lambda": 1.0}),
     "iso_c": MergeMethod(function=iso_c, needs_base=True, options={"lambda": 1.0}),
 }

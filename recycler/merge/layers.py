@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -46,6 +46,7 @@ def layer_swap(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Ten
     last, the last), or as 'outer', 'middle' or 'transition'. A tied head follows the embeddings: it is the same tensor.
     """
     require_members("layer_swap", tensors, 2)
+    _require_layers("layer_swap", context)
     layer, policy = layer_of(context.name), "adjacent"
     if layer is None:
         place = place_of(context.name)
@@ -72,8 +73,24 @@ def lines(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which hold general features,
     move by alpha, the deepest by alpha + beta. Embeddings count as the first layer, final norm and head as the last.
     """
+    _require_layers("lines", context)
     layer = layer_of(context.name)
     if layer is None:
         layer = 0 if place_of(context.name) == "embedding" else context.num_layers - 1
     depth = layer / (context.num_layers - 1) if context.num_layers > 1 else 1.0
     task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=alpha + beta * depth)
+
+
+def _require_layers(method: str, context: TensorContext) -> None:
+    """A depth that nobody knows must not pass for any: every layer would count as the last."""
+    if context.num_layers < 1:
+        raise UsageError(Problem(thing=f"method {method!r}", cause="must know how many layers the model has, and its config does not say", remedy="Give a config.json with num_hidden_layers"))
+    layer = layer_of(context.name)
+    if layer is not None and layer >= context.num_layers:
+        raise UsageError(Problem(thing=f"tensor {context.name!r}", cause=f"is of layer {layer}, the model has {context.num_layers} by its config", remedy="Mend num_hidden_layers in config.json"))
+
+
+def depth_complaint(options: Mapping[str, Any], num_layers: int) -> str | None:
+    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None."""
+    bottom, top = options["bottom"], options["top"]
+    return f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model" if bottom + top > num_layers else None

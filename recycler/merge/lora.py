@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recycler.errors import Problem, UsageError, did_you_mean
+from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.merge.method import TensorContext, as_keywords
 
+SHOWN = 20  # problems that are told; another architecture has hundreds of the same
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
@@ -85,6 +86,14 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
 # ---------------------------------------------------------------- merges
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseWeights:
+    """What some methods must know of the base: how many layers it has, and its weights by tensor name."""
+
+    num_layers: int
+    tensor: Callable[[str], Tensor]
+
+
 Weights = Sequence[float] | Mapping[str, Sequence[float]]  # one row for all modules, or one for each
 
 
@@ -102,26 +111,35 @@ def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Ada
     return Adapter(name=name, modules=merged, base_model=adapters[0].base_model)
 
 
-def merged_deltas(adapters: Sequence[Adapter], weights: Weights, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """(module, merged delta) with any merge method, on deltas whose base is zero: ties, dare_linear, della, ...
+def merged_deltas(adapters: Sequence[Adapter], weights: Weights, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0,
+                  base: BaseWeights | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(module, merged delta) with any merge method: ties, dare_linear, della, ...; what folding first and merging then would give.
 
-    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises UsageError.
+    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises UsageError, also for a
+    method that depends on the base (layer_swap and lines on its depth, widen on its weights) without one.
     """
     if method not in MERGE_METHODS:
         raise UsageError(Problem(thing=f"method {method!r}", cause="unknown", remedy=did_you_mean(method, MERGE_METHODS)))
     for module in modules_of(adapters):
-        yield module, merged_delta(adapters, _row(weights, module, len(adapters)), module, method, options, seed)
+        yield module, merged_delta(adapters, _row(weights, module, len(adapters)), module, method, options, seed, base)
 
 
-def merged_delta(adapters: Sequence[Adapter], row: Sequence[float], module: str, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0) -> Tensor:
-    """One module's merged delta, float32 `(out, in)`."""
+def merged_delta(adapters: Sequence[Adapter], row: Sequence[float], module: str, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0,
+                 base: BaseWeights | None = None) -> Tensor:
+    """One module's merged delta, float32 `(out, in)`. Raises UsageError for a method that depends on the base without one."""
+    entry = MERGE_METHODS[method]
+    if base is None and (entry.by_depth or entry.reads_base):
+        raise UsageError(Problem(thing=f"method {method!r}", cause=f"depends on the base's {'number of layers' if entry.by_depth else 'own weights'}", remedy="Give base: FOLDER"))
     shape = next(adapter.modules[module].shape for adapter in adapters if module in adapter.modules)
     deltas = [adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape) for adapter in adapters]
     out = torch.empty(shape)
-    context = TensorContext(name=f"{module}.weight", members=tuple(adapter.name for adapter in adapters), seed=seed)
-    base = torch.zeros(shape) if MERGE_METHODS[method].needs_base else None
-    MERGE_METHODS[method].function(deltas, row, base=base, context=context, out=out, **as_keywords(options or {}))
-    return out
+    context = TensorContext(name=f"{module}.weight", members=tuple(adapter.name for adapter in adapters), seed=seed, num_layers=base.num_layers if base else 0)
+    # on deltas the base is zero, which rounds less than adding the base and taking it off again
+    origin = base.tensor(f"{module}.weight").float() if base and entry.reads_base else torch.zeros(shape)
+    if entry.reads_base:
+        deltas = [delta.add_(origin) for delta in deltas]
+    entry.function(deltas, row, base=origin if entry.needs_base else None, context=context, out=out, **as_keywords(options or {}))
+    return out.sub_(origin) if entry.reads_base else out
 
 
 def factor(deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = "") -> tuple[Adapter, dict[str, float]]:
@@ -161,6 +179,13 @@ def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tu
         yield name, tensor
     if open_modules:
         raise UsageError(Problem(thing=f"adapter {adapter.name!r}", cause=f"changes {sorted(open_modules)[0]!r}, which the base does not have", remedy="It was trained on another base"))
+
+
+def check_fit(adapters: Sequence[Adapter]) -> None:
+    """Raise UnsafeInputError unless the adapters change weights of one shape wherever they change the same module."""
+    first = {module: adapter for adapter in reversed(adapters) for module in adapter.modules}
+    raise_problems([Problem(thing=f"adapter {adapter.name!r}: {module!r}", cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of {list(first[module].modules[module].shape)}",
+                            remedy="They were trained on different bases, and cannot be merged") for adapter in adapters for module, factors in adapter.modules.items() if factors.shape != first[module].modules[module].shape][:SHOWN], UnsafeInputError)
 
 
 def modules_of(adapters: Sequence[Adapter]) -> list[str]:

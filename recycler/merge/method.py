@@ -34,6 +34,8 @@ class MergeMethod:
 
     `elementwise`: every output element depends on the same element of the inputs alone, so that a tensor may be merged in
     slices. `num_members`: how many members the method takes, when that is fixed. `reads_all`: members of weight 0 too.
+    `by_depth`: treats layers by their number, so it must know how many there are. `reads_base`: looks at the base's own
+    numbers, and not at deltas to it alone.
     """
 
     function: MergeFunction
@@ -42,6 +44,8 @@ class MergeMethod:
     elementwise: bool = False
     num_members: int | None = None
     reads_all: bool = False
+    by_depth: bool = False
+    reads_base: bool = False
 
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:

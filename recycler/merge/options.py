@@ -42,13 +42,19 @@ def option_complaints(options: Options, known: Mapping[str, Any], groups: Sequen
             elif len(value) != num_members or not all(map(_is_number, value)):
                 yield name, f"is not one number for each of {num_members} members", "Give one number, or one per member"
         elif not _fits(value, known[bare]):
-            yield name, f"is {value!r}", f"Give a {'truth value' if isinstance(known[bare], bool) else 'word' if isinstance(known[bare], str) else 'finite number'}"
+            yield name, f"is {value!r}", f"Give a {_kind(known[bare])}"
 
 
 def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
+    if isinstance(default, int):  # a count: rounding it would run another merge than the one that is written
+        return _is_number(value) and value >= 0 and float(value).is_integer()
     return isinstance(value, str) if isinstance(default, str) else _is_number(value)
+
+
+def _kind(default: Any) -> str:
+    return "truth value" if isinstance(default, bool) else "word" if isinstance(default, str) else "whole number from 0 on" if isinstance(default, int) else "finite number"
 
 
 def _is_number(value: Any) -> bool:

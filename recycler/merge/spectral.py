@@ -23,7 +23,7 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
 
     Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right vectors are put side by
     side and replaced by the nearest orthogonal set (Procrustes: U -> P Q' with U = P D Q'), which takes the interference
-    out; out = b + lambda U S V'. Other tensors: b + lambda mean_k w_k tau_k.
+    out. Triplets that are zero but for rounding, as most of a LoRA's delta, are left out: their vectors are noise. out = b + lambda U S V'. Other tensors: b + lambda mean_k w_k tau_k.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -35,9 +35,13 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
     lefts, values, rights = [], [], []
     for index in members:
         left, value, right = torch.linalg.svd(tensors[index].float() - origin, full_matrices=False)
-        lefts.append(left[:, :share].clone())  # a view would keep the whole
-        values.append(weights[index] * value[:share])
-        rights.append(right[:share].clone())
+        kept = min(share, _rank(value, out))
+        lefts.append(left[:, :kept].clone())  # a view would keep the whole
+        values.append(weights[index] * value[:kept])
+        rights.append(right[:kept].clone())
+    if not any(len(value) for value in values):
+        out.copy_(base)
+        return
     left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights, 0))
     out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 
@@ -46,8 +50,9 @@ def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
           lambda_: float = 1.0) -> None:
     """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
 
-    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same strength. Other tensors:
-    b + lambda mean_k w_k tau_k.
+    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same strength. Directions whose
+    singular value is zero but for rounding, as most of a LoRA's delta, are none: they are left out of the sum and the mean.
+    Other tensors: b + lambda mean_k w_k tau_k.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -59,11 +64,20 @@ def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     for index in members:
         delta.add_(tensors[index].float() - origin, alpha=weights[index])
     left, values, right = torch.linalg.svd(delta, full_matrices=False)
-    out.copy_(torch.add(origin, left @ right, alpha=lambda_ * float(values.mean())))
+    rank = _rank(values, out)
+    if rank == 0:
+        out.copy_(base)
+        return
+    out.copy_(torch.add(origin, left[:, :rank] @ right[:rank], alpha=lambda_ * float(values[:rank].mean())))
 
 
 def _spectral(out: Tensor, context: TensorContext) -> bool:
     return out.ndim == 2 and layer_of(context.name) is not None
+
+
+def _rank(values: Tensor, out: Tensor) -> int:
+    """Singular values (descending) above the rounding of a float32 SVD, by numpy's rule for matrix_rank."""
+    return int((values > values[0] * max(out.shape) * torch.finfo(torch.float32).eps).sum()) if len(values) else 0
 
 
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float], members: Sequence[int], base: Tensor, context: TensorContext, out: Tensor, lambda_: float) -> None:

@@ -63,7 +63,7 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Ten
     shares = torch.tensor(_shares([weights[index] for index in members]) if normalize_weights else [weights[index] for index in members], dtype=torch.float64)
     products = gram(chosen, base)
     lengths = products.diagonal().clamp(min=0).sqrt()
-    directions = shares / (lengths + TINY)
+    directions = torch.where(lengths > TINY, shares / (lengths + TINY), 0.0)  # a member that has not moved points nowhere: a large factor on it would only cancel against the base's
     mean_length = float((directions @ products @ directions).clamp(min=0).sqrt())
     if mean_length >= TINY:
         coefficients = directions / mean_length * (lengths * shares).sum()

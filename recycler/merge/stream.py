@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.merge import MERGE_METHODS
+from recycler.merge.layers import depth_complaint
 from recycler.merge.method import TensorContext, as_keywords
 from recycler.merge.options import option_complaints, options_of
 from recycler.pool.headers import FLOAT_DTYPES
@@ -41,6 +42,9 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
             problems.append(Problem(thing=f"method {recipe.method!r}", cause=f"merges {wanted} members, the recipe has {len(recipe.members)}", remedy="Name exactly that many"))
         problems += [Problem(thing=f"option {name!r} of {recipe.method!r}", cause=cause, remedy=remedy)
                      for name, cause, remedy in option_complaints(recipe.options, options, [group.name for group in recipe.groups], len(recipe.members))]
+        if recipe.method == "layer_swap" and not problems:
+            found = {depth_complaint(options | options_of(recipe.options, group.name), resident.pool.template.num_layers) for group in recipe.groups} - {None}
+            problems += [Problem(thing="layer_swap", cause=cause, remedy="Set both in options") for cause in sorted(found)]
     if recipe.dtype not in TORCH_DTYPES:
         problems.append(Problem(thing=f"dtype {recipe.dtype!r}", cause="unknown", remedy=did_you_mean(recipe.dtype, TORCH_DTYPES)))
     if problems:
