@@ -169,3 +169,20 @@ def test_references_that_go_in_a_circle_are_refused(tmp_path):
     with pytest.raises(UnsafeInputError, match="circle"):
         unpack(tmp_path / "packed", tmp_path / "out")
     assert not (tmp_path / "out" / "base").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("broken", ["base", "m0"])
+def test_compression_refuses_what_is_not_finite_and_exact_packs_keep_it(tmp_path, broken, value):
+    small_pool(tmp_path, "F32")
+    arrays = {"base": BASE, "m0": model_arrays(1, near=BASE, shapes=LARGE, scale=1e-3)}[broken]
+    arrays = arrays | {"model.layers.0.big": arrays["model.layers.0.big"].copy()}
+    arrays["model.layers.0.big"][3, 3] = value
+    write_checkpoint(tmp_path / "in" / broken, arrays, dtype="F32")
+    pool = open_pool([tmp_path / "in/m0", tmp_path / "in/m1"], tmp_path / "in/base")
+    with pytest.raises(UnsafeInputError, match=rf"checkpoint '{broken}': tensor 'model.layers.0.big': holds 1 values of 30,720 that are not finite"):
+        pack_pool(pool, tmp_path / "small", ratio=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    pack_pool(pool, tmp_path / "exact")
+    unpack(tmp_path / "exact", tmp_path / "out")
+    assert checkpoint_digest(open_checkpoint(tmp_path / "out" / broken)) == checkpoint_digest(pool.find(broken))

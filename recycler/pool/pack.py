@@ -25,7 +25,7 @@ import numpy as np
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.pool.catalog import PACK_MANIFEST as MANIFEST
 from recycler.pool.catalog import check_config, parse_json, read_json
-from recycler.pool.deltas import as_float32
+from recycler.pool.deltas import decoded
 from recycler.pool.files import local_folder
 from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES, broken, read_header
 from recycler.pool.lowrank import LowRank, compress, num_ranks, pack_codes, unpack_codes
@@ -62,7 +62,8 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
     """Write `pool` to `out` as base and deltas. The folder appears whole or not at all.
 
     Without `ratio` every tensor comes back bit for bit. With it, the delta of each matrix gets 1 / ratio of the bits that
-    the matrix has, and vectors stay exact. Memory is a few times the largest tensor. Raises UsageError.
+    the matrix has, and vectors stay exact; a matrix with NaN or infinite values is then refused. Memory is a few times the
+    largest tensor. Raises UsageError, UnsafeInputError.
     """
     if pool.base is None:
         raise UsageError(Problem(thing="pool", cause="has no base, and a packed pool keeps deltas", remedy="Give --base"))
@@ -144,11 +145,19 @@ class _Packer:
         return {"kind": "exact", "digest": digest}, encode_exact(raw, base_raw, DTYPE_BYTES[info.dtype])
 
     def _lowrank(self, checkpoint: Checkpoint, name: str, info: TensorInfo, raw: bytes, base_raw: bytes) -> tuple[dict[str, Any], bytes]:
-        delta = (as_float32(raw, info.dtype) - as_float32(base_raw, info.dtype)).reshape(info.shape)
+        delta = (self._finite(checkpoint, name, decoded(raw, info.dtype)) - self._finite(self.base, name, decoded(base_raw, info.dtype))).reshape(info.shape)
         found = compress(delta, int(8 * info.num_bytes / self.ratio))
         self.errors.append(TensorError(member=checkpoint.name, tensor=name, error=found.error))
         content = found.coefficients.astype("<f4").tobytes() + pack_codes(found.left, found.split) + pack_codes(found.right, found.split)
         return {"kind": "lowrank", "split": [list(part) for part in found.split], "error": found.error}, content
+
+    def _finite(self, checkpoint: Checkpoint, name: str, values: np.ndarray) -> np.ndarray:
+        """Singular vectors would spread a NaN over the tensor, or hide it behind ordinary numbers: refused, as a merge refuses it."""
+        count = int((~np.isfinite(values)).sum())
+        if count:
+            raise UnsafeInputError(Problem(thing=f"checkpoint {checkpoint.name!r}: tensor {name!r}", cause=f"holds {count:,} values of {values.size:,} that are not finite, which compression cannot keep",
+                                           remedy="That training run broke, or the file did: leave the checkpoint out, or pack without --ratio, which keeps every bit"))
+        return values
 
     def _small(self, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         for path in sorted(local_folder(checkpoint).iterdir()):
@@ -251,7 +260,7 @@ def _add_lowrank(base: bytes, content: bytes, entry: dict[str, Any]) -> bytes:
     place, length = 4 * rank, -(-sum(rows * bits * count for bits, count in split) // 8)
     found = LowRank(split=split, coefficients=np.frombuffer(content[:place], "<f4"), left=unpack_codes(content[place : place + length], rows, split),
                     right=unpack_codes(content[place + length :], columns, split), error=0.0)
-    return _rounded(as_float32(base, entry["dtype"]) + found.matrix().reshape(-1), entry["dtype"])
+    return _rounded(decoded(base, entry["dtype"]) + found.matrix().reshape(-1), entry["dtype"])
 
 
 def _rounded(values: np.ndarray, dtype: str) -> bytes:
