@@ -29,12 +29,11 @@ from recycler.report import choose
 from recycler.run import front_of, only_driver, work_of
 from recycler.runs import open_ledger
 from recycler.scoring.scorers import items_of
-from recycler.search.refine import Floats, descend, spsa
+from recycler.search.refine import REFINED, Floats, descend, spsa
 from recycler.space import SearchSpace, layer_groups
 from recycler.types import Item, LoglikelihoodRequest, Objective, Recipe, Trial
 
 How = Literal["gradient", "spsa"]
-REFINED = "refined"  # label of such trials, and the ledger's facts about them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ from recycler.search.loop import Event, Listener, complete, score_holdout, searc
 from recycler.search.outlook import EVERY, Spent
 from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
+from recycler.search.refine import with_refined
 from recycler.search.schedule import Planner, Stop
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.started import COPY, STARTED
@@ -111,7 +112,7 @@ def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob) -> Liste
 
 def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Whom the front as it stands names, with what its model makes of all trials written down."""
-    ledger.set_fact(SMOOTHED, write_smoothed(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared))))
+    ledger.set_fact(SMOOTHED, write_smoothed(with_refined(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared)), trials)))
     return read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype, smoothed=read_smoothed(ledger)).finalists
 
 

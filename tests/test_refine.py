@@ -18,6 +18,7 @@ from recycler.ledger import Ledger
 from recycler.pool.tensors import ResidentPool
 from recycler.prepare import prepare
 from recycler.refine import Settings, refine
+from recycler.report import read_smoothed
 from recycler.run import run_job
 from recycler.runs import read_status
 from recycler.search.baselines import blend
@@ -112,7 +113,7 @@ def searched(tmp_path_factory):
     (folder / "bits.yaml").write_text(json.dumps({"version": 1, "tasks": {"sum": {**task, "answer": " {a}"}, "word": {**task, "answer": " {b}"}}}))
     (folder / "job.yaml").write_text(yaml.safe_dump({
         "version": 1, "name": "small", "pool": {"members": ["pool/members/*"], "base": "pool/base"}, "suites": ["bits.yaml"], "engine": {"name": "transformers", "workers": 1},
-        "objectives": [{"suite": "bits", "task": name, "metric": "bits_per_byte", "direction": "minimize"} for name in ("sum", "word")], "budget": {"trials": 4}, "seed": 0}))
+        "objectives": [{"suite": "bits", "task": name, "metric": "bits_per_byte", "direction": "minimize"} for name in ("sum", "word")], "budget": {"trials": 6}, "seed": 0}))
     run(folder)
     return folder
 
@@ -133,9 +134,13 @@ def test_a_refined_merge_is_a_trial_that_the_next_sitting_scores(searched):
     run(searched)
     with closing(Ledger(searched / "run/ledger.sqlite")) as ledger:
         trials = {trial.number: trial for trial in ledger.trials()}
+        trial, start = trials[found.trial], trials[found.of]
         assert read_status(ledger)["state"] == "finished"
-    trial, start = trials[found.trial], trials[found.of]
+        smoothed = read_smoothed(ledger)
     assert trial.label == f"refined {found.of}" and trial.recipe == found.recipe and len(trial.recipe.groups) == 2 and trial.state == "SCORED"
+    assert bool(smoothed.get(start.number)) == bool(smoothed.get(trial.number))
+    for before, after, raw_before, raw_after in zip(*(sorted(scores, key=lambda score: score.objective) for scores in (smoothed.get(start.number), smoothed.get(trial.number), start.search, trial.search)), strict=False):
+        assert after.value - before.value == pytest.approx(raw_after.value - raw_before.value) and after.stderr == before.stderr
     for name in found.before:
         scored = [next(score.value for score in one.search if score.objective == name) for one in (start, trial)]
         assert scored[1] / scored[0] == pytest.approx(found.after[name] / found.before[name], rel=0.01)

@@ -11,17 +11,19 @@ as its start and one seed and scalar a step, which give its weights again, bit f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recycler.space import SearchSpace
+from recycler.types import Smoothed, Trial
 
 Floats = NDArray[np.float64]
 Loss = Callable[[Floats, int], float]  # weights (G, K), number of the step, which chooses the items -> loss
 Slopes = Callable[[Floats, int], tuple[float, Floats]]  # the same -> loss, its gradient (G, K)
 
+REFINED = "refined"  # the label of refined trials is this and the number of the trial they come from
 SPREAD = 0.05  # how far from the weights SPSA looks, to both sides
 COOLING = 0.602  # Spall's exponent: step lengths fall like (1 + i / 10) ** -COOLING
 MOMENTUM, SQUARES = 0.8, 0.95  # Adam's, for tens of steps rather than thousands
@@ -89,3 +91,19 @@ def descend(slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, re
         unbiased = mean / (1 - MOMENTUM ** (index + 1)), square / (1 - SQUARES ** (index + 1))
         weights = moved(weights, reach * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-12), space)
     return weights, tuple(losses)
+
+
+def with_refined(smoothed: Smoothed, trials: Sequence[Trial]) -> Smoothed:
+    """Posterior scores with those of refined trials, whose rows of weights the search's model does not know: those of the trial
+    they come from, plus the difference of their search scores, in which the luck of common items cancels."""
+    by_number = {trial.number: trial for trial in trials if trial.state == "SCORED"}
+    scores = dict(smoothed.scores)
+    for number, trial in sorted(by_number.items()):
+        word, _, origin = trial.label.partition(" ")
+        start = by_number.get(int(origin)) if word == REFINED and origin.isdecimal() else None
+        if start is None or number in scores or start.number not in scores:
+            continue
+        before = {score.objective: score.value for score in start.search}
+        gained = {score.objective: score.value - before[score.objective] for score in trial.search}
+        scores[number] = tuple(replace(score, value=score.value + gained[score.objective]) for score in scores[start.number])
+    return replace(smoothed, scores=scores)
