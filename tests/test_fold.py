@@ -1,6 +1,7 @@
 """Folding gives what PEFT gives, and refuses what it cannot fold exactly."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from recycler.cli import main
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
+from recycler.export.lora import merge_adapters
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import fold_adapter
 from recycler.pool.tensors import iterate_tensors
@@ -74,9 +76,11 @@ def test_the_folder_is_complete(base, tmp_path):
 @pytest.mark.parametrize(("change", "word"), [
     ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"peft_type": "LOHA"}, "peft_type"), ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"), ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    ({"r": 5}, "rank 5"), ({"r": 0}, "rank 0"), ({"r": None}, "configuration"), ({"rank_pattern": {"(": 1}}, "configuration"), ({"rank_pattern": [1]}, "configuration"),
-    ({"r": float("inf")}, "configuration"), ({"rank_pattern": {"q_proj": float("inf")}}, "configuration"), ({"alpha_pattern": {"q_proj": float("nan")}}, "configuration"), ({"lora_alpha": 10**400}, "configuration"),
-    ({"rank_pattern": {"q_proj": True}}, "configuration")])  # numbers without end: found by fuzzing
+    ({"r": 5}, "rank 5"), ({"r": 0}, "json: r: is '0'"), ({"r": None}, "json: r: is"), ({"r": 4.9}, "json: r: is '4.9'"), ({"r": 4.0}, "json: r: is"), ({"r": "4"}, "json: r: is"), ({"r": True}, "json: r: is"),
+    ({"use_rslora": "false"}, "json: use_rslora: is 'false' where true or false is wanted"), ({"use_rslora": 0}, "json: use_rslora"), ({"lora_alpha": "8"}, "json: lora_alpha"), ({"use_dora": 0}, "json: use_dora"),
+    ({"rank_pattern": {"(": 1}}, "json: rank_pattern: .* no regular expression"), ({"rank_pattern": [1]}, "json: rank_pattern"), ({"alpha_pattern": {"q_proj": "8"}}, "json: alpha_pattern"), ({"rank_pattern": {"q_proj": 2.5}}, "json: rank_pattern"),
+    ({"r": float("inf")}, "Infinity is not JSON"), ({"rank_pattern": {"q_proj": float("inf")}}, "Infinity is not JSON"), ({"alpha_pattern": {"q_proj": float("nan")}}, "NaN is not JSON"), ({"lora_alpha": 10**400}, "json: lora_alpha"),
+    ({"rank_pattern": {"q_proj": True}}, "json: rank_pattern")])  # numbers without end: found by fuzzing
 def test_more_than_plain_lora_is_refused(base, tmp_path, change, word):
     make_adapter(base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
@@ -121,3 +125,95 @@ def test_adapters_that_give_the_same_weights_are_named(base, tmp_path, capsys):
     assert main(["fold", str(base), *(str(tmp_path / name) for name in ("math", "again", "zero")), "--to", str(tmp_path / "pool")]) == 0
     said = capsys.readouterr()
     assert "'again': has the same weights as 'math'" in said.err and "'zero': has the weights of the base" in said.err and len(said.out.split()) == 3
+
+
+# ---------------------------------------------------------------- what a stranger may write into an adapter
+
+HOSTILE = [r"(([a-z_.0-9])+)+!", r"(?:[a-z._0-9]|[a-z_.0-9]|[a-z])*~", "(a?){30}" + "a{30}", "((a{1000}){1000}){1000}", "a{60000}", "(?R)?a", r"(.*)*\1!", "x" * 2000, "(?:" * 400 + "a" + ")*" * 400]
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_patterns_that_would_not_end_are_refused_or_match_at_once(base, tmp_path, key, pattern):
+    """Without a limit the first of these runs for longer than the earth exists; that the test ends is the law."""
+    change_config(base, tmp_path / "adapter", {key: {pattern: 4}}, target_modules=["q_proj"])
+    try:
+        fold_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    except UnsafeInputError as error:
+        assert f"adapter_config.json: {key}: pattern" in str(error) and not (tmp_path / "out").exists()
+
+
+def test_a_pattern_that_takes_too_long_is_named(monkeypatch):
+    from recycler.pool import patterns
+
+    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+    with pytest.raises(ValueError, match=r"pattern '\(\(a\|aa\|b\)\*\)\*c' takes too long"):
+        for length in range(20, 2000, 20):
+            patterns.compile_patterns({r"((a|aa|b)*)*c": 1})("ab" * length + "cd")
+            patterns.compile_patterns({r"((a|aa|b)*)*c": 1})("a" * length + "cd")
+
+
+@pytest.mark.parametrize("pattern", ["q_proj", "self_attn.q_proj", r"layers\.[01]\.self_attn\.(q|k)_proj", r".*\.\d+\..*q_proj", r"^model\.layers\.1\.self_attn\.q_proj", "proj", "q_proj|v_proj", r"(?!model).*up_proj", r"layers\.(?:\d|x)+\.mlp\.up_proj"])
+def test_patterns_match_what_they_match_in_peft(pattern):
+    from peft.utils.other import get_pattern_key
+
+    from recycler.pool.patterns import compile_patterns
+
+    names = [f"model.layers.{layer}.{part}" for layer in range(12) for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.xq_proj")] + ["q_proj", "lm_head", "a.b"]
+    value_of = compile_patterns({pattern: "hit", ".*k_proj": "second"})
+    for name in names:
+        assert value_of(name) == {pattern: "hit", ".*k_proj": "second"}.get(get_pattern_key([pattern, ".*k_proj"], name)), name
+
+
+def change_config(base, folder, change, **settings):
+    make_adapter(base, folder, **settings)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (os.mkfifo, "is not a regular file"), (lambda path: path.mkdir(), "is not a regular file"), (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"), (lambda path: path.symlink_to("nowhere"), "is not a regular file"),
+    (lambda path: path.write_text('{"r": 4, "lora_alpha": 8, "lora_alpha": 800}'), "a name stands twice"), (lambda path: path.write_text("[" * 100_000), "cannot be read as JSON"), (lambda path: path.write_text(" " * 40_000_000), "is the limit"),
+    (lambda path: path.write_text("[1]"), "is not a JSON object"), (lambda path: path.write_text('{"lora_alpha": 8}'), "json: r: is missing")])
+def test_configurations_are_read_like_every_other_json(base, tmp_path, make, message):
+    make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    (tmp_path / "adapter/adapter_config.json").unlink()
+    make(tmp_path / "adapter/adapter_config.json")
+    with pytest.raises(UnsafeInputError, match=message):
+        fold_adapter(base, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def poke(tensor, value):
+    tensor.view(-1)[3] = value
+    return tensor
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda tensor: poke(tensor, float("nan")), "holds 1 NaN or infinite values in lora_A"), (lambda tensor: poke(tensor, float("inf")), "holds 1 NaN or infinite"), (lambda tensor: tensor.to(torch.int32), "is I32, where a factor"),
+    (lambda tensor: tensor.to(torch.float8_e4m3fn), "is F8_E4M3, where a factor")])
+@pytest.mark.parametrize("write", ["fold", "adapter", "svd"])
+def test_factors_that_are_no_numbers_are_refused_by_adapter_and_tensor(base, tmp_path, change, message, write):
+    make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = min(name for name in tensors if "lora_A" in name)
+    save_file({**tensors, name: change(tensors[name])}, path)
+    with pytest.raises(UnsafeInputError, match=rf"adapter/adapter_model.safetensors: '.*layers.0.self_attn.q_proj.*{message}"):
+        if write == "fold":
+            fold_adapter(base, tmp_path / "adapter", tmp_path / "out")
+        else:
+            (tmp_path / "recipe.yaml").write_text("adapters: {a: adapter}\nweights: {a: 1}\n" + ("write: svd\nrank: 2\n" if write == "svd" else ""))
+            merge_adapters(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_the_head_says_what_peft_saved_with_it(base, tmp_path):
+    config = base / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors", metadata={"format": "pt"})
+    make_adapter(base, tmp_path / "adapter", target_modules=["lm_head"])
+    assert any(name.endswith("base_layer.weight") for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
+    with pytest.raises(UnsafeInputError, match="is the base's own weight, which PEFT saves along with.*save_embedding_layers=False"):
+        fold_adapter(base, tmp_path / "adapter", tmp_path / "out")

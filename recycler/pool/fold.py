@@ -6,11 +6,11 @@ is refused: an adapter with more than plain LoRA in it would silently lose that.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
 from recycler.merge.writer import write_model
-from recycler.pool.catalog import open_checkpoint
+from recycler.pool.catalog import open_checkpoint, read_json
 from recycler.pool.headers import FLOAT_DTYPES, read_header
+from recycler.pool.patterns import compile_patterns
 from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint
 from recycler.wholefolder import copy_companions, whole_folder
 
+SHOWN = 20  # problems that are told
 MAX_NUMBER = 1e9  # of ranks and alphas
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,49 +102,85 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
         raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_WEIGHTS}", remedy="Save the adapter with save_pretrained; pickles are not read"))
     pairs: dict[str, dict[str, str]] = {}
     problems = []
-    for name in read_header(path):
+    for name, info in read_header(path).items():
         if (place := _NAME.fullmatch(name)) is None:
-            problems.append(Problem(thing=f"{path.name}: {name!r}", cause="is not a factor of plain LoRA on a linear layer", remedy=BY_PEFT))
+            problems.append(_no_factor(path, name))
+        elif info.dtype not in FLOAT_DTYPES:
+            problems.append(Problem(thing=f"{path}: {name!r}", cause=f"is {info.dtype}, where a factor is one of {', '.join(sorted(FLOAT_DTYPES))}", remedy="Save the adapter again, not quantized"))
         else:
             pairs.setdefault(place["module"], {})[place["side"]] = name
-    problems += [Problem(thing=f"{path.name}: {module!r}", cause="has only one of its two factors", remedy="Save the adapter again")
+    problems += [Problem(thing=f"{path}: {module!r}", cause="has only one of its two factors", remedy="Save the adapter again")
                  for module, pair in pairs.items() if len(pair) != 2]
     if not pairs and not problems:
         problems.append(Problem(thing=str(path), cause="holds no tensor", remedy="Save the adapter again"))
-    raise_problems(problems, UnsafeInputError)
+    raise_problems(problems[:SHOWN], UnsafeInputError)
+    scales = _scales(pairs, config, adapter / ADAPTER_CONFIG)
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {f"{module}.weight": _factors(file.get_tensor(pair["A"]), file.get_tensor(pair["B"]), module, config, path) for module, pair in pairs.items()}, config
+        return {f"{module}.weight": _factors(file.get_tensor(pair["A"]), file.get_tensor(pair["B"]), module, *scales[module], path) for module, pair in pairs.items()}, config
 
 
-def _factors(down: Tensor, up: Tensor, module: str, config: Mapping[str, Any], path: Path) -> Factors:
-    rank = _by_pattern(config["rank_pattern"], module, config["r"])
-    alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
+def _no_factor(path: Path, name: str) -> Problem:
+    if name.endswith(".base_layer.weight"):  # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as before
+        return Problem(thing=f"{path}: {name!r}", cause="is the base's own weight, which PEFT saves along with an adapter on embeddings or head", remedy="Save it with save_pretrained(..., save_embedding_layers=False) if that layer has not been resized")
+    return Problem(thing=f"{path}: {name!r}", cause="is not a factor of plain LoRA on a linear layer", remedy=BY_PEFT)
+
+
+def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, path: Path) -> Factors:
     if rank < 1 or down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
-        raise UnsafeInputError(Problem(thing=f"{path.name}: {module!r}", cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
+        raise UnsafeInputError(Problem(thing=f"{path}: {module!r}", cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
                                        remedy="Configuration and weights belong to different adapters"))
-    return Factors(down, up, alpha / math.sqrt(rank) if config["use_rslora"] else alpha / rank)
+    for side, factor in (("A", down), ("B", up)):
+        if not bool(factor.isfinite().all()):
+            raise UnsafeInputError(Problem(thing=f"{path}: {module!r}", cause=f"holds {int((~factor.isfinite()).sum())} NaN or infinite values in lora_{side}", remedy="That training run broke, or the file did; leave the adapter out"))
+    return Factors(down, up, scale)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the whole name or its end after a dot."""
-    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module)), otherwise)
+def _scales(modules: Iterable[str], config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, float]]:
+    """(rank, scale) of each module: what a pattern of the configuration says about it, else the common value."""
+    found = {}
+    key = "rank_pattern"
+    try:
+        own_rank = compile_patterns(config[key])
+        key = "alpha_pattern"
+        own_alpha = compile_patterns(config[key])
+        for module in modules:
+            key = "rank_pattern"
+            rank = own_rank(module)
+            key = "alpha_pattern"
+            alpha = own_alpha(module)
+            rank, alpha = config["r"] if rank is None else rank, config["lora_alpha"] if alpha is None else alpha
+            found[module] = (rank, alpha / (math.sqrt(rank) if config["use_rslora"] else rank) if rank > 0 else 0.0)
+    except ValueError as error:
+        raise UnsafeInputError(Problem(thing=f"{path}: {key}", cause=str(error), remedy="Write the modules' names, or plain patterns of them")) from None
+    return found
 
 
 def _read_config(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json with the values that matter here checked and filled in. Raises UsageError or UnsafeInputError, with file and key."""
     path = adapter / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text())
-        known = {key: dict(config.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")}
-        for pattern in [*known["rank_pattern"], *known["alpha_pattern"]]:
-            re.compile(pattern)
-        numbers = [*known["rank_pattern"].values(), *known["alpha_pattern"].values(), config["r"], config["lora_alpha"]]
-        if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers) or not all(type(rank) is int for rank in known["rank_pattern"].values()):
-            raise ValueError("a rank or alpha is not a number of a sane size")
-        checked = {**config, **known, "r": int(config["r"]), "lora_alpha": float(config["lora_alpha"]), "use_rslora": bool(config.get("use_rslora"))}
-    except FileNotFoundError:
-        raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_CONFIG}", remedy="Give the folder of a PEFT adapter")) from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, RecursionError, re.error) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"is not the configuration of a LoRA adapter ({error!r})", remedy="Save the adapter again")) from None
-    raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {config.get(key)!r}, which is more than plain LoRA", remedy=BY_PEFT)
-                    for key, plain in _PLAIN.items() if key in config and config[key] not in plain], UsageError)
+    if not os.path.lexists(path):
+        raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_CONFIG}", remedy="Give the folder of a PEFT adapter"))
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UnsafeInputError(Problem(thing=str(path), cause="is not a JSON object", remedy="Save the adapter again"))
+    absent: dict[str, Any] = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    checked = {**config, **{key: value for key, value in absent.items() if config.get(key) is None}}
+    wrong = [(key, wanted) for key, (fits, wanted) in _VALUES.items() if not fits(checked.get(key))]
+    raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {str(config.get(key))[:80]!r} where {wanted} is wanted" if key in config else "is missing", remedy="Save the adapter again") for key, wanted in wrong], UnsafeInputError)
+    raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {str(config.get(key))[:80]}, which is more than plain LoRA", remedy=BY_PEFT)
+                    for key, plain in _PLAIN.items() if key in config and not any(config[key] == value and type(config[key]) is type(value) for value in plain)], UsageError)
     return checked
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value < MAX_NUMBER
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
+
+
+_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # nothing is converted: 4.9 is no rank, and "false" is no truth value
+    "r": (_is_rank, "a whole number from 1 on"), "lora_alpha": (_is_alpha, "a number"), "use_rslora": (lambda value: type(value) is bool, "true or false"),
+    "rank_pattern": (lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())), "a mapping of patterns to whole numbers from 1 on"),
+    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_alpha, value.values())), "a mapping of patterns to numbers")}
