@@ -58,7 +58,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     lock = _locked(aside)
     try:
         yield aside
-        for path in aside.iterdir():
+        for path in (path for path in aside.rglob("*") if path.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         aside.chmod(0o755)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_damaged_packs_are_refused(tmp_path):
         (tmp_path / "packed/m0.safetensors").write_bytes(content if which == "data" else data)
         with pytest.raises(RecyclerError):
             unpack(tmp_path / "packed", tmp_path / f"out{number}")
-        assert not (tmp_path / f"out{number}/m0").exists() or which == "manifest"
+        assert not (tmp_path / f"out{number}").exists()
 
 
 def test_packing_needs_a_base_a_sane_ratio_and_an_empty_place(tmp_path):
@@ -168,7 +169,7 @@ def test_references_that_go_in_a_circle_are_refused(tmp_path):
     (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UnsafeInputError, match="circle"):
         unpack(tmp_path / "packed", tmp_path / "out")
-    assert not (tmp_path / "out" / "base").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -186,3 +187,32 @@ def test_compression_refuses_what_is_not_finite_and_exact_packs_keep_it(tmp_path
     pack_pool(pool, tmp_path / "exact")
     unpack(tmp_path / "exact", tmp_path / "out")
     assert checkpoint_digest(open_checkpoint(tmp_path / "out" / broken)) == checkpoint_digest(pool.find(broken))
+
+
+def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works(tmp_path):
+    """Killed after one checkpoint of three: in a process of its own, so that nothing can tidy up behind it."""
+    import os
+
+    from recycler.pool import pack as module
+
+    pack_pool(small_pool(tmp_path), tmp_path / "packed")
+    child = os.fork()
+    if child == 0:
+        write = module.write_unpacked
+        module.write_unpacked = lambda path, source, name: os._exit(9) if name == "m0" else write(path, source, name)
+        unpack(tmp_path / "packed", tmp_path / "out")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in unpack(tmp_path / "packed", tmp_path / "out")] == ["base", "m0", "m1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "packed"]
+    with pytest.raises(UsageError, match="exists already"):
+        unpack(tmp_path / "packed", tmp_path / "out")
+
+
+def test_unpacking_to_where_nothing_can_be_written_is_told(tmp_path):
+    pack_pool(small_pool(tmp_path), tmp_path / "packed")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file/out", "/proc/out"):
+        with pytest.raises(UsageError, match="cannot be made"):
+            unpack(tmp_path / "packed", Path(place))

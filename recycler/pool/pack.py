@@ -80,23 +80,23 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
 
 
 def unpack(packed: Path, out: Path) -> list[Path]:
-    """Write every checkpoint of a packed folder as a Hugging Face folder below `out` (members) and to `out`/base.
+    """Write every checkpoint of a packed folder as a Hugging Face folder below `out`, which appears whole or not at all.
 
-    Exact tensors are compared with the digest they had. Raises UnsafeInputError for a pack that is damaged.
+    Exact tensors are compared with the digest they had. Raises UsageError when `out` is there already or cannot be,
+    UnsafeInputError for a pack that is damaged.
     """
     manifest = read_manifest(packed)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, entry in manifest["checkpoints"].items():
-        with whole_folder(out / file_of(name)) as aside:
+    with whole_folder(out) as aside:
+        for name, entry in manifest["checkpoints"].items():
+            folder = aside / file_of(name)
+            folder.mkdir()
             for small, digest in entry["small"].items():
                 if not SMALL.fullmatch(small) or not (packed / f"small-{digest}").is_file():
                     raise broken(packed / MANIFEST, f"names the file {small[:80]!r}, which is not there or not allowed")
-                shutil.copyfile(packed / f"small-{digest}", aside / small)
-            check_config(aside / "config.json", read_json(aside / "config.json"))
-            write_unpacked(aside / "model.safetensors", Unpacker(packed, manifest), name)
-        written.append(out / file_of(name))
-    return written
+                shutil.copyfile(packed / f"small-{digest}", folder / small)
+            check_config(packed / MANIFEST, read_json(folder / "config.json"))
+            write_unpacked(folder / "model.safetensors", Unpacker(packed, manifest), name)
+    return [out / file_of(name) for name in manifest["checkpoints"]]
 
 
 def file_of(name: str) -> str:
