@@ -10,8 +10,10 @@ from torch import Tensor
 from recycler.merge.blocks import active
 from recycler.merge.layers import layer_of, place_of
 from recycler.merge.method import TensorContext
+from recycler.merge.one_thread import one_thread
 
 
+@one_thread
 def widen(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
           ratio: float = 1.0, calibration: float = 1.0) -> None:
     """WIDEN (Yu et al. 2024, arXiv:2408.03092): for members whose deltas differ in size, continued pretraining among them.

@@ -15,8 +15,10 @@ from recycler.merge.arithmetic import task_arithmetic
 from recycler.merge.blocks import active
 from recycler.merge.layers import layer_of
 from recycler.merge.method import TensorContext
+from recycler.merge.one_thread import one_thread
 
 
+@one_thread
 def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
               lambda_: float = 1.0) -> None:
     """Task Singular Vectors merge (Gargiulo et al. 2024, arXiv:2412.00081).
@@ -46,6 +48,7 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
     out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 
 
+@one_thread
 def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
           lambda_: float = 1.0) -> None:
     """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
