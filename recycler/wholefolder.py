@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from recycler.errors import Problem, UsageError
+from recycler.errors import InfrastructureError, Problem, UsageError
 
 UNFINISHED = ".unfinished"
 COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -26,8 +27,8 @@ def make_folder(folder: Path) -> None:
         raise _no_folder(folder, error) from None
 
 
-def _no_folder(folder: Path, error: OSError) -> UsageError:
-    return UsageError(Problem(thing=f"folder {folder}", cause=f"cannot be made ({error.strerror or error})", remedy="Give another folder, or make room for this one"))
+def _no_folder(folder: Path, error: OSError | RuntimeError | ValueError) -> UsageError:
+    return UsageError(Problem(thing=f"folder {folder}", cause=f"cannot be made ({getattr(error, 'strerror', None) or error})", remedy="Give another folder, or make room for this one"))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -45,16 +46,17 @@ def write_whole(path: Path, text: str) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise.
 
-    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError when it is there already, or cannot be.
+    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError when it is there
+    already, or cannot be, and InfrastructureError when the disk is full; nothing is left behind then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
+    folder = _free_place(folder)
+    made_parent = not folder.parent.exists()
     make_folder(folder.parent)
     _remove_left_behind(folder)
     try:
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=UNFINISHED, dir=folder.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}-", suffix=UNFINISHED, dir=folder.parent))
     except OSError as error:
-        raise _no_folder(folder, error) from None
+        raise full_disk(error, folder) or _no_folder(folder, error) from None
     lock = _locked(aside)
     try:
         yield aside
@@ -62,18 +64,60 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         aside.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+        _put_in_place(aside, folder)
+    except OSError as error:
+        if (full := full_disk(error, folder)) is None:
+            raise
+        raise full from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+        if made_parent:
+            with suppress(OSError):  # not empty: it is wanted
+                folder.parent.rmdir()
+
+
+def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
+    """What to tell when `error` says that there is no room on the disk (or in a quota, or for a file so large); None for any other."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return InfrastructureError(Problem(thing=str(place), cause=f"cannot be written whole ({error.strerror})", remedy="Make room there or give a place on another disk, then run the same command again"))
+
+
+def _free_place(folder: Path) -> Path:
+    """Where the folder really goes: through a link that leads to an empty folder. Raises UsageError for what is taken, or no place for a folder."""
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise UsageError(Problem(thing=str(folder), cause="is a link to nothing", remedy="Remove it or give another folder"))
+        real = folder.resolve()
+        if real == Path.cwd() or real in Path.cwd().parents:
+            raise UsageError(Problem(thing=str(folder), cause="is the folder that this runs in, or one above it", remedy="Give a new folder in it"))
+        if real.exists() and (not real.is_dir() or any(real.iterdir())):
+            raise _taken(folder)
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a zero byte, no rights to look
+        raise _no_folder(folder, error) from None
+    return real
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    try:
+        if folder.exists():
+            folder.rmdir()
+        aside.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was faster
+            raise _taken(folder) from None
+        raise
+
+
+def _taken(folder: Path) -> UsageError:
+    return UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
 
 
 def _remove_left_behind(folder: Path) -> None:
     """Remove unfinished folders of processes that are no more; those at work hold a lock on theirs."""
-    for aside in folder.parent.glob(f".{glob.escape(folder.name)}-*{UNFINISHED}"):
+    for aside in folder.parent.glob(f".{glob.escape(folder.name[:100])}-*{UNFINISHED}"):
         lock = _locked(aside)
         if lock is not None:
             shutil.rmtree(aside, ignore_errors=True)

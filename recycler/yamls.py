@@ -78,7 +78,10 @@ def dump_yaml(data: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        if path.exists() and not path.is_file():  # a pipe would wait, a device would never end
+            raise UsageError(Problem(thing=str(path), cause="is no file", remedy="Give a text file"))
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(Problem(thing=str(path), cause="no such file", remedy="Check the path")) from None
     except (OSError, UnicodeDecodeError) as error:

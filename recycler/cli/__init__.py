@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TypeAlias
 
 from recycler import __version__
-from recycler.errors import RecyclerError
+from recycler.errors import InfrastructureError, RecyclerError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_PLACES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE))  # faults of a disk or of its rights
 EPILOG = "Exit codes: 0 ok, 1 failed, 2 usage or job file, 3 not found, 4 unsafe or broken input, 5 infrastructure (try again), 130 interrupted."
 
 
@@ -61,6 +63,7 @@ def _job_commands(commands: Commands) -> None:
     plan = _command(commands, "plan", "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts nothing", "recycler.cli.plan:plan")
     plan.add_argument("job", help="job file, or a recipe (ours or mergekit's)")
     plan.add_argument("--bandwidth", type=float, default=1.0, metavar="GB/S", help="of the disk or bucket, for the time of a merge (default: 1)")
+    _allow_flag(plan)
     plan.add_argument("--dir", metavar="RUN", help="an earlier run over the same items: its speed and its members' spread are used")
     plan.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
     _json_flag(plan)
@@ -137,14 +140,15 @@ def _model_commands(commands: Commands) -> None:
 
     merge = _command(commands, "merge", "run one recipe (ours or a mergekit YAML) from disk to disk", "recycler.cli.models:merge")
     merge.add_argument("recipe", help="recipe file (YAML)")
-    merge.add_argument("out", help="folder to write; it must not exist")
+    merge.add_argument("out", help="folder to write, which must not exist, or a prefix of a bucket (s3://...)")
+    _allow_flag(merge)
     merge.add_argument("--max-shard-bytes", type=int, default=5_000_000_000, help="split the weights beyond this size")
     _json_flag(merge)
 
-    inspect = _command(commands, "inspect", "what is in a pool, and whether it can be merged", "recycler.cli.models:inspect")
+    inspect = _command(commands, "inspect", "what is in a pool, and whether it can be merged (exit code 4 when not); reads every byte once, to tell which are the same", "recycler.cli.models:inspect")
     inspect.add_argument("pool", nargs="+", help="checkpoint folders, globs, or a folder of them")
     inspect.add_argument("--base", help="the checkpoint that the members were trained from")
-    inspect.add_argument("--deltas", action="store_true", help="profile of |delta| to the base by layer (reads the weights)")
+    inspect.add_argument("--deltas", action="store_true", help="also a profile of |delta| to the base (or first member) by layer, from a sample of each tensor")
     _json_flag(inspect)
 
     fold = _command(commands, "fold", "fold LoRA adapters into full checkpoints", "recycler.cli.models:fold")
@@ -223,6 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise  # our bug
+        print(f"recycler: {error.filename or 'a file'}: cannot be read or written ({error.strerror}). Make room or rights there, or give another place", file=sys.stderr)
+        return InfrastructureError.exit_code
     except KeyboardInterrupt:
         print("recycler: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -240,6 +249,10 @@ def _given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the path (or name) is empty; the current folder is .")
     return text
+
+
+def _allow_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow", action="append", default=[], metavar="CHECK", help="of a recipe: merge although this check refuses (duplicates, wrong_base, delta_size, ...; a refusal names its check); may be given again")
 
 
 def _json_flag(parser: argparse.ArgumentParser) -> None:

@@ -25,17 +25,29 @@ def export(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """recycler merge RECIPE OUT."""
-    from recycler.export.export import export_recipe
+    from recycler.export.export import export_to
     from recycler.export.lora import is_lora_recipe, merge_adapters
-    from recycler.merge.recipe_yaml import open_recipe
+    from recycler.merge.preflight import check_merge
+    from recycler.merge.recipe_yaml import is_mergekit, open_recipe
+    from recycler.merge.stream import check_recipe
+    from recycler.pool.catalog import remote_url
+    from recycler.pool.tensors import ResidentPool
+    from recycler.pool.upload import check_target
+    from recycler.yamls import load_yaml
 
     if is_lora_recipe(Path(arguments.recipe)):
+        _only_here("a merge of adapters", arguments.out, "Give a folder, and copy it to the bucket")
         merged = merge_adapters(Path(arguments.recipe), Path(arguments.out))
         print(json.dumps({"schema_version": 1, **asdict(merged)}, indent=2) if arguments.json else merged.folder)
         print(f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}" + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()), file=sys.stderr)
         return
+    if remote_url(arguments.out):
+        check_target(arguments.out)
     recipe, pool = open_recipe(Path(arguments.recipe))
-    done = export_recipe(recipe, pool, Path(arguments.out), max_shard_bytes=arguments.max_shard_bytes)
+    check_recipe(recipe, ResidentPool(pool))
+    for warning in check_merge(recipe, pool, allow=arguments.allow, lenient=is_mergekit(load_yaml(arguments.recipe).data)):
+        print(f"recycler: {warning}", file=sys.stderr)
+    done = export_to(recipe, pool, arguments.out, max_shard_bytes=arguments.max_shard_bytes, allow_not_finite="values" in arguments.allow)
     _tell_export(arguments, asdict(done), Path(arguments.recipe).name)
 
 
@@ -44,6 +56,7 @@ def score(arguments: argparse.Namespace) -> None:
     from recycler.cli.tables import align
     from recycler.score import score_model
 
+    _only_here("recycler score", arguments.model, "Download it first, or give it as a member of a job, which reads buckets")
     scores = score_model(Path(arguments.model), arguments.suite, role=arguments.role, engine=arguments.engine, dtype=arguments.dtype, data_folders=[Path(folder) for folder in arguments.data])
     if arguments.json:
         print(json.dumps({"schema_version": 1, "model": arguments.model, "role": arguments.role, "scores": {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores}}, indent=2))
@@ -51,13 +64,15 @@ def score(arguments: argparse.Namespace) -> None:
         print(align([["objective", "value", "stderr", "n"], *([entry.objective, f"{entry.value:.4f}", f"{entry.stderr:.4f}", str(entry.n)] for entry in scores)]))
 
 
-def inspect(arguments: argparse.Namespace) -> None:
-    """recycler inspect POOL."""
+def inspect(arguments: argparse.Namespace) -> int:
+    """recycler inspect POOL. Gives 4 when something was found that recycler run would refuse."""
+    from recycler.errors import UnsafeInputError
     from recycler.pool.catalog import open_pool
     from recycler.pool.inspect import inspect_pool, inspect_table
 
     found = inspect_pool(open_pool(arguments.pool, arguments.base), deltas=arguments.deltas)
     print(json.dumps(found, indent=2) if arguments.json else inspect_table(found))
+    return UnsafeInputError.exit_code if any(finding["level"] == "refuse" for finding in found["findings"]) else 0
 
 
 def fold(arguments: argparse.Namespace) -> None:
@@ -66,6 +81,8 @@ def fold(arguments: argparse.Namespace) -> None:
     from recycler.pool.fold import fold_adapter
     from recycler.pool.scan import duplicate_findings
 
+    for place in (arguments.base, *arguments.adapters, arguments.to):
+        _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")
     folded = [Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)]
     for adapter, out in zip(map(Path, arguments.adapters), folded, strict=True):
         fold_adapter(Path(arguments.base), adapter, out)
@@ -80,6 +97,7 @@ def pack(arguments: argparse.Namespace) -> None:
     from recycler.pool.catalog import open_pool
     from recycler.pool.pack import pack_pool
 
+    _only_here("recycler pack --to", arguments.to, "Give a folder, and copy it to the bucket: recycler reads packs there too")
     print(json.dumps({"schema_version": 1, **plain(pack_pool(open_pool(arguments.pool, arguments.base), Path(arguments.to), arguments.ratio))}, indent=2))
 
 
@@ -87,6 +105,8 @@ def unpack(arguments: argparse.Namespace) -> None:
     """recycler unpack PACKED OUT."""
     from recycler.pool.pack import unpack as unpack_pool
 
+    for place in (arguments.packed, arguments.out):
+        _only_here("recycler unpack", place, "Give folders; a pack in a bucket can be merged and searched as it is")
     for folder in unpack_pool(Path(arguments.packed), Path(arguments.out)):
         print(folder)
 
@@ -109,6 +129,14 @@ def suite(arguments: argparse.Namespace) -> None:
     else:
         suite_check(Path(arguments.frozen), arguments.suite, Path(arguments.model), data_folders=data)
         print("recycler: the items are the same", file=sys.stderr)
+
+
+def _only_here(what: str, place: str, remedy: str) -> None:
+    """Raise UsageError for a URL where only a folder of this machine will do."""
+    from recycler.errors import Problem, UsageError
+
+    if "://" in place:
+        raise UsageError(Problem(thing=place, cause=f"is a URL, and {what} works with folders of this machine", remedy=remedy))
 
 
 def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +30,12 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def is_recipe(path: Path) -> bool:
     """A recipe names its members, a mergekit file its method; a job has a pool."""
+    from recycler.errors import Problem, UsageError
     from recycler.yamls import load_yaml
 
     data = load_yaml(path).data
+    if isinstance(data, dict) and "adapters" in data:
+        raise UsageError(Problem(thing=str(path), cause="merges adapters, for which there is no plan: they are read and written in seconds", remedy="Run it with recycler merge"))
     return isinstance(data, dict) and "pool" not in data and ("members" in data or "merge_method" in data)
 
 
@@ -39,14 +43,18 @@ def plan_recipe(arguments: argparse.Namespace) -> None:
     """recycler plan RECIPE: bytes, memory and time of a merge, from headers alone."""
     from recycler.errors import Problem, UsageError
     from recycler.merge.plan import plan_checkpoints
-    from recycler.merge.recipe_yaml import open_recipe
+    from recycler.merge.preflight import check_plan
+    from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
     from recycler.pool.tensors import ResidentPool
+    from recycler.yamls import load_yaml
 
     if not 0 < arguments.bandwidth < float("inf"):
         raise UsageError(Problem(thing="--bandwidth", cause=f"is {arguments.bandwidth}", remedy="Give gigabytes a second, such as 0.5"))
     recipe, pool = open_recipe(Path(arguments.job))
     check_recipe(recipe, ResidentPool(pool))
+    for warning in check_plan(recipe, pool, allow=arguments.allow, lenient=is_mergekit(load_yaml(arguments.job).data)):
+        print(f"recycler: {warning}", file=sys.stderr)
     found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in pool.checkpoints})
     seconds = found.seconds(arguments.bandwidth * 1e9)
     if arguments.json:

@@ -8,8 +8,8 @@ from recycler.types import Pool, Recipe, Score, Trial
 from recycler.yamls import dump_yaml
 
 
-def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, recipe_text: str) -> str:
-    """README.md of an export, with the metadata that model hubs read."""
+def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, recipe_text: str, *, mergekit: str = "") -> str:
+    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its words were found for the recipe."""
     used = used_members(recipe)
     parents = [pool.find(name) for name in (*used, *([recipe.base] if recipe.base else []))]
     metadata = {"base_model": [str(parent.config.get("_name_or_path") or parent.name) for parent in parents], "base_model_relation": "merge",
@@ -19,7 +19,7 @@ def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, reci
     if trial is not None and (trial.search or trial.holdout):
         lines += ["## Scores", "", "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.", "",
                   *_dtype_note(recipe, trial), "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
-    lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", ""]
+    lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", "", *([mergekit, ""] if mergekit else [])]
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from recycler.yamls import dump_yaml
 
 SAME_THERE = frozenset({"linear", "task_arithmetic", "model_stock", "slerp", "nuslerp", "multislerp", "karcher", "ties", "dare_linear", "dare_ties",
                         "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce"})
+MAX_COMPARED = 20_000_000  # pairs of a filter and a tensor's name: seconds
 WITHOUT_WEIGHTS = frozenset({"karcher", "model_stock", "sce"})
 Filtered = list[tuple[str, int]]  # (filter, index of its group), the first that matches wins; '' at last for all the rest
 
@@ -97,9 +98,12 @@ def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
         raise UsageError(Problem(thing="groups", cause="need the names of the tensors to be written as mergekit's filters", remedy="Pass tensors="))
     first_equal = [kinds.index(kind) for kind in kinds]
     group_of = {name: first_equal[recipe.group_of(name)] for name in tensors}
-    holders: dict[str, list[str]] = {}
-    for piece in {piece for name in tensors for piece in _pieces(name)}:
-        holders[piece] = [name for name in tensors if piece in name] if len(tensors) < 2000 else []
+    pieces = {piece for name in tensors for piece in _pieces(name)}
+    if len(pieces) * len(tensors) > MAX_COMPARED:  # names of single tensors as filters are what makes it quadratic
+        pieces -= set(tensors)
+    if len(pieces) * len(tensors) > MAX_COMPARED:
+        raise UsageError(Problem(thing="groups", cause=f"of {len(tensors):,} tensors are too many to find mergekit's filters for", remedy="Keep our own recipe.yaml"))
+    holders = {piece: [name for name in tensors if piece in name] for piece in pieces}
     found: Filtered = []
     left = dict(group_of)
     while len(set(left.values())) > 1:

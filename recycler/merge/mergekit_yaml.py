@@ -19,7 +19,7 @@ from recycler.merge.mergekit_settings import setting_fault
 from recycler.merge.mergekit_write import recipe_to_mergekit as recipe_to_mergekit  # both ways from one door
 from recycler.merge.recipe_yaml import DTYPES
 from recycler.pool.aligned import TokenizerPolicy
-from recycler.pool.catalog import read_config
+from recycler.pool.catalog import local_path, open_checkpoint, packed_place, read_config, remote_url
 from recycler.types import Recipe
 from recycler.yamls import KeyPath, load_yaml
 
@@ -68,9 +68,14 @@ def read_tokenizer_policy(path: Path | str, recipe: Recipe, sources: Mapping[str
     """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
 
     The name of the base (or first) model means `base`; another model's is honoured where vocabularies agree, as without any.
+    Raises UsageError for what is no model of the file.
     """
     source, base = read_tokenizer_source(path), load_yaml(path).data.get("base_model")
     template = sources[recipe.base or recipe.members[0]]
+    if source not in (None, "union", "base") and Path(source) not in sources.values():
+        document = load_yaml(path)
+        raise UsageError(Problem(thing=f"tokenizer source {source!r}", cause="is neither union nor base nor one of the merged models", remedy="Write union, base, or a model of this file",
+                                 where=document.where(("tokenizer_source",) if "tokenizer_source" in document.data else ("tokenizer", "source"))))
     policy: TokenizerPolicy = "union" if source == "union" else "base" if source == "base" or (source and Path(source) == template) else "refuse"
     return policy, next((name for name, place in sources.items() if base is not None and place == Path(base)), None)
 
@@ -81,6 +86,8 @@ def _check_keys(reader: Reader) -> None:
     data = reader.data
     for key in data.keys() - set(KEYS):
         reader.refuse((key,), f"key {key!r}", "is not understood", "Modules are not; give models or slices" if key == "modules" else did_you_mean(str(key), KEYS))
+    if "chat_template" in data:
+        reader.refuse(("chat_template",), "key 'chat_template'", "is not done here: a merge gets the chat template of its base, or first model", "Leave it out, and put the template into the merge's folder")
     for key in SCALARS:
         if not isinstance(data.get(key), str | None):
             reader.refuse((key,), f"key {key!r}", f"is {str(data[key])[:40]!r}, which is not a word", "Write one word")
@@ -210,7 +217,9 @@ def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) 
 
 
 def _config(model: str) -> dict[str, Any] | None:
-    path = Path(model) / "config.json"
+    if remote_url(model) or packed_place(model):
+        return dict(open_checkpoint(model).config)
+    path = Path(local_path(model)) / "config.json"
     try:
         return read_config(path) if path.is_file() else None
     except (OSError, ValueError):  # no name that a file could have: that is told when the model is opened

@@ -9,7 +9,8 @@
     seed: 0
     tokenizer: refuse                    # vocabularies that differ: union and base bring the embeddings' rows to one
 
-Paths are kept as they stand; relative ones are meant from the file's own folder.
+Paths are kept as they stand; relative ones are meant from the file's own folder. s3://, gs://, az://, hf:// and file:// may
+stand in place of a path.
 """
 
 from __future__ import annotations
@@ -70,7 +71,12 @@ def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict
         options=_options(entry),
         dtype=entry.dtype, seed=entry.seed)
     folder = Path(path).parent
-    return recipe, {name: folder / place for name, place in (entry.members | (entry.base or {})).items()}
+    return recipe, {name: _beside(folder, place) for name, place in (entry.members | (entry.base or {})).items()}
+
+
+def _beside(folder: Path, place: str) -> Path:
+    """A path as it is meant in a file of `folder`; a URL stands for itself."""
+    return Path(place) if "://" in place else folder / place
 
 
 def _options(entry: _RecipeFile) -> Options:
@@ -106,7 +112,7 @@ def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     """
     document = load_yaml(path)
     policy: TokenizerPolicy
-    if isinstance(document.data, dict) and "merge_method" in document.data:
+    if is_mergekit(document.data):
         from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 
         recipe, sources = read_mergekit(path)
@@ -117,6 +123,11 @@ def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
     pool = Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
     return recipe, align_vocabularies(pool, policy, origin)
+
+
+def is_mergekit(data: Any) -> bool:
+    """Whether a file's data are mergekit's, which has a key that no file of ours has."""
+    return isinstance(data, dict) and "merge_method" in data
 
 
 def _plain_option(value: OptionValue) -> Any:

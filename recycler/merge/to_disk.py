@@ -7,6 +7,7 @@ and hashed while the other is filled.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recycler.errors import Problem, UnsafeInputError
 from recycler.merge import MERGE_METHODS
 from recycler.merge.blocks import blocks
 from recycler.merge.hashing import digest_head, tensor_bytes
-from recycler.merge.stream import _merge_one, check_recipe
+from recycler.merge.stream import SHOWN, _merge_one, check_recipe
 from recycler.merge.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
+from recycler.pool.gathered import GatheredTensor
 from recycler.pool.headers import FLOAT_DTYPES
+from recycler.pool.scan import all_finite, count_not_finite
 from recycler.pool.tensors import DTYPES, SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool, StreamedPool
-from recycler.types import Pool, Recipe
+from recycler.types import Pool, Recipe, TensorInfo
 
 STEP_ELEMENTS = 1 << 18  # 512 KiB of bfloat16 a member: read, merged, written and hashed while it is in the cache
 
@@ -32,11 +36,12 @@ def merged_infos(recipe: Recipe, pool: Pool) -> dict[str, TensorSpec]:
     return {name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape) for name, info in pool.template.tensors.items()}
 
 
-def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> dict[str, str]:
+def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES, allow_not_finite: bool = False) -> dict[str, str]:
     """Write the merge's weights into `folder` as safetensors and return the digest of each tensor by name.
 
     The same bytes as `write_model(merged_tensors(recipe, resident), ...)`, faster and with two buffers of a few megabytes
-    (linear methods) or of the largest tensor. Write aside and rename, as export does. Raises UsageError.
+    (linear methods) or of the largest tensor. Write aside and rename, as export does. Raises UsageError, and
+    UnsafeInputError when the merge holds NaN or infinities, unless `allow_not_finite`: every answer of such a model is one.
     """
     check_recipe(recipe, resident)
     infos = merged_infos(recipe, resident.pool)
@@ -44,20 +49,40 @@ def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max
     with ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer, ThreadPoolExecutor(1) as worker, StreamedPool(resident.pool) as streamed, torch.no_grad():
         buffers = _Buffers()
         digests: dict[str, Future[str]] = {}
+        spoiled: dict[str, None] = {}
         for name, (dtype, shape) in infos.items():
             sha = hashlib.sha256(digest_head(dtype, shape))
             whole = not by_block or dtype not in FLOAT_DTYPES
             for elements, out in buffers.parts(DTYPES[dtype], shape, whole=whole):
                 _merge_one(recipe, resident if whole else streamed, name, out, elements)
-                buffers.busy(worker.submit(_finish, writer, sha, name, elements, out))
+                buffers.busy(worker.submit(_finish, writer, sha, spoiled, name, dtype, elements, out))
             digests[name] = worker.submit(sha.hexdigest)  # one worker: after the updates
         buffers.wait()
+        if spoiled and not allow_not_finite:
+            raise UnsafeInputError([_not_finite(recipe, resident.pool, name) for name in spoiled][:SHOWN])
         return {name: digest.result() for name, digest in digests.items()}
 
 
-def _finish(writer: ModelWriter, sha: hashlib._Hash, name: str, elements: slice | None, out: Tensor) -> None:
+def _finish(writer: ModelWriter, sha: hashlib._Hash, spoiled: dict[str, None], name: str, dtype: str, elements: slice | None, out: Tensor) -> None:
     writer.write_part(name, elements.start if elements is not None else 0, out)
-    sha.update(tensor_bytes(out))
+    raw = tensor_bytes(out)
+    sha.update(raw)
+    if dtype in FLOAT_DTYPES and not all_finite(raw, dtype):
+        spoiled[name] = None
+
+
+def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
+    """Whose NaN or infinities these are: a checkpoint's, or those of weights that overflow the dtype."""
+    row = next(row for group, row in zip(recipe.groups, recipe.weights, strict=True) if re.search(group.match, name))
+    read = [member for member, weight in zip(recipe.members, row, strict=True) if weight != 0.0 or MERGE_METHODS[recipe.method].reads_all] + ([recipe.base] if recipe.base else [])
+    holders = [checkpoint for checkpoint in read if sum(count_not_finite(_stored(pool.find(checkpoint).tensors[name])))]
+    if holders:
+        return Problem(thing=f"tensor {name!r}", cause=f"holds NaN or infinite values in {', '.join(map(repr, holders))}, and so would the merge", remedy="That training run broke, or the file did; leave the checkpoint out, or go on with --allow values")
+    return Problem(thing=f"tensor {name!r}", cause=f"of the merge holds NaN or infinite values, which no checkpoint does: it overflows {recipe.dtype}, or a step of the method does", remedy="Give smaller weights or a wider dtype, or go on with --allow values")
+
+
+def _stored(info: TensorInfo) -> TensorInfo:
+    return info.sources[info.own] if isinstance(info, GatheredTensor) else info
 
 
 class _Buffers:

@@ -22,10 +22,20 @@ _held: dict[str, int] = {}  # key -> file descriptor with a shared lock, for as 
 
 
 def cache_folder() -> Path:
-    """The cache's folder, made when it is not there; only its owner may read it."""
+    """The cache's folder, made when it is not there; only its owner may read it. Raises InfrastructureError where it cannot be written."""
     folder = Path(os.environ.get("RECYCLER_CACHE") or Path.home() / ".cache" / "recycler")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise _no_cache(folder, error.strerror) from None
+    if not writable:
+        raise _no_cache(folder, "it is read-only")
     return folder
+
+
+def _no_cache(folder: Path, cause: str | None) -> InfrastructureError:
+    return InfrastructureError(Problem(thing=f"cache {folder}", cause=f"cannot be written ({cause})", remedy="Make room there, or name another folder in RECYCLER_CACHE"))
 
 
 def cache_bytes() -> int:
@@ -102,7 +112,7 @@ def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path]
         (folder / f".{key}.json.part").rename(folder / f"{key}.json")
         part.rename(folder / f"{key}.bin")
     except OSError as error:
-        raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"cannot be written ({error.strerror})", remedy="Make room there, or name another folder in RECYCLER_CACHE")) from None
+        raise _no_cache(folder, error.strerror) from None
     finally:
         part.unlink(missing_ok=True)
 

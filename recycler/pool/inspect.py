@@ -20,8 +20,8 @@ _BAR_WIDTH = 40
 
 
 def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> dict[str, Any]:
-    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what does not fit, and with
-    `deltas` how far each is from the base.
+    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what does not fit, a base that
+    they were not trained from among it, and with `deltas` how far each is from the base.
 
     `digests` reads every byte once; without it, headers and a few hundred bytes a tensor, and all of those alone that agree in
     them. Without a base, deltas are to the first member. Problems do
@@ -33,8 +33,8 @@ def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> d
     duplicates, found = duplicate_findings(pool, known=made)
     findings += duplicates
     profile = delta_profile(pool) if deltas else None
-    if profile is not None:
-        findings += delta_findings(pool, profile, "linear", DEFAULT_OPTIONS)
+    if pool.base is not None and (digests or deltas):
+        findings += delta_findings(pool, profile or delta_profile(pool, sample=DEFAULT_OPTIONS["sample"]), "linear", DEFAULT_OPTIONS)
     return {
         "schema_version": SCHEMA_VERSION,
         "base": pool.base.name if pool.base else None,

@@ -8,7 +8,7 @@ how far the members are from their base.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
@@ -39,6 +39,8 @@ CHECKS = {  # every check by name; a name in options["allow"] turns its refusals
 }
 DEFAULT_OPTIONS: dict[str, Any] = {
     "allow": (),  # names of CHECKS
+    "ignore": (),  # names of CHECKS that are not told at all
+    "override": "",  # the flag with which a person allows a check, told with its refusal
     "dare_warn": 0.005,  # p99 of |delta|: above it, dropping starts to hurt (arXiv:2311.03099v1, abstract)
     "dare_refuse": 0.03,  # continued pretraining: dropping breaks the model (same place)
     "base_cosine": 0.3,  # median cosine of member and base below which they are not relatives
@@ -61,25 +63,27 @@ class PoolReport:
 
 
 def check_pool(pool: Pool, *, duplicates: Literal["refuse", "allow"] = "refuse", method: str = "linear", scan_values: bool = True,
-               options: Mapping[str, Any] | None = None) -> PoolReport:
+               look_inside: Literal["digests", "sample", "headers"] = "digests", options: Mapping[str, Any] | None = None) -> PoolReport:
     """Compare every checkpoint with the template (base, or first member) and look at the values; raise once, or report.
 
     Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them is read. Then a sample
-    of every tensor gives deltas and likely duplicates, and with `scan_values` every byte is read once. `options` are those
-    of DEFAULT_OPTIONS. Raises UnsafeInputError when checkpoints are broken or do not fit together, UsageError when only
+    of every tensor gives deltas and likely duplicates, and with `scan_values` every byte is read once. `look_inside` stops
+    before digests of likely duplicates (sample), or before any weight is read (headers). `options` are those of DEFAULT_OPTIONS. Raises UnsafeInputError when checkpoints are broken or do not fit together, UsageError when only
     the choice is wrong: a duplicate, a base they were not trained from, a method too coarse for such deltas.
     """
     settings = _settings(options)
     findings = [finding for checkpoint in _all(pool) for finding in soundness(checkpoint)] + compare(pool)
-    _raise(findings, settings)
-    profile = delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"]) if pool.base else None
-    found, digests = duplicate_findings(pool, level="refuse" if duplicates == "refuse" else "warn")
-    findings += found
+    findings = _raise(findings, settings)
+    profile, digests = None, ()
+    if look_inside != "headers":
+        profile = delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"]) if pool.base else None
+        found, digests = duplicate_findings(pool, level="refuse" if duplicates == "refuse" else "warn", read=look_inside == "digests")
+        findings += found
     if profile is not None:
         findings += delta_findings(pool, profile, method, settings)
     if scan_values:
         findings += value_findings(pool)
-    _raise(findings, settings)
+    findings = _raise(findings, settings)
     return PoolReport(num_members=len(pool.members), num_tensors=len(pool.template.tensors), num_bytes=sum(checkpoint.num_bytes for checkpoint in _all(pool)),
                       warnings=tuple(finding.problem for finding in findings), digests=digests, deltas=profile)
 
@@ -91,14 +95,21 @@ def _all(pool: Pool) -> tuple[Checkpoint, ...]:
 def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     problems = [Problem(thing=f"preflight option {name!r}", cause="unknown", remedy=did_you_mean(name, DEFAULT_OPTIONS)) for name in options if name not in DEFAULT_OPTIONS]
-    problems += [Problem(thing=f"preflight check {name!r}", cause="unknown", remedy=did_you_mean(str(name), CHECKS)) for name in options.get("allow", ()) if name not in CHECKS]
+    problems += [Problem(thing=f"preflight check {name!r}", cause="unknown", remedy=did_you_mean(str(name), CHECKS)) for key in ("allow", "ignore") for name in options.get(key, ()) if name not in CHECKS]
     if problems:
         raise UsageError(problems)
     return {**DEFAULT_OPTIONS, **options}
 
 
-def _raise(findings: Iterable[Finding], settings: Mapping[str, Any]) -> None:
+def _raise(findings: Iterable[Finding], settings: Mapping[str, Any]) -> list[Finding]:
+    """The findings that are to be told as warnings; raises those that are refusals."""
+    findings = [finding for finding in findings if finding.check not in settings["ignore"]]
     refused = [finding for finding in findings if finding.level == "refuse" and finding.check not in settings["allow"]]
     if refused:
         kind: type[RecyclerError] = UnsafeInputError if any(finding.unsafe for finding in refused) else UsageError
-        raise kind([finding.problem for finding in refused])
+        raise kind([_with_override(finding, settings["override"]) for finding in refused])
+    return findings
+
+
+def _with_override(finding: Finding, override: str) -> Problem:
+    return replace(finding.problem, remedy=f"{finding.problem.remedy}. To go on all the same: {override} {finding.check}") if override else finding.problem

@@ -21,6 +21,7 @@ from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES, broken
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 BLOCK_BYTES = 1 << 23
+BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 512  # from the start, the middle and the end of a tensor
 _EXPONENTS = {"BF16": (np.uint16, 0x7FFF, 0x7F80), "F16": (np.uint16, 0x7FFF, 0x7C00), "F32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
               "F64": (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000)}  # bits, mask without the sign, first that is not finite
@@ -67,6 +68,13 @@ def count_not_finite(info: TensorInfo) -> tuple[int, int]:
     return nans, infinities
 
 
+def all_finite(raw: memoryview, dtype: str) -> bool:
+    """Whether values of a floating point `dtype`, as bytes, hold neither NaN nor infinities."""
+    kind, mask, first = _EXPONENTS[dtype]
+    values = np.frombuffer(raw, dtype=kind)
+    return all((values[start : start + BLOCK_ELEMENTS] & kind(mask)).max() < first for start in range(0, values.size, BLOCK_ELEMENTS))
+
+
 def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
     """NaN, infinities, integer tensors that differ, heads that are tied and differ. Reads every byte of the pool once."""
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
@@ -111,16 +119,20 @@ def checkpoint_digests(checkpoints: Sequence[Checkpoint], threads: int = 2) -> d
         return dict(zip((checkpoint.name for checkpoint in checkpoints), threads_pool.map(checkpoint_digest, checkpoints), strict=True))
 
 
-def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse", known: Mapping[str, str] = MappingProxyType({})) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
+def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse", known: Mapping[str, str] = MappingProxyType({}), read: bool = True) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
     """Members with identical weights, and the digests that had to be made to know it; those in `known` are made already.
 
-    A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full.
+    A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full, or, when
+    not to `read`, said to look alike.
     """
     by_sample: dict[bytes, list[Checkpoint]] = {}
     for checkpoint in (*([pool.base] if pool.base else []), *pool.members):
         by_sample.setdefault(_sample(checkpoint), []).append(checkpoint)
     findings, digests = [], {}
     for alike in by_sample.values():
+        if not read:
+            findings += [warn("duplicates", checkpoint, f"agrees with {alike[0].name!r} in every byte that was sampled", "They are probably the same weights; recycler merge and run compare them whole") for checkpoint in alike[1:]]
+            continue
         first: dict[str, Checkpoint] = {}
         for checkpoint in alike if len(alike) > 1 else ():
             digests[checkpoint.name] = digest = known.get(checkpoint.name) or checkpoint_digest(checkpoint)
