@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from handmade import CONFIG, file_bytes, shard_bytes, tokenizer, write_checkpoint, write_sharded
 
-from recycler.errors import RecyclerError, UnsafeInputError, UsageError
+from recycler.errors import InfrastructureError, Problem, RecyclerError, UnsafeInputError, UsageError
 from recycler.merge.mergekit_yaml import read_mergekit
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.headers import DTYPE_BYTES, MAX_HEADER_BYTES, read_header
 from recycler.pool.preflight import check_pool
+from recycler.scoring.tasks import load_tokenizer
 
 GOOD = shard_bytes({"a.weight": np.ones((2, 4), np.float32), "b.weight": np.ones(4, np.float32), "c": np.zeros((0, 4), np.float32)})
 HEADER_BYTES = int.from_bytes(GOOD[:8], "little")
@@ -267,3 +268,44 @@ def test_a_name_that_no_folder_can_have_is_refused(name):
     with pytest.raises(UsageError, match="is not a folder"):
         open_checkpoint(name, "m")
     read_mergekit("c.yml", json.dumps({"merge_method": "linear", "models": [{"model": name, "parameters": {"weight": 1}}]}))
+
+
+def test_a_pool_says_the_gravest_kind_of_what_is_wrong_whatever_its_form(tmp_path, monkeypatch):
+    """Exit codes tell scripts what to do: a broken pack is unsafe and a dead bucket is worth another try, opened as a pool too."""
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack/recycler-pack.json").write_text("[]")
+    for entries in ([tmp_path / "pack"], [tmp_path / "nowhere", tmp_path / "pack"]):
+        with pytest.raises(UnsafeInputError, match="not the manifest of a packed pool"):
+            open_pool(entries)
+
+    def dead(url):
+        raise InfrastructureError(Problem(thing=url, cause="does not answer", remedy="Try again"))
+
+    monkeypatch.setattr("recycler.pool.bucket.size_of", dead)
+    with pytest.raises(InfrastructureError) as caught:
+        open_pool(["s3://bucket/pool", tmp_path / "pack", tmp_path / "nowhere"])
+    assert len(caught.value.problems) == 3
+
+
+def test_a_shard_without_tensors_is_named_with_its_folder(tmp_path):
+    folder = write_checkpoint(tmp_path / "hollow", files={"model.safetensors": file_bytes({}, b"")})
+    with pytest.raises(UnsafeInputError, match=r"hollow/model.safetensors: holds no tensors"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "nan", "inf", "1e9"])
+def test_a_timeout_that_is_no_number_of_seconds_is_told_as_what_it_is(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", value)
+    with pytest.raises(UsageError, match=f"RECYCLER_BUCKET_TIMEOUT: is '{value}', which is no number of seconds"):
+        open_pool(["s3://bucket/pool"])
+
+
+@pytest.mark.parametrize(("files", "kind", "message"), [
+    ({"tokenizer.json": "{}"}, UnsafeInputError, "has a tokenizer that cannot be loaded"), ({"tokenizer.json": "{"}, UnsafeInputError, "has a tokenizer that cannot be loaded"),
+    ({"tokenizer.json": '{"version": "1.0", "model": {"type": "BPE"}}'}, UnsafeInputError, "has a tokenizer that cannot be loaded"), (None, UsageError, "has no tokenizer")])
+def test_a_broken_tokenizer_is_told_and_never_a_raw_exception(tmp_path, files, kind, message):
+    folder = write_checkpoint(tmp_path / "model", files=files)
+    if files is None:
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(kind, match=f"model: {message}"):
+        load_tokenizer(folder)

@@ -67,9 +67,10 @@ def drive(out: Path, minutes: float, names: tuple[str, ...]) -> None:
     (out / "found").mkdir(parents=True, exist_ok=True)
     total, report = 0, []
     for name in names:
+        (out / "corpus" / name).mkdir(parents=True, exist_ok=True)
         start, share, executions, ends = time.monotonic(), minutes * 60 / len(names), 0, 0
-        while (left := int(share - (time.monotonic() - start))) > 5 and ends < 20:
-            done = subprocess.run([sys.executable, __file__, "--target", name, "--out", str(out), "--seconds", str(left)], capture_output=True, text=True, errors="replace")
+        while (left := int(share - (time.monotonic() - start))) > 5 and ends < 20 or ends == 0:  # once at least, however short the run
+            done = subprocess.run([sys.executable, __file__, "--target", name, "--out", str(out), "--seconds", str(max(left, 1))], capture_output=True, text=True, errors="replace")
             found = re.search(r"number_of_executed_units: *(\d+)", done.stderr)
             executions += int(found[1]) if found else 0
             ends += 1

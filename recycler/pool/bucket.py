@@ -21,6 +21,7 @@ from recycler.errors import InfrastructureError, Problem, RecyclerError, UsageEr
 
 SCHEMES = ("s3", "gs", "az", "file")
 ATTEMPTS = 4  # of our own, for what obstore does not try again: 429, a listing that breaks off
+MAX_TIMEOUT = 86_400  # seconds for one request
 Value = TypeVar("Value")
 
 
@@ -150,7 +151,18 @@ def _obstore() -> Any:
 
 
 def _store(root: str) -> Any:
-    return _open_store(root, os.environ.get("AWS_ENDPOINT_URL", ""), float(os.environ.get("RECYCLER_BUCKET_TIMEOUT") or 60))
+    return _open_store(root, os.environ.get("AWS_ENDPOINT_URL", ""), _timeout())
+
+
+def _timeout() -> float:
+    text = os.environ.get("RECYCLER_BUCKET_TIMEOUT") or "60"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise UsageError(Problem(thing="RECYCLER_BUCKET_TIMEOUT", cause=f"is {text[:40]!r}, which is no number of seconds up to {MAX_TIMEOUT:,}", remedy="Set it to 60, or unset it"))
+    return seconds
 
 
 @lru_cache(maxsize=64)

@@ -66,7 +66,7 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
         raise UsageError(Problem(thing=f"checkpoint {name!r}", cause=f"{folder} is not a folder", remedy="Give the folder that holds config.json"))
     config = read_config(folder / "config.json")
     files = _weight_files(folder)
-    tensors = collect({file.name: read_header(file) for file in files})
+    tensors = collect({str(file): read_header(file) for file in files})
     if (folder / INDEX).exists():
         check_index(folder / INDEX, read_json(folder / INDEX), tensors)
     return Checkpoint(name=name, location=str(folder), tensors=tensors, config=config)
@@ -82,10 +82,12 @@ def _is_folder(path: Path) -> bool:
 def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:
     """Folders, globs, folders of folders, prefixes of buckets, or packed pools, as a Pool; members are named after their folders.
 
-    A packed pool brings its base. Raises one error that lists the problems of every checkpoint.
+    A packed pool brings its base. Raises one error that lists the problems of every checkpoint, of the
+    gravest class among them.
     """
     found: list[str] = []
     problems: list[Problem] = []
+    kinds: list[type[RecyclerError]] = [UsageError]
     for pattern in map(str, members):
         try:
             if _is_pack(pattern):
@@ -97,19 +99,19 @@ def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> 
                 expanded = _expand(pattern)
         except RecyclerError as error:
             problems += error.problems
+            kinds.append(type(error))
             continue
         if not expanded:
             problems.append(Problem(thing=f"pool entry {pattern!r}", cause="matches no folder with a config.json", remedy="Check the path; globs like runs/*/ are allowed"))
         found += expanded
     checkpoints: list[Checkpoint] = []
-    worst: type[RecyclerError] = UsageError
     for name, place in _named(found) + ([("base", str(base))] if base else []):
         try:
             checkpoints.append(open_checkpoint(place, name))
         except RecyclerError as error:
             problems += error.problems
-            worst = type(error) if error.exit_code > worst.exit_code else worst
-    raise_problems(problems, worst)
+            kinds.append(type(error))
+    raise_problems(problems, max(kinds, key=lambda kind: kind.exit_code))
     return Pool(members=tuple(checkpoints[: len(found)]), base=checkpoints[-1] if base else None)
 
 

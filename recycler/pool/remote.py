@@ -55,7 +55,7 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
     names = weight_names(url, set(objects) | _unlisted(url, index, set(objects)))
     with ThreadPoolExecutor(PARALLEL) as threads:
         headers = list(threads.map(lambda file: read_remote_header(f"{url}/{file}"), names))
-    tensors = collect(dict(zip(names, headers, strict=True)))
+    tensors = collect({f"{url}/{file}": header for file, header in zip(names, headers, strict=True)})
     if index is not None:
         check_index(f"{url}/{INDEX}", index, tensors)
     return Checkpoint(name=name or url.rsplit("/", 1)[-1], location=url, tensors=tensors, config=config)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from jinja2 import TemplateError
 
-from recycler.errors import Problem, UsageError, did_you_mean
+from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
 from recycler.scoring.rows import Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
@@ -18,6 +18,7 @@ from recycler.types import Item, Role
 from recycler.yamls import YamlDocument
 
 DEFAULT_NEW_TOKENS = 64
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
 class Tokenizer(Protocol):
@@ -30,10 +31,16 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, from local files only."""
+    """The tokenizer of a checkpoint folder, from local files only. Raises UsageError when there is none, UnsafeInputError when it is broken."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exceptions for a broken file
+        if not any((folder / name).exists() for name in TOKENIZER_FILES):
+            raise UsageError(Problem(thing=str(folder), cause="has no tokenizer", remedy="Save the tokenizer beside the weights (tokenizer.save_pretrained)")) from None
+        said = " ".join(str(error).split())[:200]
+        raise UnsafeInputError(Problem(thing=str(folder), cause=f"has a tokenizer that cannot be loaded ({type(error).__name__}: {said})", remedy="Save or copy the tokenizer again")) from None
 
 
 def build_suite(path: Path, tokenizer: Tokenizer, *, data_folders: Sequence[Path] = ()) -> EvalSuite:
