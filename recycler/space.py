@@ -146,6 +146,10 @@ def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], 
             problems.append(Problem(thing=f"option {name!r}", cause=f"there is no group {group!r}", remedy=did_you_mean(group, names), where=document.where(("options", name))))
     if isinstance(spec.groups, LayerBlocks) and spec.groups.layer_blocks > num_layers:
         problems.append(Problem(thing="groups.layer_blocks", cause=f"{spec.groups.layer_blocks} blocks for {num_layers} layers", remedy="Use fewer blocks", where=document.where(("groups",))))
+    if {"bottom", "top"} <= method_options.keys():  # counts of layers (layer_swap): no trial may ask for more than there are
+        most = sum(max((value[1] for name, value in spec.options.items() if name.partition("@")[0] == count), default=method_options[count]) for count in ("bottom", "top"))
+        if most > num_layers:
+            problems.append(Problem(thing="options bottom and top", cause=f"reach {most:g} layers together, the model has {num_layers}", remedy="Lower their upper ends", where=document.where(("options",))))
     limits = [spec.members.get(name, MemberSpec()) for name in members]
     low = [limit.fixed if limit.fixed is not None else limit.min if limit.min is not None else min(spec.bounds[0], limit.max if limit.max is not None else spec.bounds[0]) for limit in limits]
     high = [limit.fixed if limit.fixed is not None else limit.max if limit.max is not None else max(spec.bounds[1], limit.min if limit.min is not None else spec.bounds[1]) for limit in limits]

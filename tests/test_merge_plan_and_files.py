@@ -20,7 +20,7 @@ from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
 from recycler.merge.options import option_complaints, options_of
 from recycler.merge.plan import plan_checkpoints, plan_merge
 from recycler.merge.recipe_yaml import open_recipe, read_recipe, recipe_to_yaml
-from recycler.merge.stream import merged_tensors
+from recycler.merge.stream import check_recipe, merged_tensors
 from recycler.merge.to_disk import merge_to_folder, merged_infos
 from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_pool
@@ -380,7 +380,7 @@ SPACE_METHODS = {"ties_modules": "ties", "spectral": "iso_c", "lora_cat": "linea
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_spaces_fit_their_method(path):
     method = SPACE_METHODS.get(path.stem, path.stem if path.stem in MERGE_METHODS else "linear")
-    found = resolve(*read_space(path), members=("a", "b"), num_layers=8, has_base=True, method_options=MERGE_METHODS[method].options)
+    found = resolve(*read_space(path), members=("a", "b"), num_layers=14, has_base=True, method_options=MERGE_METHODS[method].options)
     options = tuple((name, round(low) if type(MERGE_METHODS[method].options[name.partition("@")[0]]) is int else low) for name, (low, _) in found.options)
     assert not list(option_complaints(options, MERGE_METHODS[method].options, [group.name for group in found.groups], 2))
 
@@ -389,3 +389,17 @@ def test_an_option_of_a_group_that_the_space_does_not_have_is_refused(tmp_path):
     (tmp_path / "s.yaml").write_text("version: 1\ngroups: modules\noptions: {density@mpl: [0.1, 1.0]}\n")
     with pytest.raises(UsageError, match="there is no group 'mpl'. Did you mean 'mlp'"):
         resolve(*read_space(tmp_path / "s.yaml"), members=("a", "b"), num_layers=8, has_base=True, method_options=MERGE_METHODS["ties"].options)
+
+
+def test_a_space_of_layer_counts_stays_within_the_model():
+    path = Path(__file__).parents[1] / "search_spaces/layer_swap.yaml"
+    for num_layers in (13, 2):
+        with pytest.raises(UsageError, match=f"reach 14 layers together, the model has {num_layers}"):
+            resolve(*read_space(path), members=("a", "b"), num_layers=num_layers, has_base=True, method_options=MERGE_METHODS["layer_swap"].options)
+
+
+@pytest.mark.parametrize("options,message", [({"bottom": 1.9, "top": 1}, "whole number"), ({"bottom": -1, "top": 1}, "whole number"), ({"bottom": 3, "top": 3}, "more than the")])
+def test_counts_of_layers_are_whole_and_within_the_model(pool, options, message):
+    counts = tuple(options.items())
+    with pytest.raises(UsageError, match=message):
+        check_recipe(Recipe(method="layer_swap", members=("a", "b"), groups=(Group(name="all"),), weights=((0.5, 0.5),), dtype="bfloat16", options=counts), ResidentPool(pool))
