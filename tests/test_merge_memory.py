@@ -63,7 +63,7 @@ def merged(place, method, options, allowed):
     return done.stdout == "merged\n", done.stderr[-500:]
 
 
-BY_BLOCK = [("linear", {}), ("task_arithmetic", {}), ("layer_swap", {}), ("lines", {})]
+BY_BLOCK = [("linear", {}), ("task_arithmetic", {}), ("layer_swap", {"bottom": 1, "top": 1}), ("lines", {})]
 BY_TENSOR = [("ties", {"density": 0.3}), ("dare_ties", {"density": 0.5}), ("della", {"density": 0.5}), ("breadcrumbs", {"density": 0.8}), ("sce", {"select_topk": 0.5}), ("slerp", {}),
              ("multislerp", {}), ("karcher", {}), ("model_stock", {})]
 

@@ -189,12 +189,16 @@ def read_json(path: Path) -> Any:
     """A JSON file of a checkpoint. Raises UnsafeInputError for anything but well-formed JSON of a sane size."""
     try:
         if not path.is_file():
-            raise broken(path, "is not a regular file")
+            raise _bad_json(path, "is not a regular file")
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
-            raise broken(path, f"holds {size:,} bytes; {MAX_JSON_BYTES:,} is the limit")
+            raise _bad_json(path, f"holds {size:,} bytes; {MAX_JSON_BYTES:,} is the limit")
         return parse_json(path, path.read_bytes())
     except OSError as error:
-        raise broken(path, f"cannot be read ({error.strerror})") from None
+        raise _bad_json(path, f"cannot be read ({error.strerror})") from None
+
+
+def _bad_json(path: Path, cause: str) -> UnsafeInputError:
+    return UnsafeInputError(Problem(thing=str(path), cause=cause, remedy="Save it again from its source"))
 
 
 def parse_json(source: str | Path, raw: bytes) -> Any:
