@@ -389,6 +389,27 @@ def test_a_shard_that_its_manifest_does_not_know_is_refused(place, tmp_path):
         local_file(next(iter(open_checkpoint(f"{place}/out").tensors.values())))
 
 
+def test_a_merge_reads_from_a_bucket_and_writes_into_one(place, tmp_path, capsys):
+    """A recipe in another folder than the current one, ours and mergekit's with a gradient; the export's own recipe runs again."""
+    from recycler.cli import main
+
+    base = model_arrays(0)
+    folders = [put_model(tmp_path, f"{place}/pool/{name}", number, near=base) for number, name in enumerate("ab", start=1)]
+    entries = "".join(f"- {{model: {place}/pool/{name}, parameters: {{weight: {weights}}}}}\n" for name, weights in (("a", [0.0, 1.0]), ("b", [1.0, 0.0])))
+    recipes = {"r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: 0.5, b: 0.5}}\n", "mk.yml": f"merge_method: linear\nmodels:\n{entries}dtype: bfloat16\n"}
+    for number, (name, text) in enumerate(recipes.items()):
+        (tmp_path / name).write_text(text)
+        assert main(["plan", str(tmp_path / name)]) == 0
+        assert main(["merge", str(tmp_path / name), f"{place}/out{number}"]) == 0
+        (tmp_path / f"local-{name}").write_text(text.replace(f"{place}/pool/a", str(folders[0])).replace(f"{place}/pool/b", str(folders[1])))
+        assert main(["merge", str(tmp_path / f"local-{name}"), str(tmp_path / f"local{number}")]) == 0
+        merged = open_checkpoint(f"{place}/out{number}")
+        assert same_bytes(merged, tmp_path / f"local{number}")
+        (tmp_path / "own.yaml").write_bytes(bucket.read(f"{place}/out{number}/recipe.yaml").raw)
+        assert main(["merge", str(tmp_path / "own.yaml"), str(tmp_path / f"again{number}")]) == 0 and same_bytes(merged, tmp_path / f"again{number}")
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_a_folder_without_a_manifest_is_not_uploaded(place, tmp_path):
     with pytest.raises(UsageError, match="has no recycler-manifest.json"):
         upload_folder(write_checkpoint(tmp_path / "x", config=CONFIG), f"{place}/out")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -148,6 +149,17 @@ def test_inspect_tells_a_wrong_base_and_duplicates_and_ends_with_4(place, capsys
     _twin(place / "twin")
     assert main(["inspect", str(place / "twin"), str(place / "b"), "--base", str(place / "base"), "--json"]) == 4
     assert [finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]] == ["duplicates"]
+
+
+def test_inspect_tells_values_that_are_not_finite_and_tensors_of_another_kind(place, capsys):
+    arrays = model_arrays(1, near=BASE, scale=1e-3)
+    arrays["model.norm.weight"][3] = float("nan")
+    write_checkpoint(place / "a", arrays)
+    assert main(["inspect", str(place / "a"), str(place / "b"), "--base", str(place / "base")]) == 4
+    assert "checkpoint 'a' holds NaN or infinite values in 1 tensor (model.norm.weight: 1 NaN of 8)" in capsys.readouterr().out
+    write_checkpoint(place / "a", arrays | {"model.norm.weight": np.zeros(8, dtype=np.int64)})
+    assert main(["inspect", str(place / "a"), str(place / "b"), "--base", str(place / "base"), "--deltas"]) == 4
+    assert "as I64 where 'base' has BF16" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- places

@@ -11,7 +11,7 @@ from recycler.pool.agreement import compare, rope_of, soundness
 from recycler.pool.deltas import DeltaProfile, MemberDelta, delta_findings, delta_profile
 from recycler.pool.headers import DTYPE_BYTES
 from recycler.pool.preflight import DEFAULT_OPTIONS
-from recycler.pool.scan import checkpoint_digests, duplicate_findings
+from recycler.pool.scan import digests_and_values, duplicate_findings
 from recycler.types import Checkpoint, Pool
 
 SCHEMA_VERSION = 1
@@ -29,7 +29,8 @@ def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> d
     """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     findings = [finding for checkpoint in checkpoints for finding in soundness(checkpoint)] + compare(pool)
-    made = checkpoint_digests(checkpoints) if digests else {}
+    made, values = digests_and_values(checkpoints) if digests else ({}, [])
+    findings += values
     duplicates, found = duplicate_findings(pool, known=made)
     findings += duplicates
     profile = delta_profile(pool) if deltas else None

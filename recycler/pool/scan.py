@@ -7,7 +7,7 @@ error and not a SIGBUS.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Literal
@@ -41,17 +41,24 @@ def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[
             left -= len(block)
 
 
-def tensor_digest(info: TensorInfo) -> str:
-    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest` of the loaded tensor."""
-    sha = hashlib.sha256(f"{info.dtype} {list(info.shape)}".encode())
+def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
+    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest` of the loaded tensor.
+
+    The name of a tensor that is not finite is put into `spoiled`, where that is given.
+    """
+    sha, finite = hashlib.sha256(f"{info.dtype} {list(info.shape)}".encode()), True
     for block in tensor_blocks(info):
         sha.update(block)
+        if spoiled is not None and info.dtype in FLOAT_DTYPES:
+            finite = finite and all_finite(block, info.dtype)
+    if spoiled is not None and not finite:
+        spoiled.append(info.name)
     return sha.hexdigest()
 
 
-def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`."""
-    return weights_digest((name, tensor_digest(info)) for name, info in checkpoint.tensors.items())
+def checkpoint_digest(checkpoint: Checkpoint, spoiled: list[str] | None = None) -> str:
+    """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`. `spoiled` as in `tensor_digest`."""
+    return weights_digest((name, tensor_digest(info, spoiled)) for name, info in checkpoint.tensors.items())
 
 
 def count_not_finite(info: TensorInfo) -> tuple[int, int]:
@@ -83,9 +90,11 @@ def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
     return [finding for group in found for finding in group] + _integers(pool) + [finding for checkpoint in checkpoints for finding in _head(checkpoint)]
 
 
-def _not_finite(checkpoint: Checkpoint) -> list[Finding]:
+def _not_finite(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[Finding]:
+    """What is not finite in these tensors of a checkpoint, or in all."""
     said = []
-    for name, info in checkpoint.tensors.items():
+    for name in checkpoint.tensors if names is None else names:
+        info = checkpoint.tensors[name]
         nans, infinities = count_not_finite(info)
         if nans or infinities:
             counts = " and ".join(f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite")) if count)
@@ -113,10 +122,17 @@ def _head(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------- duplicates
 
-def checkpoint_digests(checkpoints: Sequence[Checkpoint], threads: int = 2) -> dict[str, str]:
-    """Digest of each by name. Reads every byte once."""
+def digests_and_values(checkpoints: Sequence[Checkpoint], threads: int = 2) -> tuple[dict[str, str], list[Finding]]:
+    """Digest of each by name, and what is not finite in them. Reads every byte once."""
+
+    def read(checkpoint: Checkpoint) -> tuple[str, list[Finding]]:
+        spoiled: list[str] = []
+        digest = checkpoint_digest(checkpoint, spoiled)
+        return digest, _not_finite(checkpoint, spoiled)
+
     with ThreadPoolExecutor(threads) as threads_pool:
-        return dict(zip((checkpoint.name for checkpoint in checkpoints), threads_pool.map(checkpoint_digest, checkpoints), strict=True))
+        found = list(threads_pool.map(read, checkpoints))
+    return {checkpoint.name: digest for checkpoint, (digest, _) in zip(checkpoints, found, strict=True)}, [finding for _, findings in found for finding in findings]
 
 
 def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse", known: Mapping[str, str] = MappingProxyType({}), read: bool = True) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
@@ -167,4 +183,4 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
 def same_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Names of the floating point tensors that all of the checkpoints hold in one shape, in the first one's order."""
     first, *others = checkpoints
-    return [name for name, info in first.tensors.items() if info.dtype in FLOAT_DTYPES and all(name in other.tensors and other.tensors[name].shape == info.shape for other in others)]
+    return [name for name, info in first.tensors.items() if info.dtype in FLOAT_DTYPES and all(name in other.tensors and other.tensors[name].shape == info.shape and other.tensors[name].dtype in FLOAT_DTYPES for other in others)]
