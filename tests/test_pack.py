@@ -216,3 +216,17 @@ def test_unpacking_to_where_nothing_can_be_written_is_told(tmp_path):
     for place in (tmp_path / "file/out", "/proc/out"):
         with pytest.raises(UsageError, match="cannot be made"):
             unpack(tmp_path / "packed", Path(place))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil-pack", "a/b", "..", ".hidden", ""])
+def test_a_pack_cannot_write_outside_of_its_folder_or_the_cache(tmp_path, monkeypatch, name):
+    """Opening a packed pool puts the small files of each checkpoint into the cache, in a folder of its name."""
+    monkeypatch.setenv("RECYCLER_CACHE", str(tmp_path / "cache/inner"))
+    pack_pool(small_pool(tmp_path), tmp_path / "packed")
+    manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
+    manifest["checkpoints"][name] = manifest["checkpoints"].pop("m0")
+    (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
+    for use in (lambda: open_pool([tmp_path / "packed"]), lambda: unpack(tmp_path / "packed", tmp_path / "out")):
+        with pytest.raises(UnsafeInputError, match="is no file name"):
+            use()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "packed"] and not Path("/tmp/evil-pack").exists()

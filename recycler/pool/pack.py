@@ -101,9 +101,13 @@ def unpack(packed: Path, out: Path) -> list[Path]:
 
 def file_of(name: str) -> str:
     """The name of a checkpoint, when it can be that of a file. Raises UsageError."""
-    if not name or name.startswith(".") or not all(letter.isalnum() or letter in "._-" for letter in name) or len(name) > 200:
+    if not _is_file_name(name):
         raise UsageError(Problem(thing=f"checkpoint {name[:80]!r}", cause="has a name that is no file name", remedy="Rename its folder: letters, digits, dots and dashes"))
     return name
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and all(letter.isalnum() or letter in "._-" for letter in name) and len(name) <= 200
 
 
 # ---------------------------------------------------------------- packing
@@ -305,6 +309,9 @@ def read_manifest(packed: Path) -> dict[str, Any]:
             for entry in manifest["checkpoints"].values())
     except (KeyError, TypeError, AttributeError):
         sound = False
+    if sound and not all(map(_is_file_name, manifest["checkpoints"])):  # names become folders of the cache
+        escaping = next(name for name in manifest["checkpoints"] if not _is_file_name(name))
+        raise UnsafeInputError(Problem(thing=str(path), cause=f"names the checkpoint {escaping[:80]!r}, which is no file name", remedy="Do not use this pack: recycler pack never writes such a name"))
     if not sound:
         raise UnsafeInputError(Problem(thing=str(path), cause="is not the manifest of a packed pool", remedy="Pack the pool again"))
     return manifest
