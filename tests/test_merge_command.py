@@ -292,6 +292,12 @@ def test_settings_of_mergekit_that_would_be_dropped_are_refused(place, capsys, m
     assert main(["merge", str(mergekit_file(place, more=f"tokenizer_source: {place}/a\n")), str(place / "out")]) == 0
 
 
+def test_a_plan_of_a_job_takes_no_allowance(tmp_path, capsys):
+    (tmp_path / "job.yaml").write_text("pool: {members: [x]}\n")
+    assert main(["plan", str(tmp_path / "job.yaml"), "--allow", "rope"]) == 2
+    assert "is for recipes" in capsys.readouterr().err
+
+
 def test_a_plan_of_adapters_says_that_there_is_none(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("adapters: {a: x}\nweights: {a: 1}\n")
     assert main(["plan", str(tmp_path / "r.yaml")]) == 2

@@ -15,10 +15,13 @@ def plan(arguments: argparse.Namespace) -> None:
     if is_recipe(Path(arguments.job)):
         plan_recipe(arguments)
         return
+    from recycler.errors import Problem, UsageError
     from recycler.plan import plan_job, plan_text, read_earlier
     from recycler.prepare import prepare
     from recycler.runs import open_ledger
 
+    if arguments.allow:
+        raise UsageError(Problem(thing="--allow", cause="is for recipes, and this is a job", remedy="Leave it out; a job says pool.duplicates: allow"))
     prepared = prepare(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data], look_inside=False)
     earlier = None
     if arguments.dir:
