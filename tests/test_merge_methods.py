@@ -306,3 +306,11 @@ def test_multislerp_of_a_member_that_left_a_tensor_frozen_is_the_others_directio
     torch.manual_seed(0)
     base, delta = torch.randn(20, 30), 0.01 * torch.randn(20, 30)
     close(merge("multislerp", [base + delta, base], [0.7, 0.6], base=base), base + 0.7 / 1.3 * delta, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["layer_swap", "lines"])
+@pytest.mark.parametrize("num_layers,message", [(0, "must know how many layers"), (2, "is of layer 3, the model has 2")])
+def test_an_unknown_or_wrong_depth_is_refused(method, num_layers, message):
+    """Not taken for any: with 0 layers every one would count as the last."""
+    with pytest.raises(UsageError, match=message):
+        merge(method, [[0.0], [1.0]], [0.5, 0.5], base=[0.0] if method == "lines" else None, name="model.layers.3.mlp.up_proj.weight", num_layers=num_layers)

@@ -91,6 +91,6 @@ def _require_layers(method: str, context: TensorContext) -> None:
 
 
 def depth_complaint(options: Mapping[str, Any], num_layers: int) -> str | None:
-    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None."""
+    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None; nothing is for an unknown depth, which the method itself refuses."""
     bottom, top = options["bottom"], options["top"]
-    return f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model" if bottom + top > num_layers else None
+    return f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model" if bottom + top > num_layers > 0 else None
