@@ -128,7 +128,7 @@ class _Sums:
         self._keep(name, num / read, counts, gram, sums, maxima, is_matrix=len(infos[0].shape) > 1)
 
     def _keep(self, name: str, scale: float, counts: list[np.ndarray], gram: np.ndarray, sums: np.ndarray, maxima: np.ndarray, *, is_matrix: bool) -> None:
-        read = max(float(sum(counts[0])) if counts else 1.0, 1.0)
+        read = max(float(counts[0].sum()) if counts else 1.0, 1.0)
         self.gram += gram * scale
         self.count += read * scale
         self.totals += sums * scale
