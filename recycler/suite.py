@@ -6,6 +6,7 @@ Building one into frozen items needs a tokenizer and happens in `recycler.scorin
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from recycler.job import Strict
 from recycler.types import Item, Objective, Role
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
-# (what a data file's path ends with, first row, row after the last) of published test sets; None is the whole file.
-KNOWN_TEST_SETS: tuple[tuple[str, int, int | None], ...] = (
-    ("gsm8k/test.jsonl", 0, None), ("mbpp/mbpp.jsonl", 10, 510), ("humaneval/HumanEval.jsonl.gz", 0, None), ("mgsm/mgsm_", 0, None),
-    ("ifeval/input_data.jsonl", 0, None), ("bbh/", 0, None))
+# Benchmarks by their names without spaces and dashes: those with training rows of their own, and those that are a test set throughout.
+_WITH_TRAINING = frozenset({"gsm8k", "gradeschoolmath", "mbpp"})
+_TEST_ONLY = frozenset({"humaneval", "humanevalplus", "mbppplus", "gsm8kplatinum", "mgsm", "ifeval", "bbh", "bigbenchhard"})
+_BESIDE_NAMES = frozenset("openai google research datasets dataset data input hf main full socratic sanitized train test of bn de en es fr ja ru sw te th zh".split())
+_OTHER_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "prompt"})
+MBPP_TEST_ROWS = (10, 510)  # of mbpp.jsonl, which holds all of its splits
 
 
 class SplitSpec(Strict):
@@ -36,7 +39,7 @@ class SplitSpec(Strict):
     cluster: str | None = None
     """What the items of this split are versions of; default: the task's `cluster`."""
     benchmark_test: bool = False
-    """The rows belong to a published test set: searching on them is refused unless the job says so. Well-known files are recognised."""
+    """The rows belong to a published test set: searching on them is refused unless the job says so. Well-known ones are recognised by their names, see docs/suites.md."""
 
 
 class FewshotSpec(Strict):
@@ -103,7 +106,16 @@ class TaskSpec(Strict):
             raise ValueError("lm_eval: brings prompt, answer and scorer of its own; leave them out")
         if self.system and not self.chat:
             raise ValueError("system: needs chat: true")
+        if self.answer_pattern is not None and _groups(self.answer_pattern) < 1:
+            raise ValueError("answer_pattern: needs a group in parentheses, whose text is the answer")
         return self
+
+
+def _groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"answer_pattern: {pattern!r} is no regular expression ({error})") from None
 
 
 class SuiteSpec(Strict):
@@ -172,18 +184,39 @@ def read_suite(path: Path) -> tuple[SuiteSpec, YamlDocument]:
 
 
 def searches_test_set(task: TaskSpec) -> bool:
-    """Whether the search split of a task touches a published test set: it says so, or its file and rows are well known."""
-    if task.search.benchmark_test:
-        return True
-    name = (task.search.data or task.data).replace("\\", "/")
-    first, last = task.search.rows or (0, None)
-    return any(known in name and (last is None or last > start) and (end is None or first < end) for known, start, end in KNOWN_TEST_SETS)
+    """Whether the search split of a task touches a published test set: it says so, or its data's name and rows are well known."""
+    found = task.search.benchmark_test or _test_rows(task.search.data or task.data, task.lm_eval)
+    if isinstance(found, bool):
+        return found
+    first, last = task.search.rows or (0, sys.maxsize)
+    return first < found[1] and last > found[0]
 
 
-def check_splits(name: str, items: tuple[Item, ...], document: YamlDocument) -> None:
+def _test_rows(name: str, lm_eval: str | None = None) -> bool | tuple[int, int]:
+    """Whether a file, or hub:DATASET:CONFIG:SPLIT, is a published test set, whatever it ends with; (first, last) where those rows are.
+
+    A folder, file or data set counts that is called as the benchmark is, but for words such as openai, main or a language:
+    gsm8k-own is free. So does one called as the task of lm-eval that asks it, and what such a task takes from the hub.
+    """
+    parts = [re.findall("[a-z0-9]+", re.sub(r"(\.(jsonl?|tsv|csv|parquet|arrow|gz|zst))+$", "", part.lower())) for part in re.split(r"[/\\:]", name)]
+    own = re.sub("[^a-z0-9]", "", (lm_eval or "").lower())
+    for place, words in enumerate(parts):
+        called = "".join(word for word in words if word not in _BESIDE_NAMES and not word.isdigit())
+        if not called or called not in {*_WITH_TRAINING, *_TEST_ONLY, own} and "".join(words) != own:
+            continue
+        after = [set(entry) for entry in parts[place:]]
+        split = next((entry for entry in reversed(after) if entry & {"test", *_OTHER_SPLITS}), set())
+        if "test" in split or called == "ifeval" or called in _TEST_ONLY and not split:
+            return True
+        if called == "mbpp" and not split and place == len(parts) - 1:
+            return True if "sanitized" in words else MBPP_TEST_ROWS
+    return bool(lm_eval) and name.startswith("hub:") and "test" in parts[-1]
+
+
+def check_splits(name: str, items: tuple[Item, ...], tasks: Iterable[str], document: YamlDocument) -> None:
     """Raise UsageError unless every task has items on both sides, no id is used twice and no problem is on both sides."""
     problems = []
-    for task in sorted({item.task for item in items}):
+    for task in tasks:
         for role in ("search", "holdout"):
             if not any(item.task == task and item.role == role for item in items):
                 problems.append(Problem(thing=f"suite {name!r}, task {task!r}", cause=f"its {role} split is empty", remedy="Widen rows: or where:", where=document.where(("tasks", task, role))))

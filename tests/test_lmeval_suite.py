@@ -61,3 +61,9 @@ def test_a_job_takes_such_a_name(mirror, tmp_path):
     with pytest.raises(UsageError, match="not under suites"):
         read_job(path)
     assert read_suite(suite_path("lm_eval:gsm8k", beside=mirror))[0].tasks["gsm8k"].fewshot.data == "gsm8k/train.jsonl"
+
+
+def test_a_task_whose_training_rows_are_a_test_split_says_so(mirror, monkeypatch):
+    settings = {"dataset_path": "openai/gsm8k", "test_split": "train", "validation_split": "test"}
+    monkeypatch.setattr("recycler.scoring.lmeval_suite.data_settings", lambda task, where: settings)
+    assert bare_suite("gsm8k", [mirror])["tasks"]["gsm8k"]["search"]["benchmark_test"] is True

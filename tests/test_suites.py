@@ -13,7 +13,7 @@ from recycler.errors import NotFoundError, RecyclerError, UnsafeInputError, Usag
 from recycler.scoring.frozen import expected_tokens, read_frozen, refuse_change, suite_difference, suite_show, write_frozen
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.suite import EvalSuite, check_across_suites, check_search_guard, context_length, read_suite
+from recycler.suite import EvalSuite, TaskSpec, check_across_suites, check_search_guard, context_length, read_suite, searches_test_set
 from recycler.types import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +202,32 @@ def test_searching_on_a_test_set_must_be_allowed(build):
         check_search_guard([flagged], allow=False)
     with pytest.raises(UsageError, match="sums:sums"):
         check_search_guard([flagged], allow=False, objectives=[Objective(suite="sums", task="sums", metric="exact_match", direction="maximize")])
+
+
+@pytest.mark.parametrize(("data", "published"), [
+    *((name, True) for name in ("gsm8k/test.jsonl", "gsm8k/test.parquet", "gsm8k/test.json.gz", "gsm8k/main/test-00000-of-00001.parquet", "gsm8k/socratic/test.jsonl", "grade-school-math/test.jsonl",
+                                "GSM8K/Test.JSONL", "gsm8k_test.jsonl", "humaneval/HumanEval.jsonl", "humaneval/HumanEval.jsonl.gz", "humaneval/test.parquet", "openai_humaneval/test.jsonl", "mbpp/test.jsonl",
+                                "mbpp/full/test.parquet", "mgsm/es/test.jsonl", "MGSM/mgsm_es.tsv", "mgsm_es.tsv", "ifeval/train.jsonl", "ifeval/input_data.jsonl.gz", "bbh/navigate.json",
+                                "hub:openai/gsm8k:main:test", "hub:openai/gsm8k:main:test[:50%]", "hub:openai/gsm8k:main:test+train", "hub:openai/openai_humaneval:openai_humaneval:test",
+                                "hub:juletxara/mgsm:es:test", "hub:google-research-datasets/mbpp:full:test", "hub:google/IFEval::train")),
+    *((name, False) for name in ("gsm8k/train.jsonl", "gsm8k/main/train-00000-of-00001.parquet", "hub:openai/gsm8k:main:train", "hub:google-research-datasets/mbpp:full:validation", "mgsm/es/train.jsonl",
+                                 "test.jsonl", "mine/test.jsonl", "gsm8k-own/test.jsonl", "my_humaneval_like/problems.jsonl", "test/gsm8k/train.jsonl", "hub:me/sums:main:test")),
+])
+def test_published_test_sets_are_known_by_name_and_split_whatever_the_file_is(data, published):
+    def searches(rows, **more):
+        return searches_test_set(TaskSpec.model_validate({"data": data, "prompt": "{q}", "answer": "{a}", "search": {"rows": rows}, "holdout": {"rows": [500, 600]}} | more))
+
+    assert searches([20, 100]) == published
+    lm_eval = {"lm_eval": "sums", "prompt": "", "answer": ""}
+    assert searches([20, 100], **lm_eval) == (published or data == "hub:me/sums:main:test")
+
+
+def test_of_mbpp_in_one_file_the_test_rows_are_guarded():
+    def searches(data, rows):
+        return searches_test_set(TaskSpec.model_validate({"data": data, "prompt": "{q}", "answer": "{a}", "search": {"rows": rows}, "holdout": {}}))
+
+    for data in ("mbpp/mbpp.jsonl", "mbpp/mbpp.jsonl.gz", "mbpp/mbpp.parquet"):
+        assert [searches(data, rows) for rows in ([0, 10], [0, 11], [509, 600], [510, 974], None)] == [False, True, True, False, True]
 
 
 def test_a_problem_has_one_role_across_suites(build):

@@ -50,7 +50,7 @@ def bare_suite(task: str, folders: Sequence[Path], *, where: str = "") -> dict[s
         source = _source(task, config, search, folders)
         there = len(load_rows(source, folders, where))
         rows = min(MOST_ROWS, there // 2 if search == examples else there)  # what is searched is no example
-        own |= {"search": {"data": source, "rows": [0, rows], "limit": MOST_SEARCH}, "holdout": {"data": held_out}}
+        own |= {"search": {"data": source, "rows": [0, rows], "limit": MOST_SEARCH} | ({"benchmark_test": True} if "test" in search else {}), "holdout": {"data": held_out}}
     else:
         rows = len(load_rows(held_out, folders, where))
         own |= {"data": held_out, "search": {"rows": [0, rows // 2], "limit": MOST_SEARCH, "benchmark_test": True}, "holdout": {"rows": [rows // 2, rows]}}

@@ -50,7 +50,7 @@ def build_suite(path: Path, tokenizer: Tokenizer, *, data_folders: Sequence[Path
     items: list[Item] = []
     for name, task in spec.tasks.items():
         items += _TaskBuilder(path.stem, name, task, document, tokenizer, folders).items()
-    check_splits(path.stem, tuple(items), document)
+    check_splits(path.stem, tuple(items), spec.tasks, document)
     return EvalSuite(name=path.stem, items=tuple(items), test_tasks=tuple(name for name, task in spec.tasks.items() if searches_test_set(task)))
 
 
