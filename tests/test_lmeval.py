@@ -15,7 +15,10 @@ import yaml
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13)")
 
+from recycler.errors import NotFoundError, UnsafeInputError  # noqa: E402
 from recycler.evaluate import start_texts  # noqa: E402
+from recycler.scoring.lmeval_tasks import LmEvalTask, lm_eval_metrics, process_text  # noqa: E402
+from recycler.scoring.lmeval_unsafe import runs_code  # noqa: E402
 from recycler.scoring.scorers import SCORERS  # noqa: E402
 from recycler.scoring.tasks import build_suite  # noqa: E402
 from recycler.types import Completion, Item, Loglikelihood  # noqa: E402
@@ -132,8 +135,6 @@ def test_prompts_and_values_are_those_of_lm_eval(name, tmp_path):
 def test_an_answer_has_one_verdict_where_lm_eval_draws_lots():
     """Row 19 asks to count '#', for which lm-eval counts a random letter; row 106 asks for a language, which langdetect guesses at random."""
     _needs_ifeval()
-    from recycler.scoring.lmeval_tasks import process_text
-
     rows = [json.loads(line) for line in (_data() / "ifeval/input_data.jsonl").read_text(encoding="utf-8").split("\n") if line]
     for row, text in ((rows[19], "#movie " * 20), (rows[106], "Nhiệm vụ của mẹ là nuôi dạy con cái. This sentence is a humorous example of a tongue.")):
         verdicts = []
@@ -202,3 +203,41 @@ def _our_values(items: list[Item]) -> list[dict[str, float]]:
         answers = [Loglikelihood(logprob=_likelihood(item.prompt, _text(ids)), token_logprobs=(0.0,) * len(ids), is_greedy=False) for ids in item.continuations]
         values.append({key: value for key, value in SCORERS[item.scorer].score_likelihoods(item, answers).items() if key == "acc_norm"})
     return values
+
+
+# ---------------------------------------------------------------- programs stay in the sandbox
+
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_instruct", "mbpp", "mbpp_instruct", "cruxeval_output_cot"])
+def test_a_task_whose_metric_runs_programs_is_refused_before_anything_of_it_is_imported(name, monkeypatch):
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    imported = set(sys.modules)
+    for act in (lambda: lm_eval_metrics(name), lambda: LmEvalTask(name, [{}], []), lambda: process_text(name, {}, "print(1)")):
+        with pytest.raises(UnsafeInputError, match="would run outside the sandbox"):
+            act()
+    assert "HF_ALLOW_CODE_EVAL" not in os.environ
+    assert [module for module in set(sys.modules) - imported if module.startswith("lm_eval.tasks.") and module.endswith("utils")] == []
+
+
+def test_a_metric_runs_code_by_its_functions_too_wherever_they_hide(tmp_path):
+    (tmp_path / "utils.py").write_text("from . import deeper\ndef score(doc, results):\n    return deeper.judge(results)\n")
+
+    def reason(source, config=None):
+        (tmp_path / "deeper.py").write_text(source)
+        return runs_code(config or {"process_results": str(tmp_path / "utils.score")}, tmp_path)
+
+    assert "exec()" in reason("def judge(r):\n    exec(r[0])\n") and "code_eval" in reason("import evaluate\nc = evaluate.load('code_eval')\n")
+    assert "Popen()" in reason("import subprocess\ndef judge(r):\n    subprocess.run(r)\n") and "system()" in reason("import os\njudge = lambda r: os.system(r[0])\n")
+    assert reason("import re, ast\ndef judge(r):\n    return ast.literal_eval(re.compile('a').sub('', r[0]))\n") == ""
+    assert runs_code({"metric_list": [{"metric": "code_eval"}]}, tmp_path) and runs_code({"unsafe_code": True}, tmp_path)
+
+
+def test_a_metric_that_is_a_function_goes_by_its_name():
+    names = [metric for task in ("drop", "minerva_math_algebra", "leaderboard_ifeval", "squad_completion", "noreval_gec", "code2text_python", "longbench_2wikimqa") for metric in _metrics_or_none(task)]
+    assert names and not any("/" in name for name in names)
+
+
+def _metrics_or_none(task: str) -> tuple[str, ...]:
+    try:
+        return lm_eval_metrics(task)
+    except NotFoundError:
+        return ()

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import json
 import logging
+import os
 import random
 import re
 import sys
@@ -20,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError
+from recycler.scoring.lmeval_unsafe import ALLOW, function_name, runs_code
 
 FEWSHOT_SEED = 1234  # lm_eval/evaluator.py, simple_evaluate(fewshot_random_seed=1234)
 DEFAULT_NEW_TOKENS = 256  # lm_eval/models/huggingface.py, max_gen_toks
@@ -45,7 +47,7 @@ class Question:
 def lm_eval_metrics(name: str) -> tuple[str, ...]:
     """Names of the metrics of a task: 'exact_match,strict-match' with the filter's name, or the bare metric without one."""
     config = _config(name, resolve=False)
-    metrics = [entry["metric"] for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
+    metrics = [function_name(entry["metric"]) for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
     return tuple(_metric_name(metric, filter_name) for filter_name in _filters(config) for metric in metrics)
 
 
@@ -126,6 +128,7 @@ def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = 
 
 
 def _results(task: Any, name: str, doc: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    os.environ.pop(ALLOW, None)
     try:
         return task.process_results(dict(doc), [answer])
     except LookupError as error:
@@ -208,12 +211,18 @@ def _chat_template(chat: Callable[..., str]) -> Callable[..., str]:
 
 @lru_cache(maxsize=256)
 def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
-    """A task's YAML with its includes; `resolve` imports the functions it names."""
+    """A task's YAML with its includes; `resolve` imports the functions it names. Raises UnsafeInputError for a task that runs what a model wrote."""
     path = _definition(name, where)
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    os.environ.pop(ALLOW, None)
     try:
-        return load_yaml(path, resolve_func=resolve)
+        unresolved = load_yaml(path, resolve_func=False)
+        reason = runs_code(unresolved, next(folder for folder in path.parents if folder.name == "tasks"))
+        if reason:
+            raise UnsafeInputError(Problem(thing=f"lm-eval task {name!r}", cause=f"{reason}: a program that a model wrote would run outside the sandbox",
+                                           remedy="For HumanEval and MBPP use the suites humaneval.yaml and mbpp.yaml (scorer: humaneval, mbpp), which run programs in the sandbox; others cannot be scored", where=where))
+        return load_yaml(path, resolve_func=True) if resolve else unresolved
     except (ImportError, LookupError, OSError) as error:
         raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"needs something that is not installed ({str(error).strip().splitlines()[0][:200]})",
                                  remedy=f"pip install 'lm-eval[{path.parent.name}]' and its data, or leave it out", where=where)) from None
