@@ -15,7 +15,7 @@ from test_loop import run
 from recycler.errors import InfrastructureError, NotFoundError, UsageError
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
-from recycler.ledger.place import find_ledger, job_place, split_place, with_password
+from recycler.ledger.place import find_ledger, has_password, job_place, split_place, with_password
 from recycler.redact import redacted, without_password
 from recycler.search.baselines import blend
 
@@ -247,6 +247,21 @@ def test_places_of_ledgers(tmp_path, monkeypatch):
     for name in ("../x", "A", "", "a" * 60, 'a"b'):
         with pytest.raises(UsageError):
             job_place(url, name)
+
+
+@pytest.mark.parametrize(("url", "bare"), [
+    ("postgresql://u:p@h/db", "postgresql://u@h/db"), ("postgresql://u@h/db?password=x", "postgresql://u@h/db"), ("postgresql://u@h/db?password=x&job=b", "postgresql://u@h/db?job=b"),
+    ("postgresql://u@h/db?job=b&PassWord=x&c=d", "postgresql://u@h/db?job=b&c=d"), ("postgresql://u@h/db?job=b", "postgresql://u@h/db?job=b"), ("postgresql://u@h/db?", "postgresql://u@h/db?")])
+def test_a_url_is_stored_without_its_password_wherever_it_stands(url, bare):
+    assert without_password(url) == bare
+    assert has_password(url) == (url != bare)
+    assert "x" not in redacted(url).partition("db")[2].replace("***", "")
+
+
+def test_keys_of_every_cloud_and_escaped_secrets_are_redacted(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "az+key/value==")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=b")
+    assert redacted("az+key/value== az%2Bkey%2Fvalue%3D%3D AccountName=a;AccountKey=b") == "*** *** ***"
 
 
 def test_secrets_are_redacted(monkeypatch):

@@ -180,3 +180,12 @@ def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_
     with pytest.raises(Killed):
         searched(tmp_path / "killed.sqlite", FakeWorkers(kill_after=15))
     assert searched(tmp_path / "killed.sqlite", FakeWorkers()) == trials
+
+
+def test_the_driver_bench_drives(monkeypatch):
+    """Its figures stand in docs/log.md; simulated workers must stay workers."""
+    from benchmarks.driver import run as bench
+
+    monkeypatch.setattr(bench, "MEAN_SECONDS", 0.004)
+    figures = bench.drive("random", trials=30, num_workers=4, num_items=6, members=4)
+    assert figures["trials"] > 30 and 0 < figures["busy"] <= 1

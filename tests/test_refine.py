@@ -175,7 +175,7 @@ def test_generated_answers_have_no_slope(searched, tmp_path):
         refine(searched / "run", replace(prepared, suites=(suite,)), "knee", Settings())
 
 
-@pytest.mark.parametrize(("arguments", "says"), [(("--steps", "0"), "must be above 0"), (("--prefer", "bits"), "is not NAME=SHARE"), (("--trial", "99"), "not a scored trial")])
+@pytest.mark.parametrize(("arguments", "says"), [(("--steps", "0"), "must be above 0"), (("--prefer", "bits"), "is not NAME=SHARE"), (("--prefer", "bits:sum/bits_per_byte=nan"), "a share of 0 or more"), (("--prefer", "bits:sum/bits_per_byte=inf"), "a share of 0 or more"), (("--trial", "99"), "not a scored trial")])
 def test_bad_wishes_are_refused_on_the_command_line(searched, capsys, arguments, says):
     assert main(["refine", str(searched / "run"), *arguments]) in (2, 3)
     assert says in capsys.readouterr().err

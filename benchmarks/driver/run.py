@@ -38,7 +38,7 @@ class SimulatedWorkers:
         self._running: list[tuple[float, int, Result]] = []
         self._spans: list[tuple[float, float]] = []
 
-    def submit(self, number, recipe, role) -> None:
+    def submit(self, number, recipe, role, items=None, gated=False) -> None:
         now = time.monotonic()
         seconds = self._random.lognormvariate(-SIGMA**2 / 2, SIGMA) * MEAN_SECONDS
         self._spans.append((now, now + seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def _preference(given: list[str]) -> dict[str, float] | None:
         name, _, share = text.rpartition("=")
         try:
             shares[name] = float(share)
+            if not 0 <= shares[name] < math.inf:
+                raise ValueError(share)
         except ValueError:
-            raise UsageError(Problem(thing=f"--prefer {text}", cause="is not NAME=SHARE", remedy="Write it like --prefer math/bits_per_byte=0.7")) from None
+            raise UsageError(Problem(thing=f"--prefer {text}", cause="is not NAME=SHARE with a share of 0 or more", remedy="Write it like --prefer math/bits_per_byte=0.7")) from None
     return shares or None
