@@ -9,6 +9,7 @@ from test_suites import Letters
 from recycler.errors import InfrastructureError, NotFoundError, UsageError
 from recycler.job import read_job
 from recycler.scoring.lmeval_suite import bare_suite, suite_path
+from recycler.scoring.lmeval_tasks import data_settings
 from recycler.scoring.tasks import build_suite
 from recycler.suite import read_suite
 
@@ -67,3 +68,18 @@ def test_a_task_whose_training_rows_are_a_test_split_says_so(mirror, monkeypatch
     settings = {"dataset_path": "openai/gsm8k", "test_split": "train", "validation_split": "test"}
     monkeypatch.setattr("recycler.scoring.lmeval_suite.data_settings", lambda task, where: settings)
     assert bare_suite("gsm8k", [mirror])["tasks"]["gsm8k"]["search"]["benchmark_test"] is True
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "mmlu_anatomy", "bbh_cot_fewshot_snarks", "minerva_math_algebra", "arc_easy"])
+def test_tasks_are_found_however_their_yaml_writes_the_key(name):
+    """mmlu's files say "task": in quotes."""
+    assert data_settings(name)["task"] == name
+
+
+def test_a_group_names_its_tasks_and_a_near_miss_the_right_one():
+    with pytest.raises(UsageError, match="'mmlu': is a group of 57 tasks. Name them one by one, such as mmlu_abstract_algebra, mmlu_anatomy"):
+        data_settings("mmlu")
+    with pytest.raises(UsageError, match="group of 7 tasks.*minerva_math_algebra"):
+        data_settings("minerva_math")
+    with pytest.raises(NotFoundError, match="Did you mean 'mmlu_anatomy'"):
+        data_settings("mmlu_anatomi")

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval by name, on local rows: its wording, few-shot draws, filters, metrics. The only file that imports lm_eval.
+"""Tasks of lm-eval by name, on local rows: its wording, few-shot draws, filters, metrics. Only this file and lmeval_names import lm_eval.
 
 Prompts are those that `lm_eval` 0.4.13 asks with its default seeds: examples are drawn document after document in the order of
 the data file (few-shot seed 1234), so a row has the same prompt whichever subset it is asked in.
@@ -7,7 +7,6 @@ the data file (few-shot seed 1234), so a row has the same prompt whichever subse
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import logging
 import os
@@ -18,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError
+from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.scoring.lmeval_names import definition
 from recycler.scoring.lmeval_unsafe import ALLOW, function_name, runs_code
 
 FEWSHOT_SEED = 1234  # lm_eval/evaluator.py, simple_evaluate(fewshot_random_seed=1234)
@@ -212,7 +211,7 @@ def _chat_template(chat: Callable[..., str]) -> Callable[..., str]:
 @lru_cache(maxsize=256)
 def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
     """A task's YAML with its includes; `resolve` imports the functions it names. Raises UnsafeInputError for a task that runs what a model wrote."""
-    path = _definition(name, where)
+    path = definition(name, where)
     from lm_eval.tasks._yaml_loader import load_yaml
 
     os.environ.pop(ALLOW, None)
@@ -226,21 +225,6 @@ def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
     except (ImportError, LookupError, OSError) as error:
         raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"needs something that is not installed ({str(error).strip().splitlines()[0][:200]})",
                                  remedy=f"pip install 'lm-eval[{path.parent.name}]' and its data, or leave it out", where=where)) from None
-
-
-def _definition(name: str, where: str) -> Path:
-    found = importlib.util.find_spec("lm_eval")
-    if found is None or not found.submodule_search_locations:
-        raise UsageError(Problem(thing=f"lm_eval: {name}", cause="lm-eval is not installed", remedy="pip install 'lm-eval==0.4.13'", where=where))
-    root = Path(found.submodule_search_locations[0]) / "tasks"
-    line = re.compile(rf"^task:\s*['\"]?{re.escape(name)}['\"]?\s*$", re.MULTILINE)
-    words = name.split("_")
-    near = [root / "_".join(words[:size]) for size in range(len(words), 0, -1)]
-    for folder in (*(folder for folder in near if folder.is_dir()), root):
-        for path in sorted(folder.rglob("*.yaml"), key=lambda path: path.stem not in name):
-            if line.search(path.read_text(encoding="utf-8", errors="replace")):
-                return path
-    raise NotFoundError(Problem(thing=f"lm-eval task {name!r}", cause="not found in the installed lm-eval", remedy="List them with: lm_eval ls tasks", where=where))
 
 
 def _filters(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
