@@ -106,6 +106,7 @@ BAD = {  # name: (how to spoil a sound job, exit code, what the message must hol
     "no path": (lambda f: set_job(f, pool={"members": ["pool/members", ""]}), 2, ["pool.members.1", "at least 1 character", "job.yaml:"]),
     "missing job file": (lambda f: (f / "job.yaml").unlink(), 2, ["no such file"]),
     "missing pool folder": (lambda f: set_job(f, pool=["nowhere/*"]), 2, ["nowhere/*", "matches no folder", "job.yaml:"]),
+    "pool entry longer than a name may be": (lambda f: set_job(f, pool={"members": ["x" * 5000]}), 2, ["matches no folder", "job.yaml:"]),
     "missing base": (lambda f: set_job(f, pool={"members": ["pool/members"], "base": "gone"}), 2, ["gone", "is not a folder"]),
     "missing space": (lambda f: set_job(f, space="search_spaces/globl.yaml"), 2, ["globl", "Did you mean 'global'"]),
     "missing suite": (lambda f: set_job(f, suites=["echo.yaml", "ecko"]), 2, ["ecko"]),

@@ -96,6 +96,7 @@ def test_report_writes_one_file(root, tmp_path, capsys):
     assert main(["report", str(root / "demo"), "--html", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_text() == report_of(root / "demo") and [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert main(["report", str(root / "demo"), "--html", str(tmp_path / "no/such/folder/r.html")]) == 2
+    assert main(["report", str(root / "demo"), "--html", str(tmp_path)]) == 2
     assert main(["report", str(root / "nowhere"), "--html", str(tmp_path / "x.html")]) == 3
     assert not (tmp_path / "x.html").exists()
 

@@ -21,6 +21,8 @@ def report(arguments: argparse.Namespace) -> None:
         status = read_status(ledger)
     text = html_report(open_front(arguments.run), status)
     path = Path(arguments.html)
+    if path.is_dir():
+        raise UsageError(Problem(thing=str(path), cause="is a folder", remedy="Give a file, such as report.html"))
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_text(text, encoding="utf-8")

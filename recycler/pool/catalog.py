@@ -118,7 +118,7 @@ def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> 
 def _is_pack(place: str) -> bool:
     url = remote_url(place)
     if url is None:
-        return (Path(local_path(place)) / PACK_MANIFEST).is_file()
+        return _is_folder(Path(local_path(place))) and (Path(local_path(place)) / PACK_MANIFEST).is_file()
     if url.startswith("hf://"):
         return False
     from recycler.pool.bucket import size_of, trimmed
