@@ -141,7 +141,7 @@ def test_an_answer_without_tokens_is_refused(build, tmp_path):
             return super().encode(text.replace("1", ""), add_special_tokens=add_special_tokens)
 
     build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:"))
-    with pytest.raises(UsageError, match="task 'sums', row 0: has a prompt or an answer that the tokenizer gives no token for"):
+    with pytest.raises(UsageError, match="task 'sums', sums.jsonl, row 0: has a prompt or an answer that the tokenizer gives no token for"):
         build_suite(tmp_path / "sums.yaml", Deaf())
 
 
@@ -191,6 +191,71 @@ def test_rows_of_every_kind_of_file(tmp_path):
     (tmp_path / "x.yaml").touch()
     with pytest.raises(UsageError, match="unknown kind"):
         read_rows(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(("name", "content", "told"), [
+    ("x.tsv", b"q\ta\nx\t1\ny\n", r"line 3 has 1 fields, and there are 2 columns"),
+    ("x.tsv", b"q\ta\nx\rz\t1\n", "line 2 has a carriage return"),
+    ("x.tsv", b"q\tq\nx\t1\n", "two columns have one name"),
+    ("x.tsv", b"q\ta\n", "holds no rows"),
+    ("x.jsonl", b'{"q": 1}\n{"q"\n', "line 2: "),
+    ("x.jsonl", b'{"q": 1}\n[2]\n', r"row 1 is no object with fields, but '\[2\]'"),
+    ("x.jsonl", b'{"q": "\\ud800"}\n', "row 0 has half a character"),
+    ("x.jsonl", b'{"q": "\xff"}\n', "cannot be read as jsonl"),
+    ("x.jsonl", b"\n", "holds no rows"),
+    ("x.jsonl.gz", b"\x1f\x8b\x08\x00", "cannot be read as jsonl"),
+    ("x.json", b"5", "neither a list of rows nor"),
+    ("x.json", b'{"examples": {"q": 1}}', "neither a list of rows nor"),
+    ("x.json", b'["a"]', "row 0 is no object"),
+    ("x.json", b"[" * 100_000, "cannot be read as json"),
+    ("x.parquet", b"nope", "cannot be read as parquet"),
+])
+def test_broken_data_is_refused_with_file_and_row(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecyclerError, match=f"{name}: .*{told}"):
+        read_rows(tmp_path / name)
+
+
+def test_columns_are_those_of_a_file_without_header(tmp_path):
+    path = tmp_path / "x.tsv"
+    path.write_bytes(b"x\t1\r\ny\t2\r\n")
+    assert read_rows(path, ["q", "a"]) == [{"q": "x", "a": "1"}, {"q": "y", "a": "2"}]
+    for columns in (["q"], ["q", "a", "b"]):
+        with pytest.raises(UnsafeInputError, match=f"x.tsv: .*line 1 has 2 fields, and there are {len(columns)} columns"):
+            read_rows(path, columns)
+    path.write_bytes(b"q\ta\nx\t1\n")
+    with pytest.raises(UnsafeInputError, match="line 1 is a header"):
+        read_rows(path, ["q", "a"])
+    path.write_bytes(b"\xef\xbb\xbfq\ta\n" + b"x" * 200_000 + b"\t1\n")
+    assert read_rows(path) == [{"q": "x" * 200_000, "a": "1"}]
+
+
+def test_parquet_keeps_whole_numbers_lists_and_gaps(tmp_path):
+    import pandas
+
+    pandas.DataFrame({"q": ["a", None], "n": [1, None], "l": [["x"], ["y", "z"]], "f": [1.0, 2.0]}).to_parquet(tmp_path / "x.parquet")
+    assert read_rows(tmp_path / "x.parquet") == [{"q": "a", "n": 1, "l": ["x"], "f": 1.0}, {"q": None, "n": None, "l": ["y", "z"], "f": 2.0}]
+
+
+@pytest.mark.parametrize(("template", "told"), [
+    ("{none}", "field 'none': has no value .null."), ("{nan}", r"has no value .NaN."), ("{list[1]}", "has no value"), ("{list[3]}", "has 2 entries and none of number 3"),
+    ("{list[x]}", "is no entry of a list"), ("{n[0]}", "is no list to take entry 0 of"), ("{text[0]}", "is no list")])
+def test_templates_never_ask_for_nothing(template, told):
+    row = {"none": None, "nan": float("nan"), "list": ["a", None], "n": 3, "text": "abc", "_file": "d.jsonl", "_row": 7}
+    with pytest.raises(UsageError, match=told) as error:
+        fill(template, row, "s.yaml:3")
+    assert "s.yaml:3" in str(error.value) and ("d.jsonl, row 7" in str(error.value) or "x" in template)
+
+
+@pytest.mark.parametrize(("pattern", "told"), [("(", "no regular expression"), (".+", "needs a group"), ("(x)?", "sums.jsonl, row 0: answer_pattern finds nothing")])
+def test_an_answer_pattern_has_a_group_that_finds_something(build, pattern, told):
+    with pytest.raises(UsageError, match=told):
+        build(SUITE.replace("    stop:", f"    answer_pattern: '{pattern}'\n    stop:"))
+
+
+def test_a_task_without_a_single_item_is_refused(build):
+    with pytest.raises(UsageError, match="search split is empty(.|\n)*holdout split is empty"):
+        build(SUITE.replace("rows: [0, 6]", "rows: [20, 30]").replace("rows: [6, 10]", "rows: [30, 40]"))
 
 
 def test_searching_on_a_test_set_must_be_allowed(build):

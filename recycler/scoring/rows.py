@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
+import math
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from recycler.suite import SplitSpec
 
 Row = Mapping[str, Any]
 HUB = "hub:"
+FILE = "_file"  # where a row comes from, for complaints
 
 
 def find_data(name: str, folders: Sequence[Path], where: str) -> Path:
@@ -46,7 +47,7 @@ def load_rows(name: str, folders: Sequence[Path], where: str, columns: Sequence[
 def _hub_rows(name: str, where: str) -> list[Row]:
     import datasets
 
-    path, config, split = name.removeprefix(HUB).split(":")
+    path, config, split = _hub_parts(name, where)
     try:
         return list(datasets.load_dataset(path, config or None, split=split))
     except (OSError, ValueError, RuntimeError) as error:
@@ -54,25 +55,97 @@ def _hub_rows(name: str, where: str) -> list[Row]:
                                           remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below --data DIR", where=where)) from None
 
 
-def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """Rows of a JSONL, JSON (a list, or {"examples": [...]}), TSV or Parquet file; .gz is opened."""
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind == "parquet":
-        import pandas
+def _hub_parts(name: str, where: str) -> list[str]:
+    parts = name.removeprefix(HUB).split(":", 2)
+    if len(parts) != 3 or not parts[0] or not parts[2]:
+        raise UsageError(Problem(thing=name, cause="names no split of the hub", remedy="Write hub:DATASET:CONFIG:SPLIT, or hub:DATASET::SPLIT", where=where))
+    return parts
 
-        return pandas.read_parquet(path).to_dict("records")
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
+    """Rows of a JSONL, JSON (a list, or {"examples": [...]}), TSV or Parquet file; .gz is opened.
+
+    Raises UnsafeInputError that names the line or row, UsageError for another kind of file and for one without rows.
+    """
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in ("jsonl", "json", "tsv", "parquet"):
+        raise UsageError(Problem(thing=str(path), cause=f"unknown kind of file {kind!r}", remedy="Use .jsonl, .json, .tsv or .parquet"))
     try:
-        text = gzip.open(path, "rt", encoding="utf-8").read() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-        if kind == "jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        if kind == "json":
-            data = json.loads(text)
-            return data["examples"] if isinstance(data, dict) else data
-        if kind == "tsv":
-            return list(csv.DictReader(io.StringIO(text), fieldnames=list(columns) or None, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read as {kind} ({error})", remedy="Check the file")) from None
-    raise UsageError(Problem(thing=str(path), cause=f"unknown kind of file {kind!r}", remedy="Use .jsonl, .json, .tsv or .parquet"))
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if kind == "parquet":
+            rows = _parquet(content)
+        else:
+            text = content.decode("utf-8-sig")
+            rows = _tsv(text, columns) if kind == "tsv" else _json_lines(text) if kind == "jsonl" else _json(text)
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is no object with fields, but {str(row)[:40]!r}")
+        _refuse_surrogates(rows, content)
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+        raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read as {kind} ({str(error).strip()[:300]})", remedy="Check the file")) from None
+    if not rows:
+        raise UsageError(Problem(thing=str(path), cause="holds no rows", remedy="Check the file"))
+    return rows
+
+
+def _parquet(content: bytes) -> list[Row]:
+    """Numbers stay whole, lists stay lists and nulls are None: not so through a data frame.
+
+    A column of whole numbers with gaps, which a data frame had to write as 1.0, is one of whole numbers again.
+    """
+    from pyarrow import BufferReader, parquet
+
+    table = parquet.ParquetFile(BufferReader(content)).read()
+    columns = {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+    for name, values in columns.items():
+        if None in values and all(value is None or isinstance(value, float) and value.is_integer() for value in values):
+            columns[name] = [value if value is None else int(value) for value in values]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _json_lines(text: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
+
+
+def _json(text: str) -> list[Row]:
+    data = json.loads(text)
+    rows = data.get("examples") if isinstance(data, dict) else data
+    if not isinstance(rows, list):
+        raise ValueError('neither a list of rows nor {"examples": [rows]}')
+    return rows
+
+
+def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
+    """Fields between tabs, taken as they are (no quotes); every line has as many as there are columns."""
+    lines = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(text.split("\n"), start=1) if line.strip("\r")]
+    if lines and columns and any(field.strip().lower() == name.lower() for field, name in zip(lines[0][1], columns)):
+        raise ValueError(f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: out")
+    names = list(columns) or (lines.pop(0)[1] if lines else [])
+    if len(set(names)) != len(names):
+        raise ValueError("two columns have one name")
+    for number, entries in lines:
+        if len(entries) != len(names):
+            raise ValueError(f"line {number} has {len(entries)} fields, and there are {len(names)} columns")
+        if any("\r" in entry for entry in entries):
+            raise ValueError(f"line {number} has a carriage return within a field")
+    return [dict(zip(names, entries, strict=True)) for _, entries in lines]
+
+
+def _refuse_surrogates(rows: Sequence[Row], content: bytes) -> None:
+    """Raise ValueError for half a character (an escape such as \\ud800 alone), which no tokenizer takes."""
+    if b"\\ud" not in content and b"\\uD" not in content:
+        return
+    for number, row in enumerate(rows):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"row {number} has half a character (a lone surrogate)") from None
 
 
 def select_rows(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
@@ -87,7 +160,7 @@ def select_rows(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
 def fill(template: str, row: Row, where: str) -> str:
     """The template with {name}, {name[0]}, {name|strip} and {name|number} taken from the row; {{ and }} are braces.
 
-    Raises UsageError for a field that the row does not have.
+    Raises UsageError for a field that the row does not have, and for one without a value (null, NaN).
     """
     def value(match: re.Match) -> str:
         if match[0] in ("{{", "}}"):
@@ -95,10 +168,29 @@ def fill(template: str, row: Row, where: str) -> str:
         field, _, clean = match[1].partition("|")
         name, _, index = field.partition("[")
         if name not in row:
-            raise UsageError(Problem(thing=f"field {name!r}", cause="not in the data", remedy=did_you_mean(name, map(str, row)), where=where))
-        entry = str(row[name][int(index[:-1])] if index else row[name])
+            raise UsageError(Problem(thing=f"field {name!r}", cause="not in the data", remedy=did_you_mean(name, [key for key in map(str, row) if key != FILE]), where=where))
         if clean not in ("", "strip", "number"):
             raise UsageError(Problem(thing=f"'|{clean}'", cause="unknown", remedy="Use |strip or |number", where=where))
+        found = _entry(row, name, index, where) if index else row[name]
+        if found is None or isinstance(found, float) and math.isnan(found):
+            raise _unfit(row, field, f"has no value ({'null' if found is None else 'NaN'})", where)
+        entry = str(found)
         return entry if not clean else entry.strip() if clean == "strip" else entry.strip().replace(",", "")
 
     return re.sub(r"\{\{|\}\}|\{([^{}]+)\}", value, template)
+
+
+def _entry(row: Row, name: str, index: str, where: str) -> object:
+    number = index.removesuffix("]")
+    if not index.endswith("]") or not number.isdecimal():
+        raise UsageError(Problem(thing=f"{{{name}[{index}}}", cause="is no entry of a list", remedy=f"Write a number, such as {{{name}[0]}}", where=where))
+    if not isinstance(row[name], (list, tuple)):
+        raise _unfit(row, name, f"is no list to take entry {number} of", where)
+    if int(number) >= len(row[name]):
+        raise _unfit(row, name, f"has {len(row[name])} entries and none of number {number}", where)
+    return row[name][int(number)]
+
+
+def _unfit(row: Row, field: str, cause: str, where: str) -> UsageError:
+    place = "".join(f"{row[key]}, " if key == FILE else f"row {row[key]}, " for key in (FILE, "_row") if key in row)
+    return UsageError(Problem(thing=f"{place}field {field!r}", cause=cause, remedy="Mend the data, or leave the row out (rows:, where:)", where=where))

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
-from recycler.scoring.rows import Row, data_folders_of, fill, load_rows, select_rows
+from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
 from recycler.suite import EvalSuite, SuiteSpec, TaskSpec, check_splits, read_suite, searches_test_set
 from recycler.types import Item, Role
@@ -102,7 +102,7 @@ class _TaskBuilder:
 
     def _read(self, name: str) -> list[Row]:
         rows = load_rows(name, self._folders, self._where, self._task.columns)
-        return [{**row, "_row": index} for index, row in enumerate(rows)]
+        return [{**row, "_row": index, FILE: name} for index, row in enumerate(rows)]
 
     # ---------------------------------------------------------------- questions
 
@@ -113,15 +113,15 @@ class _TaskBuilder:
             gold = fill(task.answer, row, where)
             if task.answer_pattern:
                 found = re.search(task.answer_pattern, gold)
-                if not found:
-                    raise self._refusal(index, f"answer_pattern finds nothing in {gold[-60:]!r}", "Mend the pattern")
+                if not found or found.group(1) is None:
+                    raise self._refusal(row, f"answer_pattern finds nothing in {gold[-60:]!r}", "Mend the pattern")
                 gold = found.group(1).strip()
             prompt = shots + fill(task.prompt, row, where)
             if task.chat:
                 turns = [{"role": "system", "content": task.system}] if task.system else []
                 prompt = self._chat([*turns, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
             if not prompt or not gold:
-                raise self._refusal(index, "has an empty prompt or answer", "Mend the data or the template")
+                raise self._refusal(row, "has an empty prompt or answer", "Mend the data or the template")
             yield Question(prompt=prompt, gold=gold, scorer=task.scorer, max_new_tokens=task.max_new_tokens or DEFAULT_NEW_TOKENS,
                            detail=tuple((key, fill(template, row, where)) for key, template in task.detail.items()))
 
@@ -144,7 +144,7 @@ class _TaskBuilder:
         return source_task.questions([index for index, _ in chosen], chat=self._chat if task.chat else None, system=task.system, max_new_tokens=task.max_new_tokens)
 
     def _lm_eval_fields(self, row: Row) -> dict:
-        plain = {key: value for key, value in row.items() if key != "_row"}
+        plain = {key: value for key, value in row.items() if key not in ("_row", FILE)}
         return plain | {key: None if template is None else fill(template, row, self._where) for key, template in self._task.fields.items()}
 
     def _chat(self, turns: list[dict[str, str]], **options: bool) -> str:
@@ -164,7 +164,7 @@ class _TaskBuilder:
         identity = f"{self._suite}/{self._name}/{own}" if role == "search" or not task.holdout.data else f"{self._suite}/{self._name}/holdout-{own}"
         ids, continuations, num_bytes = self._token_ids(question)
         if not ids or not all(continuations):
-            raise self._refusal(index, "has a prompt or an answer that the tokenizer gives no token for", "Word it so that both have tokens of their own")
+            raise self._refusal(row, "has a prompt or an answer that the tokenizer gives no token for", "Word it so that both have tokens of their own")
         return Item(id=identity, suite=self._suite, task=self._name, role=role, kind=scorer.kind, scorer=question.scorer, prompt=question.prompt, prompt_ids=ids,
                     gold=question.gold, continuations=continuations, num_bytes=num_bytes, cluster=fill(cluster, row, self._where) if cluster else identity,
                     max_new_tokens=question.max_new_tokens if scorer.kind == "generate" else 0, stop=(*question.stop, *task.stop), detail=question.detail)
@@ -178,5 +178,5 @@ class _TaskBuilder:
         pairs = [encode_pair(self._tokenizer, question.prompt, text) for text in question.choices or (question.gold,)]
         return tuple(pairs[0][0]), tuple(tuple(pair[1]) for pair in pairs), len(pairs[0][2].encode()) if not question.choices else 0
 
-    def _refusal(self, index: int, cause: str, remedy: str) -> UsageError:
-        return UsageError(Problem(thing=f"task {self._name!r}, row {index}", cause=cause, remedy=remedy, where=self._where))
+    def _refusal(self, row: Row, cause: str, remedy: str) -> UsageError:
+        return UsageError(Problem(thing=f"task {self._name!r}, {row[FILE]}, row {row['_row']}", cause=cause, remedy=remedy, where=self._where))
