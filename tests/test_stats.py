@@ -119,6 +119,26 @@ def test_pairing_is_antisymmetric_and_sees_what_unpaired_errors_hide():
     assert paired_difference(a, a).p_value == 1.0 and not paired_difference(a, a).distinguishable
 
 
+@pytest.mark.parametrize("n", [2, 5, 6, 8, 40, 3000])
+def test_differences_that_all_go_one_way_are_as_certain_as_the_sign_test(n):
+    """No spread is no certainty: 2 of 2 says nothing, 8 of 8 is 2 / 2^8."""
+    for gap in (1.0, 0.1, 1e-9):
+        a, b = {index: gap for index in range(n)}, dict.fromkeys(range(n), 0.0)
+        found, back = paired_difference(a, b), paired_difference(b, a)
+        assert found.p_value == pytest.approx(max(2 * 0.5**n, 2 * 0.5**100)) and found.stderr > 0.0
+        assert found.distinguishable == (found.p_value < 0.05) == (n >= 6)
+        assert (back.difference, back.low, back.p_value) == (-found.difference, -found.high, found.p_value)
+    two = paired_difference({1: 1.0, 2: 1.0}, {1: 0.0, 2: 0.0}, {1: "same", 2: "same"})
+    assert two.stderr == 0.5 and not two.distinguishable
+
+
+def test_a_few_flips_one_way_are_no_surer_than_mcnemar():
+    for flips, ties in ((2, 998), (5, 195), (7, 1), (12, 88)):
+        a = dict(enumerate([1.0] * flips + [0.0] * ties))
+        b = dict.fromkeys(a, 0.0)
+        assert paired_difference(a, b).p_value >= mcnemar(a, b).p_value * (1 - 1e-9)
+
+
 def test_paired_and_mcnemar_look_at_common_items_only():
     a, b = {1: 1.0, 2: 0.0, 3: 1.0}, {2: 1.0, 3: 1.0, 4: 0.0}
     assert paired_difference(a, b).n == 2
