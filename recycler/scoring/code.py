@@ -6,10 +6,12 @@ and `fence`: "strip" when the answer ends at a closing ```, as instruct wordings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from recycler.scoring.sandbox import shared_sandbox
-from recycler.types import Completion, Item
+from recycler.types import Completion, Item, Outcome
+
+PROGRAMS = ("humaneval", "mbpp")  # scorers of answers that are run
 
 
 def program_of(item: Item, text: str) -> str:
@@ -18,6 +20,17 @@ def program_of(item: Item, text: str) -> str:
     if detail.get("fence") == "strip":
         text = text.partition("```")[0]
     return f"{detail.get('before', '')}{text}\n{detail.get('after', '')}"
+
+
+def may_differ_next_time(item: Item, outcome: Outcome) -> bool:
+    """Whether an outcome hangs on more than the answer: a program that did not pass may have run out of time on a loaded machine."""
+    return item.scorer in PROGRAMS and not all(value for _, value in outcome.values)
+
+
+def probe_sandbox(items: Iterable[Item]) -> None:
+    """Raise UnsafeInputError where programs would have to run and there is no sandbox for them: told before an engine is loaded."""
+    if any(item.scorer in PROGRAMS for item in items):
+        shared_sandbox()
 
 
 def score_code(items: Sequence[Item], completions: Sequence[Completion]) -> Callable[[], list[dict[str, float]]]:

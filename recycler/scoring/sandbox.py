@@ -1,16 +1,22 @@
 """Run programs that a model wrote where they can touch nothing: bubblewrap, no network, no files, hard limits.
 
 What a program gets: an own user, process, mount, network, IPC and host-name namespace, no capabilities, no way to make
-further user namespaces; /usr read-only, an empty 16 MB /tmp, no /proc, no /etc, no environment; limits on CPU time,
-memory, file size, open files and processes; a wall-clock limit, after which all of it is killed. Root drops to uid 65534 first, since
+further user namespaces; /usr read-only, an empty /tmp and /dev/shm of 16 MB each, no /proc, no /etc, no environment; limits on CPU time,
+file size, open files and processes; a wall-clock limit, after which all of it is killed. Root drops to uid 65534 first, since
 RLIMIT_NPROC does not bind real root.
 
-The verdict is a nonce of 32 random bytes, accepted only as the exact and only output. Half of it stands in the runner's
-frame, half stays unread in a pipe, so that neither exit codes, printing, walking frames nor reading file descriptors
-alone forge a pass. A program made to defeat this very runner could still forge *its own* pass (it shares an interpreter with its
-tests), but not leave the box.
+Memory: `memory_bytes` is the address space of one process, and what all of a box's processes hold together: this process looks
+every 20 ms and kills the box beyond it (sandbox_fence.py), so a box may be above it for a moment, by what its CPUs write in 20 ms.
+System V segments and memfds are refused. What remains without control groups, which an ordinary user may not make: kernel memory
+behind pipes, sockets and empty files, bounded only by the limits on open files, processes and time.
 
-There is no fallback: where bubblewrap does not work, `Sandbox()` raises UnsafeInputError (exit code 4).
+The verdict is a nonce of 32 random bytes, accepted only as the exact output after the runner's sign of life. Half of it stands in
+the runner's frame, half stays unread in a pipe, so that neither exit codes, printing, walking frames nor reading file
+descriptors alone forge a pass. But a program shares the interpreter with its tests and with the runner: one made to attack them can
+forge *its own* pass, by taking both halves from the runner's frame as by an object that equals everything. It cannot leave the box.
+
+There is no fallback: where bubblewrap does not work, `Sandbox()` raises UnsafeInputError (exit code 4). Where it worked and no longer does
+(no namespaces or memory left), `run` raises InfrastructureError after three tries: that is no verdict on the program.
 """
 
 from __future__ import annotations
@@ -33,16 +39,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from recycler.errors import Problem, UnsafeInputError
+from recycler.errors import InfrastructureError, Problem, UnsafeInputError
+from recycler.scoring.sandbox_fence import holds_more_than, seccomp_filter
 
+SANDBOX = "code sandbox"  # the thing that its errors are about
 NOBODY = 65534
 NONCE_BYTES = 32
+STARTED = b"\x01"  # what the runner says before it runs the program; without it there was no box
+LOOK_SECONDS = 0.02  # how often a box's memory is added up
+PAUSES = (0.1, 1.0)  # seconds before a box that did not start is tried again
+_TMPFS = ("--size", str(16 * 1024**2), "--tmpfs")
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one program may use. `output_bytes` caps what is read of its verdict pipe; printing goes to /dev/null."""
+    """What one program may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of its verdict pipe; printing goes to /dev/null."""
 
     wall_seconds: float = 15.0
     cpu_seconds: int = 10
@@ -94,7 +106,7 @@ class Sandbox:
         with self._lock:
             if key in self._cache:
                 return Verdict(outcome=self._cache[key].outcome)
-        verdict = _run(self._command, program, self.limits)
+        verdict = _run_patiently(self._command, program, self.limits)
         if verdict.outcome != "timeout":
             with self._lock:
                 self._cache[key] = verdict
@@ -109,7 +121,8 @@ class Sandbox:
         inside = ("import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') and not os.path.exists('/home')\n"
                   "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    pass\nelse:\n    raise SystemExit('network')\n")
         for program, expected in (("assert 1 + 1 == 2", True), ("assert 1 + 1 == 3", False), (inside, True)):
-            if _run(self._command, program, self.limits).passed != expected:
+            verdict = _run(self._command, program, self.limits)
+            if verdict is None or verdict.passed != expected:
                 self.close()
                 raise _refusal(f"bubblewrap does not hold or does not start here ({_why(self._command)})",
                                "Allow user namespaces (in Docker: --security-opt seccomp=unconfined; on Ubuntu: an AppArmor profile for bwrap), or leave code suites out")
@@ -131,7 +144,7 @@ def _command() -> list[str]:
     if not interpreter.startswith("/usr/"):
         prefix = str(Path(interpreter).parent.parent)
         command += ["--ro-bind", prefix, prefix]
-    return [*command, "--dev", "/dev", "--size", str(16 * 1024**2), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
+    return [*command, "--dev", "/dev", *_TMPFS, "/dev/shm", "--remount-ro", "/dev", *_TMPFS, "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
             interpreter, "-I", "-S", "-B", "-c", _CHILD.read_text()]
 
 
@@ -144,6 +157,14 @@ def _interpreter() -> str:
     raise _refusal("no Python interpreter here is readable by an ordinary user", "apt-get install python3-minimal, or leave code suites out")
 
 
+def interpreter_version() -> str:
+    """The Python that programs run in, '' where there is none: 'Python 3.11.2'."""
+    try:
+        return subprocess.run([_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60).stdout.strip()
+    except UnsafeInputError:
+        return ""
+
+
 def _spawn(command: Sequence[str], **pipes: int) -> subprocess.Popen:
     """Start a box as an ordinary user.
 
@@ -151,51 +172,85 @@ def _spawn(command: Sequence[str], **pipes: int) -> subprocess.Popen:
     whole process (fork for vfork), 2 ms for each 4 GB that an engine holds, for every program.
     """
     drop: dict[str, Any] = {}
+    rules = seccomp_filter() if "--unshare-all" in command else b""
+    if rules:
+        inside, outside = os.pipe()
+        os.write(outside, rules)
+        os.close(outside)
+        command = [command[0], "--seccomp", str(inside), *command[1:]]
+        drop = {"pass_fds": (inside,)}
     if os.geteuid() == 0:
         setpriv = shutil.which("setpriv")
         if setpriv:
             command = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--", *command]
         else:
-            drop = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    return subprocess.Popen(command, **pipes, **drop, start_new_session=True, cwd="/", env={})
+            drop |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    try:
+        return subprocess.Popen(command, **pipes, **drop, start_new_session=True, cwd="/", env={})
+    finally:
+        if rules:
+            os.close(inside)
 
 
-def _run(command: Sequence[str], program: str, limits: Limits) -> Verdict:
+def _run_patiently(command: Sequence[str], program: str, limits: Limits) -> Verdict:
+    """The verdict on a program. Raises InfrastructureError when its box does not start, three times in a row."""
+    for pause in (*PAUSES, None):
+        verdict = _run(command, program, limits)
+        if verdict is not None:
+            return verdict
+        if pause is not None:
+            time.sleep(pause)
+    raise InfrastructureError(Problem(thing=SANDBOX, cause=f"bubblewrap started before and does not any more ({_why(command)})", remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run out, and start again"))
+
+
+def _run(command: Sequence[str], program: str, limits: Limits) -> Verdict | None:
+    """The verdict on a program; None when the box did not start, or was ended by neither the program nor us."""
     nonce, half = secrets.token_bytes(NONCE_BYTES), secrets.token_bytes(NONCE_BYTES)
     other = bytes(a ^ b for a, b in zip(nonce, half, strict=True))
     body = json.dumps({"program": program, "half": half.hex(), "limits": asdict(limits)}).encode()
     started = time.monotonic()
-    process = _spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        said, in_time = _exchange(process, struct.pack(">I", len(body)) + body + other, started + limits.wall_seconds, limits.output_bytes)
+        process = _spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError):  # no process, no memory, no file left
+        return None
+    try:
+        said, end = _exchange(process, struct.pack(">I", len(body)) + body + other, started + limits.wall_seconds, limits)
+        killed = process.returncode is not None and process.returncode < 0  # nobody inside can kill bwrap itself
     finally:
         _end(process)
     seconds = time.monotonic() - started
-    if not in_time:
+    if not said.startswith(STARTED) or killed:
+        return None
+    if end == "late":
         return Verdict(outcome="timeout", seconds=seconds)
-    return Verdict(outcome="passed" if secrets.compare_digest(said, nonce) and process.returncode == 0 else "failed", seconds=seconds)
+    passed = end == "itself" and secrets.compare_digest(said, STARTED + nonce) and process.returncode == 0
+    return Verdict(outcome="passed" if passed else "failed", seconds=seconds)
 
 
-def _exchange(process: subprocess.Popen, message: bytes, deadline: float, cap: int) -> tuple[bytes, bool]:
-    """Send the message while reading at most `cap` bytes; (what was said, ended before the deadline)."""
-    said, view = b"", memoryview(message)
+def _exchange(process: subprocess.Popen, message: bytes, deadline: float, limits: Limits) -> tuple[bytes, Literal["itself", "late", "too much"]]:
+    """Send the message while reading at most `limits.output_bytes`, and look at the memory meanwhile; (what was said, how it ended)."""
+    said, view, look = b"", memoryview(message), time.monotonic() + LOOK_SECONDS
     with selectors.DefaultSelector() as selector:
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
         selector.register(process.stdout, selectors.EVENT_READ)
-        while len(said) <= cap:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return said, False
-            for key, _ in selector.select(left):
+        while len(said) <= limits.output_bytes:
+            now = time.monotonic()
+            if now >= deadline:
+                return said, "late"
+            if now >= look:
+                if holds_more_than(process.pid, limits.memory_bytes):
+                    return said, "too much"
+                look = time.monotonic() + LOOK_SECONDS
+            for key, _ in selector.select(max(0.0, min(deadline, look) - now)):
                 if key.fileobj is process.stdin:
                     view = _send(selector, process, view)
-                else:
-                    part = os.read(process.stdout.fileno(), 1024)
-                    if not part:
-                        return said, _ended(process, deadline)
-                    said += part
-    return said, True  # more than a verdict: not the nonce, whatever follows
+                    continue
+                part = os.read(process.stdout.fileno(), 1024)
+                if not part:
+                    return said, _ended(process, deadline, limits)
+                said += part
+    return said, "too much"  # more than a verdict: not the nonce, whatever follows
 
 
 def _send(selector: selectors.BaseSelector, process: subprocess.Popen, view: memoryview) -> memoryview:
@@ -209,12 +264,16 @@ def _send(selector: selectors.BaseSelector, process: subprocess.Popen, view: mem
     return view
 
 
-def _ended(process: subprocess.Popen, deadline: float) -> bool:
-    try:
-        process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        return True
-    except subprocess.TimeoutExpired:
-        return False
+def _ended(process: subprocess.Popen, deadline: float, limits: Limits) -> Literal["itself", "late", "too much"]:
+    """Wait for a box that has closed its pipe; what is left in it may still take memory."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            process.wait(timeout=min(left, LOOK_SECONDS))
+            return "itself"
+        except subprocess.TimeoutExpired:
+            if holds_more_than(process.pid, limits.memory_bytes):
+                return "too much"
+    return "late"
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -244,7 +303,7 @@ def _why(command: Sequence[str]) -> str:
 
 
 def _refusal(cause: str, remedy: str) -> UnsafeInputError:
-    return UnsafeInputError(Problem(thing="code sandbox", cause=cause, remedy=remedy))
+    return UnsafeInputError(Problem(thing=SANDBOX, cause=cause, remedy=remedy))
 
 
 _shared: list[Sandbox] = []
