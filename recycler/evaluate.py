@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from recycler.engines.port import Engine
 from recycler.engines.watch import Watch, refuse_non_finite
+from recycler.scoring.code import may_differ_next_time
 from recycler.scoring.result_cache import ResultCache
 from recycler.scoring.scorers import SCORERS, item_weight
 from recycler.stats import clustered_mean, unseen_events_stderr
@@ -19,16 +21,19 @@ def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectiv
                  cache: ResultCache | None = None) -> Scorecard:
     """Put the recipe into the engine's weights and score it on the items of `role`, as far as the cache does not know them.
 
-    `gated`: weights that give no finite numbers, or nothing but babble, are given up early. Raises HopelessError then.
+    A known answer whose program did not pass is judged again, which costs no engine time. `gated`: weights that give no finite numbers, or nothing but babble, are given up early. Raises HopelessError then.
     """
     started = time.monotonic()
     digest = engine.apply(recipe)
     merged = time.monotonic()
     found = cache.read(digest, engine.fingerprint, items) if cache else {}
     asked = [item for item in items if item.id not in found]
+    unsure = [item for item in items if item.id in found and may_differ_next_time(item, found[item.id])]
+    judging = start_texts(unsure, [Completion(text=found[item.id].output, num_tokens=found[item.id].num_tokens, finish="stop") for item in unsure])
     new = {outcome.item: outcome for outcome in (score_items(engine, asked, gated=gated) if asked else ())}
-    if cache and asked:
-        cache.write(digest, engine.fingerprint, asked, new)
+    found |= {item.id: replace(found[item.id], values=tuple(values.items())) for item, values in zip(unsure, judging(), strict=True)}
+    if cache and (asked or unsure):
+        cache.write(digest, engine.fingerprint, [*asked, *unsure], found | new)
     outcomes = tuple(new.get(item.id) or found[item.id] for item in items)
     return Scorecard(role=role, scores=aggregate(items, outcomes, objectives), outcomes=outcomes, weights_digest=digest, engine_fingerprint=engine.fingerprint,
                      num_tokens=sum(outcome.num_tokens for outcome in new.values()), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)

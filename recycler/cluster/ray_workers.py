@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ray
@@ -22,6 +23,7 @@ from recycler.cluster.shares import cpu_share
 from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Work
 from recycler.errors import InfrastructureError, Problem
 from recycler.redact import redacted
+from recycler.scoring.code import probe_sandbox
 from recycler.types import Failure, Recipe, Role, Scorecard
 
 NOTICE_SECONDS = 60.0
@@ -64,10 +66,13 @@ class RayWorkers:
     """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial when it is free."""
 
     def __init__(self, work: Work, *, num_workers: int, address: str | None = None):
+        if not (address or os.environ.get("RAY_ADDRESS")):  # the workers run on this machine
+            probe_sandbox(work.items)
         _connect(address)
         self.num_workers = num_workers
-        self._options = _resources(num_workers, work)
-        self._work = ray.put(work)
+        with _starting(address):
+            self._options = _resources(num_workers, work)
+            self._work = ray.put(work)
         self._starting: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
         self._free: list[_Live] = []
         self._busy: dict[ray.ObjectRef, tuple[_Live, _Task]] = {}
@@ -189,9 +194,19 @@ def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
     asked_to_end = signal.getsignal(signal.SIGTERM)
-    try:
+    with _starting(address):
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, RuntimeError, OSError) as error:
-        raise InfrastructureError(Problem(thing=f"Ray cluster {address or '(local)'}", cause=f"cannot be reached or started ({error})", remedy="Check the address; `ray status` shows whether it is up")) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, asked_to_end)  # Ray puts one of its own in place, which ends without a word to the ledger
+
+
+@contextmanager
+def _starting(address: str | None) -> Iterator[None]:
+    """What Ray raises while it starts as InfrastructureError; a raylet that is late on a busy machine is a bare Exception (ray/_private/node.py)."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - see above
+        ray.shutdown()
+        said = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
+        raise InfrastructureError(Problem(thing=f"Ray cluster {address or '(local)'}", cause=f"cannot be reached or started ({said})",
+                                          remedy="Check the address; `ray status` shows whether it is up" if address else "Try again when the machine is less busy: Ray waits 30 s for its own processes")) from None

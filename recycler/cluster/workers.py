@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 from recycler.engines import build_engine
 from recycler.engines.port import Engine
-from recycler.errors import RecyclerError
+from recycler.errors import InfrastructureError, RecyclerError
 from recycler.evaluate import score_recipe
 from recycler.pool.materialise import materialise
-from recycler.scoring.result_cache import ResultCache
+from recycler.scoring.code import probe_sandbox
+from recycler.scoring.result_cache import ResultCache, surroundings
+from recycler.scoring.sandbox import SANDBOX
 from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
 
 MAX_ATTEMPTS = 3
@@ -65,14 +67,18 @@ class ScoringWorker:
 
     def __init__(self, work: Work, engine: Engine | None = None):
         self.work = work
-        self._cache = ResultCache(Path(work.reuse)) if work.reuse else None
-        self.engine = engine or build_engine(work.engine, materialise(work.pool), **work.settings)
+        probe_sandbox(work.items)
+        pool = materialise(work.pool) if engine is None or work.reuse else work.pool
+        self._cache = ResultCache(Path(work.reuse), surroundings(pool)) if work.reuse else None
+        self.engine = engine or build_engine(work.engine, pool, **work.settings)
 
     def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
         try:
             return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role, gated=gated, cache=self._cache)
         except RecyclerError as error:
+            if isinstance(error, InfrastructureError) or any(problem.thing == SANDBOX for problem in error.problems):  # says nothing about the recipe
+                raise InfrastructureError(error.problems) from None
             return Failure(blame="recipe", reason=str(error))
 
     def close(self) -> None:
@@ -99,6 +105,10 @@ class LocalWorkers:
             try:
                 self._worker = self._worker or self._build(self._work)
                 return [Result(number=number, role=role, answer=self._worker.score(recipe, role, items, gated))]
+            except InfrastructureError as error:
+                if self._worker is None:  # no engine to try again with
+                    raise
+                reason = str(error)
             except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None

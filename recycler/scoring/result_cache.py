@@ -1,29 +1,63 @@
 """Answers kept across runs: the same weights, engine and question are not asked twice.
 
-Keyed by the digest of the merged weights themselves, so it does not matter which recipe or pool they came from, and by the
-engine's fingerprint, so another version, dtype or batch size asks anew. One small file for each pair of both, replaced as a
+Keyed by the digest of the merged weights themselves, so it does not matter which recipe or pool they came from; by the engine's
+fingerprint, so another version, dtype or batch size asks anew; and by `surroundings`, all else that answers and verdicts depend on:
+the model's configs and tokenizer, lm-eval's version, the sandbox's Python. One small file for each such key, replaced as a
 whole; a folder on a disk that all workers share serves a cluster.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
 from recycler.digest import digest
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
-from recycler.types import Item, Outcome
+from recycler.scoring.sandbox import interpreter_version
+from recycler.types import Item, Outcome, Pool
+
+
+_IDLE = ("_name_or_path", "transformers_version", "_commit_hash")  # of a config: say where a model comes from, not what it answers
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
+
+
+def surroundings(pool: Pool) -> str:
+    """A digest of what an answer and its verdict depend on beside weights, engine and question, for a pool on this machine's disk.
+
+    That is the template's config.json and generation_config.json (rope_theta, end-of-text tokens), its tokenizer's files, which
+    turn ids into text again, the version of lm-eval, whose checkers some answers go through, and the Python that programs run in.
+    """
+    folder = Path(pool.template.location)
+    configs = [{key: value for key, value in found.items() if key not in _IDLE} for found in (pool.template.config, _json(folder / "generation_config.json"))]
+    files = [hashlib.sha256((folder / name).read_bytes()).hexdigest() if (folder / name).is_file() else "" for name in _TOKENIZER]
+    try:
+        lm_eval = version("lm_eval")
+    except PackageNotFoundError:
+        lm_eval = ""
+    return digest([configs, files, lm_eval, interpreter_version()])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class ResultCache:
-    """A folder of outcomes. A file that cannot be read counts as not there."""
+    """A folder of outcomes under given `surroundings`. A file that cannot be read counts as not there."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, surroundings: str):
+        self._folder, self._surroundings = folder, surroundings
 
     def read(self, weights_digest: str, fingerprint: str, items: Sequence[Item]) -> dict[str, Outcome]:
         """Known outcomes of `items` by item id."""
@@ -44,7 +78,7 @@ class ResultCache:
             aside.unlink(missing_ok=True)
 
     def _path(self, weights_digest: str, fingerprint: str) -> Path:
-        key = digest([weights_digest, fingerprint])
+        key = digest([weights_digest, fingerprint, self._surroundings])
         return self._folder / key[:2] / f"{key}.outcomes"
 
     @staticmethod
