@@ -186,12 +186,12 @@ def test_a_ledger_that_cannot_be_read_is_a_state(tmp_path):
 @pytest.mark.parametrize("closed, holdout", [(set(), set()), ({0, 1, 2, 5}, {1}), ({7}, set()), (set(range(40)), {0, 39})])
 def test_a_cursor_reads_back(closed, holdout):
     again = Cursor.read(str(Cursor(closed, holdout)), 40)
-    assert again.closed == closed and again.holdout == holdout
+    assert set(again.closed) == closed and set(again.holdout) == holdout
 
 
 @pytest.mark.parametrize("text", ["", ";", "x;y", "1-;2", "99999999-99999999;", "0-99999999", "3-1", ",,,;;;", "١;٢", "-1"])
 def test_a_bad_cursor_counts_as_unseen_and_costs_nothing(text):
-    assert max(Cursor.read(text, 40).closed, default=0) <= 99999999 and len(Cursor.read(text, 40).closed) <= 41
+    assert set(Cursor.read(text, 40).closed) <= set(range(40))
 
 
 def test_every_closed_trial_is_told_once(client):

@@ -1,7 +1,8 @@
 """Server-sent events of a job: one for each trial that is scored or fails, one for each holdout score, resumable.
 
 An event's id says what its reader has seen as ranges of trial numbers, `closed;holdout`, such as `0-17,19;0-3`. Trials
-close out of order and clocks jump, so neither a number nor a time would do; what is not in the ranges is sent.
+close out of order and clocks jump, so neither a number nor a time would do; what is not in the ranges is sent. Reading and
+spelling happen in worker threads: a reader with thousands of events ahead holds up nobody else.
 """
 
 from __future__ import annotations
@@ -10,40 +11,89 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
+from recycler.errors import RecyclerError
 from recycler.service.documents import trial_entry
 from recycler.service.store import Snapshot
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_POLLS = 20
 REST = 4.0  # of the time that one reading took: a large ledger is read less often
-MAX_CURSOR = 20_000
+MAX_RANGES = 400  # of an id's either half; what a reader has seen beyond the lowest is sent to it again
+MAX_CURSOR = 20_000  # characters, more than MAX_RANGES of eight digits take
+BLOCK = 200  # events that are spelled at a time
 _RANGE = re.compile(r"(\d{1,8})(?:-(\d{1,8}))?", re.ASCII)
+
+
+class Seen:
+    """A set of trial numbers as sorted ranges that do not touch: adding one and spelling all cost no more than there are gaps."""
+
+    def __init__(self, numbers: Iterable[int] = ()):
+        self._low: list[int] = []
+        self._high: list[int] = []
+        self._text: str | None = None
+        for number in sorted(numbers):
+            self.add(number)
+
+    def __contains__(self, number: int) -> bool:
+        index = bisect_right(self._low, number) - 1
+        return index >= 0 and number <= self._high[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return (number for low, high in zip(self._low, self._high, strict=True) for number in range(low, high + 1))
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(self._low[:MAX_RANGES], self._high[:MAX_RANGES], strict=True))
+        return self._text
+
+    def add(self, low: int, high: int | None = None) -> None:
+        """Add low to high, and make one of all ranges that it touches."""
+        high = low if high is None else high
+        first, last = bisect_left(self._high, low - 1), bisect_right(self._low, high + 1)
+        if first < last:
+            low, high = min(low, self._low[first]), max(high, self._high[last - 1])
+        self._low[first:last], self._high[first:last], self._text = [low], [high], None
+
+    @classmethod
+    def read(cls, text: str, num_trials: int) -> Seen:
+        """What `text` spells of the trials that there are; nothing when it has more ranges than an id."""
+        found, parts = cls(), text.split(",", MAX_RANGES)
+        for match in map(_RANGE.fullmatch, parts if len(parts) <= MAX_RANGES else ()):
+            if match:
+                low, high = int(match[1]), min(int(match[2] or match[1]), num_trials - 1)
+                if low <= high:
+                    found.add(low, high)
+        return found
 
 
 class Cursor:
     """What a reader has seen."""
 
-    def __init__(self, closed: set[int] | None = None, holdout: set[int] | None = None):
-        self.closed, self.holdout = closed or set(), holdout or set()
+    def __init__(self, closed: Iterable[int] = (), holdout: Iterable[int] = ()):
+        self.closed, self.holdout = Seen(closed), Seen(holdout)
 
     def __str__(self) -> str:
-        return f"{_ranges(self.closed)};{_ranges(self.holdout)}"
+        return f"{self.closed};{self.holdout}"
 
     @classmethod
     def read(cls, text: str, num_trials: int) -> Cursor:
-        """The cursor that `text` spells; what cannot be read counts as not seen."""
-        closed, _, holdout = text[:MAX_CURSOR].partition(";")
-        return cls(_numbers(closed, num_trials), _numbers(holdout, num_trials))
+        """The cursor that `text` spells; what cannot be read, or is longer than any id, counts as not seen."""
+        cursor = cls()
+        if len(text) <= MAX_CURSOR:
+            closed, _, holdout = text.partition(";")
+            cursor.closed, cursor.holdout = Seen.read(closed, num_trials), Seen.read(holdout, num_trials)
+        return cursor
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Cursor:
         """A reader who knows all of a snapshot."""
-        return cls({trial.number for trial in snapshot.trials if trial.state != "PENDING"}, {trial.number for trial in snapshot.trials if trial.holdout})
+        return cls([trial.number for trial in snapshot.trials if trial.state != "PENDING"], [trial.number for trial in snapshot.trials if trial.holdout])
 
 
 def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -57,14 +107,27 @@ def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, 
             yield "holdout", trial_entry(trial)
 
 
+def spelled(snapshot: Snapshot, cursor: Cursor) -> Iterator[str]:
+    """The same as lines of the stream, BLOCK events at a time."""
+    lines: list[str] = []
+    for kind, entry in unseen(snapshot, cursor):
+        lines.append(f"id: {cursor}\nevent: {kind}\ndata: {json.dumps(entry, allow_nan=False)}\n\n")
+        if len(lines) == BLOCK:
+            yield "".join(lines)
+            lines = []
+    if lines:
+        yield "".join(lines)
+
+
 async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str) -> AsyncIterator[str]:
     """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and status."""
     snapshot, status = await run_in_threadpool(read)
-    cursor, told, quiet, took = Cursor.read(last_event_id, len(snapshot.trials)), None, 0, 0.0
+    cursor = await run_in_threadpool(Cursor.read, last_event_id, len(snapshot.trials))
+    told, quiet, took = None, 0, 0.0
     yield "retry: 3000\n\n"
     while True:
-        for kind, entry in unseen(snapshot, cursor):
-            yield f"id: {cursor}\nevent: {kind}\ndata: {json.dumps(entry, allow_nan=False)}\n\n"
+        async for block in iterate_in_threadpool(spelled(snapshot, cursor)):
+            yield block
             quiet = 0
         if status != told:
             told, quiet = status, 0
@@ -77,24 +140,8 @@ async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event
             yield ": still here\n\n"
         await asyncio.sleep(max(POLL_SECONDS, REST * took))
         began = time.monotonic()
-        snapshot, status = await run_in_threadpool(read)
+        try:
+            snapshot, status = await run_in_threadpool(read)
+        except RecyclerError:  # its ledger is away; the reader comes again, and is told then
+            return
         took = time.monotonic() - began
-
-
-def _ranges(numbers: set[int]) -> str:
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
-
-
-def _numbers(text: str, num_trials: int) -> set[int]:
-    found: set[int] = set()
-    for part in text.split(","):
-        if match := _RANGE.fullmatch(part):
-            low = int(match[1])
-            found.update(range(low, min(int(match[2] or low), num_trials) + 1))
-    return found
