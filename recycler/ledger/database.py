@@ -28,8 +28,8 @@ class Database:
     of `engine` on: enough for what would only be done again.
     """
 
-    def __init__(self, place: str | Path, *, create: bool):
-        self.place = str(place)
+    def __init__(self, place: str | Path, *, create: bool, patience: float | None = None):
+        self.place, self.patience = str(place), patience
         self.shown = redacted(self.place)
         self.is_shared = is_database(place)
         if self.is_shared:
@@ -37,7 +37,7 @@ class Database:
             if job is None:
                 raise UsageError(Problem(thing=f"ledger {self.shown}", cause="names no job", remedy="Add ?job=ID"))
             self.schema = f"{SCHEMA_PREFIX}{job}"
-            self._bare = server_engine(url)
+            self._bare = server_engine(url, patience)
             self.engine = self.lazy_engine = self._bare.execution_options(schema_translate_map={None: self.schema})
             retried(lambda again: self._make_schema(create), self, OPEN_SECONDS)
             return
@@ -72,9 +72,9 @@ class Database:
                 connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
 
 
-def job_ids(url: str) -> list[str]:
-    """Ids of the jobs in a database. Raises InfrastructureError."""
-    engine = server_engine(split_place(with_password(url))[0])
+def job_ids(url: str, *, patience: float | None = None) -> list[str]:
+    """Ids of the jobs in a database; one that is away is waited for `patience` seconds, OPEN_SECONDS else. Raises InfrastructureError."""
+    engine = server_engine(split_place(with_password(url))[0], patience)
 
     def names(again: bool) -> list[str]:
         with engine.connect() as connection:
@@ -82,14 +82,15 @@ def job_ids(url: str) -> list[str]:
             return [row[0].removeprefix(SCHEMA_PREFIX) for row in rows]
 
     try:
-        return retried(names, redacted(url), OPEN_SECONDS)
+        return retried(names, redacted(url), OPEN_SECONDS if patience is None else patience)
     finally:
         engine.dispose()
 
 
-def server_engine(url: str) -> Engine:
-    """An engine over a PostgreSQL server. Raises UsageError when the driver is not installed."""
-    options = {"connect_timeout": 10, "application_name": "recycler", "keepalives_idle": 10, "tcp_user_timeout": 30_000}
+def server_engine(url: str, patience: float | None = None) -> Engine:
+    """An engine over a PostgreSQL server; with `patience` one that hangs is given up soon. Raises UsageError when the driver is not installed."""
+    seconds = 10 if patience is None else max(2, min(10, round(patience)))  # libpq's least is 2
+    options = {"connect_timeout": seconds, "application_name": "recycler", "keepalives_idle": 10, "tcp_user_timeout": 3_000 * seconds}
     try:
         engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_size=4, max_overflow=4, connect_args=options)
     except (ModuleNotFoundError, NoSuchModuleError):
@@ -121,6 +122,8 @@ def retried(act: Callable[[bool], Value], database: Database | str, patience: fl
     True tells `act` that an earlier call may have been committed although its answer was lost. Raises InfrastructureError.
     """
     shown = database if isinstance(database, str) else database.shown
+    if not isinstance(database, str) and database.patience is not None:
+        patience = min(patience, database.patience)
     start, pause, again = time.monotonic(), 0.1, False
     while True:
         try:

@@ -43,11 +43,11 @@ class Ledger:
     """Trials, scores and per-item outcomes of one job: a SQLite file, or postgresql://HOST/DATABASE?job=ID.
 
     Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be reached, UnsafeInputError
-    when it is damaged.
+    when it is damaged. Readers who cannot wait for a database that is away give `patience` in seconds.
     """
 
-    def __init__(self, place: str | Path, *, create: bool = True):
-        self._database = Database(place, create=create)
+    def __init__(self, place: str | Path, *, create: bool = True, patience: float | None = None):
+        self._database = Database(place, create=create, patience=patience)
         self._lease: Lease | None = None
         try:
             retried(self._migrate, self._database, OPEN_SECONDS)

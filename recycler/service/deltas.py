@@ -41,8 +41,10 @@ def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[st
     """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each member."""
     found = {"schema_version": 1, "state": "absent", "reason": "", "command": _by_hand(snapshot), "profile": None}
     try:
-        return {**found, "state": "done", "profile": json.loads((run.folder / FILE).read_text())}
-    except (OSError, ValueError):
+        profile = json.loads((run.folder / FILE).read_text())
+        if isinstance(profile, dict) and "members" in profile:
+            return {**found, "state": "done", "profile": profile}
+    except (OSError, ValueError):  # measured anew when asked
         pass
     if started.alive(_name(run)):
         return {**found, "state": "running"}

@@ -26,6 +26,7 @@ WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 DESTINATION = rf"^{WORD}(/{WORD}){{0,3}}$"
 EXPORT_ID = r"^trial-[0-9]{1,8}(-(bfloat16|float16|float32))?(-[0-9a-f]{8})?$"
 MAX_PROCESSES = 8
+UNKNOWN: dict[str, Any] = {"num_bytes": None, "weights_digest": None, "verified": False}
 
 
 class BusyError(RecyclerError):
@@ -105,7 +106,14 @@ class Exports:
         return {"id": order.id, "to": target, "title": target.rstrip("/").rsplit("/", 1)[-1], "dtype": order.recipe(trial).dtype, "as_scored": order.dtype is None, "command": shlex.join(["recycler", *self.words(run, order)])}
 
     def documents(self, run: Run) -> list[dict[str, Any]]:
-        return [self.document(run, path.stem) for path in sorted((run.folder / EXPORTS).glob("trial-*.log")) if re.fullmatch(EXPORT_ID, path.stem)]
+        found = []
+        for path in sorted((run.folder / EXPORTS).glob("trial-*.log")):
+            if re.fullmatch(EXPORT_ID, path.stem):
+                try:
+                    found.append(self.document(run, path.stem))
+                except NotFoundError as error:  # a damaged record, or one of a trial that is not in this run
+                    found.append({"schema_version": 1, "id": path.stem, "to": "", "title": "", "dtype": "", "as_scored": False, "command": "", **UNKNOWN, "trial": int(path.stem.split("-")[1]), "state": "failed", "reason": error.problems[0].cause})
+        return found
 
     def document(self, run: Run, export_id: str) -> dict[str, Any]:
         """State of one export. Raises NotFoundError."""
@@ -115,8 +123,8 @@ class Exports:
             told = self.preview(run, order, scored)
         except UsageError as error:  # the service was started with another export root since
             told = {"id": export_id, "to": order.destination, "title": "", "dtype": order.recipe(scored).dtype, "as_scored": order.dtype is None, "command": ""}
-            return {"schema_version": 1, **told, "trial": order.trial, "state": "failed", "reason": str(error), "num_bytes": None, "weights_digest": None, "verified": False}
-        found = {"schema_version": 1, **told, "trial": order.trial, "reason": "", "num_bytes": None, "weights_digest": None, "verified": False}
+            return {"schema_version": 1, **told, "trial": order.trial, **UNKNOWN, "state": "failed", "reason": str(error)}
+        found = {"schema_version": 1, **told, "trial": order.trial, "reason": "", **UNKNOWN}
         if (done := self._done(run, order)) is not None:
             return {**found, "state": "done", **done, "verified": order.dtype is None and bool(scored.weights_digest) and scored.weights_digest == done["weights_digest"]}
         if self._processes.alive(f"{run.id}/{export_id}"):
@@ -131,17 +139,22 @@ class Exports:
             return {name: said[name] for name in ("num_bytes", "weights_digest")} if said and said.get("folder") == target else None
         try:
             manifest = json.loads((Path(target) / MANIFEST).read_text())
-        except (OSError, ValueError):
+            asked_for, found = manifest["recipe_digest"], {"num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is none, or it is damaged: no finished export
             return None
-        if manifest["recipe_digest"] != digest(order.recipe(self._store.snapshot(run).trial(order.trial))):
-            return None
-        return {"num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
+        return found if asked_for == digest(order.recipe(self._store.snapshot(run).trial(order.trial))) else None
 
     def _ordered(self, run: Run, export_id: str) -> Order:
         log, record = self._log(run, export_id), self._record(run, export_id)
         if not re.fullmatch(EXPORT_ID, export_id) or not log.is_file():
             raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
-        return Order(**json.loads(record.read_text())) if record.is_file() else Order(trial=int(export_id.split("-")[1]))
+        try:
+            order = Order(**json.loads(record.read_text())) if record.is_file() else Order(trial=int(export_id.split("-")[1]))
+            if order.id == export_id:
+                return order
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass
+        raise NotFoundError(Problem(thing=f"export {export_id!r}", cause="its record is damaged, so that nobody knows what was ordered", remedy=f"Remove {record.name} and order it again"))
 
     def _log(self, run: Run, export_id: str) -> Path:
         return run.folder / EXPORTS / f"{export_id}.log"

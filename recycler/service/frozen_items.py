@@ -46,7 +46,7 @@ def _read(paths: Iterable[Path]) -> dict[str, Item]:
     for path in paths:
         try:
             found.update((item.id, item) for item in read_frozen(path).items)
-        except RecyclerError:  # a figure with some clusters would be wrong in a way that nobody sees
+        except (RecyclerError, OSError, ValueError):  # a figure with some clusters would be wrong in a way that nobody sees
             return {}
     return found
 

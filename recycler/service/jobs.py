@@ -11,6 +11,7 @@ from typing import Any
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.job import JobSpec, read_job
 from recycler.service import processes
+from recycler.service.damage import bulkhead
 from recycler.service.documents import finite, objectives_document
 from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
@@ -21,6 +22,8 @@ from recycler.wholefolder import write_whole
 from recycler.without import job_without, outcome, without_id
 
 STOPPED = (130, -2, -15)
+NOTHING_YET: dict[str, Any] = {"trials": {"SCORED": 0, "PENDING": 0, "FAILED": 0}, "expected_trials": None, "objectives": [], "num_tokens": 0, "worker_seconds": 0.0,
+                               "elapsed_seconds": 0.0, "eta_seconds": None, "hypervolume": []}
 
 
 class Jobs:
@@ -33,21 +36,29 @@ class Jobs:
     # ---------------------------------------------------------------- reading
 
     def documents(self) -> list[dict[str, Any]]:
-        return [self.document(self.store.run(run_id)) for run_id in self.store.ids()]
+        found = []
+        for run_id in self.store.ids():
+            try:
+                found.append(self.document(self.store.run(run_id)))
+            except NotFoundError:  # it was removed just now
+                pass
+        return found
 
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
-        """Status of one job: state and reason, progress, cost, volume. A ledger that cannot be read is a state, no error."""
+        """Status of one job: state and reason, progress, cost, volume. A run that cannot be read is a state, no error."""
         running = self._is_driven(run)
         head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "resumable": processes.run_command(run) is not None, "running": running}
         try:
-            snapshot = snapshot or self.store.snapshot(run)
-        except RecyclerError as error:
+            with bulkhead(run.id):
+                return self._document(run, head, snapshot or self.store.snapshot(run))
+        except NotFoundError:
             state, reason = self._state(run, running, finished=False)
-            if not isinstance(error, NotFoundError):
-                state, reason = "broken", error.problems[0].cause
-            return {**head, "name": run.id, "state": state if state != "running" else "starting", "reason": reason, "trials": {"SCORED": 0, "PENDING": 0, "FAILED": 0}, "expected_trials": None,
-                    "objectives": [], "num_tokens": 0, "worker_seconds": 0.0, "elapsed_seconds": 0.0, "eta_seconds": None, "hypervolume": []}
-        status = snapshot.status
+            return {**head, **NOTHING_YET, "name": run.id, "state": state if state != "running" else "starting", "reason": reason}
+        except RecyclerError as error:
+            return {**head, **NOTHING_YET, "name": run.id, "state": "broken", "reason": error.problems[0].cause}
+
+    def _document(self, run: Run, head: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
+        status, running = snapshot.status, head["running"]
         state, reason = self._state(run, running, finished=status["state"] == "finished")
         closed = status["trials"]["SCORED"] + status["trials"]["FAILED"]
         expected = max(2 * len(snapshot.pool.members) + bool(snapshot.pool.base) + 1 + (status["budget_trials"] or 0), closed)
@@ -61,7 +72,8 @@ class Jobs:
         if self.processes.is_driven(run):
             return True
         try:
-            return self.store.driver(run) is not None
+            with bulkhead(run.id):
+                return self.store.driver(run) is not None
         except RecyclerError:  # its ledger cannot be read, which is told as its state
             return False
 

@@ -17,7 +17,7 @@ def metrics_text(documents: list[dict[str, Any]]) -> str:
     for name, key, kind, text in (("recycler_tokens_total", "num_tokens", "counter", "Tokens generated and teacher-forced."),
                                   ("recycler_worker_seconds_total", "worker_seconds", "counter", "Seconds of merging and scoring, all workers together.")):
         lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        lines += [f'{name}{{job="{document["id"]}"}} {document[key]}' for document in documents]
+        lines += [f'{name}{{job="{document["id"]}"}} {document[key]}' for document in documents if document[key] is not None]
     lines += ["# HELP recycler_hypervolume Search hypervolume of the front.", "# TYPE recycler_hypervolume gauge"]
     lines += [f'recycler_hypervolume{{job="{document["id"]}"}} {document["hypervolume"][-1]["hypervolume"]}' for document in documents if document["hypervolume"]]
     return "\n".join(lines) + "\n"

@@ -103,7 +103,7 @@ def driver_pid(folder: Path) -> int | None:
     """The process that holds the run's lock, read from /proc/locks: asking the lock itself could refuse a starting driver."""
     try:
         stat, locks = (folder / LOCK).stat(), Path("/proc/locks").read_text()
-    except FileNotFoundError:
+    except OSError:
         return None
     inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     held = (line.split() for line in locks.splitlines())
@@ -116,7 +116,7 @@ def log_tail(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             return file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
 
 
@@ -135,7 +135,7 @@ def run_command(run: Run) -> list[str] | None:
     try:
         started = json.loads((run.folder / STARTED).read_text())
         job, data = Path(started["job"]), [str(folder) for folder in started["data"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         job, data = None, []
     job = run.source if run.submitted else job
     return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job is not None and job.is_file() else None

@@ -15,6 +15,7 @@ from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.report_html import html_report
 from recycler.service import deltas, documents, events, processes
+from recycler.service.damage import JobRoute, bulkhead
 from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
 from recycler.service.exports import DESTINATION, DTYPES, EXPORT_ID, Order
 from recycler.service.jobs import Jobs
@@ -30,7 +31,7 @@ Destination = Annotated[str, Field(pattern=DESTINATION, max_length=255, descript
 TrialNumber = Annotated[int, Path(ge=0, lt=10**8)]
 RoleQuery = Annotated[Literal["search", "holdout"], Query(description="which items")]
 Problems = {400: {"description": "no well-formed request"}, 401: {"description": "token needed"}, 403: {"description": "from another site, or a viewer's write"}, 404: {"description": "no such job, trial or export"},
-            503: {"description": "the ledger cannot be read"}}
+            503: {"description": "the job's folder or ledger cannot be read"}}
 Refusals = {409: {"description": "exists already, or runs already"}, 413: {"description": "body too large"}, 415: {"description": "not application/json"}}
 Same = {200: {"description": "it was there already"}}
 
@@ -66,7 +67,7 @@ class Nothing(Request):
 
 def api_router(jobs: Jobs) -> APIRouter:
     """All routes under /api/v1."""
-    router = APIRouter(prefix="/api/v1", responses=Problems)
+    router = APIRouter(prefix="/api/v1", responses=Problems, route_class=JobRoute)
     _reading(router, jobs)
     _trials(router, jobs)
     _writing(router, jobs)
@@ -117,8 +118,9 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
         jobs.store.snapshot(run)  # a job without a ledger is told as 404 before the stream begins
 
         def read() -> tuple[Snapshot, dict[str, Any]]:
-            snapshot = jobs.store.snapshot(run)
-            return snapshot, jobs.document(run, snapshot)
+            with bulkhead(run.id):
+                snapshot = jobs.store.snapshot(run)
+                return snapshot, jobs.document(run, snapshot)
 
         return StreamingResponse(events.stream(read, last_event_id if last_event_id is not None else after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

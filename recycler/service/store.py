@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeI
 from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
-from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place
+from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
 from recycler.report import Front, front_document, knee, read_front, read_smoothed
 from recycler.runs import read_facts, read_status
 from recycler.search.baselines import maximized
@@ -28,6 +30,8 @@ from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EXPORTS = "exports"
+PATIENCE_SECONDS = 1.0  # how long a reader waits for a database that is away
+AWAY_SECONDS = 10.0  # and for how long it is then not asked again
 Signature = tuple[Any, ...]
 
 
@@ -117,14 +121,16 @@ class Snapshot:
 class Store:
     """Run folders directly under `root`, by their names, and the jobs of a database of ledgers that have no folder here.
 
-    A link that leads out of the root is not a run.
+    A link that leads out of the root is not a run. Each run has a lock of its own, so that one whose ledger is slow holds
+    up no other; a database that was away is not asked again for AWAY_SECONDS, whichever of its jobs is meant.
     """
 
     def __init__(self, root: Path, ledger_url: str | None = None):
         self.root, self.ledger_url = root.resolve(), ledger_url
         self._cached: dict[str, Snapshot] = {}
         self._open: dict[str, Ledger] = {}  # connections to databases, kept
-        self._lock = threading.Lock()
+        self._away: dict[str, tuple[float, InfrastructureError]] = {}  # by database: until when it is not asked again, and what it said
+        self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
 
     def ids(self) -> list[str]:
         folders = {path.name for path in self.root.iterdir() if ID.fullmatch(path.name) and self._is_run(path)}
@@ -147,7 +153,7 @@ class Store:
 
     def snapshot(self, run: Run) -> Snapshot:
         """Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot be read."""
-        with self._lock, self._ledger(run) as ledger:
+        with self._locks[run.id], self._ledger(run) as ledger:
             signature, cached = _signature(run, ledger), self._cached.get(run.id)
             if cached is None or cached.signature != signature:
                 cached = self._cached[run.id] = _read(ledger, signature)
@@ -186,10 +192,14 @@ class Store:
         if run.place is None:
             raise NotFoundError(Problem(thing=f"job {run.id!r}", cause="has no ledger yet", remedy="Its driver is starting, or ended before it opened one"))
         if run.is_shared:
-            if run.place not in self._open:
-                self._open[run.place] = Ledger(run.place, create=False)
-            yield self._open[run.place]
+            with self._locks[run.id], self._asking(run.place):
+                if run.place not in self._open:
+                    self._open[run.place] = Ledger(run.place, create=False, patience=PATIENCE_SECONDS)
+            with self._asking(run.place):
+                yield self._open[run.place]
             return
+        if run.place != str(run.folder / LEDGER):
+            raise InfrastructureError(Problem(thing=f"job {run.id!r}", cause=f"its {LEDGER_URL} names no database", remedy="Write postgresql://USER@HOST/DATABASE?job=ID there"))
         try:
             ledger = Ledger(run.place, create=False)
         except UnsafeInputError as error:  # nothing is wrong with what the browser asked
@@ -199,14 +209,31 @@ class Store:
         finally:
             ledger.close()
 
+    @contextmanager
+    def _asking(self, place: str) -> Iterator[None]:
+        """Around whatever asks a database: one that was away just now is not waited for again. Raises InfrastructureError."""
+        database = split_place(place)[0]
+        until, said = self._away.get(database, (0.0, None))
+        if said is not None and time.monotonic() < until:
+            raise InfrastructureError(said.problems)
+        try:
+            yield
+        except InfrastructureError as error:
+            self._away[database] = time.monotonic() + AWAY_SECONDS, error
+            raise
+        self._away.pop(database, None)
+
     def _jobs(self) -> dict[str, str]:
         """{id: place} of the jobs in the database. Raises InfrastructureError."""
-        return {name: job_place(self.ledger_url, name) for name in job_ids(self.ledger_url)} if self.ledger_url else {}
+        if not self.ledger_url:
+            return {}
+        with self._asking(self.ledger_url):
+            return {name: job_place(self.ledger_url, name) for name in job_ids(self.ledger_url, patience=PATIENCE_SECONDS)}
 
     def _place(self, folder: Path) -> str | None:
         if (folder / LEDGER).is_file():
             return str(folder / LEDGER)
-        return (folder / LEDGER_URL).read_text().strip() if (folder / LEDGER_URL).is_file() else None
+        return (folder / LEDGER_URL).read_text(errors="replace").strip() if (folder / LEDGER_URL).is_file() else None
 
     def _is_run(self, folder: Path) -> bool:
         known = (folder / LEDGER).is_file() or (folder / LEDGER_URL).is_file() or self.source(folder.name).is_file()
