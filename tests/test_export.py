@@ -6,19 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from service_runs import make_run
 
+from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
+from recycler.export.card import model_card
 from recycler.export.export import export_recipe
 from recycler.merge.hashing import model_digest
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.tensors import ResidentPool, iterate_tensors
+from recycler.scoring.frozen import read_frozen, write_frozen
 from recycler.search.baselines import blend
 from recycler.testing import make_pico_pool
 from recycler.types import Score, Trial
@@ -109,6 +114,26 @@ def test_manifest_lists_every_file_and_card_keeps_splits_apart(pool, tmp_path):
     assert "base_model_relation: merge" in card and "| s/m | 0.5000 ± 0.1000 (n = 9) | not scored |" in card
 
 
+@pytest.mark.parametrize(("searched", "told"), [
+    (None, ()), ({"s": (), "t": ()}, ("No search items come from a published test set",)),
+    ({"s": ("a",), "t": ()}, ("Search items of s/m come from a benchmark's published test set", "The other search items come from train")),
+    ({"s": ("a",), "t": ("b",)}, ("Search items of s/m, t:b/m come from a benchmark's published test set: compare these scores with nobody's.\n",)),
+    ({"s": (), "t": ("c",)}, ("No search items come from",))])
+def test_the_card_says_whether_a_test_set_was_searched(pool, searched, told):
+    recipe = blend(pool, "bfloat16", {pool.names[0]: 1.0})
+    scores = tuple(Score(objective=name, value=0.5, stderr=0.1, n=9) for name in ("s/m", "t:b/m"))
+    card = model_card("x", pool, recipe, Trial(number=3, kind="merge", state="SCORED", recipe=recipe, search=scores), "", searched=searched)
+    assert all(line in card for line in told) and ("test set" in card) == bool(told)
+
+
+def test_an_exported_trial_says_it_from_its_run(tmp_path):
+    run = make_run(tmp_path, "demo", merges=1, suites=True, checkpoints=True)
+    path = run / "suites/demo.jsonl"
+    write_frozen(replace(read_frozen(path), test_tasks=("math",)), path)
+    assert main(["export", str(run), "--trial", "0", "--to", str(tmp_path / "out/merge")]) == 0
+    assert "Search items of demo:math/exact_match come from a benchmark's published test set" in (tmp_path / "out/merge/README.md").read_text()
+
+
 def test_weights_that_differ_from_the_scored_ones_are_refused_and_leave_nothing(pool, tmp_path):
     recipe = blend(pool, "bfloat16", {pool.names[0]: 1.0})
     trial = Trial(number=3, kind="merge", state="SCORED", recipe=recipe, weights_digest="0" * 64)
@@ -156,7 +181,6 @@ def test_a_merge_killed_a_hundred_times_is_whole_or_absent(pool, tmp_path):
 
 def test_an_export_in_another_dtype_is_that_merge_and_says_what_was_scored(pool, tmp_path):
     """Nothing was scored in float32, so there is no digest to compare with; rounding it gives the scored weights."""
-    from dataclasses import replace
 
     from recycler.export.export import export_to
 

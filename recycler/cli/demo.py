@@ -18,6 +18,7 @@ def demo(arguments: argparse.Namespace) -> None:
     from recycler.export.export import export_recipe
     from recycler.report import knee
     from recycler.run import open_pool_of, run_job
+    from recycler.scoring.frozen import searched_test_tasks
 
     folder = Path(arguments.dir)
     with Progress() as progress:
@@ -27,7 +28,8 @@ def demo(arguments: argparse.Namespace) -> None:
     print(front_table(front, "holdout"))
     chosen = knee(front)
     if not (folder / "export").exists():
-        export_recipe(chosen.recipe, open_pool_of(folder / "run"), folder / "export", trial=chosen, title="recycler demo: the knee of the front")
+        export_recipe(chosen.recipe, open_pool_of(folder / "run"), folder / "export", trial=chosen, title="recycler demo: the knee of the front",
+                      searched=searched_test_tasks(folder / "run"))
     print(f"recycler: trial {chosen.number}, the knee of the front, is exported to {folder / 'export'}", file=sys.stderr)
     print(_answers(folder, front))
 

@@ -14,12 +14,15 @@ def export(arguments: argparse.Namespace) -> None:
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
     from recycler.report import choose
+    from recycler.pool.catalog import local_path
     from recycler.run import open_front, open_pool_of
+    from recycler.scoring.frozen import searched_test_tasks
 
     refuse_in_pool(arguments.run, arguments.to)
     trial = choose(open_front(arguments.run), arguments.trial)
     recipe = replace(trial.recipe, dtype=arguments.dtype or trial.recipe.dtype)
-    done = export_to(recipe, open_pool_of(arguments.run), arguments.to, trial=trial, max_shard_bytes=arguments.max_shard_bytes)
+    done = export_to(recipe, open_pool_of(arguments.run), arguments.to, trial=trial, max_shard_bytes=arguments.max_shard_bytes,
+                     searched=searched_test_tasks(Path(local_path(arguments.run))))
     _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recycler.types import Pool, Recipe, Score, Trial
 from recycler.yamls import dump_yaml
 
 
-def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, recipe_text: str, *, mergekit: str = "") -> str:
-    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its words were found for the recipe."""
+def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, recipe_text: str, *, mergekit: str = "", searched: Mapping[str, Sequence[str]] | None = None) -> str:
+    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its words were found for the recipe.
+
+    searched: for each suite of the run the tasks whose search items are a published test set; None where that is not known.
+    """
     used = used_members(recipe)
     parents = [pool.find(name) for name in (*used, *([recipe.base] if recipe.base else []))]
     metadata = {"base_model": [str(parent.config.get("_name_or_path") or parent.name) for parent in parents], "base_model_relation": "merge",
@@ -18,9 +21,24 @@ def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, reci
              f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, found and exported by recycler.", ""]
     if trial is not None and (trial.search or trial.holdout):
         lines += ["## Scores", "", "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.", "",
-                  *_dtype_note(recipe, trial), "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
+                  *_searched_note(trial, searched), *_dtype_note(recipe, trial), "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
     lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", "", *([mergekit, ""] if mergekit else [])]
     return "\n".join(lines)
+
+
+def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -> list[str]:
+    """Whether the search went by rows of a benchmark's test set, or by train, validation or other rows."""
+    if searched is None:
+        return []
+    on_test = []
+    for name in (score.objective for score in trial.search):
+        suite, _, task = name.partition("/")[0].partition(":")
+        if task in searched.get(suite, ()) or not task and searched.get(suite):
+            on_test.append(name)
+    if not on_test:
+        return ["No search items come from a published test set as far as their names say: train, validation or other rows were searched.", ""]
+    return [f"Search items of {', '.join(on_test)} come from a benchmark's published test set: compare these scores with nobody's."
+            + ("" if len(on_test) == len(trial.search) else " The other search items come from train, validation or other rows."), ""]
 
 
 def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ class Export:
 
 
 def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-                  allow_not_finite: bool = False) -> Export:
+                  allow_not_finite: bool = False, searched: Mapping[str, Sequence[str]] | None = None) -> Export:
     """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest with digests.
 
-    `recipe` is the trial's, or differs from it in dtype alone. Raises UsageError when the folder exists and UnsafeInputError
+    `recipe` is the trial's, or differs from it in dtype alone; `searched` is what `searched_test_tasks` tells of its run. Raises UsageError when the folder exists and UnsafeInputError
     when the weights differ from those that were scored (in another dtype nothing was scored to compare with), or are not finite; in all these cases, and when killed, nothing is left at `folder`.
     """
     with whole_folder(folder) as aside:
@@ -53,27 +54,27 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
         recipe_text = recipe_to_yaml(recipe, _sources(recipe, pool), tokenizer=_policy(pool))
         (aside / "recipe.yaml").write_text(recipe_text)
         mergekit = _write_mergekit(recipe, pool, aside)
-        (aside / "README.md").write_text(model_card(title or folder.name, pool, recipe, trial, recipe_text, mergekit=mergekit))
+        (aside / "README.md").write_text(model_card(title or folder.name, pool, recipe, trial, recipe_text, mergekit=mergekit, searched=searched))
         total = sum(path.stat().st_size for path in aside.iterdir())
         _write_manifest(recipe, trial, aside, digests, found)
     return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
 
 
 def export_to(recipe: Recipe, pool: Pool, target: str, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-              allow_not_finite: bool = False) -> Export:
+              allow_not_finite: bool = False, searched: Mapping[str, Sequence[str]] | None = None) -> Export:
     """`export_recipe` to a folder, or to a prefix of a bucket: merged on this machine's disk first, uploaded with the manifest
     last, read back and compared. Started again after an interruption, the upload goes on where it was.
 
     Raises as `export_recipe` and `upload_folder` do.
     """
     if "://" not in target or target.startswith("file://"):
-        return export_recipe(recipe, pool, Path(local_path(target)), trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite)
+        return export_recipe(recipe, pool, Path(local_path(target)), trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite, searched=searched)
     from recycler.pool.upload import check_target, upload_folder
 
     check_target(target)
     with tempfile.TemporaryDirectory(prefix="export-", dir=cache_folder()) as aside:
         folder = Path(aside) / target.rstrip("/").rsplit("/", 1)[-1]
-        done = export_recipe(recipe, pool, folder, trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite)
+        done = export_recipe(recipe, pool, folder, trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite, searched=searched)
         upload_folder(folder, target)
     return replace(done, folder=target.rstrip("/"))
 

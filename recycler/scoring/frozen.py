@@ -58,6 +58,24 @@ def read_frozen(path: Path) -> EvalSuite:
     return suite
 
 
+def frozen_suites(run_folder: Path) -> list[Path]:
+    """The files of the suites that a run asks, by name; none where the run's folder is not on this machine."""
+    return sorted((run_folder / "suites").glob("*.jsonl"))
+
+
+def searched_test_tasks(run_folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """For each suite of a run the tasks whose search items are a published test set, from the headers; None without a folder."""
+    found = {}
+    for path in frozen_suites(run_folder):
+        try:
+            with path.open(encoding="utf-8") as file:
+                header = json.loads(file.readline())
+            found[header["name"]] = tuple(header["test_tasks"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _broken(path, f"is damaged ({error})") from None
+    return found or None
+
+
 def suite_build(name: str, model: Path, out: Path, *, data_folders: Sequence[Path] = ()) -> EvalSuite:
     """Build a suite (a shipped name or a path) with the tokenizer of `model` and write it to `out`."""
     suite = build_suite(suite_path(name, beside=Path(), data_folders=data_folders), load_tokenizer(model), data_folders=data_folders)
