@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,47 @@ def test_samples_have_the_keys_of_lm_eval(tmp_path):
 def test_only_items_asked_word_for_word_are_taken_over(tmp_path):
     write_lm_eval(tmp_path, _items()[:2], _outcomes()[:2], model="m", date="d")
     assert [outcome.item for outcome in read_lm_eval_outcomes(tmp_path / "samples_gsm8k_d.jsonl", _items()[1:])] == ["gsm8k/1"]
+
+
+def _twins() -> list[Item]:
+    """Two items with one prompt and other answers, a third of its own."""
+    return [replace(item, prompt="same" if index < 2 else item.prompt, gold=str(index)) for index, item in enumerate(_items()[:3])]
+
+
+def test_items_with_one_prompt_keep_their_own_outcomes(tmp_path):
+    items, outcomes = _twins(), _outcomes()[:3]
+    write_lm_eval(tmp_path, items, outcomes, model="m", date="d")
+    path = tmp_path / "samples_gsm8k_d.jsonl"
+
+    def back(own=items):
+        return [(entry.item, dict(entry.values)) for entry in read_lm_eval_outcomes(path, own)]
+
+    assert back() == [(entry.item, dict(entry.values)) for entry in outcomes]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    numbered = [line | {"doc_id": index // 2} for index, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in numbered))
+    assert back() == [(entry.item, dict(entry.values)) for entry in outcomes]
+    path.write_text("".join(json.dumps(line | {"target_hash": "other"}) + "\n" for line in numbered))
+    assert [item for item, _ in back()] == ["gsm8k/2"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in numbered[:2]))
+    assert [item for item, _ in back()] == ["gsm8k/0"]
+
+
+def test_half_a_character_in_an_answer_is_written_and_read(tmp_path):
+    outcomes = [replace(_outcomes()[0], output="c\u2028\ud83d"), *_outcomes()[1:]]
+    write_lm_eval(tmp_path, _items(), outcomes, model="m", date="d")
+    assert [entry.output for entry in read_lm_eval_outcomes(tmp_path / "samples_gsm8k_d.jsonl", _items())] == [entry.output for entry in outcomes]
+
+
+def test_what_is_no_number_is_no_score(tmp_path):
+    path = tmp_path / "results_x.json"
+    path.write_text('{"results": {"t": {"alias": "t", "acc,none": NaN, "ppl,none": Infinity, "yes,none": true, "f1,none": 0.5, "f1_stderr,none": NaN}}, "n-samples": {"t": {"effective": 100}}}')
+    assert [(score.objective, score.stderr) for score in read_lm_eval_scores(path).scores] == [("t/f1", 0.05)]
+    write_lm_eval(tmp_path, _items(), _outcomes(), model="m", date="d")
+    samples = tmp_path / "samples_gsm8k_d.jsonl"
+    samples.write_text(samples.read_text().replace('"exact_match": 1.0', '"exact_match": NaN'))
+    read = read_lm_eval_outcomes(samples, _items())
+    assert [entry.item for entry in read] == ["gsm8k/1", "gsm8k/2", "gsm8k/3"] and all(value == 0.0 for entry in read for _, value in entry.values)
 
 
 def test_missing_errors_are_estimated_and_never_zero(tmp_path):

@@ -1,6 +1,7 @@
 """A run in MLflow and in Weights & Biases says what the ledger says. Both are extras: without them their command says so."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from service_runs import OBJECTIVES, make_run
 from recycler.cli import main
 from recycler.run import open_front
 from recycler.runs import open_ledger
+from recycler.scoring.frozen import read_frozen
+from recycler.scoring.lmeval_files import read_lm_eval_outcomes, read_lm_eval_scores
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,27 @@ def test_mlflow_holds_every_closed_trial_once(run, tmp_path, monkeypatch, capsys
         assert children[trial.number].info.status == ("FINISHED" if trial.state == "SCORED" else "FAILED")
         assert {score.objective: data.metrics[f"search/{score.objective}"] for score in trial.search} == {score.objective: score.value for score in trial.search}
         assert [float(data.params[f"weight/{name}"]) for name in trial.recipe.members] == list(trial.recipe.weights[0])
+
+
+def test_a_trial_leaves_as_the_files_of_lm_eval_whole_or_not_at_all(tmp_path, capsys):
+    run, out = make_run(tmp_path, "demo", merges=3, suites=True), tmp_path / "files"
+    assert main(["log", str(run), "--lm-eval", str(out), "--trial", "3"]) == 0
+    assert "of trial 3 to" in capsys.readouterr().err
+    trial = next(trial for trial in open_ledger(run).trials() if trial.number == 3)
+    for role in ("search", "holdout"):
+        if not trial.scores(role):
+            assert not (out / role).exists()
+            continue
+        read = {(score.objective, score.n) for score in read_lm_eval_scores(out / role).scores}
+        (items, *_), outcomes = (read_frozen(path).items for path in (run / "suites").glob("*.jsonl")), open_ledger(run).outcomes(3, role)
+        back = [entry for path in sorted((out / role).glob("samples_*.jsonl")) for entry in read_lm_eval_outcomes(path, [item for item in items if item.role == role])]
+        assert read and {entry.item: (entry.values, entry.output) for entry in back} == {entry.item: (entry.values, entry.output) for entry in outcomes}
+    assert main(["log", str(run), "--lm-eval", str(out)]) == 2 and "exists already" in capsys.readouterr().err
+    assert main(["log", str(run), "--lm-eval", str(tmp_path / "new"), "--trial", "99"]) == 3 and not (tmp_path / "new").exists()
+    assert main(["log", str(run), "--mlflow", "x", "--trial", "3"]) == 2 and "is for --lm-eval" in capsys.readouterr().err
+    shutil.rmtree(run / "suites")
+    assert main(["log", str(run), "--lm-eval", str(tmp_path / "new")]) == 3 and not (tmp_path / "new").exists()
+    assert "frozen items lie in the run's folder" in capsys.readouterr().err
 
 
 def records(raw):

@@ -192,11 +192,13 @@ def _sharing_commands(commands: Commands) -> None:
     study.add_argument("--storage", required=True, metavar="URL", help="optuna's storage, such as sqlite:///study.db")
     study.add_argument("--name", help="name of the study (default: the job's)")
 
-    log = _command(commands, "log", "copy a run to MLflow or Weights & Biases", "recycler.cli.share:log")
+    log = _command(commands, "log", "copy a run to MLflow, Weights & Biases, or files of lm-eval", "recycler.cli.share:log")
     log.add_argument("run", help="run folder, URL?job=ID, or job id")
     tracker = log.add_mutually_exclusive_group(required=True)
     tracker.add_argument("--mlflow", metavar="URI", help="MLflow's tracking URI; given again, only what is new is written")
     tracker.add_argument("--wandb", metavar="PROJECT", help="Weights & Biases project; WANDB_MODE=offline writes to ./wandb alone")
+    tracker.add_argument("--lm-eval", metavar="DIR", help="new folder for one trial's results_*.json and samples_*.jsonl, below it search/ and holdout/")
+    log.add_argument("--trial", metavar="WHICH", help="with --lm-eval: number, knee (default), or best:OBJECTIVE")
     log.add_argument("--name", help="MLflow experiment, or name of the W&B run (default: the job's)")
 
     serve = _command(commands, "serve", "dashboard and HTTP API over a folder of runs", "recycler.cli.serve:serve")

@@ -49,13 +49,21 @@ def study(arguments: argparse.Namespace) -> None:
 
 
 def log(arguments: argparse.Namespace) -> None:
-    """recycler log RUN --mlflow URI | --wandb PROJECT."""
+    """recycler log RUN --mlflow URI | --wandb PROJECT | --lm-eval DIR [--trial WHICH]."""
     import json
 
     from recycler.run import open_front
     from recycler.runs import open_ledger
 
+    if arguments.trial is not None and arguments.lm_eval is None:
+        raise UsageError(Problem(thing="--trial", cause="is for --lm-eval", remedy="Leave it out: trackers get every trial"))
     front = open_front(arguments.run)
+    if arguments.lm_eval is not None:
+        from recycler.export.lmeval_log import log_to_lm_eval
+
+        number, files = log_to_lm_eval(front, arguments.run, arguments.trial or "knee", Path(arguments.lm_eval), name=arguments.name)
+        print(f"recycler: wrote {files} files of trial {number} to {arguments.lm_eval}", file=sys.stderr)
+        return
     with closing(open_ledger(arguments.run)) as ledger:
         trials, job = ledger.trials(), json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
     name, run = arguments.name or job, os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run

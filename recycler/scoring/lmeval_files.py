@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,7 +54,7 @@ def write_lm_eval(folder: Path, items: Sequence[Item], outcomes: Iterable[Outcom
     for task, own in tasks.items():
         told = [outcomes[item.id] for item in own]
         lines = [line for item, outcome in zip(own, told, strict=True) for line in _samples(item, outcome)]
-        (folder / f"samples_{task}_{date}.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        (folder / f"samples_{task}_{date}.jsonl").write_text("".join(_json(line) + "\n" for line in lines), encoding="utf-8")
         results["results"][task] = {"alias": task} | _figures(own, told)
         results["group_subtasks"][task] = []
         results["configs"][task] = {"task": task, "output_type": "generate_until" if own[0].kind == "generate" else "multiple_choice"}
@@ -61,14 +62,14 @@ def write_lm_eval(folder: Path, items: Sequence[Item], outcomes: Iterable[Outcom
         results["n-samples"][task] = {"original": len(own), "effective": len(own)}
         results["task_hashes"][task] = _sha("".join(line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines))
     path = folder / f"results_{date}.json"
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+    path.write_text(_json(results, indent=2), encoding="utf-8")
     return path
 
 
 def read_lm_eval_scores(path: Path) -> LmEvalRun:
     """Scores of a results_*.json (or of the newest one in a folder). Raises NotFoundError or UnsafeInputError.
 
-    A standard error that the run did not estimate ("N/A") becomes that of a share, sqrt(v (1 - v) / n), or 0.5 outside [0, 1].
+    What is no finite number is no score and is left out. A standard error that the run did not estimate ("N/A") becomes that of a share, sqrt(v (1 - v) / n), or 0.5 outside [0, 1].
     """
     path = _newest(path)
     try:
@@ -82,22 +83,43 @@ def read_lm_eval_scores(path: Path) -> LmEvalRun:
 def read_lm_eval_outcomes(path: Path, items: Sequence[Item]) -> tuple[Outcome, ...]:
     """Outcomes of a samples_*.jsonl for those of our items that were asked word for word, in our order; others are left out.
 
-    With them an old run is compared item by item. Raises NotFoundError or UnsafeInputError.
+    Where several have one prompt, the item's id or its right answer tells which is which. With them an old run is compared
+    item by item. Raises NotFoundError or UnsafeInputError.
     """
     if not path.is_file():
         raise NotFoundError(Problem(thing=str(path), cause="no such file", remedy="Give a samples_TASK_DATE.jsonl of lm-eval (--log_samples)"))
-    values: dict[str, dict[str, float]] = {}
-    texts: dict[str, str] = {}
+    asked: dict[str, dict[Any, _Sample]] = {}
     try:
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line:
                 sample = json.loads(line)
-                values.setdefault(sample["prompt_hash"], {}).update({_key(metric, sample["filter"]): _mean(sample[metric]) for metric in sample["metrics"]})
-                texts[sample["prompt_hash"]] = _text(sample)
-    except (ValueError, KeyError, TypeError) as error:
+                of_prompt = asked.setdefault(sample["prompt_hash"], {})
+                known = of_prompt.setdefault(sample["doc_id"], _Sample(values={}, output=_text(sample), target=sample.get("target_hash")))
+                known.values.update({_key(metric, sample["filter"]): _mean(sample[metric]) for metric in sample["metrics"]})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
-    found = [(item, _sha(item.prompt)) for item in items]
-    return tuple(Outcome(item=item.id, values=tuple(values[key].items()), output=texts[key]) for item, key in found if key in values)
+    hashes = {item.id: _sha(item.prompt) for item in items}
+    alike = Counter(hashes.values())
+    found = [(item, _sample_of(item, asked.get(hashes[item.id], {}), alone=alike[hashes[item.id]] == 1)) for item in items]
+    return tuple(Outcome(item=item.id, values=values, output=sample.output) for item, sample in found
+                 if sample and (values := tuple((name, value) for name, value in sample.values.items() if math.isfinite(value))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    values: dict[str, float]
+    output: str
+    target: str | None
+
+
+def _sample_of(item: Item, samples: Mapping[Any, _Sample], *, alone: bool) -> _Sample | None:
+    """The sample of an item among those with its prompt: by id, as the only one, or by the right answer; None where none or several could be."""
+    if item.id in samples:
+        return samples[item.id]
+    if alone and len(samples) == 1:
+        return next(iter(samples.values()))
+    right = [sample for sample in samples.values() if sample.target == _sha(item.gold)]
+    return right[0] if right and all(sample.values == right[0].values for sample in right) else None
 
 
 def _figures(items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -124,12 +146,16 @@ def _samples(item: Item, outcome: Outcome) -> Iterator[dict[str, Any]]:
 def _scores(task: str, figures: Mapping[str, Any], n: int) -> Iterator[Score]:
     for key, value in figures.items():
         name, _, filter_name = key.partition(",")
-        if not filter_name or name.endswith("_stderr") or not isinstance(value, (int, float)):
+        if not filter_name or name.endswith("_stderr") or not _is_figure(value):
             continue
         stderr = figures.get(f"{name}_stderr,{filter_name}")
-        if not isinstance(stderr, (int, float)) or not math.isfinite(stderr):
+        if not _is_figure(stderr):
             stderr = math.sqrt(value * (1 - value) / n) if n and 0 <= value <= 1 else 0.5
         yield Score(objective=f"{task}/{_key(name, filter_name)}", value=float(value), stderr=float(stderr), n=n)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _newest(path: Path) -> Path:
@@ -152,8 +178,18 @@ def _text(sample: Mapping[str, Any]) -> str:
     return answer[0] if isinstance(answer, list) and answer and isinstance(answer[0], str) else ""
 
 
+def _json(data: Any, **options: Any) -> str:
+    """Text as it is; escaped where half a character stands in it (a lone surrogate), which no file in UTF-8 takes."""
+    text = json.dumps(data, ensure_ascii=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(data, **options)
+    return text
+
+
 def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _broken(path: Path, error: Exception) -> UnsafeInputError:
