@@ -26,6 +26,7 @@ _WITH_TRAINING = frozenset({"gsm8k", "gradeschoolmath", "mbpp"})
 _TEST_ONLY = frozenset({"humaneval", "humanevalplus", "mbppplus", "gsm8kplatinum", "mgsm", "ifeval", "bbh", "bigbenchhard"})
 _BESIDE_NAMES = frozenset("openai google research datasets dataset data input hf main full socratic sanitized train test of bn de en es fr ja ru sw te th zh".split())
 _OTHER_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "prompt"})
+_LONG_LINE = 40  # letters of a line that two problems do not share by chance
 MBPP_TEST_ROWS = (10, 510)  # of mbpp.jsonl, which holds all of its splits
 
 
@@ -239,6 +240,40 @@ def check_across_suites(suites: Sequence[EvalSuite]) -> None:
         names = sorted({suite.name for suite in suites if any(item.cluster in both for item in suite.items)})
         raise UsageError(Problem(thing=f"suites {', '.join(names)}", cause=f"{len(both)} problems are in search of one and in holdout of another, such as {both[0]!r}",
                                  remedy="Choose rows: so that a problem has one role in all suites of a job"))
+
+
+def alike_warnings(suites: Sequence[EvalSuite]) -> list[str]:
+    """A sentence when items that no cluster ties together look like one problem, asked in search and held out; else nothing.
+
+    Two look alike whose prompts differ in spaces and case alone, or, in other tasks, whose last long line is
+    the same and stands in no other problem of its task. A translation is not noticed: cluster: says it.
+    """
+    found: dict[tuple[str, str], tuple[Item, Item]] = {}
+    items = [item for suite in suites for item in suite.items]
+    for keys in ({item.id: "".join(item.prompt.lower().split()) for item in items}, _own_lines(items)):
+        searched = {keys[item.id]: item for item in items if item.role == "search" and keys.get(item.id)}
+        for item in items:
+            twin = searched.get(keys.get(item.id, ""))
+            if twin and item.role == "holdout" and twin.cluster != item.cluster:
+                found[twin.cluster, item.cluster] = (twin, item)
+    if not found:
+        return []
+    twin, item = next(iter(found.values()))
+    return [f"{len(found)} problems seem to be searched on and held out, such as {twin.id!r} and {item.id!r}, which ask the same. Give both the same cluster:, or choose other rows: for one"]
+
+
+def _own_lines(items: Iterable[Item]) -> dict[str, str]:
+    """By item the last line of 40 letters or more, where no other problem of its task has it; not of choices, whose last line is one of them."""
+    lines = {item.id: (item, next((words for line in reversed(item.prompt.split("\n")) if len(line) >= _LONG_LINE and len(words := _words(line)) >= _LONG_LINE), "")) for item in items if len(item.continuations) < 2}
+    holders: dict[tuple[str, str, str], set[str]] = {}
+    for item, line in lines.values():
+        holders.setdefault((item.suite, item.task, line), set()).add(item.cluster)
+    return {name: line for name, (item, line) in lines.items() if line and len(holders[item.suite, item.task, line]) == 1}
+
+
+def _words(text: str) -> str:
+    """Its words in small letters, without a label such as 'Question:' and the tags of a chat."""
+    return " ".join(re.findall(r"\w+", re.sub(r"^\s*[\w -]{1,24}:\s", "", re.sub(r"<[^<>\s]{1,40}>", " ", text)).lower()))
 
 
 def check_search_guard(suites: Sequence[EvalSuite], allow: bool, objectives: Iterable[Objective] = ()) -> None:

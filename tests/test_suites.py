@@ -13,7 +13,7 @@ from recycler.errors import NotFoundError, RecyclerError, UnsafeInputError, Usag
 from recycler.scoring.frozen import expected_tokens, read_frozen, refuse_change, suite_difference, suite_show, write_frozen
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.suite import EvalSuite, TaskSpec, check_across_suites, check_search_guard, context_length, read_suite, searches_test_set
+from recycler.suite import EvalSuite, TaskSpec, alike_warnings, check_across_suites, check_search_guard, context_length, read_suite, searches_test_set
 from recycler.types import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,6 +301,27 @@ def test_a_problem_has_one_role_across_suites(build):
     check_across_suites([first, first])
     with pytest.raises(UsageError, match="8 problems"):
         check_across_suites([first, second])
+
+
+def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path):
+    """GSM8K's test rows in a suite of one's own, beside MGSM's: other wording, few-shot and ids, the same question."""
+    questions = [f"Anna has {number} apples and eats {number // 2}. How many apples are left in the end?" for number in range(10, 20)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps({"question": text, "answer": 1}) + "\n" for text in questions))
+    first = build(SUITE.replace('"{question}="', r'"Question: {question}\nAnswer:"'))
+    swapped = SUITE.replace("[6, 10]", "[0, 4]").replace("[0, 6]", "[4, 10]")
+    second = build(swapped.replace('"{question}="', r'"Be brief and think of every step before you answer.\n\nQ: {question}\nStep by step:"'), name="others")
+    assert alike_warnings([first]) == alike_warnings([second]) == []
+    check_across_suites([first, second])
+    (told,) = alike_warnings([first, second])
+    assert told.startswith("8 problems seem to be searched on and held out, such as ") and "'sums/sums/" in told and "'others/sums/" in told
+    tied = [build(text.replace("    stop:", "    cluster: 'apples-{_row}'\n    stop:"), name=name) for text, name in ((SUITE, "sums"), (SUITE, "others"))]
+    assert alike_warnings(tied) == []
+
+
+def test_a_problem_that_differs_in_spaces_alone_is_warned_of(build, tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text(path.read_text().replace('"7+1"', '"2 + 1"'))
+    assert alike_warnings([build()]) == ["1 problems seem to be searched on and held out, such as 'sums/sums/2' and 'sums/sums/7', which ask the same. Give both the same cluster:, or choose other rows: for one"]
 
 
 def test_frozen_suites_come_back_and_damage_is_seen(build, tmp_path):

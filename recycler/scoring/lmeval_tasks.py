@@ -1,7 +1,9 @@
 """Tasks of lm-eval by name, on local rows: its wording, few-shot draws, filters, metrics. Only this file and lmeval_names import lm_eval.
 
 Prompts are those that `lm_eval` 0.4.13 asks with its default seeds: examples are drawn document after document in the order of
-the data file (few-shot seed 1234), so a row has the same prompt whichever subset it is asked in.
+the data file (few-shot seed 1234), so a frozen item has one prompt, whichever trial or subset of items it is asked in. Where
+examples come from the very file that is asked, no asked row is one: with another `rows:` or `limit:` others are drawn, and
+that is another suite.
 """
 
 from __future__ import annotations
