@@ -1,5 +1,8 @@
 """What is not a recipe's fault is not told as such: a sandbox or a Ray that does not start."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 from conftest import OBJECTIVES
 from test_fidelity import ITEMS, POOL
@@ -66,3 +69,13 @@ def test_a_ray_that_does_not_start_asks_to_be_tried_again(error, monkeypatch):
     with pytest.raises(InfrastructureError, match="cannot be reached or started") as caught:
         ray_workers.RayWorkers(WORK, num_workers=1)
     assert caught.value.exit_code == 5 and (str(error) or "ConnectionError") in str(caught.value)
+
+
+def test_the_overhead_benchmark_goes_through_every_step_of_a_trial():
+    """Its figures are told, so it must run; the parts are those of the log."""
+    path = Path(__file__).resolve().parent.parent / "benchmarks/overhead/run.py"
+    spec = importlib.util.spec_from_file_location("overhead_run", path)
+    overhead = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(overhead)
+    found = overhead.parts(list(ITEMS), list(OBJECTIVES))
+    assert {"draw a subset (driver)", "requests", "scorers of our own", "means and errors", "ledger: close it"} <= {name for name, _, _ in found}

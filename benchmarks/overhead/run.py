@@ -61,7 +61,7 @@ def parts(items: list[Item], objectives: list[Objective]):
     recipe = Recipe(method="linear", members=("a", "b"), weights=((0.5, 0.5),))
     work = Work(pool=Pool(members=()), engine="fake", items=tuple(items), objectives=tuple(objectives))
     fidelity = Fidelity(items=tuple(items), objectives=tuple(objectives), items_per_task=50, seed=0)
-    timed("draw a subset (driver)", lambda: fidelity.drawn(type("T", (), {"kind": "merge", "label": "", "number": 1})))
+    timed("draw a subset (driver)", lambda: fidelity.drawn(type("T", (), {"kind": "merge", "label": "", "number": 1, "is_proposed": True})))
     chosen = timed("choose items", lambda: work.items_of("search"))
     timed("requests", lambda: requests_of(chosen))
     plain = [item for item in chosen if item.scorer not in ("humaneval", "lm_eval")]
