@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,13 @@ def read_numbers(text: str) -> list[int]:
     if not 2 <= len(words) <= 4 or not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words) or len(set(map(int, words))) != len(words):
         raise UsageError(Problem(thing="trials", cause="not 2 to 4 different trial numbers", remedy="Write trials=3,17"))
     return [int(word) for word in words]
+
+
+def read_number(text: str) -> int:
+    """A trial's number as it stands in an address: 3, and neither 3.0 nor 03. Raises NotFoundError."""
+    if not re.fullmatch("0|[1-9][0-9]{0,7}", str(text)):
+        raise NotFoundError(Problem(thing=f"trial {str(text)[:40]!r}", cause="is no trial's number", remedy="GET trials lists them"))
+    return int(text)
 
 
 def has_front(snapshot: Snapshot) -> bool:

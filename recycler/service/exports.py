@@ -83,6 +83,9 @@ class Exports:
         root, path = Path(self.place), Path(self.place) / order.destination
         if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
             raise UsageError(Problem(thing="destination", cause="leads out of the export folder by a link", remedy="Give another one"))
+        holder = next((parent for parent in path.parents if parent.is_relative_to(root) and (parent / MANIFEST).exists()), None)
+        if holder is not None:
+            raise UsageError(Problem(thing=f"destination {order.destination!r}", cause=f"lies inside an exported model, {holder.relative_to(root)}", remedy="Give one beside it"))
         return str(path)
 
     def start(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
@@ -91,10 +94,23 @@ class Exports:
             target = self.target(run, order)
             if order.destination and "://" not in target and Path(target).exists():
                 raise BusyError(Problem(thing=f"destination {order.destination!r}", cause="holds something else already", remedy="Give another one"))
+            self._refuse_nested(order)
             refuse_too_many(self._processes)
             write_whole(self._record(run, order.id), json.dumps(asdict(order)))
             self._processes.start(f"{run.id}/{order.id}", processes.as_python([*self.words(run, order), "--json"]), self._log(run, order.id), self._store.root)
         return self.document(run, order.id)
+
+    def _refuse_nested(self, order: Order) -> None:
+        """Raise BusyError when an export of this root, under way or finished in the bucket, lies around or inside this destination."""
+        for record in sorted(self._store.root.glob(f"*/{EXPORTS}/trial-*.json")) if order.destination else ():
+            try:
+                run, other = self._store.run(record.parent.parent.name), Order(**json.loads(record.read_text()))
+                is_nested = any(f"{inner.destination}/".startswith(f"{outer.destination}/") for inner, outer in ((order, other), (other, order))) and order.destination != other.destination
+                is_there = is_nested and (self._processes.alive(f"{run.id}/{other.id}") or "://" in str(self.place) and self._done(run, other) is not None)
+            except (OSError, ValueError, TypeError, AttributeError, RecyclerError):  # a damaged record, or one below another root
+                continue
+            if is_there:
+                raise BusyError(Problem(thing=f"destination {order.destination!r}", cause=f"and that of another export, {other.destination}, lie in each other", remedy="Give one beside it"))
 
     def words(self, run: Run, order: Order) -> list[str]:
         """The command line that does the same."""

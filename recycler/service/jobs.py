@@ -82,13 +82,12 @@ class Jobs:
             return "running", "a driver is at work"
         if finished:
             return "finished", "the budget is spent and the front is scored on the holdout items"
-        code = self.processes.exit_code(run.id)
-        said = processes.said_last(run.folder / LOG)
-        if code is not None and code not in (0, *STOPPED):
-            return "failed", said or f"the driver ended with exit code {code}"
-        if code in STOPPED:
+        ended = self.processes.ended(run)
+        if ended is not None and ended.code not in (0, *STOPPED):
+            return "failed", ended.reason or f"the driver ended with exit code {ended.code}"
+        if ended is not None and ended.code in STOPPED:
             return "stopped", "resume goes on where it was"
-        return "interrupted", said or "no driver is at work; the same recycler run goes on where it was"
+        return "interrupted", processes.said_last(run.folder / LOG) or "no driver is at work; the same recycler run goes on where it was"
 
     # ---------------------------------------------------------------- submitting
 
@@ -158,7 +157,7 @@ class Jobs:
         if command is None:
             raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, and its job file is not there any more", remedy="Run recycler run with its job file and this --dir again"))
         self._check_room()
-        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(command), run.folder / LOG, self.store.root):
+        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(command), run.folder / LOG, self.store.root, driver_of=run.folder):
             raise BusyError(Problem(thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"))
 
     def stop(self, run: Run) -> None:

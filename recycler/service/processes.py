@@ -10,17 +10,29 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recycler.errors import RecyclerError
 from recycler.job import read_job
 from recycler.service.store import Run, Snapshot
 from recycler.started import STARTED
+from recycler.wholefolder import write_whole
 
 LOG = "driver.log"
 LOCK = "driver.lock"
+ENDED = "driver.ended.json"  # in a run folder: how the last driver that a service started has ended, for services to come
 INTERRUPT_SECONDS, TERMINATE_SECONDS = 15.0, 10.0
 TAIL_BYTES = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Exit code of a driver, and what it said last."""
+
+    code: int
+    reason: str
 
 
 class Processes:
@@ -30,14 +42,20 @@ class Processes:
         self._children: dict[str, subprocess.Popen] = {}
         self._lock = threading.Lock()
 
-    def start(self, name: str, command: list[str], log: Path, cwd: Path) -> bool:
-        """Start `command` in its own session, its words going to `log`; False when the last one of that name still runs."""
+    def start(self, name: str, command: list[str], log: Path, cwd: Path, *, driver_of: Path | None = None) -> bool:
+        """Start `command` in its own session, its words going to `log`; False when the last one of that name still runs.
+
+        How the driver of a run folder ends is kept there.
+        """
         with self._lock:
             if self._alive(name):
                 return False
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as file:
-                self._children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True)
+                child = self._children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True)
+            if driver_of is not None:
+                (driver_of / ENDED).unlink(missing_ok=True)
+                threading.Thread(target=self._keep_end, args=(name, child, driver_of), daemon=True).start()
             return True
 
     def alive(self, name: str) -> bool:
@@ -48,11 +66,19 @@ class Processes:
         with self._lock:
             return sum(child.poll() is None for child in self._children.values())
 
-    def exit_code(self, name: str) -> int | None:
-        """How the last process of that name ended; None while it runs or when there was none."""
+    def ended(self, run: Run) -> Ended | None:
+        """How the run's last driver ended, by this service's knowledge or an earlier one's; None when that is not known."""
         with self._lock:
-            child = self._children.get(name)
-            return child.poll() if child else None
+            child = self._children.get(run.id)
+            if child is not None and child.poll() is not None and not (run.folder / ENDED).exists():
+                return _keep(run.folder, child.returncode)
+        return _kept(run.folder)
+
+    def _keep_end(self, name: str, child: subprocess.Popen, folder: Path) -> None:
+        code = child.wait()
+        with self._lock:
+            if self._children.get(name) is child and not (folder / ENDED).exists():
+                _keep(folder, code)
 
     def stop(self, run: Run) -> bool:
         """Interrupt the driver of a run, then terminate it when it does not listen; False when none runs."""
@@ -89,6 +115,25 @@ class Processes:
     def _alive(self, name: str) -> bool:
         child = self._children.get(name)
         return child is not None and child.poll() is None
+
+
+def _keep(folder: Path, code: int) -> Ended:
+    ended = Ended(code, said_last(folder / LOG))
+    if folder.is_dir():  # it may have been removed since
+        with suppress(OSError):  # a full disk: then it is known as long as this service lives
+            write_whole(folder / ENDED, json.dumps(asdict(ended)))
+    return ended
+
+
+def _kept(folder: Path) -> Ended | None:
+    """What was kept, unless the run was started again since, by hand, or the file is damaged."""
+    try:
+        if (folder / STARTED).exists() and (folder / STARTED).stat().st_mtime_ns > (folder / ENDED).stat().st_mtime_ns:
+            return None
+        found = json.loads((folder / ENDED).read_text())
+        return Ended(int(found["code"]), str(found["reason"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _signal(pid: int, number: int) -> bool:

@@ -8,14 +8,16 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Path, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from recycler.errors import UsageError
 from recycler.export.card import model_card
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.report_html import html_report
+from recycler.scoring.frozen import searched_test_tasks
 from recycler.service import deltas, documents, events, processes
 from recycler.service.damage import JobRoute, bulkhead
+from recycler.service.documents import read_number
 from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
 from recycler.service.exports import DESTINATION, DTYPES, EXPORT_ID, Order
 from recycler.service.jobs import Jobs
@@ -28,7 +30,7 @@ JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ExportId = Annotated[str, Path(pattern=EXPORT_ID)]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Destination = Annotated[str, Field(pattern=DESTINATION, max_length=255, description="below the export root that the service was started with")]
-TrialNumber = Annotated[int, Path(ge=0, lt=10**8)]
+TrialNumber = Annotated[int, BeforeValidator(read_number), Path(ge=0, lt=10**8)]
 RoleQuery = Annotated[Literal["search", "holdout"], Query(description="which items")]
 Problems = {400: {"description": "no well-formed request"}, 401: {"description": "token needed"}, 403: {"description": "from another site, or a viewer's write"}, 404: {"description": "no such job, trial or export"},
             503: {"description": "the job's folder or ledger cannot be read"}}
@@ -168,7 +170,7 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         order = Order(trial=number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
         told, chosen = jobs.exports.preview(run, order, trial), order.recipe(trial)
         text = recipe_to_yaml(chosen, {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints})
-        return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(told["title"], snapshot.pool, chosen, trial, text), **told})
+        return JSONResponse({"schema_version": 1, "trial": number, "recipe": text, "card": model_card(told["title"], snapshot.pool, chosen, trial, text, searched=searched_test_tasks(run.folder)), **told})
 
     @router.get("/jobs/{job}/compare", summary="2 to 4 trials: paired differences to the first with standard errors, and flipped items with both outputs")
     def compare(job: JobId, trials: Annotated[str, Query(max_length=64, examples=["3,17"])], role: RoleQuery = "search") -> JSONResponse:
