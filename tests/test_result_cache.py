@@ -8,6 +8,7 @@ from conftest import OBJECTIVES
 from test_fidelity import ITEMS, POOL
 from test_watch import Engine
 
+from recycler.cluster.workers import ScoringWorker, Work
 from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_pool
 from recycler.scoring import code, result_cache
@@ -117,3 +118,16 @@ def test_a_damaged_file_counts_as_not_there(tmp_path):
     (file,) = tmp_path.rglob("*.outcomes")
     file.write_bytes(file.read_bytes()[:-5])
     assert asked(Counting(), ResultCache(tmp_path, "here"))[0] == 320
+
+
+def test_a_worker_asks_a_pool_with_another_config_anew(tmp_path):
+    make_pico_pool(tmp_path, num_members=2)
+    engine, numbers = Counting(), []
+    for theta in (10000.0, 10000.0, 2000.0):
+        path = tmp_path / "base/config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": theta}))
+        pool = open_pool([str(tmp_path / "members/*")], str(tmp_path / "base"))
+        before = engine.asked
+        ScoringWorker(Work(pool=pool, engine="fake", items=tuple(SEARCH), objectives=OBJECTIVES, reuse=str(tmp_path / "kept")), engine).score(RECIPE, "search")
+        numbers.append(engine.asked - before)
+    assert numbers == [320, 0, 320]
