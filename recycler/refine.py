@@ -75,7 +75,7 @@ def refine(run: Path, prepared: PreparedJob, what: str, settings: Settings, tell
         losses = _Losses(prepared, start, settings)
         try:
             before = losses.begin()
-            tell(f"refining trial {trial.number} by {settings.by}: {start_size(start)} weights, {_said(before)}")
+            tell(f"refining trial {trial.number} by {settings.by}: {len(start.groups) * len(start.members)} weights, {_said(before)}")
             weights, steps = _walk(losses, start, prepared.space, settings, tell)
             recipe = replace(start, weights=_rows(weights))
             after = losses.whole(recipe)
@@ -84,10 +84,6 @@ def refine(run: Path, prepared: PreparedJob, what: str, settings: Settings, tell
         better = losses.share(after) < 1.0
         number = _open(ledger, trial, recipe, settings, steps, before, after) if better else None
         return Refined(of=trial.number, recipe=recipe, before=before, after=after, trial=number)
-
-
-def start_size(recipe: Recipe) -> int:
-    return len(recipe.groups) * len(recipe.members)
 
 
 def _start(trial: Trial, prepared: PreparedJob, settings: Settings) -> Recipe:

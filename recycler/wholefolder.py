@@ -34,9 +34,16 @@ def _no_folder(folder: Path, error: OSError | RuntimeError | ValueError) -> Usag
 def write_whole(path: Path, text: str) -> None:
     """A small file that appears whole or not at all, and its folder. Raises UsageError where the folder cannot be."""
     make_folder(path.parent)
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; it takes the place of `path` when the block ends well, and goes otherwise."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

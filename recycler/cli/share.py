@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
+from recycler.wholefolder import whole_file
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -23,14 +24,11 @@ def report(arguments: argparse.Namespace) -> None:
     path = Path(arguments.html)
     if path.is_dir():
         raise UsageError(Problem(thing=str(path), cause="is a folder", remedy="Give a file, such as report.html"))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with whole_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(Problem(thing=str(path), cause=f"cannot be written ({error.strerror})", remedy="Give a file in a folder that exists")) from None
-    finally:
-        aside.unlink(missing_ok=True)
     print(f"recycler: wrote {path} ({len(text):,} characters)", file=sys.stderr)
 
 

@@ -133,7 +133,7 @@ class TransformersEngine:
         self._check_clean()
         check_loglikelihood(requests, self._max_model_len)
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
-        room = min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0])
+        room = self._room()
         found: dict[int, Loglikelihood] = {}
         for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
             ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
@@ -150,7 +150,7 @@ class TransformersEngine:
         check_loglikelihood(requests, self._max_model_len)
         losses = [0.0] * len(requests)
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
-        room = min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0]) // 8  # activations stay for the way back
+        room = self._room() // 8  # activations stay for the way back
         try:
             for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
                 ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
@@ -169,6 +169,10 @@ class TransformersEngine:
 
     def close(self) -> None:
         self._weights, self._model = {}, None
+
+    def _room(self) -> int:
+        """Tokens of a batch whose logits are all kept."""
+        return min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0])
 
     def _check_open(self) -> None:
         if self._model is None:

@@ -17,6 +17,7 @@ from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.stats import minimal_detectable_difference
 from recycler.suite import EvalSuite
 from recycler.types import Item
+from recycler.wholefolder import whole_file
 
 SCHEMA_VERSION = 1
 _BYTES_PER_TOKEN = 3.5  # English text; only for estimates of length
@@ -25,16 +26,11 @@ _BYTES_PER_TOKEN = 3.5  # English text; only for estimates of length
 def write_frozen(suite: EvalSuite, path: Path) -> None:
     """Write a suite to `path`; the file appears whole or not at all."""
     header = {"kind": "recycler-suite", "schema_version": SCHEMA_VERSION, "name": suite.name, "digest": suite.digest, "num_items": len(suite.items), "test_tasks": suite.test_tasks}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(canonical_json(line) + "\n" for line in (header, *suite.items))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(canonical_json(line) + "\n" for line in (header, *suite.items))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_frozen(path: Path) -> EvalSuite:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from recycler.digest import digest
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
 from recycler.scoring.sandbox import interpreter_version
 from recycler.types import Item, Outcome, Pool
+from recycler.wholefolder import whole_file
 
 
 _IDLE = ("_name_or_path", "transformers_version", "_commit_hash")  # of a config: say where a model comes from, not what it answers
@@ -70,12 +70,8 @@ class ResultCache:
         path = self._path(weights_digest, fingerprint)
         known = self._stored(path) | {key: replace(outcomes[item.id], item=key) for item in items for key in (question_digest(item),)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(path) as aside:
             aside.write_bytes(outcomes_to_bytes(known.values()))
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def _path(self, weights_digest: str, fingerprint: str) -> Path:
         key = digest([weights_digest, fingerprint, self._surroundings])

@@ -40,11 +40,16 @@ class Step:
 
 def direction(seed: int, space: SearchSpace) -> Floats:
     """Random signs (G, K); 0 for frozen members, and summing to 0 in each row where the sum of the weights is fixed."""
-    free = np.array(space.low) < np.array(space.high)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))) * free
-    if space.total[0] == space.total[1] and free.any():
-        signs = (signs - signs.sum(axis=1, keepdims=True) / free.sum()) * free
-    return signs
+    return _allowed(np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))), space)
+
+
+def _allowed(step: Floats, space: SearchSpace) -> Floats:
+    """What of a step (G, K) keeps frozen members where they are, and the sum of each row where that is fixed."""
+    free = (np.array(space.low) < np.array(space.high)).astype(float)
+    if space.total[0] == space.total[1]:
+        step = step * free
+        step = step - step.sum(axis=1, keepdims=True) / max(free.sum(), 1.0)
+    return step * free
 
 
 def moved(weights: Floats, step: Floats, space: SearchSpace) -> Floats:
@@ -79,13 +84,10 @@ def replay(start: Floats, steps: Sequence[Step], space: SearchSpace) -> Floats:
 
 def descend(slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float) -> tuple[Floats, tuple[float, ...]]:
     """Weights after `steps` steps of Adam of length about `reach` a weight, and the loss before each."""
-    free = (np.array(space.low) < np.array(space.high)).astype(float)
     weights, mean, square, losses = np.array(start, dtype=float), 0.0, 0.0, []
     for index in range(steps):
         loss, slope = slopes(weights, index)
-        slope = slope * free
-        if space.total[0] == space.total[1]:
-            slope = (slope - slope.sum(axis=1, keepdims=True) / max(free.sum(), 1.0)) * free
+        slope = _allowed(slope, space)
         losses.append(loss)
         mean, square = MOMENTUM * mean + (1 - MOMENTUM) * slope, SQUARES * square + (1 - SQUARES) * slope**2
         unbiased = mean / (1 - MOMENTUM ** (index + 1)), square / (1 - SQUARES ** (index + 1))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from recycler.service import processes
 from recycler.service.exports import refuse_too_many
 from recycler.service.processes import Processes
 from recycler.service.store import Run, Snapshot
+from recycler.wholefolder import write_whole
 
 FILE, LOG = "pool-deltas.json", "pool-deltas.log"
 
@@ -29,12 +29,7 @@ def measure(run: str, path: Path) -> None:
     profile = delta_profile(open_pool_of(run))
     document = {"base": profile.base, "sample": profile.sample, "members": [
         {"name": member.member, "mean": member.mean, "p99": member.p99, "relative_norm": member.relative, "layers": list(member.layers), "proposed_swap": propose_swap(member)} for member in profile.members]}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(json.dumps(document))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(path, json.dumps(document))
 
 
 def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
