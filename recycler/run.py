@@ -15,12 +15,12 @@ from recycler.bundle import Bundle, bundle_job
 from recycler.cluster.workers import Work, Workers
 from recycler.earlier import take_earlier, taken_lines, write_stamps
 from recycler.engines import default_engine_name
-from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.insight import write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.deltas import delta_gram
+from recycler.pool.gram import delta_gram
 from recycler.prepare import PreparedJob, object_versions, prepare
 from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
@@ -39,6 +39,7 @@ from recycler.types import Checkpoint, Objective, Pool, Trial
 from recycler.wholefolder import make_folder
 
 MakeWorkers = Callable[[Work, int], Workers]
+GRAM = "gram"  # the ledger's fact: JSON of a (K, K) matrix, or null
 
 
 def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), ledger_url: str | None = None, reuse: Path | None = None, listen: Listener = lambda event: None,
@@ -64,8 +65,11 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
             shutil.copyfile(job_path, run_folder / COPY)
         (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
         prepared = _with_earlier(prepared, ledger, job_path.parent)
+        finished = _finished(ledger, prepared)
+        if not finished and (why := _measure_gram(prepared, ledger)):
+            prepared = replace(prepared, warnings=(*prepared.warnings, why))
         started(prepared, ledger.trials())
-        if not _finished(ledger, prepared):
+        if not finished:
             _search_and_hold_out(prepared, ledger, make_workers, listen, reuse)
         return front_of(ledger)
 
@@ -219,15 +223,26 @@ def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:
 
 
 def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
-    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a resumed run proposes the same.
+    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a resumed run proposes the same."""
+    _measure_gram(prepared, ledger)
+    return json.loads(ledger.fact(GRAM) or "null")
 
-    None for a pool in a bucket: reading all of it for this alone would take longer than it saves.
+
+def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
+    """Keep the matrix in the ledger, or that there is none; why there is none, for people.
+
+    A bucket that does not give it costs the search some trials and never the job; a run that has begun without goes on without.
     """
-    if any("://" in checkpoint.location for checkpoint in prepared.pool.members):
-        return None
-    if ledger.fact("gram") is None:
-        ledger.set_fact("gram", json.dumps(delta_gram(prepared.pool)))
-    return json.loads(ledger.fact("gram"))
+    if ledger.fact(GRAM) is not None:
+        return ""
+    gram, why = None, ""
+    if not any(trial.is_proposed for trial in ledger.trials()):
+        try:
+            gram = delta_gram(prepared.pool, seed=prepared.job.seed)
+        except (RecyclerError, OSError) as error:
+            why = f"distances between merges were not measured, so the search goes by the weights alone: {error}"
+    ledger.set_fact(GRAM, json.dumps(gram))
+    return why
 
 
 def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:

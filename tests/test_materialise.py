@@ -92,10 +92,10 @@ def test_a_local_folder_that_another_node_lacks_is_named(tmp_path):
 
 # ---------------------------------------------------------------- jobs
 
-def write_job(sound, folder, pool):  # noqa: F811
+def write_job(sound, folder, pool, **more):  # noqa: F811
     for name in ("echo.yaml", "echo.jsonl"):
         shutil.copyfile(sound / name, folder / name)
-    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "pool": pool}))
+    (folder / "job.yaml").write_text(yaml.safe_dump({**JOB, "pool": pool, **more}))
     return folder / "job.yaml"
 
 

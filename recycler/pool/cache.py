@@ -74,6 +74,11 @@ def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any
     return path
 
 
+def is_cached(url: str, etag: str, size: int) -> bool:
+    """Whether the whole copy is there; it may be removed at any time until `cached` holds it."""
+    return _is_whole(cache_folder() / f"{cache_key(url, etag, size)}.bin", size)
+
+
 def cached_facts(url: str, etag: str, size: int) -> dict[str, Any]:
     """What is known of a copy: url, etag, size, sha256, digests of its tensors; empty when there is no copy."""
     try:

@@ -81,23 +81,6 @@ def delta_profile(pool: Pool, *, sample: int | None = 65_536, candidates: Sequen
     return sums.profile(base.name, len(others) - len(candidates), sample)
 
 
-def delta_gram(pool: Pool, *, sample: int = 16_384) -> tuple[tuple[float, ...], ...]:
-    """(K, K) inner products of the members' deltas over the base's squared norm, in the pool's order, from a sample.
-
-    Without a base the first member stands for it: distances between averages are the same from any origin.
-    """
-    profile = delta_profile(pool, sample=sample)
-    lengths, cosines = dict(zip(profile.names, profile.to_base, strict=True)), np.array(profile.cosines)
-    place = {name: index for index, name in enumerate(profile.names)}
-
-    def inner(first: str, second: str) -> float:
-        if first not in place or second not in place:  # the first member of a pool without a base lies at the origin
-            return 0.0
-        return float(lengths[first] * lengths[second] * cosines[place[first], place[second]])
-
-    return tuple(tuple(inner(first, second) for second in pool.names) for first in pool.names)
-
-
 class _Sums:
     """What is added up over tensors: histograms of |delta|, layer sums, and inner products of deltas and base."""
 
@@ -175,12 +158,16 @@ def _values(info: TensorInfo, sample: int | None):
         for block in tensor_blocks(info, block_bytes=size << 18):
             yield as_float32(block, info.dtype)
         return
-    if num <= sample:
-        yield as_float32(read_bytes(info, 0, info.num_bytes), info.dtype)
-        return
-    length = max(sample // RUNS, 1)
-    parts = [read_bytes(info, size * (run * (num - length) // (RUNS - 1)), size * length) for run in range(RUNS)]
+    parts = [read_bytes(info, size * start, size * count) for start, count in stretches_of(num, sample)]
     yield as_float32(b"".join(parts), info.dtype)
+
+
+def stretches_of(num: int, sample: int) -> list[tuple[int, int]]:
+    """(first element, number) of the stretches that are read of a tensor of `num` elements: all of a small one, else RUNS of them."""
+    if num <= sample:
+        return [(0, num)]
+    length = max(sample // RUNS, 1)
+    return [(run * (num - length) // (RUNS - 1), length) for run in range(RUNS)]
 
 
 def as_float32(raw: bytes | memoryview, dtype: str) -> np.ndarray:
