@@ -30,7 +30,7 @@ bench-merge: install
 bench-search: install
 	mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --families networks bumps weight_bumps near_linear plateaus ridges dominated dead \
-		--members 16 --budget 100 --seeds 3 --jobs 2 --samplers simplex_gp tpe nsga2 random paper_cma --csv build/search-bench.csv
+		--members 16 --budget 100 --seeds 3 --jobs 2 --samplers simplex_gp tpe nsga2 random --csv build/search-bench.csv
 
 clean:
 	rm -rf demo-run

@@ -1,7 +1,8 @@
 """python -m benchmarks.search --families bumps near_linear --members 8 16 --budget 50 --seeds 3 --jobs 2
 
 Prints, per family and pool size, the true hypervolume of the shipped front at each checkpoint: median over seeds, each
-seed with a pool of its own. `--csv FILE` keeps every row. Set OMP_NUM_THREADS=1.
+seed with a pool of its own. `--csv FILE` keeps every row. Set OMP_NUM_THREADS=1. `botorch`, `mergenetic` and `mergekit_evolve`
+need libraries of their own: see `outside.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
+
+from recycler.errors import UsageError
 
 from .bench import CHECKPOINTS, run
 from .families import FAMILIES, NUM_ITEMS
@@ -64,4 +68,8 @@ def table(rows: list[dict], points: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:  # a library that a sampler needs
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 import optuna
-from cmaes import CMA
 
 from recycler.search.gp import Features, gram_root
 from recycler.search.loss_model import LossModel
 from recycler.search.simplex_gp import SimplexGP, observations
 
 from .families import NUM_OBJECTIVES, Family
+from .outside import BoTorch, MergekitEvolve, Mergenetic
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 LOGIT = 3.0
@@ -128,28 +128,6 @@ class RandomSparse:
         pass
 
 
-class MeanCma:
-    """CMA-ES on the mean score with |x| normalised to sum 1: Khalifa et al.'s search with mergekit-evolve's settings."""
-
-    def __init__(self, family: Family, seed: int):
-        size = family.num_members
-        self.low, self.batch = family.lowest, []
-        self.optimiser = CMA(mean=np.full(size, 1 / size), sigma=1 / 6, bounds=np.tile([-1.0, 1.0], (size, 1)), seed=seed)
-
-    def ask(self) -> np.ndarray:
-        self.x = self.optimiser.ask()
-        weights = np.abs(self.x) + 1e-12 if self.low >= 0 else np.clip(self.x, self.low, None)
-        return weights / max(weights.sum(), 1e-6)
-
-    def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
-        if not hasattr(self, "x"):
-            return  # scores of members, known beforehand, which the paper's search has no use for
-        self.batch.append((self.x, -float(value.mean())))
-        if len(self.batch) == self.optimiser.population_size:
-            self.optimiser.tell(self.batch)
-            self.batch = []
-
-
 def _startup(family: Family) -> int:
     return (family.num_members + 1 if family.num_members <= 16 else 1) + 4
 
@@ -164,5 +142,7 @@ SAMPLERS: dict[str, Callable[[Family, int], object]] = {
     "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),
     "gpsampler": lambda family, seed: Stock(family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))),
     "random": RandomSparse,
-    "paper_cma": MeanCma,
+    "botorch": BoTorch,
+    "mergenetic": Mergenetic,
+    "mergekit_evolve": MergekitEvolve,
 }
