@@ -11,11 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recycler.costs import Costs, is_linear
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.prepare import PreparedJob
+from recycler.priced import measured_costs
 from recycler.runs import open_ledger, read_facts
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Checkpoint, Recipe
@@ -48,7 +50,7 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
     if not prepared.job.earlier:
         return ()
     done, now = json.loads(ledger.fact(EARLIER) or "[]"), _stamps(prepared, engine)
-    taken = []
+    priced, taken = measured_costs(ledger, prepared.objectives, prepared.pool), []
     for index, run in enumerate(prepared.job.earlier):
         if run in done:
             continue
@@ -56,7 +58,7 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
         with closing(_open(run, folder, where)) as source:
             if source.place == ledger.place:
                 raise UsageError(Problem(thing=f"earlier run {run}", cause="is this very run", remedy="Leave it out", where=where))
-            taken.append(_take(source, run, ledger, prepared, now, where))
+            taken.append(_take(source, run, ledger, prepared, priced, now, where))
         done.append(run)
         ledger.set_fact(EARLIER, json.dumps(done))
     return tuple(taken)
@@ -72,7 +74,7 @@ def _open(run: str, folder: Path, where: str) -> Ledger:
         raise type(error)([Problem(thing=f"earlier run {run}: {problem.thing}", cause=problem.cause, remedy=problem.remedy, where=where) for problem in error.problems]) from None
 
 
-def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: dict[str, dict[str, str]], where: str) -> Taken:
+def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, priced: Costs, now: dict[str, dict[str, str]], where: str) -> Taken:
     before = json.loads(source.fact(STAMPS) or "null")
     if before is None:
         raise UsageError(Problem(thing=f"earlier run {run}", cause="was made before recycler kept what its members were", remedy="Run its job once more to add that, or leave it out; --reuse takes its answers in any case", where=where))
@@ -90,7 +92,7 @@ def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: 
             continue
         recipe = _in_terms_of(trial.recipe, names, prepared, base_name=base.name if base else None)
         scorecard = source.scorecard(trial.number, "search") if recipe else None
-        if recipe is None or not own_items <= {outcome.item for outcome in scorecard.outcomes}:
+        if recipe is None or not _can_be_priced(recipe, priced) or not own_items <= {outcome.item for outcome in scorecard.outcomes}:
             left += 1
             continue
         label = baselines.get((trial.kind, recipe))  # a baseline where it is one of this pool's, else a merge that nobody proposed here
@@ -99,7 +101,7 @@ def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, now: 
             continue
         outcomes = tuple(outcome for outcome in scorecard.outcomes if outcome.item in own_items)
         ledger.open_trial(number, kind, recipe, label=f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}" if label is None else label)
-        ledger.close_trial(number, replace(scorecard, outcomes=outcomes, scores=aggregate(prepared.items, outcomes, prepared.objectives)))
+        ledger.close_trial(number, priced.added(replace(scorecard, outcomes=outcomes, scores=aggregate(prepared.items, outcomes, prepared.benchmarks)), recipe))
         there.add((kind, recipe))
         number, copied = number + 1, copied + 1
     return Taken(run=run, num_trials=copied, left=left)
@@ -123,6 +125,11 @@ def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, b
     if recipe.method != "linear" and set(recipe.members) - set(names):
         return None  # other methods may look at members of weight 0 too
     return replace(recipe, members=prepared.pool.names, weights=tuple(rows), base=base)
+
+
+def _can_be_priced(recipe: Recipe, priced: Costs) -> bool:
+    """Whether this job's costs are known of the merge: distances are of linear ones alone."""
+    return priced.products is None or is_linear(recipe)
 
 
 def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:

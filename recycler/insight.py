@@ -13,8 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recycler.costs import benchmarks
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
+from recycler.priced import read_costs
 from recycler.report import choice_document, choose, read_front, read_smoothed
 from recycler.runs import OUTLOOK, open_ledger, read_facts
 from recycler.search.outlook import NEXT, outlook
@@ -35,13 +37,16 @@ def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
 
 
 def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int) -> dict[str, Any] | None:
-    """Preview a run once all its members are scored, once; None before. After merges, its errors are brought up to date."""
+    """Preview a run once all its members are scored, once; None before. After merges, its errors are brought up to date.
+
+    Of the objectives that have items: what a merge will cost is no guess.
+    """
     trials = ledger.trials()
     members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
     if len(members) < max(2, num_members):
         return None
     outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in members}
-    preview = Preview(members, outcomes, [item for item in items if item.role == "search"], objectives)
+    preview = Preview(members, outcomes, [item for item in items if item.role == "search"], benchmarks(objectives))
     stored = ledger.fact(PREVIEW)
     before = json.loads(stored) if stored else preview.document(())
     now = {**before, "errors": [asdict(error) for error in preview.errors(trials)]}
@@ -91,7 +96,7 @@ def read_surrogate(ledger: Ledger, trials: Sequence[Trial], objectives: Sequence
     stored, gram = ledger.fact(SPACE), ledger.fact("gram")
     space = _space(json.loads(stored)) if stored else _seen(trials)
     own = [trial for trial in trials if trial.recipe.method == (ledger.fact(METHOD) or "linear")]
-    return Surrogate(SimplexProposer(space, objectives, seed=0, gram=json.loads(gram) if gram else None), own, objectives)
+    return Surrogate(SimplexProposer(space, objectives, seed=0, gram=json.loads(gram) if gram else None, priced=read_costs(ledger, objectives)), own, objectives)
 
 
 def _seen(trials: Sequence[Trial]) -> SearchSpace:

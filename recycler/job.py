@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, ValidationInfo, field_validator, model_serializer, model_validator
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.types import FLOOR, Objective
@@ -42,7 +42,7 @@ class PoolSpec(Strict):
 class ObjectiveSpec(Strict):
     """One figure to optimise: a metric of a suite, or of one task of it."""
 
-    suite: str
+    suite: Place
     task: str | None = None
     metric: str
     direction: Literal["maximize", "minimize"]
@@ -61,6 +61,36 @@ class ObjectiveSpec(Strict):
     def objective(self) -> Objective:
         floor = None if self.floor is None else self.floor.strip() if isinstance(self.floor, str) else f"{self.floor:.12g}"
         return Objective(suite=self.suite, task=self.task, metric=self.metric, direction=self.direction, floor=floor)
+
+
+class CostSpec(Strict):
+    """What a merge costs, to be made small. Its recipe alone tells it: exact, at no items."""
+
+    cost: Literal["members", "distance"]
+    """members: how many have a weight other than 0. distance: |merge - base| / |base| over all tensors, for linear merges of a pool with a base."""
+    direction: Literal["minimize"] = "minimize"
+    floor: Number | None = None
+    """The most that a shipped merge may cost: a number of members, or a distance."""
+
+    @field_validator("floor")
+    @classmethod
+    def _possible(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("cost") == "members" and (value < 1 or value != int(value)):
+            raise ValueError("is no number of members, from 1 on")
+        if value is not None and value <= 0:
+            raise ValueError("is not above 0: the base itself lies at 0, and no merge nearer")
+        return value
+
+    def objective(self) -> Objective:
+        return Objective(suite="", metric=self.cost, direction=self.direction, floor=None if self.floor is None else f"{self.floor:.12g}")
+
+
+def _kind_of(entry: Any) -> str:
+    """The tag of an entry of `objectives`: a cost is what names one."""
+    return "<CostSpec>" if isinstance(entry, CostSpec) or isinstance(entry, dict) and "cost" in entry else "<ObjectiveSpec>"
+
+
+AnyObjective = Annotated[Annotated[ObjectiveSpec, Tag("<ObjectiveSpec>")] | Annotated[CostSpec, Tag("<CostSpec>")], Discriminator(_kind_of)]
 
 
 class EngineSpec(Strict):
@@ -140,8 +170,8 @@ class JobSpec(Strict):
     """A search space: a path relative to the job file, or one that ships with recycler."""
     suites: list[Place] = Field(min_length=1)
     """Names from eval_suites/, paths relative to the job file, or lm_eval:TASK."""
-    objectives: list[ObjectiveSpec] = Field(min_length=2, max_length=8)
-    """Two or more."""
+    objectives: list[AnyObjective] = Field(min_length=2, max_length=8)
+    """Two or more: figures of suites, and costs."""
     engine: EngineSpec = EngineSpec()
     fidelity: FidelitySpec = FidelitySpec()
     budget: BudgetSpec
@@ -166,6 +196,13 @@ class JobSpec(Strict):
             data["engine"] = {"name": data["engine"]}
         return data
 
+    @field_validator("objectives")
+    @classmethod
+    def _some_benchmark(cls, value: list[AnyObjective]) -> list[AnyObjective]:
+        if all(isinstance(spec, CostSpec) for spec in value):
+            raise ValueError("are costs alone, and the cheapest merge is no merge; add a metric of a suite")
+        return value
+
     @property
     def searched_objectives(self) -> tuple[Objective, ...]:
         return tuple(spec.objective() for spec in self.objectives)
@@ -182,7 +219,7 @@ def read_job(path: Path) -> tuple[JobSpec, YamlDocument]:
         where = document.where(("objectives", index))
         if names.index(name) != index:
             problems.append(Problem(thing=f"objective {name!r}", cause="stands twice", remedy="Keep one of them", where=where))
-        if spec.suite not in suites:
+        if isinstance(spec, ObjectiveSpec) and spec.suite not in suites:
             problems.append(Problem(thing=f"objective {name!r}", cause=f"its suite {spec.suite!r} is not under suites:", remedy=f"Add {spec.suite} to suites:", where=where))
     raise_problems(problems, UsageError)
     return job, document

@@ -64,7 +64,7 @@ def plan_job(prepared: PreparedJob, earlier: Earlier | None = None) -> dict[str,
         "baseline_trial": _cost(search), "proposed_trial": _cost(drawn), "holdout_trial": _cost(holdout),
         "job": {"items": asked, **{key: fixed * whole + trials["proposed"] * part + trials["finalists_at_least"] * held for (key, whole), part, held in
                                    zip(_cost(search)["tokens"].items(), _cost(drawn)["tokens"].values(), _cost(holdout)["tokens"].values(), strict=True)}},
-        "tasks": _tasks(prepared.items), "objectives": [visible_difference(objective, prepared.items, earlier.members if earlier else {}) for objective in prepared.objectives],
+        "tasks": _tasks(prepared.items), "objectives": [visible_difference(objective, prepared.items, earlier.members if earlier else {}) for objective in prepared.benchmarks],
         "seconds": None if seconds is None else {"baseline_trial": round(seconds * len(search)), "proposed_trial": round(seconds * len(drawn)), "job_on_one_worker": round(seconds * asked),
                                                  "job": round(seconds * asked / prepared.job.engine.workers)},
     }

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from recycler.costs import benchmarks
 from recycler.digest import digest
 from recycler.engines import parallel_problems
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean, raise_problems
-from recycler.job import JobSpec, read_job
+from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_pool, remote_url
 from recycler.pool.files import local_folder
@@ -40,6 +41,11 @@ class PreparedJob:
     @property
     def objectives(self) -> tuple[Objective, ...]:
         return self.job.searched_objectives
+
+    @property
+    def benchmarks(self) -> tuple[Objective, ...]:
+        """The objectives that have items: all but the costs."""
+        return benchmarks(self.objectives)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -96,6 +102,7 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause="unknown", remedy=did_you_mean(job.method, MERGE_METHODS), where=document.where(("method",))))
     elif MERGE_METHODS[job.method].needs_base and job.pool.base is None:
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause="works on deltas and the pool has no base", remedy="Add base: under pool:", where=document.where(("pool",))))
+    collector.problems += _cost_problems(job, document)
     pool = collector.step(_open_pool, job, folder, document)
     if pool and job.method in MERGE_METHODS and MERGE_METHODS[job.method].num_members not in (None, len(pool.members)):
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has {len(pool.members)}", remedy="Use another method, or a pool of those two", where=document.where(("method",))))
@@ -137,7 +144,39 @@ def _pinned(checkpoint: Checkpoint) -> Checkpoint:
 
 def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool) -> SearchSpace:
     spec, space_document = read_space(shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",))))
-    return resolve(spec, space_document, members=pool.names, left_out=job.pool.without, num_layers=pool.template.num_layers, has_base=pool.base is not None, method_options=MERGE_METHODS[job.method].options)
+    space = resolve(spec, space_document, members=pool.names, left_out=job.pool.without, num_layers=pool.template.num_layers, has_base=pool.base is not None, method_options=MERGE_METHODS[job.method].options)
+    distance = next((index for index, spec in enumerate(job.objectives) if isinstance(spec, CostSpec) and spec.cost == "distance"), None)
+    if distance is not None and space.options:
+        raise UsageError(Problem(thing="cost distance", cause=f"cannot be told from the weights alone while the space searches {space.options[0][0]}", remedy="Take that option out of the space, or leave the cost out", where=document.where(("objectives", distance))))
+    return _within_members(space, job, document)
+
+
+def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) -> SearchSpace:
+    """The space without the rows that alone use more members than the job allows. Raises UsageError where none is left."""
+    most = next(((index, int(spec.floor)) for index, spec in enumerate(job.objectives) if isinstance(spec, CostSpec) and spec.cost == "members" and spec.floor is not None), None)
+    if most is None:
+        return space
+    index, number = most
+    must = [name for name, low, high in zip(space.members, space.low, space.high, strict=True) if low > 0.0 or high < 0.0]
+    if len(must) > number:
+        raise UsageError(Problem(thing=f"at most {number} members", cause=f"is fewer than the space gives a weight to in every merge ({', '.join(must)})", remedy="Raise floor:, or let those weights be 0", where=document.where(("objectives", index, "floor"))))
+    return replace(space, max_nonzero=min(number, space.max_nonzero or number))
+
+
+def _cost_problems(job: JobSpec, document: YamlDocument) -> list[Problem]:
+    """Costs that this job's merges do not have, or that nobody can tell from their weights."""
+    problems, method = [], MERGE_METHODS.get(job.method)
+    for index, spec in enumerate(job.objectives):
+        if not isinstance(spec, CostSpec) or method is None:
+            continue
+        where = document.where(("objectives", index))
+        if spec.cost == "members" and method.reads_all:
+            problems.append(Problem(thing="cost members", cause=f"says nothing of {job.method}, which uses members of weight 0 too", remedy="Leave it out, or use another method", where=where))
+        if spec.cost == "distance" and job.pool.base is None:
+            problems.append(Problem(thing="cost distance", cause="is that from the base, and the pool has none", remedy="Add base: under pool:", where=where))
+        if spec.cost == "distance" and job.method != "linear":
+            problems.append(Problem(thing="cost distance", cause=f"cannot be told from the weights of {job.method}: it is exact for linear merges alone", remedy="Use method: linear, or leave it out", where=where))
+    return problems
 
 
 def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool | None, data_folders: Sequence[Path]) -> tuple[EvalSuite, ...]:
@@ -151,7 +190,7 @@ def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool
         suites = [collector.step(build_suite, path, tokenizer, data_folders=[*data_folders, folder]) for path in paths if path and path.stem in specs and tokenizer]
     built = tuple(suite for suite in suites if suite is not None)
     collector.step(check_across_suites, built)
-    collector.step(check_search_guard, built, job.allow_benchmark_tests, job.searched_objectives)
+    collector.step(check_search_guard, built, job.allow_benchmark_tests, benchmarks(job.searched_objectives))
     collector.finish()
     return built
 
@@ -159,7 +198,7 @@ def _build_suites(job: JobSpec, folder: Path, document: YamlDocument, pool: Pool
 def _objective_problems(job: JobSpec, document: YamlDocument, specs: dict[str, Any]) -> list[Problem]:
     problems = []
     for index, objective in enumerate(job.searched_objectives):
-        if objective.suite not in specs:
+        if objective.is_cost or objective.suite not in specs:
             continue
         metrics = objective_metrics(specs[objective.suite])
         where = document.where(("objectives", index))

@@ -141,8 +141,8 @@ class _Losses:
 
     def __init__(self, prepared: PreparedJob, start: Recipe, settings: Settings):
         self._start, self._settings = start, settings
-        self._asked = {objective.name: _requests(objective, prepared.items) for objective in prepared.objectives}
-        self._preference = _shares(prepared.objectives, settings.prefer)
+        self._asked = {objective.name: _requests(objective, prepared.items) for objective in prepared.benchmarks}
+        self._preference = _shares(prepared.benchmarks, settings.prefer)
         pool, work = materialise(prepared.pool), work_of(prepared)
         self._resident = ResidentPool(pool)
         if settings.by == "gradient":  # the only engine that has one
@@ -204,7 +204,7 @@ def _shares(objectives: Sequence[Objective], prefer: Mapping[str, float] | None)
     names = [objective.name for objective in objectives]
     for name in prefer or {}:
         if name not in names:
-            raise UsageError(Problem(thing=f"objective {name!r}", cause="not one of this run's", remedy=did_you_mean(name, names)))
+            raise UsageError(Problem(thing=f"objective {name!r}", cause="is not one of this run's that have a slope: those scored on items", remedy=did_you_mean(name, names)))
     shares = {name: float((prefer or {}).get(name, 0.0 if prefer else 1.0)) for name in names}
     if min(shares.values()) < 0 or sum(shares.values()) <= 0:
         raise UsageError(Problem(thing="--prefer", cause="gives no objective a share above 0", remedy="Give shares such as math/bits_per_byte=0.7"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recycler import pareto
+from recycler import costs, pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
 from recycler.search.baselines import best_member, greedy_soup, maximized
@@ -105,7 +105,7 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
-    worst = pareto.reference_point(member_values)
+    worst = costs.corner(objectives, members, pareto.reference_point(member_values))
     signs = np.array([objective.sign for objective in objectives])
     return Front(objectives=tuple(objectives), trials=scored, alike=alike, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
@@ -115,7 +115,7 @@ def front_document(front: Front) -> dict[str, Any]:
     """The front as the one JSON document of `recycler front --json`; equal runs give equal bytes."""
     baselines = [_entry(trial, "member", front.objectives) for trial in front.members]
     baselines += [_entry(trial, kind, front.objectives) for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup")) if trial is not None]
-    baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in front.objectives]
+    baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in costs.benchmarks(front.objectives)]
     probability = front.probability
     alike = {group[0].number: [trial.number for trial in group[1:]] for group in front.alike}
     sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}

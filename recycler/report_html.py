@@ -78,7 +78,7 @@ def _headings(objectives: Sequence[Objective]) -> list[str]:
 
 def _figures(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
     scores = {(role, score.objective): score for role in ("search", "holdout") for score in trial.scores(role)}
-    return [f"{scores[key].value:.4f} ± {scores[key].stderr:.4f}" if (key := (role, objective.name)) in scores else "–" for objective in objectives for role in ("search", "holdout")]
+    return [scores[key].told(4) if (key := (role, objective.name)) in scores else "–" for objective in objectives for role in ("search", "holdout")]
 
 
 def _weights(trial: Trial) -> str:

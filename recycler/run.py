@@ -22,6 +22,7 @@ from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.gram import delta_gram
 from recycler.prepare import PreparedJob, object_versions, prepare
+from recycler.priced import PricedWorkers, measured_costs, read_costs
 from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
 from recycler.runs import open_ledger, read_facts
@@ -83,7 +84,8 @@ def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> Prepar
 
 
 def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener, reuse: Path | None) -> None:
-    workers = make_workers(replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers)
+    priced = measured_costs(ledger, prepared.objectives, prepared.pool)
+    workers = PricedWorkers(make_workers(replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers), priced)
     try:
         clock = _Clock(ledger, prepared)
         write_space(ledger, prepared.space, prepared.job.method)
@@ -189,12 +191,12 @@ def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
 def work_of(prepared: PreparedJob) -> Work:
     """What the workers of a job are given."""
     engine = prepared.job.engine
-    return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.objectives,
+    return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.benchmarks,
                 settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {})})
 
 
 def _fidelity(prepared: PreparedJob) -> Fidelity:
-    return Fidelity(items=tuple(item for item in prepared.items if item.role == "search"), objectives=prepared.objectives,
+    return Fidelity(items=tuple(item for item in prepared.items if item.role == "search"), objectives=prepared.benchmarks,
                     items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed)
 
 
@@ -203,7 +205,7 @@ def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
     return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
                    stops=_stops(prepared, ledger), needs_members=job.fidelity.items_per_task is not None,
-                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram))
+                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram, priced=read_costs(ledger, prepared.objectives)))
 
 
 def _stops(prepared: PreparedJob, ledger: Ledger) -> tuple[Stop, ...]:
@@ -215,7 +217,7 @@ def _stops(prepared: PreparedJob, ledger: Ledger) -> tuple[Stop, ...]:
 
 def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:
     """The model that picks the front, whatever sampler proposed the trials: all are compared by the same."""
-    return SimplexProposer(prepared.space, prepared.objectives, seed=prepared.job.seed, gram=_gram(prepared, ledger))
+    return SimplexProposer(prepared.space, prepared.objectives, seed=prepared.job.seed, gram=_gram(prepared, ledger), priced=read_costs(ledger, prepared.objectives))
 
 
 def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:

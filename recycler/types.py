@@ -174,6 +174,7 @@ class GenerateRequest:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    merge: str = ""  # which of several merges that the engine holds side by side; "" for the live weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +190,7 @@ class Completion:
 class LoglikelihoodRequest:
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
+    merge: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +211,9 @@ FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))
 class Objective:
     """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it.
 
+    A cost has no suite and so no items: its `metric` is a name of `recycler.costs.COSTS`, `name` is cost:METRIC, and the recipe
+    alone tells its figure, which has no error.
+
     `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a number, or one relative
     to the base or to the best member, such as "base - 0.01".
     """
@@ -220,7 +225,13 @@ class Objective:
     floor: str | None = None
 
     @property
+    def is_cost(self) -> bool:
+        return not self.suite
+
+    @property
     def name(self) -> str:
+        if self.is_cost:
+            return f"cost:{self.metric}"
         return f"{self.suite}:{self.task}/{self.metric}" if self.task else f"{self.suite}/{self.metric}"
 
     @property
@@ -231,12 +242,21 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A figure with its uncertainty: standard error over clusters of items, and the number of items."""
+    """A figure with its uncertainty: standard error over clusters of items, and the number of items; a cost has neither."""
 
     objective: str
     value: float
     stderr: float
     n: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it comes from no sample of items, as costs do."""
+        return self.n == 0 and self.stderr == 0.0
+
+    def told(self, digits: int = 3) -> str:
+        """For people: with its standard error, to so many digits; an exact figure as it is, to four significant ones."""
+        return f"{self.value:.4g}" if self.is_exact else f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +282,9 @@ class Outcome:
     values: tuple[tuple[str, float], ...]
     output: str = ""
     num_tokens: int = 0
+
+
+UNMERGED = "unmerged:"  # what a digest begins with where adapters were scored side by side and no weights were merged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +327,11 @@ class Trial:
     failure: Failure | None = None
     weights_digest: str = ""
     params: tuple[tuple[str, float], ...] = field(default=())
+
+    @property
+    def is_unmerged(self) -> bool:
+        """Whether its scores are of adapters beside the base and not of merged weights: near the same, and no export can be held to them."""
+        return self.weights_digest.startswith(UNMERGED)
 
     @property
     def is_proposed(self) -> bool:

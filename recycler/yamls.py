@@ -123,11 +123,12 @@ def _plain(path: Path, node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, 
 
 
 def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str, Any]) -> Problem:
-    key_path = tuple(entry["loc"])
+    loc = tuple(entry["loc"])
+    key_path = tuple(key for key in loc if not _is_tag(key))
     name = ".".join(map(str, key_path)) or document.path
     where = document.where(key_path)
     if entry["type"] == "extra_forbidden":
-        return Problem(thing=f"key {name!r}", cause="unknown", remedy=did_you_mean(str(key_path[-1]), _fields_at(model, key_path[:-1])), where=where)
+        return Problem(thing=f"key {name!r}", cause="unknown", remedy=did_you_mean(str(key_path[-1]), _fields_at(model, loc[:-1])), where=where)
     if entry["type"] == "missing":
         return Problem(thing=f"key {name!r}", cause="missing", remedy=f"Add {key_path[-1]}: ...", where=where)
     shown = repr(entry.get("input"))
@@ -139,12 +140,21 @@ def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str,
 
 def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
     """Field names of the model that sits at `key_path` inside `model`."""
+    parts: list[type[BaseModel]] = []
     for key in key_path:
+        if _is_tag(key):
+            model = next((part for part in parts if f"<{part.__name__}>" == key), model)
         field = model.model_fields.get(key) if isinstance(key, str) else None
         if field is None:
             continue  # an index or a union tag: stay at the same model
-        model = next((part for part in _annotations(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)), model)
+        parts = [part for part in _annotations(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        model = next(iter(parts), model)
     return list(model.model_fields)
+
+
+def _is_tag(key: str | int) -> bool:
+    """Whether a part of an error's place names the model that was meant, as <MODEL>, and no key of the file."""
+    return isinstance(key, str) and key.startswith("<")
 
 
 def _annotations(annotation: Any) -> list[Any]:

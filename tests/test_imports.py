@@ -11,9 +11,9 @@ HEAVY = ("torch", "ray", "vllm", "optuna", "transformers", "pandas", "lm_eval", 
 ROOT = Path(__file__).resolve().parent.parent / "recycler"
 FLOORS = (
     {"types", "errors", "digest"},
-    {"yamls", "shipped", "job", "space", "suite", "pareto", "stats", "wholefolder", "redact"},
+    {"yamls", "shipped", "job", "costs", "space", "suite", "pareto", "stats", "wholefolder", "redact"},
     {"pool", "merge", "engines", "scoring", "evaluate", "cluster", "ledger", "search"},
-    {"bundle", "prepare", "report", "report_html", "run", "runs", "started", "export", "score", "plan", "insight", "earlier", "without", "refine"},
+    {"bundle", "prepare", "report", "report_html", "run", "runs", "started", "export", "score", "plan", "insight", "earlier", "without", "refine", "priced"},
     {"cli", "service", "dashboard", "demo", "testing", "__main__"},
 )
 

@@ -66,7 +66,7 @@ class Progress:
               f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}", file=sys.stderr)
         from recycler.plan import visible_difference, visible_lines
 
-        for line in visible_lines([visible_difference(objective, prepared.items, {}) for objective in prepared.objectives]):
+        for line in visible_lines([visible_difference(objective, prepared.items, {}) for objective in prepared.benchmarks]):
             print(f"recycler: {line}", file=sys.stderr)
         self.update("searching: starting workers", 0.0)
 
@@ -90,4 +90,4 @@ def gain_said(gain: float, trials: int) -> str:
 
 
 def _scores(trial: Trial) -> str:
-    return " ".join(f"{score.value:.3f}" for score in trial.search)
+    return " ".join(f"{score.value:.4g}" if score.is_exact else f"{score.value:.3f}" for score in trial.search)

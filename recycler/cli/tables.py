@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.report import Front, knee, weights_by_group
-from recycler.types import Role, Trial
+from recycler.types import Role, Score, Trial
 
 MANY_ROWS = 4  # of weights; more are summed up
 
@@ -59,7 +59,7 @@ def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:
     """Which merge was meant and by what it was chosen; its scores of both kinds, since the one kind may put another first."""
     kinds = [kind for kind in ("search", "holdout", "posterior") if any(found.get(kind) for found in chosen["scores"].values())]
     rows = [["score", *(f"{kind} score" for kind in kinds)]]
-    rows += [[name, *("-" if (score := found[kind]) is None else f"{score['value']:.3f} ± {score['stderr']:.3f}" for kind in kinds)] for name, found in chosen["scores"].items()]
+    rows += [[name, *("-" if (score := found[kind]) is None else Score(objective=name, **score).told() for kind in kinds)] for name, found in chosen["scores"].items()]
     lines = [f"{chosen['asked']} is merge {chosen['trial']}, chosen by {chosen['by']}."] if chosen["by"] != "number" else []
     other = chosen["best_by_search_score"]
     if other and other["trial"] != chosen["trial"]:
@@ -77,7 +77,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(trial: Trial, names: Sequence[str], role: Role) -> list[str]:
     scores = {score.objective: score for score in trial.scores(role)}
-    return [f"{scores[name].value:.3f} ± {scores[name].stderr:.3f}" if name in scores else "-" for name in names]
+    return [scores[name].told() if name in scores else "-" for name in names]
 
 
 def _weights(trial: Trial) -> str:

@@ -30,15 +30,15 @@ def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -
     """Whether the search went by rows of a benchmark's test set, or by train, validation or other rows."""
     if searched is None:
         return []
-    on_test = []
-    for name in (score.objective for score in trial.search):
+    names, on_test = [score.objective for score in trial.search if not score.is_exact], []
+    for name in names:
         suite, _, task = name.partition("/")[0].partition(":")
         if task in searched.get(suite, ()) or not task and searched.get(suite):
             on_test.append(name)
     if not on_test:
         return ["No search items come from a published test set as far as their names say: train, validation or other rows were searched.", ""]
     return [f"Search items of {', '.join(on_test)} come from a benchmark's published test set: compare these scores with nobody's."
-            + ("" if len(on_test) == len(trial.search) else " The other search items come from train, validation or other rows."), ""]
+            + ("" if len(on_test) == len(names) else " The other search items come from train, validation or other rows."), ""]
 
 
 def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
@@ -56,4 +56,4 @@ def _score_rows(search: Sequence[Score], holdout: Sequence[Score]) -> list[str]:
 
 
 def _figure(score: Score | None) -> str:
-    return "not scored" if score is None else f"{score.value:.4f} ± {score.stderr:.4f} (n = {score.n})"
+    return "not scored" if score is None else f"{score.value:.4g} (exact)" if score.is_exact else f"{score.told(4)} (n = {score.n})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recycler.costs import benchmarks
 from recycler.pareto import as_maximized
 from recycler.types import Objective, Pool, Recipe, Trial, TrialKind
 
@@ -45,7 +46,7 @@ def fixed_baselines(pool: Pool, dtype: str) -> tuple[Planned, ...]:
 
 def merge_best(pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Planned:
     """The average of the best members of each objective: what one would try by hand."""
-    names = sorted({best_member(trials, objective).label for objective in objectives})
+    names = sorted({best_member(trials, objective).label for objective in benchmarks(objectives)})
     return Planned(kind="merge", label=MERGE_BEST, recipe=average(pool, dtype, names))
 
 
@@ -78,7 +79,8 @@ def greedy_soup(pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Seq
 
 
 def macro_average(trial: Trial, trials: Sequence[Trial], objectives: Sequence[Objective]) -> float:
-    """Mean over objectives of the search score scaled to the members' range: 0 the worst member, 1 the best."""
+    """Mean over objectives of the search score scaled to the members' range: 0 the worst member, 1 the best. Costs are no scores."""
+    objectives = benchmarks(objectives)
     members = [other for other in trials if other.kind == "member" and other.state == "SCORED"]
     total = 0.0
     for objective in objectives:

@@ -16,17 +16,19 @@ from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.scoring.scorers import items_of
 from recycler.scoring.subsets import draw, estimate
-from recycler.types import Item, Objective, Outcome, Scorecard, Trial
+from recycler.types import Item, Objective, Outcome, Score, Scorecard, Trial
 
 
 @dataclass(slots=True, kw_only=True)
 class Fidelity:
-    """Rules of a job: its search items, and how many of each task a proposed merge is asked (None: all)."""
+    """Rules of a job: its search items, the objectives that are figures of them, and how many of each task a proposed merge is
+    asked (None: all). What a merge costs is the same however closely it is looked at, and stays in its scorecards."""
 
     items: tuple[Item, ...]
     objectives: tuple[Objective, ...]
     items_per_task: int | None
     seed: int
+    unmerged: bool = False  # proposed merges may be scored without merging, several at once; finalists are then merged and asked everything
     _babblers: int | None = None  # members that babble, counted once all are scored
 
     def drawn(self, trial: Trial) -> tuple[str, ...] | None:
@@ -52,7 +54,9 @@ class Fidelity:
         return sum(map(repeats_itself, texts)) > len(texts) / 2
 
     def is_whole(self, trial: Trial) -> bool:
-        """Whether a trial was scored on every search item that its scores are about."""
+        """Whether a trial's merged weights were scored on every search item that its scores are about."""
+        if trial.is_unmerged:
+            return False
         if self.items_per_task is None:
             return True
         asked = {score.objective: score.n for score in trial.search}
@@ -70,13 +74,17 @@ class Fidelity:
         for objective in self.objectives:
             controls = [{outcome.item: value for outcome in outcomes for metric, value in outcome.values if metric == objective.metric} for outcomes in members]
             scores.append(estimate(items_of(objective, self.items), scorecard.outcomes, objective, controls).at_large)
-        return replace(scorecard, scores=tuple(scores))
+        return replace(scorecard, scores=(*scores, *self._others(scorecard)))
 
     def joined(self, before: Sequence[Outcome], scorecard: Scorecard) -> Scorecard:
         """The outcomes of earlier items and of those just asked as one scorecard of all items; its costs are the new ones."""
         known = {outcome.item: outcome for outcome in (*before, *scorecard.outcomes)}
         outcomes = tuple(known[item.id] for item in self.items)
-        return replace(scorecard, outcomes=outcomes, scores=aggregate(self.items, outcomes, self.objectives))
+        return replace(scorecard, outcomes=outcomes, scores=(*aggregate(self.items, outcomes, self.objectives), *self._others(scorecard)))
+
+    def _others(self, scorecard: Scorecard) -> list[Score]:
+        own = {objective.name for objective in self.objectives}
+        return [score for score in scorecard.scores if score.objective not in own]
 
     def _num_items(self, objective: Objective) -> int:
         return len(items_of(objective, self.items))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.pareto import Floats, hypervolume, non_dominated
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.proposals import around, distinct, scattered
 from recycler.search.simplex_gp import MOST_KNOWN, Observations, SimplexGP
@@ -27,7 +27,7 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
         return None
     told, observed = proposer.told(trials)
     members = [index for index, trial in enumerate(told) if trial.kind == "member"]
-    return expected_gain(proposer.gp, observed, members)
+    return expected_gain(proposer.gp, observed, members, lowest=proposer.corner(told))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,10 @@ class Spent:
         return self._seen[numbers]
 
 
-def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT) -> float:
+def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT, lowest: Floats | None = None) -> float:
     """What the best `count` further points would add to the hypervolume of the true front, as a share of it, on the mean over
-    joint draws of the posterior, above the worst posterior scores of the rows `members` (of all, when there are none).
+    joint draws of the posterior, above the worst posterior scores of the rows `members` (of all, when there are none), or above
+    `lowest` (T,) where that is not NaN.
 
     A little low where the search would learn on the way, since all `count` are chosen at once; a little high where the model
     is too unsure, as with few trials.
@@ -66,6 +67,7 @@ def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int],
     rng = np.random.default_rng(len(observed.weights))
     mean, sd = gp.predict(observed.weights)
     corner = mean[list(members)].min(axis=0) if len(members) else mean.min(axis=0)
+    corner = corner if lowest is None else np.where(np.isnan(lowest), corner, lowest)
     baseline = observed.weights[contenders(mean, sd, rng, MOST_KNOWN)]
     front = observed.weights[non_dominated(mean)]
     points = np.concatenate([scattered(gp.domain, rng, NUM_CANDIDATES // 3), around(gp.domain, rng, front, NUM_CANDIDATES)])

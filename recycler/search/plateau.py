@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler import pareto
+from recycler import costs, pareto
 from recycler.search.baselines import maximized
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.types import Objective, Trial
@@ -42,6 +42,6 @@ class Plateau:
         signs = np.array([objective.sign for objective in self.objectives])
         values = signs * [[next(score.value for score in smoothed.get(trial.number, trial.search) if score.objective == objective.name) for objective in self.objectives] for trial in scored]
         members = [trial for trial in scored if trial.kind == "member"]
-        corner = maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0)
+        corner = costs.corner(self.objectives, members or scored, maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0))
         early = np.array([trial.number < first_late for trial in scored])
         return pareto.hypervolume(values[early], corner), pareto.hypervolume(values, corner)

@@ -63,6 +63,23 @@ def around(domain: WeightDomain, rng: np.random.Generator, parents: Floats, coun
     return domain.join(new_rows, new_knobs)
 
 
+def thinned(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int) -> Floats:
+    """`count` allowed points (count, D): `parents` (P, D) with some members taken out of all rows and the rest scaled to the sum.
+
+    How many stay is drawn evenly, who stays by its weight: merges of few members are faces of the simplex, which no small step
+    inside it reaches. Parents of one member or none come back as they are.
+    """
+    rows, knobs = domain.split(parents[rng.integers(len(parents), size=count)])
+    sizes = np.abs(rows).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        strength = np.log(sizes) + rng.gumbel(size=sizes.shape)  # the largest are a draw without replacement, by weight
+    places = np.argsort(np.argsort(-strength, axis=1, kind="stable"), axis=1)
+    kept = places < rng.integers(1, np.maximum((sizes > 0).sum(axis=1), 2))[:, None]
+    few = np.where(kept[:, None], rows, 0.0)
+    total, rest = rows.sum(axis=2, keepdims=True), few.sum(axis=2, keepdims=True)
+    return domain.join(few * np.where(np.abs(rest) > CLOSE, total / np.where(np.abs(rest) > CLOSE, rest, 1.0), 1.0), knobs)
+
+
 def _touched_rows(groups: int, rng: np.random.Generator) -> np.ndarray:
     if groups == 1 or (kind := rng.random()) < 0.35:
         return np.arange(groups)

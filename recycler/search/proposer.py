@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from recycler.costs import Costs, benchmarks
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
 from recycler.search.cma_proposer import CmaProposer
@@ -86,14 +87,16 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None) -> Proposer:
-    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known."""
+def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None) -> Proposer:
+    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known, and `priced`
+    tells `simplex_gp` what merges cost before they are made. The others are told with the scores; `paper` averages scores alone.
+    """
     if sampler == "simplex_gp":
-        return SimplexProposer(space, objectives, seed=seed, gram=gram)
+        return SimplexProposer(space, objectives, seed=seed, gram=gram, priced=priced)
     if sampler == "random":
         return RandomProposer(space, seed=seed)
     if sampler == "paper":
-        return CmaProposer(space, objectives, seed=seed)
+        return CmaProposer(space, benchmarks(objectives), seed=seed)
     return OptunaProposer(sampler, space, objectives, seed=seed)
 
 

@@ -18,15 +18,17 @@ from scipy.stats import chi2
 
 from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
-from recycler.search.domain import WeightDomain, weight_domain
+from recycler.search.domain import CLOSE, WeightDomain, weight_domain
 from recycler.search.gp import Features, WeightGP, gram_root
-from recycler.search.proposals import GLOBAL_SHARE, around, distinct, opening, scattered
+from recycler.search.proposals import GLOBAL_SHARE, around, distinct, opening, scattered, thinned
 
 PriorMean = Callable[[Floats], Floats]
+Exact = Mapping[int, Callable[[Floats], Floats]]
 
 NUM_DRAWS = 16
 NUM_CANDIDATES = 400
 NUM_REFINED = 160
+NUM_THINNED = 80  # candidates with fewer members, where that may be worth something in itself
 REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
@@ -91,6 +93,9 @@ class SimplexGP:
     floors     (T,) reference point of the hypervolume, NaN for "from the front"; merges below a floor are worth nothing
     groups     G rows of weights; knobs: ranges of E method parameters, appended to the point
     prior_mean predicted values (n, T) of points (n, D), known without scoring; calibrated per objective
+    exact      by column of the objectives, a function from points (n, D) to their values (n,), to be made large, that nobody has to
+               guess: what a merge costs. No GP learns these columns and no draw moves them; floors of theirs are kept by
+               every proposal, as far as the rules allow
     opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, or 4)
 
     Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
@@ -112,6 +117,7 @@ class SimplexGP:
         groups: int = 1,
         knobs: Sequence[tuple[float, float]] = (),
         prior_mean: PriorMean | None = None,
+        exact: Exact | None = None,
         opening: tuple[bool | None, int | None] = (None, None),
     ):
         self.domain = weight_domain(
@@ -119,7 +125,7 @@ class SimplexGP:
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
         self.margins, self.reaches, self.opening = MARGINS, REACHES, opening
-        self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean)
+        self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
 
     def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
         """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
@@ -177,28 +183,59 @@ class SimplexGP:
     def _best(
         self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
     ) -> Floats:
-        mean, sd = self._model.predict(scored.weights)
         alive = ~self._model.dead(scored)
-        mean, sd = mean[:, alive], sd[:, alive]
-        front = scored.weights[non_dominated(mean)]
-        corner = reference_point(mean, None if self.floors is None else np.asarray(self.floors, dtype=float)[alive], margin)
-        baseline = np.concatenate([scored.weights[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
+        points = scored.weights[self._affordable(scored.weights)]
+        points = points if len(points) else scored.weights
+        mean, sd = (table[:, alive] for table in self._model.predict(points))
+        front = points[non_dominated(mean)]
+        corner = reference_point(mean, self._guessed_floors()[alive], margin)
+        baseline = np.concatenate([points[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
         wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
-        candidates = distinct(np.concatenate(wide), known)
+        if self._model.exact:
+            wide.append(thinned(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
+        candidates = self._within(distinct(np.concatenate(wide), known))
         if not len(candidates):
             return _fresh(self.domain, rng, known)
         gains = self._gains(baseline, candidates, corner, alive, rng)
         for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
-            near = around(self.domain, rng, best, NUM_REFINED, reach=reach)
-            candidates = distinct(np.concatenate([best, near]), known)
+            near = [around(self.domain, rng, best, NUM_REFINED, reach=reach)]
+            if self._model.exact:
+                near.append(thinned(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2))
+            candidates = self._within(distinct(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
+
+    def _guessed_floors(self) -> Floats:
+        """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept outright and need no corner."""
+        lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.array(self.floors, dtype=float)
+        lowest[list(self._model.exact)] = np.nan
+        return lowest
+
+    def _missing(self, points: Floats) -> Floats:
+        """How far (n,) points are below the floors of exact columns, as shares of these floors, the worst of them; 0 where none is."""
+        found = np.zeros(len(points))
+        lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.asarray(self.floors, dtype=float)
+        for column, value in self._model.exact.items():
+            if not np.isnan(lowest[column]):
+                found = np.maximum(found, (lowest[column] - value(points)) / max(abs(lowest[column]), CLOSE))
+        return found
+
+    def _affordable(self, points: Floats) -> Mask:
+        return self._missing(points) <= 0.0
+
+    def _within(self, candidates: Floats) -> Floats:
+        """Those that keep the floors of exact columns; the nearest to that where none does."""
+        missing = self._missing(candidates)
+        return candidates[missing <= (0.0 if (missing <= 0.0).any() else missing.min(initial=0.0))]
 
     def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
         draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[:, :, alive]
+        if self._model.exact:  # members and shares of right answers have nothing to do with one another: each in the front's own reach
+            reach = draws.mean(axis=0).max(axis=0) - corner
+            draws, corner = (draws - corner) / np.where(reach > 0, reach, 1.0), np.zeros_like(corner)
         gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
         if gains.max() > 0:
             return gains
@@ -207,15 +244,15 @@ class SimplexGP:
 
 
 class _Model:
-    """One WeightGP per objective on the same features; remembers the last fit so that a batch is fitted once."""
+    """One WeightGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
 
-    def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None):
+    def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact):
         members = domain.num_members
         if gram is not None and gram.shape != (members, members):
             raise ValueError(f"gram must be ({members}, {members}) for {members} members, got {gram.shape}")
         metric = np.eye(members) if gram is None else gram_root(gram)
         self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
-        self.prior_mean = prior_mean
+        self.prior_mean, self.exact = prior_mean, dict(exact)
         self._fitted: bytes | None = None
 
     def believe(self, prior_mean: PriorMean | None) -> None:
@@ -225,10 +262,11 @@ class _Model:
         key = b"".join(array.tobytes() for array in (scored.weights, scored.values, scored.stderrs))
         if key == self._fitted:
             return
-        errors = _floored(scored.stderrs)
-        prior = self._prior(scored.weights, scored.values.shape[1])
-        self._slopes = [_slope(prior[:, t], scored.values[:, t]) for t in range(prior.shape[1])]
-        rest = scored.values - prior * self._slopes
+        self._guessed = [t for t in range(scored.values.shape[1]) if t not in self.exact]
+        errors, values = _floored(scored.stderrs)[:, self._guessed], scored.values[:, self._guessed]
+        prior = self._prior(scored.weights)
+        self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
+        rest = values - prior * self._slopes
         self._gps = [
             WeightGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
         ]
@@ -237,40 +275,52 @@ class _Model:
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Posterior mean and sd, each (n, T)."""
         pairs = [gp.predict(points) for gp in self._gps]
-        mean = np.stack([mean for mean, _ in pairs], axis=1)
-        return mean + self._prior(points, len(pairs)) * self._slopes, np.stack([sd for _, sd in pairs], axis=1)
+        mean = np.stack([mean for mean, _ in pairs], axis=1) + self._prior(points) * self._slopes
+        known = {column: value(points) for column, value in self.exact.items()}
+        return self._joined(mean, known), self._joined(np.stack([sd for _, sd in pairs], axis=1), dict.fromkeys(known, 0.0))
 
     def dead(self, scored: Observations) -> Mask:
         """(T,) True for an objective whose scores spread no more than their standard errors say *and* which no trial
-        predicts of another: a benchmark at chance, whose luck would promote bad merges. Two objectives stay at least.
+        predicts of another: a benchmark at chance, whose luck would promote bad merges. Two objectives stay at least, one of
+        them no exact one.
 
         The spread alone would not do: where trials share items their differences are surer than their standard errors.
         """
-        values, errors = scored.values, _floored(scored.stderrs)
+        values, errors = scored.values[:, self._guessed], _floored(scored.stderrs)[:, self._guessed]
         explained = np.array([gp.explained() for gp in self._gps])
         if len(values) < LEAST_TO_JUDGE or (errors == 0).any():
-            return np.zeros(values.shape[1], dtype=bool)
+            return np.zeros(scored.values.shape[1], dtype=bool)
         within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(0.99, len(values) - 1)
-        dead = within & (explained <= 0.0)
-        if (~dead).sum() < min(2, len(dead)):
-            dead[np.argsort(-explained, kind="stable")[:2]] = False
-        return dead
+        dead, least = within & (explained <= 0.0), max(2 - len(self.exact), 1)
+        if (~dead).sum() < min(least, len(dead)):
+            dead[np.argsort(-explained, kind="stable")[:least]] = False
+        return self._joined(dead, dict.fromkeys(self.exact, False))
 
     @property
     def common_noise(self) -> Floats:
         """Per objective (T,), see `WeightGP.common_noise`."""
-        return np.array([gp.common_noise for gp in self._gps])
+        return self._joined(np.array([gp.common_noise for gp in self._gps]), dict.fromkeys(self.exact, 0.0))
 
     def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
         """Joint draws (count, n, T)."""
-        prior = self._prior(points, len(self._gps)) * self._slopes
         drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
-        return np.stack(drawn, axis=2) + prior
+        return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, {column: value(points) for column, value in self.exact.items()})
 
-    def _prior(self, points: Floats, num_objectives: int) -> Floats:
+    def _prior(self, points: Floats) -> Floats:
+        """(n, T) without the exact columns."""
         if self.prior_mean is None:
-            return np.zeros((len(points), num_objectives))
-        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), num_objectives)
+            return np.zeros((len(points), len(self._guessed)))
+        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), -1)[:, self._guessed]
+
+    def _joined(self, guessed: np.ndarray, known: Mapping[int, object]) -> np.ndarray:
+        """`guessed` (..., T - E) with the E `known` columns where they belong, (..., T)."""
+        if not known:
+            return guessed
+        table = np.empty((*guessed.shape[:-1], guessed.shape[-1] + len(known)), dtype=guessed.dtype)
+        table[..., self._guessed] = guessed
+        for column, values in known.items():
+            table[..., column] = values
+        return table
 
 
 def posterior_front(proposer: SimplexGP, observed: Observations) -> PosteriorFront:

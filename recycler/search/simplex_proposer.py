@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from recycler import costs
+from recycler.costs import Costs
+from recycler.pareto import Floats
 from recycler.search.baselines import maximized
 from recycler.search.floors import floors
 from recycler.search.simplex_gp import Observations, SimplexGP
@@ -20,14 +23,17 @@ class SimplexProposer:
     """Simplex GP over a resolved space; members, soups and every other linear trial of the pool count as observations.
 
     `gram` (K, K): inner products of the members' deltas (`recycler.pool.deltas.delta_gram`). With it distances are
-    measured between merges, else between weights.
+    measured between merges, else between weights. `priced` reckons the costs among the objectives; without it only those that need
+    no measuring can be told. Raises ValueError for others.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None):
+    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None):
         self._space, self._objectives = space, tuple(objectives)
+        self._priced = priced or Costs(costs.costs(objectives))
         self.gp = SimplexGP(
             space.members, len(self._objectives), seed=seed, scale=space.total, bounds={name: limits for name, *limits in zip(space.members, space.low, space.high, strict=True)},
-            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.options])
+            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.options],
+            exact={column: self._exact(objective) for column, objective in enumerate(self._objectives) if objective.is_cost})
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
         known = self._in_space(trials)
@@ -66,6 +72,16 @@ class SimplexProposer:
     def observations(self, scored: Sequence[Trial]) -> Observations:
         stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self._objectives] for trial in scored]
         return Observations(np.array([self._point(trial) for trial in scored]), maximized(scored, self._objectives), np.array(stderrs))
+
+    def corner(self, trials: Sequence[Trial]) -> Floats:
+        """(T,) of `recycler.costs.corner`: where the volume of a front begins for each cost; NaN for objectives that are scored."""
+        members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
+        return costs.corner(self._objectives, members or [trial for trial in trials if trial.state == "SCORED"], np.full(len(self._objectives), np.nan))
+
+    def _exact(self, objective: Objective) -> Callable[[Floats], Floats]:
+        """The cost of points (n, D) as something to be made large."""
+        reckoner = self._priced.reckoner(objective, self._space.groups)
+        return lambda points: objective.sign * reckoner(self.gp.domain.split(points)[0])
 
     def _in_space(self, trials: Sequence[Trial]) -> list[Trial]:
         return [trial for trial in trials if trial.recipe.members == self._space.members and len(trial.recipe.weights) in (1, len(self._space.groups))]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recycler.costs import benchmarks
 from recycler.pareto import hypervolume, non_dominated
 from recycler.search.baselines import maximized
 from recycler.search.proposals import around, distinct, scattered
@@ -71,9 +72,11 @@ class Surrogate:
         self.gp.fit(self.observed)
         self.on_deltas = self.domain.scale[0] < self.domain.scale[1]
         self.signs = np.array([objective.sign for objective in objectives])
+        self._lowest = proposer.corner(self.trials)
 
     def shares(self, point: Floats) -> tuple[Share, ...]:
-        """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are."""
+        """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are. Of what it costs no
+        share is told: that is no model's guess, and the weights say it."""
         size, weight = self._sizes(point[None])[0], self.domain.split(point[None])[0][0].mean(axis=0)
         used = [int(index) for index in np.argsort(-size, kind="stable") if size[index] > 0.0]
         parts = [[index] for index in used[: MOST_EXACT - 1]] + ([used[MOST_EXACT - 1:]] if len(used) >= MOST_EXACT else [])
@@ -91,7 +94,7 @@ class Surrogate:
                     weighed[part, place[tuple(sorted((*coalition, part)))]] += factor
         values, doubt = weighed @ mean, np.einsum("pc,dct->dpt", weighed, draws).std(axis=0)
         return tuple(Share(member=" + ".join(self.members[index] for index in part), weight=float(weight[part].sum()),
-                           adds={objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives)}) for row, part in enumerate(parts))
+                           adds={objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives) if not objective.is_cost}) for row, part in enumerate(parts))
 
     def losses(self) -> tuple[Loss, ...]:
         """What the front would lose without each member, the most missed first.
@@ -103,7 +106,7 @@ class Surrogate:
         scored = self.observed.weights
         mean = self.gp.predict(scored)[0]
         alone = mean[[index for index, trial in enumerate(self.trials) if trial.kind == "member"]]
-        corner = (alone if len(alone) else mean).min(axis=0)
+        corner = np.where(np.isnan(self._lowest), (alone if len(alone) else mean).min(axis=0), self._lowest)
         sets = [self._likely(scored, member) for member in (None, *range(len(self.members)))]
         ends = np.cumsum([len(points) for points in sets])
         points = np.concatenate(sets)
@@ -185,7 +188,7 @@ def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tr
 def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
     """What a person would say of it."""
     said = [f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
-    for objective in objectives:
+    for objective in benchmarks(objectives):
         name, sign = objective.name, objective.sign
         clear = [share for share in shares if abs(share.adds[name][0]) > Z90 * share.adds[name][1]]
         good = sorted((share for share in clear if sign * share.adds[name][0] > 0), key=lambda share: -sign * share.adds[name][0])

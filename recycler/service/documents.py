@@ -43,8 +43,9 @@ def trials_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
             "front": front, "knee": chosen, "hypervolume": volumes, "cursor": cursor, "trials": [trial_entry(trial) for trial in snapshot.trials]}
 
 
-def objectives_document(objectives: Sequence[Objective]) -> list[dict[str, str]]:
-    return [{"name": objective.name, "direction": objective.direction} for objective in objectives]
+def objectives_document(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
+    """Names and directions; `exact` marks what a merge costs, which has no items and no error."""
+    return [{"name": objective.name, "direction": objective.direction, **({"exact": True} if objective.is_cost else {})} for objective in objectives]
 
 
 def items_document(trial: Trial, role: Role, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def _difference(objective: Objective, first: Trial, other: Trial, role: Role, a:
     figures = [next((score for score in trial.scores(role) if score.objective == objective.name), None) for trial in (first, other)]
     if None in figures:
         raise NotFoundError(Problem(thing=f"trials {first.number} and {other.number}", cause=f"are not both scored on {role}", remedy="Holdout is scored for the front when the budget is spent"))
-    values = [_values_of(objective, table) for table in (b, a)]
+    values = [{} if objective.is_cost else _values_of(objective, table) for table in (b, a)]
     found: dict[str, Any] = {"objective": objective.name, "score_difference": finite(figures[1].value - figures[0].value), "paired": None, "flips": None}
     common = values[0].keys() & values[1].keys()
     if common:

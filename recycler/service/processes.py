@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from recycler.costs import benchmarks
 from recycler.errors import RecyclerError
 from recycler.job import read_job
 from recycler.service.store import Run, Snapshot
@@ -188,7 +189,7 @@ def run_command(run: Run) -> list[str] | None:
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
     """Two lines that merge `without.yaml` and score it on the items that the search asked; suites as the job file names them."""
-    suites, data = list(dict.fromkeys(objective.suite for objective in snapshot.objectives)), []
+    suites, data = list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))), []
     command = run_command(run)
     if command is not None:
         job = Path(command[1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from recycler.costs import benchmarks
 from recycler.search.baselines import best_member, maximized
 from recycler.service.documents import ROLES, finite, has_front, objectives_document, trial_entry
 from recycler.service.store import Snapshot
@@ -51,14 +52,15 @@ def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     on_front = any(other.number == trial.number for other in front.front)
     whole = front.hypervolume(front.front, "search")
     rest = [other for other in front.front if other.number != trial.number]
-    against = [_against(f"best member on {objective.name}", best_member(front.trials, objective), trial, snapshot) for objective in snapshot.objectives]
+    scored = benchmarks(snapshot.objectives)  # what a merge costs has no best member, and is the same on the holdout
+    against = [_against(f"best member on {objective.name}", best_member(front.trials, objective), trial, snapshot) for objective in scored]
     against += [_against(name, other, trial, snapshot) for name, other in (("uniform soup", front.uniform), ("greedy soup", front.greedy), ("base", front.base)) if other is not None]
     return {
         "on_front": on_front, "picked_by": "posterior" if front.smoothed else "search score", "probability": snapshot.probability.get(trial.number), "knee": snapshot.knee == trial.number,
         "dominators": [] if on_front else _dominators(snapshot, trial),
         "share_of_volume": finite(1.0 - (front.hypervolume(rest, "search") or 0.0) / whole) if on_front and whole else None,
         "against": [entry for entry in against if entry["trial"] != trial.number],
-        "holdout_gap": {objective.name: gap for objective in snapshot.objectives if (gap := _gap(trial, objective.name)) is not None},
+        "holdout_gap": {objective.name: gap for objective in scored if (gap := _gap(trial, objective.name)) is not None},
     }
 
 

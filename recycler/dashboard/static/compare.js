@@ -19,12 +19,12 @@ function verdict(paired, direction) {
 }
 
 function differences(found) {
-  const directions = Object.fromEntries(found.objectives.map((o) => [o.name, o.direction]));
+  const known = Object.fromEntries(found.objectives.map((o) => [o.name, o]));
   return h("section", { class: "card" }, h("h2", {}, `Differences to trial ${found.reference} (${found.role})`), h("p", { class: "soft" }, found.note), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Differences" }, h("table", {},
     h("thead", {}, h("tr", {}, ["trial", "objective", "score difference", "paired difference ± stderr", "95 % interval", "p", "items", "verdict"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, found.against.flatMap((other) => other.objectives.map(({ objective, score_difference: difference, paired }) => h("tr", { "data-objective": objective, "data-trial": other.trial },
       h("td", {}, other.trial), h("td", {}, objective), h("td", { class: "num" }, signed(difference)), h("td", { class: "num" }, paired ? `${signed(paired.difference)} ± ${paired.stderr.toFixed(4)}` : "–"),
-      h("td", { class: "num" }, paired ? `${signed(paired.low)} to ${signed(paired.high)}` : "–"), h("td", { class: "num" }, paired ? paired.p_value.toPrecision(2) : "–"), h("td", { class: "num" }, paired?.n ?? "–"), h("td", {}, verdict(paired, directions[objective])))))))));
+      h("td", { class: "num" }, paired ? `${signed(paired.low)} to ${signed(paired.high)}` : "–"), h("td", { class: "num" }, paired ? paired.p_value.toPrecision(2) : "–"), h("td", { class: "num" }, paired?.n ?? "–"), h("td", {}, verdict(known[objective].exact ? { difference, distinguishable: difference !== 0 } : paired, known[objective].direction)))))))));
 }
 
 function scores(found) {

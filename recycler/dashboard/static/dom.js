@@ -31,7 +31,9 @@ export function checkbox(label, checked, onchange, id) {
   return h("label", {}, h("input", { type: "checkbox", id, checked, onchange: (event) => onchange(event.target.checked) }), label);
 }
 
-export const figure = (score, digits = 3) => (score && score.value !== null ? `${score.value.toFixed(digits)} ± ${(score.stderr ?? 0).toFixed(digits)}` : "–");
+/** A score with its error; what a merge costs has none. */
+export const figure = (score, digits = 3) => (score && score.value !== null ? (score.n === 0 && !score.stderr ? exactly(score.value) : `${score.value.toFixed(digits)} ± ${(score.stderr ?? 0).toFixed(digits)}`) : "–");
+export const exactly = (value) => `${Number(value.toPrecision(4))}`;
 
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";

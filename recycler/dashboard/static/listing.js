@@ -1,9 +1,9 @@
 // The trials as a table: what screen readers and keyboards use where others use the charts.
 
-import { fill, h } from "./dom.js";
+import { exactly, fill, h } from "./dom.js";
 
 const STEP = 100;
-const figure = (value, error) => (Number.isNaN(value) ? "–" : `${value.toFixed(3)} ± ${(error || 0).toFixed(3)}`);
+const figure = (value, error, exact) => (Number.isNaN(value) ? "–" : exact ? exactly(value) : `${value.toFixed(3)} ± ${(error || 0).toFixed(3)}`);
 
 export class Listing {
   /** `onchoose(number)`, `onmark(number)`, `onsort(key)`. */
@@ -43,7 +43,7 @@ export class Listing {
       h("td", {}, h("input", { type: "checkbox", "data-mark": number, "aria-label": `compare trial ${number}`, checked: this.marked.has(number) })),
       h("td", {}, h("button", { type: "button", "data-choose": number }, table.name(row))),
       h("td", {}, table.front[row] ? `front${table.knee === number ? ", knee" : ""}` : table.greedy === number ? "greedy soup" : ""),
-      table.objectives.map(({ name }) => h("td", { class: "num" }, figure(table.columns[role][name][row], table.errorColumns[role][name][row]))),
+      table.objectives.map(({ name, exact }) => h("td", { class: "num" }, figure(table.columns[role][name][row], table.errorColumns[role][name][row], exact))),
       h("td", { class: "weighed" }, table.members.filter((name) => table.weights[name][row]).map((name) => `${name} ${table.weights[name][row].toFixed(2)}`).join(" ")));
   }
 }

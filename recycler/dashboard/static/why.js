@@ -13,7 +13,7 @@ function standing(why) {
 }
 
 function against(entry) {
-  const told = Object.entries(entry.objectives).map(([name, found]) => h("li", { class: found.better === null ? "soft" : found.better ? "good" : "bad" }, `${found.better === null ? "≈" : found.better ? "▲" : "▼"} ${name} ${signed(found.difference)} ± ${found.stderr.toFixed(3)}`));
+  const told = Object.entries(entry.objectives).map(([name, found]) => h("li", { class: found.better === null ? "soft" : found.better ? "good" : "bad" }, `${found.better === null ? "≈" : found.better ? "▲" : "▼"} ${name} ${signed(found.difference)}${found.stderr ? ` ± ${found.stderr.toFixed(3)}` : ""}`));
   return h("details", {}, h("summary", {}, `Against ${entry.name} (trial ${entry.trial})`), h("ul", {}, told));
 }
 

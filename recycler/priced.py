@@ -1,0 +1,72 @@
+"""What the merges of a run cost: measured once, kept in its ledger, and added to every scorecard that its workers give."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from recycler.cluster.workers import Result, Workers
+from recycler.costs import Costs, DeltaProducts, costs
+from recycler.ledger import Ledger
+from recycler.pool.distance import delta_products
+from recycler.types import Objective, Pool, Recipe, Role, Scorecard
+
+PRODUCTS = "delta products"  # the ledger's fact: names of tensors, number of members, and compressed float64 upper triangles
+
+
+def measured_costs(ledger: Ledger, objectives: Sequence[Objective], pool: Pool) -> Costs:
+    """The costs of a run. Where distances are asked for the whole pool is read once; later sittings find the figures in the ledger."""
+    if ledger.fact(PRODUCTS) is None and any(objective.metric == "distance" for objective in costs(objectives)):
+        ledger.set_fact(PRODUCTS, write_products(delta_products(pool)))
+    return read_costs(ledger, objectives)
+
+
+def read_costs(ledger: Ledger, objectives: Sequence[Objective]) -> Costs:
+    """The costs of a run as its ledger knows them."""
+    stored = ledger.fact(PRODUCTS)
+    return Costs(costs(objectives), read_products(stored) if stored else None)
+
+
+def write_products(products: DeltaProducts) -> str:
+    """Inner products as text, bit for bit."""
+    members = products.table.shape[1]
+    upper = products.table[:, *np.triu_indices(members)].astype("<f8")
+    return json.dumps({"tensors": products.tensors, "members": members, "upper": base64.b64encode(zlib.compress(upper.tobytes())).decode()})
+
+
+def read_products(text: str) -> DeltaProducts:
+    stored = json.loads(text)
+    members, tensors = stored["members"], tuple(stored["tensors"])
+    rows, columns = np.triu_indices(members)
+    table = np.zeros((len(tensors), members, members))
+    table[:, rows, columns] = table[:, columns, rows] = np.frombuffer(zlib.decompress(base64.b64decode(stored["upper"])), dtype="<f8").reshape(len(tensors), -1)
+    return DeltaProducts(tensors=tensors, table=table)
+
+
+class PricedWorkers:
+    """Workers whose scorecards tell what each merge costs besides what it scored. They are asked for nothing more."""
+
+    def __init__(self, workers: Workers, priced: Costs):
+        self._workers, self._priced, self._recipes = workers, priced, dict[tuple[int, Role], Recipe]()
+
+    @property
+    def num_workers(self) -> int:
+        return self._workers.num_workers
+
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None:
+        self._recipes[number, role] = recipe
+        self._workers.submit(number, recipe, role, items, gated)
+
+    def wait(self) -> Sequence[Result]:
+        return [self._with_costs(result, self._recipes.pop((result.number, result.role))) for result in self._workers.wait()]
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def _with_costs(self, result: Result, recipe: Recipe) -> Result:
+        return replace(result, answer=self._priced.added(result.answer, recipe)) if isinstance(result.answer, Scorecard) else result
