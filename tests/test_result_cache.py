@@ -84,7 +84,7 @@ def test_surroundings_are_all_that_answers_depend_on_beside_weights_engine_and_q
     write("config.json", _name_or_path="somewhere/else", transformers_version="9")
     assert now() == seen[0], "where it comes from"
     for change in (lambda: write("config.json", rope_theta=2000.0), lambda: write("generation_config.json", eos_token_id=[2, 7]), lambda: write("tokenizer_config.json", eos_token="<end>"),
-                   lambda: monkeypatch.setattr(result_cache, "version", lambda name: "0.0.1"), lambda: monkeypatch.setattr(result_cache, "interpreter_version", lambda: "Python 3.99")):
+                   lambda: monkeypatch.setattr(result_cache, "version", lambda name: "0.0.1"), lambda: monkeypatch.setattr(result_cache, "judge", lambda: "Python 3.99")):
         change()
         seen.append(now())
     assert len(set(seen)) == 6
@@ -100,7 +100,7 @@ def test_a_program_that_did_not_pass_is_judged_again_and_its_answer_not_asked_ag
             self.outcomes = outcomes
 
         def submit(self, program):
-            future, name = Future(), program.strip("0123456789\n")
+            future, name = Future(), program.text.strip("0123456789")
             ran.append(name)
             future.set_result(Verdict(outcome=self.outcomes[name]))
             return future

@@ -51,12 +51,15 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def code_eval_in_the_sandbox() -> None:
-    """Stand in for the hub metric 'code_eval', which lm-eval's code tasks load when imported: the same pass@1, run in our sandbox."""
-    from recycler.scoring.sandbox import shared_sandbox
+    """Stand in for the hub metric 'code_eval', which lm-eval's code tasks load when imported: the same pass@1, inside our sandbox.
+
+    As code_eval does it, the tests follow the program in one interpreter; ours runs them apart, so equal values show equal verdicts.
+    """
+    from recycler.scoring.sandbox import Program, shared_sandbox
 
     class CodeEval:
         def compute(self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int]) -> tuple[Mapping[str, float], None]:
-            verdicts = shared_sandbox().run_many([f"{texts[0]}\n{reference}" for reference, texts in zip(references, predictions, strict=True)])
+            verdicts = shared_sandbox().run_many([Program("", f"{texts[0]}\n{reference}") for reference, texts in zip(references, predictions, strict=True)])
             return {"pass@1": sum(verdict.passed for verdict in verdicts) / len(verdicts)}, None
 
     module = types.ModuleType("evaluate")

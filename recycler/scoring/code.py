@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from recycler.scoring.sandbox import shared_sandbox
+from recycler.scoring.sandbox import Program, shared_sandbox
 from recycler.types import Completion, Item, Outcome
 
 PROGRAMS = ("humaneval", "mbpp")  # scorers of answers that are run
 
 
-def program_of(item: Item, text: str) -> str:
-    """The whole program for an answer: before + answer + newline + after."""
+def program_of(item: Item, text: str) -> Program:
+    """The program for an answer, before + answer, and its tests, after."""
     detail = dict(item.detail)
     if detail.get("fence") == "strip":
         text = text.partition("```")[0]
-    return f"{detail.get('before', '')}{text}\n{detail.get('after', '')}"
+    before = detail.get("before", "")
+    return Program(before + text, detail.get("after", ""), before)
 
 
 def may_differ_next_time(item: Item, outcome: Outcome) -> bool:

@@ -2,7 +2,7 @@
 
 Keyed by the digest of the merged weights themselves, so it does not matter which recipe or pool they came from; by the engine's
 fingerprint, so another version, dtype or batch size asks anew; and by `surroundings`, all else that answers and verdicts depend on:
-the model's configs and tokenizer, lm-eval's version, the sandbox's Python. One small file for each such key, replaced as a
+the model's configs and tokenizer, lm-eval's version, the sandbox's Python and rules. One small file for each such key, replaced as a
 whole; a folder on a disk that all workers share serves a cluster.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from recycler.digest import digest
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
-from recycler.scoring.sandbox import interpreter_version
+from recycler.scoring.sandbox import judge
 from recycler.types import Item, Outcome, Pool
 from recycler.wholefolder import whole_file
 
@@ -33,7 +33,7 @@ def surroundings(pool: Pool) -> str:
     """A digest of what an answer and its verdict depend on beside weights, engine and question, for a pool on this machine's disk.
 
     That is the template's config.json and generation_config.json (rope_theta, end-of-text tokens), its tokenizer's files, which
-    turn ids into text again, the version of lm-eval, whose checkers some answers go through, and the Python that programs run in.
+    turn ids into text again, the version of lm-eval, whose checkers some answers go through, and the Python and rules that programs are judged by.
     """
     folder = Path(pool.template.location)
     configs = [{key: value for key, value in found.items() if key not in _IDLE} for found in (pool.template.config, _json(folder / "generation_config.json"))]
@@ -42,7 +42,7 @@ def surroundings(pool: Pool) -> str:
         lm_eval = version("lm_eval")
     except PackageNotFoundError:
         lm_eval = ""
-    return digest([configs, files, lm_eval, interpreter_version()])
+    return digest([configs, files, lm_eval, judge()])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ every 20 ms and kills the box beyond it (sandbox_fence.py), so a box may be abov
 System V segments and memfds are refused. What remains without control groups, which an ordinary user may not make: kernel memory
 behind pipes, sockets and empty files, bounded only by the limits on open files, processes and time.
 
-The verdict is a nonce of 32 random bytes, accepted only as the exact output after the runner's sign of life. Half of it stands in
-the runner's frame, half stays unread in a pipe, so that neither exit codes, printing, walking frames nor reading file
-descriptors alone forge a pass. But a program shares the interpreter with its tests and with the runner: one made to attack them can
-forge *its own* pass, by taking both halves from the runner's frame as by an object that equals everything. It cannot leave the box.
+A verdict takes two such boxes, with a pipe between them (sandbox_child.py). One runs the program and answers calls; the other runs the
+tests, on stand-ins for what the program defines, and sees plain values alone. So a program can exit, print, walk frames, return
+objects that equal everything or speak to the pipe itself: it passes by answering right, and by nothing else. The verdict is a nonce of
+32 random bytes that only the tests' box was given, accepted as the exact output after its sign of life.
 
 There is no fallback: where bubblewrap does not work, `Sandbox()` raises UnsafeInputError (exit code 4). Where it worked and no longer does
 (no namespaces or memory left), `run` raises InfrastructureError after three tries: that is no verdict on the program.
@@ -37,24 +37,35 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError
 from recycler.scoring.sandbox_fence import holds_more_than, seccomp_filter
+from recycler.scoring.sandbox_names import names_of
 
 SANDBOX = "code sandbox"  # the thing that its errors are about
 NOBODY = 65534
 NONCE_BYTES = 32
-STARTED = b"\x01"  # what the runner says before it runs the program; without it there was no box
+STARTED = b"\x01"  # what the tests' box says when both stand; without it there was no box
 LOOK_SECONDS = 0.02  # how often a box's memory is added up
+RULES = 2  # to be raised when the same program may get another verdict: 1 ran tests in the program's interpreter
 PAUSES = (0.1, 1.0)  # seconds before a box that did not start is tried again
 _TMPFS = ("--size", str(16 * 1024**2), "--tmpfs")
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 
 
+class Program(NamedTuple):
+    """What a model wrote, and what judges it. `given` is the trusted text that `text` begins with, '' where there is none: what it
+    defines, the function to write aside, is taken from it and not from the program. Without tests a program passes when it ends by itself."""
+
+    text: str
+    tests: str = ""
+    given: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one program may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of its verdict pipe; printing goes to /dev/null."""
+    """What each of the two boxes may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of its verdict pipe; printing goes to /dev/null."""
 
     wall_seconds: float = 15.0
     cpu_seconds: int = 10
@@ -78,7 +89,7 @@ class Verdict:
 
 
 class Sandbox:
-    """A pool of `workers` threads, each running one program at a time in a box of its own.
+    """A pool of `workers` threads, each judging one program at a time in boxes of its own.
 
     Probed when made. Verdicts are remembered by SHA-256 of the program, time-outs excepted: a loaded machine is not the
     program's fault. Raises UnsafeInputError when bubblewrap is missing, may not make namespaces, or lets a probe out.
@@ -92,17 +103,17 @@ class Sandbox:
         self._pool = ThreadPoolExecutor(workers or max(1, os.cpu_count() or 1), thread_name_prefix="sandbox")
         self._probe()
 
-    def submit(self, program: str) -> Future[Verdict]:
+    def submit(self, program: Program) -> Future[Verdict]:
         """Start a program as soon as a worker is free."""
         return self._pool.submit(self.run, program)
 
-    def run_many(self, programs: Sequence[str]) -> list[Verdict]:
+    def run_many(self, programs: Sequence[Program]) -> list[Verdict]:
         """One verdict a program, in their order."""
         return [future.result() for future in [self.submit(program) for program in programs]]
 
-    def run(self, program: str) -> Verdict:
-        """Run one Python program to its end; it passes when its last statement is reached without an exception."""
-        key = hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
+    def run(self, program: Program) -> Verdict:
+        """Run one Python program and its tests; it passes when it ends, and they do, without an exception."""
+        key = hashlib.sha256(json.dumps(program).encode()).hexdigest()
         with self._lock:
             if key in self._cache:
                 return Verdict(outcome=self._cache[key].outcome)
@@ -120,8 +131,8 @@ class Sandbox:
         """A right program passes, a wrong one fails, and one that looks for the outside world finds nothing."""
         inside = ("import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') and not os.path.exists('/home')\n"
                   "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    pass\nelse:\n    raise SystemExit('network')\n")
-        for program, expected in (("assert 1 + 1 == 2", True), ("assert 1 + 1 == 3", False), (inside, True)):
-            verdict = _run(self._command, program, self.limits)
+        for text, tests, expected in (("two = 1 + 1", "assert two == 2", True), ("two = 1 + 1", "assert two == 3", False), (inside, inside, True)):
+            verdict = _run(self._command, Program(text, tests), self.limits)
             if verdict is None or verdict.passed != expected:
                 self.close()
                 raise _refusal(f"bubblewrap does not hold or does not start here ({_why(self._command)})",
@@ -157,28 +168,29 @@ def _interpreter() -> str:
     raise _refusal("no Python interpreter here is readable by an ordinary user", "apt-get install python3-minimal, or leave code suites out")
 
 
-def interpreter_version() -> str:
-    """The Python that programs run in, '' where there is none: 'Python 3.11.2'."""
+def judge() -> str:
+    """What verdicts hang on beside a program: the Python in the box and the rules; '' where there is no Python. 'Python 3.11.2, rules 2'."""
     try:
-        return subprocess.run([_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60).stdout.strip()
+        said = subprocess.run([_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60).stdout.strip()
     except UnsafeInputError:
         return ""
+    return f"{said}, rules {RULES}"
 
 
-def _spawn(command: Sequence[str], **pipes: int) -> subprocess.Popen:
-    """Start a box as an ordinary user.
+def _spawn(command: Sequence[str], keep: Sequence[int] = (), **pipes: int) -> subprocess.Popen:
+    """Start a box as an ordinary user; it has the descriptors `keep` besides its pipes.
 
     Root leaves the change of user to setpriv where there is one: asked to do it itself, Python copies the page tables of this
     whole process (fork for vfork), 2 ms for each 4 GB that an engine holds, for every program.
     """
-    drop: dict[str, Any] = {}
+    drop: dict[str, Any] = {"pass_fds": tuple(keep)}
     rules = seccomp_filter() if "--unshare-all" in command else b""
     if rules:
         inside, outside = os.pipe()
         os.write(outside, rules)
         os.close(outside)
         command = [command[0], "--seccomp", str(inside), *command[1:]]
-        drop = {"pass_fds": (inside,)}
+        drop = {"pass_fds": (inside, *keep)}
     if os.geteuid() == 0:
         setpriv = shutil.which("setpriv")
         if setpriv:
@@ -192,8 +204,8 @@ def _spawn(command: Sequence[str], **pipes: int) -> subprocess.Popen:
             os.close(inside)
 
 
-def _run_patiently(command: Sequence[str], program: str, limits: Limits) -> Verdict:
-    """The verdict on a program. Raises InfrastructureError when its box does not start, three times in a row."""
+def _run_patiently(command: Sequence[str], program: Program, limits: Limits) -> Verdict:
+    """The verdict on a program. Raises InfrastructureError when its boxes do not start, three times in a row."""
     for pause in (*PAUSES, None):
         verdict = _run(command, program, limits)
         if verdict is not None:
@@ -203,33 +215,48 @@ def _run_patiently(command: Sequence[str], program: str, limits: Limits) -> Verd
     raise InfrastructureError(Problem(thing=SANDBOX, cause=f"bubblewrap started before and does not any more ({_why(command)})", remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run out, and start again"))
 
 
-def _run(command: Sequence[str], program: str, limits: Limits) -> Verdict | None:
-    """The verdict on a program; None when the box did not start, or was ended by neither the program nor us."""
-    nonce, half = secrets.token_bytes(NONCE_BYTES), secrets.token_bytes(NONCE_BYTES)
-    other = bytes(a ^ b for a, b in zip(nonce, half, strict=True))
-    body = json.dumps({"program": program, "half": half.hex(), "limits": asdict(limits)}).encode()
-    started = time.monotonic()
+def _run(command: Sequence[str], program: Program, limits: Limits) -> Verdict | None:
+    """The verdict on a program; None when a box did not start, or was ended by neither the program nor us."""
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    started, boxes = time.monotonic(), []
     try:
-        process = _spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        pipes = _start(command, boxes)
+        asked = {"program": program.text, "tests": program.tests, "limits": asdict(limits), "pipes": pipes, "nonce": nonce.hex()}
+        names = names_of(program.tests, program.given)
+        body = json.dumps(asked | {"names": names.wanted, "modules": names.modules, "given": names.given}).encode()
+        said, end = _exchange(boxes, struct.pack(">I", len(body)) + body, started + limits.wall_seconds, limits)
+        killed = any(box.returncode is not None and box.returncode < 0 for box in boxes)  # nobody inside can kill bwrap itself
+        code = boxes[0].returncode
     except (OSError, subprocess.SubprocessError):  # no process, no memory, no file left
         return None
-    try:
-        said, end = _exchange(process, struct.pack(">I", len(body)) + body + other, started + limits.wall_seconds, limits)
-        killed = process.returncode is not None and process.returncode < 0  # nobody inside can kill bwrap itself
     finally:
-        _end(process)
+        for box in boxes:
+            _end(box)
     seconds = time.monotonic() - started
     if not said.startswith(STARTED) or killed:
         return None
     if end == "late":
         return Verdict(outcome="timeout", seconds=seconds)
-    passed = end == "itself" and secrets.compare_digest(said, STARTED + nonce) and process.returncode == 0
+    passed = end == "itself" and secrets.compare_digest(said, STARTED + nonce) and code == 0
     return Verdict(outcome="passed" if passed else "failed", seconds=seconds)
 
 
-def _exchange(process: subprocess.Popen, message: bytes, deadline: float, limits: Limits) -> tuple[bytes, Literal["itself", "late", "too much"]]:
-    """Send the message while reading at most `limits.output_bytes`, and look at the memory meanwhile; (what was said, how it ended)."""
-    said, view, look = b"", memoryview(message), time.monotonic() + LOOK_SECONDS
+def _start(command: Sequence[str], boxes: list[subprocess.Popen]) -> list[int]:
+    """Start the box of the tests and that of the program, into `boxes`; the descriptors by which the tests' box reads and writes to the other."""
+    asked, asking = os.pipe()
+    answering, answers = os.pipe()[::-1]
+    try:
+        boxes.append(_spawn([*command, "tests"], (answers, asking), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+        boxes.append(_spawn([*command, "program"], stdin=asked, stdout=answering, stderr=subprocess.DEVNULL))
+    finally:
+        for pipe in (asked, asking, answers, answering):
+            os.close(pipe)
+    return [answers, asking]
+
+
+def _exchange(boxes: Sequence[subprocess.Popen], message: bytes, deadline: float, limits: Limits) -> tuple[bytes, Literal["itself", "late", "too much"]]:
+    """Send the message to the tests' box while reading at most `limits.output_bytes`, and look at the memory meanwhile; (what was said, how it ended)."""
+    said, view, look, process = b"", memoryview(message), time.monotonic() + LOOK_SECONDS, boxes[0]
     with selectors.DefaultSelector() as selector:
         os.set_blocking(process.stdin.fileno(), False)
         selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -239,7 +266,7 @@ def _exchange(process: subprocess.Popen, message: bytes, deadline: float, limits
             if now >= deadline:
                 return said, "late"
             if now >= look:
-                if holds_more_than(process.pid, limits.memory_bytes):
+                if any(holds_more_than(box.pid, limits.memory_bytes) for box in boxes):
                     return said, "too much"
                 look = time.monotonic() + LOOK_SECONDS
             for key, _ in selector.select(max(0.0, min(deadline, look) - now)):
@@ -248,7 +275,7 @@ def _exchange(process: subprocess.Popen, message: bytes, deadline: float, limits
                     continue
                 part = os.read(process.stdout.fileno(), 1024)
                 if not part:
-                    return said, _ended(process, deadline, limits)
+                    return said, _ended(process, deadline)
                 said += part
     return said, "too much"  # more than a verdict: not the nonce, whatever follows
 
@@ -264,16 +291,13 @@ def _send(selector: selectors.BaseSelector, process: subprocess.Popen, view: mem
     return view
 
 
-def _ended(process: subprocess.Popen, deadline: float, limits: Limits) -> Literal["itself", "late", "too much"]:
-    """Wait for a box that has closed its pipe; what is left in it may still take memory."""
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            process.wait(timeout=min(left, LOOK_SECONDS))
-            return "itself"
-        except subprocess.TimeoutExpired:
-            if holds_more_than(process.pid, limits.memory_bytes):
-                return "too much"
-    return "late"
+def _ended(process: subprocess.Popen, deadline: float) -> Literal["itself", "late"]:
+    """Wait for the box that has closed its pipe."""
+    try:
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        return "itself"
+    except subprocess.TimeoutExpired:
+        return "late"
 
 
 def _end(process: subprocess.Popen) -> None:
