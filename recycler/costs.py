@@ -89,18 +89,26 @@ def costs(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     return tuple(objective for objective in objectives if objective.is_cost)
 
 
+def felt(objective: Objective, values: Floats) -> Floats:
+    """What of figures (n,) tells merges apart: all of them, but for bounds only what is beyond."""
+    return np.maximum(values, float(objective.floor)) if objective.bound_only and objective.floor else values
+
+
 def corner(objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats) -> Floats:
     """`worst` (T,), to be made large, with the corner of each cost in its place: what costs as much adds nothing to a front.
 
     A pool's members cost one member each, which is no nadir to measure merges from. So it is one member more than the bound,
-    else than the pool has; for distances the bound, else FARTHEST times that of the farthest of the scored `members`.
+    else than the pool has; for distances the bound, else FARTHEST times that of the farthest of the scored `members`. Of a cost
+    that is only bounded it is twice the bound: all that keep it lie on it, and shall have some volume.
     """
     found = np.array(worst, dtype=float)
     for column, objective in enumerate(objectives):
         if not objective.is_cost:
             continue
         bound = None if objective.floor is None else float(objective.floor)
-        if objective.metric == "members":
+        if objective.bound_only and bound:
+            found[column] = -2.0 * bound
+        elif objective.metric == "members":
             found[column] = -(1.0 + (bound or len(members[0].recipe.members)))
         else:
             values = [score.value for trial in members for score in trial.search if score.objective == objective.name]

@@ -71,6 +71,8 @@ class CostSpec(Strict):
     direction: Literal["minimize"] = "minimize"
     floor: Number | None = None
     """The most that a shipped merge may cost: a number of members, or a distance."""
+    bound_only: bool = False
+    """Nothing is gained below `floor`: merges that keep it are not told apart by this cost."""
 
     @field_validator("floor")
     @classmethod
@@ -81,8 +83,15 @@ class CostSpec(Strict):
             raise ValueError("is not above 0: the base itself lies at 0, and no merge nearer")
         return value
 
+    @field_validator("bound_only")
+    @classmethod
+    def _bound(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and "floor" in info.data and info.data["floor"] is None:
+            raise ValueError("needs floor:, the bound")
+        return value
+
     def objective(self) -> Objective:
-        return Objective(suite="", metric=self.cost, direction=self.direction, floor=None if self.floor is None else f"{self.floor:.12g}")
+        return Objective(suite="", metric=self.cost, direction=self.direction, floor=None if self.floor is None else f"{self.floor:.12g}", bound_only=self.bound_only)
 
 
 def _kind_of(entry: Any) -> str:
@@ -198,7 +207,9 @@ class JobSpec(Strict):
 
     @field_validator("objectives")
     @classmethod
-    def _some_benchmark(cls, value: list[AnyObjective]) -> list[AnyObjective]:
+    def _worth_a_front(cls, value: list[AnyObjective]) -> list[AnyObjective]:
+        if sum(not (isinstance(spec, CostSpec) and spec.bound_only) for spec in value) < 2:
+            raise ValueError("are fewer than two beside bounds; a front needs two")
         if all(isinstance(spec, CostSpec) for spec in value):
             raise ValueError("are costs alone, and the cheapest merge is no merge; add a metric of a suite")
         return value

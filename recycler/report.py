@@ -138,8 +138,11 @@ def front_document(front: Front) -> dict[str, Any]:
 
 
 def knee(front: Front) -> Trial:
-    """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying."""
-    return front.front[pareto.knee(_best_known(front.front, front.alive, front.smoothed))]
+    """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying. Not the base
+    for costing nothing: beside costs that alone would make it one."""
+    merges = [trial for trial in front.front if trial.kind != "base"] if costs.costs(front.objectives) else []
+    chosen = merges or front.front
+    return chosen[pareto.knee(_best_known(chosen, front.alive, front.smoothed))]
 
 
 def choose(front: Front, what: str) -> Trial:

@@ -164,7 +164,7 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
         base = prepared.pool.base
         ledger.set_fact("job", json.dumps({
             "name": prepared.job.name, "dtype": prepared.job.engine.dtype, "trials": prepared.job.budget.trials,
-            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction, "floor": o.floor} for o in prepared.objectives],
+            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction, "floor": o.floor, **({"bound_only": True} if o.bound_only else {})} for o in prepared.objectives],
             "members": [[member.name, str(Path(member.location).resolve()) if "://" not in member.location else member.location] for member in prepared.pool.members],
             "base": [base.name, str(Path(base.location).resolve()) if "://" not in base.location else base.location] if base else None}))
         ledger.set_fact("digests", json.dumps(now))

@@ -215,7 +215,7 @@ class Objective:
     alone tells its figure, which has no error.
 
     `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a number, or one relative
-    to the base or to the best member, such as "base - 0.01".
+    to the base or to the best member, such as "base - 0.01". With `bound_only` (costs) what lies within it is all the same.
     """
 
     suite: str
@@ -223,6 +223,7 @@ class Objective:
     direction: Direction
     task: str | None = None
     floor: str | None = None
+    bound_only: bool = False
 
     @property
     def is_cost(self) -> bool:

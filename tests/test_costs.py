@@ -24,9 +24,9 @@ from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors
 from recycler.prepare import prepare
 from recycler.priced import PRODUCTS, PricedWorkers, measured_costs, read_products, write_products
-from recycler.report import front_document, read_front
+from recycler.report import front_document, knee, read_front
 from recycler.run import open_front, run_job
-from recycler.search.baselines import greedy_soup, macro_average, merge_best
+from recycler.search.baselines import greedy_soup, macro_average, maximized, merge_best
 from recycler.search.domain import weight_domain
 from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
@@ -118,6 +118,8 @@ BAD = {
     "half a member": ([{"cost": "members", "floor": 2.5}], {}, ["objectives.1.floor", "number of members"]),
     "nearer than the base": ([{"cost": "distance", "floor": 0}], {}, ["objectives.1.floor", "not above 0"]),
     "a floor in words": ([{"cost": "distance", "floor": "base + 1"}], {}, ["objectives.1.floor", "number"]),
+    "a bound that is none": ([{"cost": "members"}, {"cost": "distance", "bound_only": True}], {}, ["objectives.2.bound_only", "needs floor"]),
+    "nothing to trade": ([{"cost": "distance", "floor": 0.1, "bound_only": True}], {}, ["objectives", "fewer than two beside bounds"]),
     "twice": ([{"cost": "members"}, {"cost": "members", "floor": 2}], {}, ["cost:members", "stands twice"]),
     "nothing to be near to": ([{"cost": "distance"}], {"pool": {"members": ["pool/members"]}}, ["cost distance", "the pool has none", "Add base"]),
     "distance of another method": ([{"cost": "distance"}], {"method": "ties"}, ["cost distance", "weights of ties", "method: linear"]),
@@ -303,6 +305,28 @@ def test_a_bound_on_distance_is_kept_by_every_proposal_of_the_gp(tmp_path):
     assert front.floors_kept and front.reference[2] == 0.008
     with pytest.raises(ValueError, match="cannot be told"):
         SimplexProposer(space(), objectives, seed=0)
+
+
+def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
+    products = DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])
+    bound = replace(DISTANCE, floor="0.008", bound_only=True)
+    objectives, priced = (*OBJECTIVES, bound), Costs((bound,), products)
+    trials = searched(tmp_path / "run.sqlite", objectives, Skills(), priced=priced, num_merges=16)
+    distances, proposed = figures(trials, "cost:distance"), [trial for trial in trials if trial.is_proposed]
+    assert maximized(trials, objectives)[:, 2].tolist() == [-max(distance, 0.008) for distance in distances.values()]
+    assert max(distances[trial.number] for trial in proposed[3:]) <= 0.008 + 1e-9
+    smoothed = SimplexProposer(space(), objectives, seed=0, priced=priced).smoothed(trials)
+    assert figures([replace(trial, search=smoothed.get(trial.number)) for trial in trials], "cost:distance") == distances  # told as they are
+    within = [trial for trial in trials if distances[trial.number] <= 0.008]
+    front = read_front(trials, objectives, POOL, "bfloat16")
+    assert {trial.number for trial in front.front} == {trial.number for trial in read_front([trial for trial in trials if trial.kind == "member" or trial in within], OBJECTIVES, POOL, "bfloat16").front} & {trial.number for trial in within}
+    assert front.floors_kept and 0 < front.hypervolume(front.front, "search") and max(distances[trial.number] for trial in front.front) > 0.006
+
+
+def test_the_base_is_not_the_knee_for_costing_nothing(trials):
+    front = read_front(trials, WITH_MEMBERS, POOL, "bfloat16")
+    assert front.base in front.front and knee(front).kind != "base"
+    assert knee(replace(front, front=(front.base,))) is front.base
 
 
 def test_groups_count_members_that_any_group_uses(tmp_path):

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recycler.costs import benchmarks
-from recycler.pareto import as_maximized
-from recycler.types import Objective, Pool, Recipe, Trial, TrialKind
+import numpy as np
+
+from recycler.costs import benchmarks, felt
+from recycler.pareto import Floats, as_maximized
+from recycler.types import Objective, Pool, Recipe, Role, Trial, TrialKind
 
 MERGE_BEST = "best of each task, averaged"
 
@@ -95,7 +97,10 @@ def _value(trial: Trial, objective: Objective) -> float:
     return next(score.value for score in trial.search if score.objective == objective.name)
 
 
-def maximized(trials: Sequence[Trial], objectives: Sequence[Objective], role: str = "search"):
-    """Scores of trials as an (n, T) array in which more is better, columns in the order of the objectives."""
-    table = [[next(score.value for score in trial.scores(role) if score.objective == objective.name) for objective in objectives] for trial in trials]
+def maximized(trials: Sequence[Trial], objectives: Sequence[Objective], role: Role = "search") -> Floats:
+    """Scores of trials as an (n, T) array in which more is better, columns in the order of the objectives. What lies within a cost's
+    bound is all the same where the cost is only bounded."""
+    table = np.array([[next(score.value for score in trial.scores(role) if score.objective == objective.name) for objective in objectives] for trial in trials]).reshape(len(trials), len(objectives))
+    for column, objective in enumerate(objectives):
+        table[:, column] = felt(objective, table[:, column])
     return as_maximized(table, [objective.direction for objective in objectives])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from recycler.search.baselines import maximized
 from recycler.search.floors import floors
 from recycler.search.simplex_gp import Observations, SimplexGP
 from recycler.space import SearchSpace
-from recycler.types import Objective, Proposal, Score, Smoothed, Trial
+from recycler.types import Objective, Proposal, Smoothed, Trial
 
 Gram = Sequence[Sequence[float]]
 LEAST_TRIALS = 8  # with fewer the model knows no more than the scores themselves
@@ -57,9 +58,11 @@ class SimplexProposer:
             return Smoothed()
         front = self.gp.front(self.observations(scored))
         signs = [objective.sign for objective in self._objectives]
-        scores = {trial.number: tuple(Score(objective=objective.name, value=float(sign * mean), stderr=float(sd), n=next(score.n for score in trial.search if score.objective == objective.name))
-                                      for objective, sign, mean, sd in zip(self._objectives, signs, front.mean[index], front.total_sd[index], strict=True))
-                  for index, trial in enumerate(scored)}
+        scores = {}
+        for index, trial in enumerate(scored):
+            told = {score.objective: score for score in trial.search}
+            guessed = zip((told[objective.name] for objective in self._objectives), signs, front.mean[index], front.total_sd[index], strict=True)
+            scores[trial.number] = tuple(score if score.is_exact else replace(score, value=float(sign * mean), stderr=float(sd)) for score, sign, mean, sd in guessed)
         return Smoothed(scores=scores, dead=tuple(objective.name for objective, dead in zip(self._objectives, front.dead, strict=True) if dead))
 
     def told(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
@@ -79,9 +82,9 @@ class SimplexProposer:
         return costs.corner(self._objectives, members or [trial for trial in trials if trial.state == "SCORED"], np.full(len(self._objectives), np.nan))
 
     def _exact(self, objective: Objective) -> Callable[[Floats], Floats]:
-        """The cost of points (n, D) as something to be made large."""
+        """The cost of points (n, D), as far as it tells them apart, as something to be made large."""
         reckoner = self._priced.reckoner(objective, self._space.groups)
-        return lambda points: objective.sign * reckoner(self.gp.domain.split(points)[0])
+        return lambda points: objective.sign * costs.felt(objective, reckoner(self.gp.domain.split(points)[0]))
 
     def _in_space(self, trials: Sequence[Trial]) -> list[Trial]:
         return [trial for trial in trials if trial.recipe.members == self._space.members and len(trial.recipe.weights) in (1, len(self._space.groups))]
