@@ -20,7 +20,7 @@ from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
 from recycler.space import SearchSpace, read_space, resolve
-from recycler.suite import EvalSuite, alike_warnings, check_across_suites, check_search_guard, context_length, read_suite
+from recycler.suite import EvalSuite, alike_warnings, few_problems_warnings, check_across_suites, check_search_guard, context_length, read_suite
 from recycler.types import Checkpoint, Item, Objective, Pool
 from recycler.yamls import YamlDocument
 
@@ -112,7 +112,7 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     space = collector.step(_resolve_space, job, folder, document, pool) if pool and job.method in MERGE_METHODS else None
     suites = collector.step(_build_suites, job, folder, document, pool, data_folders)
     collector.finish()
-    prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites)))
+    prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
     return prepared
 

@@ -44,6 +44,13 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str], weights: Se
     return mean, shrink * math.sqrt(m / (m - 1) * float((residuals**2).sum())) / float(w.sum())
 
 
+def coverage(num_clusters: int) -> float:
+    """How often a mean over so many clusters lies within 1.96 of its standard errors (Student's t): 0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed."""
+    from scipy.stats import t as student
+
+    return 1.0 - 2.0 * float(student.sf(Z95, num_clusters - 1)) if num_clusters > 1 else 0.0
+
+
 def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
     """Least standard error of a mean of noughts and ones over that many clusters; 0 for other values.
 

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.job import Strict
+from recycler.stats import coverage
 from recycler.types import Item, Objective, Role
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
@@ -27,6 +28,7 @@ _TEST_ONLY = frozenset({"humaneval", "humanevalplus", "mbppplus", "gsm8kplatinum
 _BESIDE_NAMES = frozenset("openai google research datasets dataset data input hf main full socratic sanitized train test of bn de en es fr ja ru sw te th zh".split())
 _OTHER_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "prompt"})
 _LONG_LINE = 40  # letters of a line that two problems do not share by chance
+FEW_PROBLEMS = 20  # independent ones of a task and split: below, stated errors are noticeably too small
 MBPP_TEST_ROWS = (10, 510)  # of mbpp.jsonl, which holds all of its splits
 
 
@@ -260,6 +262,17 @@ def alike_warnings(suites: Sequence[EvalSuite]) -> list[str]:
         return []
     twin, item = next(iter(found.values()))
     return [f"{len(found)} problems seem to be searched on and held out, such as {twin.id!r} and {item.id!r}, which ask the same. Give both the same cluster:, or choose other rows: for one"]
+
+
+def few_problems_warnings(suites: Sequence[EvalSuite]) -> list[str]:
+    """A sentence for each task and split whose standard errors rest on fewer than FEW_PROBLEMS independent problems; see `stats.coverage`."""
+    problems: dict[tuple[str, str, str], list[str]] = {}
+    for suite in suites:
+        for item in suite.items:
+            problems.setdefault((suite.name, item.task, item.role), []).append(item.cluster)
+    few = {name: (len(own), len(set(own))) for name, own in problems.items() if len(set(own)) < FEW_PROBLEMS}
+    return [f"{suite}:{task} has {items} {role} items of {own} independent problems: intervals of 1.96 stated errors hold the truth {100 * coverage(own):.0f} % of the time at best, not 95 %. Take more rows"
+            for (suite, task, role), (items, own) in sorted(few.items())]
 
 
 def _own_lines(items: Iterable[Item]) -> dict[str, str]:

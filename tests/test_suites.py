@@ -13,7 +13,7 @@ from recycler.errors import NotFoundError, RecyclerError, UnsafeInputError, Usag
 from recycler.scoring.frozen import expected_tokens, read_frozen, refuse_change, suite_difference, suite_show, write_frozen
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.suite import EvalSuite, TaskSpec, alike_warnings, check_across_suites, check_search_guard, context_length, read_suite, searches_test_set
+from recycler.suite import EvalSuite, TaskSpec, alike_warnings, few_problems_warnings, check_across_suites, check_search_guard, context_length, read_suite, searches_test_set
 from recycler.types import Objective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -316,6 +316,18 @@ def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path
     assert told.startswith("8 problems seem to be searched on and held out, such as ") and "'sums/sums/" in told and "'others/sums/" in told
     tied = [build(text.replace("    stop:", "    cluster: 'apples-{_row}'\n    stop:"), name=name) for text, name in ((SUITE, "sums"), (SUITE, "others"))]
     assert alike_warnings(tied) == []
+
+
+def test_few_independent_problems_are_warned_of(build, tmp_path):
+    """Six rows are six problems; tied in two kinds they are two. Intervals hold the truth as Student's t says, and twenty are enough."""
+    alone, tied = (few_problems_warnings([build(text)]) for text in (SUITE, SUITE.replace("    stop:", "    cluster: '{kind}'\n    stop:").replace("rows: [6, 10]", "rows: [6, 10], cluster: 'late-{kind}'")))
+    assert [told.partition(". ")[0] for told in alone] == [
+        "sums:sums has 4 holdout items of 4 independent problems: intervals of 1.96 stated errors hold the truth 86 % of the time at best, not 95 %",
+        "sums:sums has 6 search items of 6 independent problems: intervals of 1.96 stated errors hold the truth 89 % of the time at best, not 95 %"]
+    assert [told.partition(": ")[0] for told in tied] == ["sums:sums has 4 holdout items of 2 independent problems", "sums:sums has 6 search items of 2 independent problems"]
+    rows = [json.dumps({"question": f"{number}+1", "answer": number + 1}) for number in range(45)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(rows))
+    assert few_problems_warnings([build(SUITE.replace("[0, 6]", "[0, 20]").replace("[6, 10]", "[20, 45]"))]) == []
 
 
 def test_a_problem_that_differs_in_spaces_alone_is_warned_of(build, tmp_path):
