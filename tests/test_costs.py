@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import OBJECTIVES, FakeWorkers, Killed, fake_scorecard, named_pool
-from service_runs import frozen_suite, make_run
 from test_bad_inputs import JOB, job, set_job  # noqa: F401  (the fixture)
 from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 from test_earlier import JobWorkers
@@ -16,6 +15,7 @@ from recycler.cli import main
 from recycler.costs import Costs, DeltaProducts
 from recycler.digest import canonical_json
 from recycler.errors import UsageError
+from recycler.export.card import model_card
 from recycler.export.export import export_recipe
 from recycler.insight import open_preview, open_why
 from recycler.ledger import Ledger
@@ -24,7 +24,9 @@ from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors
 from recycler.prepare import prepare
 from recycler.priced import PRODUCTS, PricedWorkers, measured_costs, read_products, write_products
+from recycler.refine import _shares
 from recycler.report import front_document, knee, read_front
+from recycler.report_html import html_report
 from recycler.run import open_front, run_job
 from recycler.search.baselines import greedy_soup, macro_average, maximized, merge_best
 from recycler.search.domain import weight_domain
@@ -37,9 +39,13 @@ from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_gp import SimplexGP, observations
 from recycler.search.simplex_proposer import SimplexProposer
+from recycler.service.documents import compare_document, pool_document, trials_document
+from recycler.service.store import _read
+from recycler.service.table import table_document, trial_document
 from recycler.space import SearchSpace
 from recycler.testing import make_pico_pool
 from recycler.types import Group, Objective, Recipe, Score
+from recycler.without import job_without
 
 MEMBERS = Objective(suite="", metric="members", direction="minimize")
 DISTANCE = Objective(suite="", metric="distance", direction="minimize")
@@ -453,3 +459,45 @@ def test_holdout_and_front_documents_say_the_same_cost(tmp_path):
 def test_a_scorecard_without_costs_stays_what_it_was():
     card = fake_scorecard(recipe((1.0, 0, 0, 0, 0, 0)), "search")
     assert Costs(()).added(card, recipe((1.0, 0, 0, 0, 0, 0))) == card
+
+
+def test_the_service_and_a_report_show_costs_without_errors_or_items(job, tmp_path):  # noqa: F811
+    _, trials = ran(job)
+    with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
+        snapshot = _read(ledger, ())
+        outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in trials}
+        status = snapshot.status
+    items = {item.id: item for item in prepare(job / "job.yaml").items}
+    first, second = [trial for trial in trials if trial.state == "SCORED"][:2]
+    compared = compare_document(snapshot, (first, second), "search", [outcomes[first.number], outcomes[second.number]], items)
+    told = {entry["objective"]: entry for entry in compared["against"][0]["objectives"]}
+    assert told["cost:distance"]["paired"] is None and told["cost:distance"]["flips"] is None and told["echo:bits/bits_per_byte"]["paired"]
+    assert told["cost:distance"]["score_difference"] == figures([second], "cost:distance")[second.number] - figures([first], "cost:distance")[first.number]
+    table, one = table_document(snapshot, ""), trial_document(snapshot, second)
+    assert [objective.get("exact", False) for objective in table["objectives"]] == [False, False, True, True]
+    assert table["scores"]["search"]["cost:members"]["value"] == [float(sum(map(bool, trial.recipe.weights[0]))) for trial in trials]
+    assert "cost:members" not in one["why"]["holdout_gap"] and not any("cost" in entry["name"] for entry in one["why"]["against"])
+    for document in (compared, table, one, trials_document(snapshot, ""), pool_document(snapshot)):
+        assert json.dumps(document, allow_nan=False)
+    page = html_report(snapshot.front, status)
+    assert "cost:members (minimize), search" in page and "<td>3</td>" in page and "1.0000 ± 0.0000" not in page
+
+
+def test_the_card_of_an_export_says_what_is_exact(trials):
+    card = model_card("merge", POOL, trials[-1].recipe, trials[-1], "", searched={"fake": ()})
+    assert "(exact) |" in next(line for line in card.splitlines() if line.startswith("| cost:members")) and "No search items come from a published test set" in card
+
+
+def test_refining_leaves_costs_out_and_prefers_none(job):  # noqa: F811
+    ran(job)
+    prepared = prepare(job / "job.yaml")
+    with pytest.raises(UsageError, match="cost:members.*have a slope"):
+        _shares(prepared.benchmarks, {"cost:members": 1.0})
+    assert set(_shares(prepared.benchmarks, None)) == {objective.name for objective in prepared.benchmarks}
+
+
+def test_the_same_job_without_a_member_keeps_its_costs(job):  # noqa: F811
+    ran(job, objectives=[*JOB["objectives"], {"cost": "members", "floor": 3}, {"cost": "distance", "floor": 0.5, "bound_only": True}])
+    other = job_without(job / "run", "m1")
+    (job / "other.yaml").write_text(other.text)
+    assert prepare(job / "other.yaml").objectives == prepare(job / "job.yaml").objectives
