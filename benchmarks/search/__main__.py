@@ -23,7 +23,7 @@ from .samplers import SAMPLERS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=[*FAMILIES, "networks"])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=[*FAMILIES, "networks", "stages", "sequences"])
     parser.add_argument("--members", nargs="+", type=int, default=[8])
     parser.add_argument("--samplers", nargs="+", default=["simplex_gp", "tpe", "random"], choices=list(SAMPLERS))
     parser.add_argument("--budget", type=int, default=50)

@@ -24,7 +24,7 @@ def pool(name: str, num_members: int, pool_seed: int) -> Family:
     if name not in FAMILIES:
         from .networks import network_pool
 
-        return network_pool(num_members, pool_seed)
+        return network_pool(num_members, pool_seed, name)
     return FAMILIES[name](num_members, pool_seed)
 
 

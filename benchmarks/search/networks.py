@@ -3,6 +3,10 @@
 One base of 13 000 parameters (35 -> 96 -> 96 -> 6, the task is an input) learns three teacher-made tasks badly; K members
 are tuned from it with their own mixes, learning rates, lengths, label noise and finite data. Search scores 200 items per
 task, the same for all trials; truth is 2 000 other items. After `search_bench/problem.py` of the research notes.
+
+An item is a choice of six, the likeliest wins. Two more families: in `stages` the members are checkpoints along a few runs, each with a
+curriculum of mixes, so that neighbours hardly differ; in `sequences` an answer is right when three choices in a row are, as
+exact match is of a text of several tokens.
 """
 
 from __future__ import annotations
@@ -23,18 +27,22 @@ SHAPES = [(HIDDEN, INPUTS + NUM_OBJECTIVES), (HIDDEN,), (HIDDEN, HIDDEN), (HIDDE
 SIZES = [int(np.prod(shape)) for shape in SHAPES]
 
 
-def network_pool(num_members: int, seed: int) -> Family:
+NETWORKS = ("networks", "stages", "sequences")
+
+
+def network_pool(num_members: int, seed: int, name: str = "networks") -> Family:
     """A trained pool as a `Family`; about 0.3 s a member. Deterministic for a given torch build."""
     torch.set_num_threads(1)
-    base, members = _trained(num_members, seed)
+    base, members = (_stages if name == "stages" else _trained)(num_members, seed)
     deltas = members - base
-    test = [_items(task, 2000, torch.Generator().manual_seed(99), seed) for task in range(NUM_OBJECTIVES)]
-    searched = [_items(task, NUM_ITEMS, torch.Generator().manual_seed(10_000 + seed), seed) for task in range(NUM_OBJECTIVES)]
+    length = 3 if name == "sequences" else 1  # choices an item
+    test = [_items(task, 2000 * length, torch.Generator().manual_seed(99), seed) for task in range(NUM_OBJECTIVES)]
+    searched = [_items(task, NUM_ITEMS * length, torch.Generator().manual_seed(10_000 + seed), seed) for task in range(NUM_OBJECTIVES)]
 
     def right(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> list[np.ndarray]:
         merged = base + torch.tensor(weights, dtype=torch.float32) @ deltas
         with torch.inference_mode():
-            return [(_forward(merged, x).argmax(1) == y).double().numpy() for x, y in items]
+            return [(_forward(merged, x).argmax(1) == y).view(-1, length).all(1).double().numpy() for x, y in items]
 
     def score(weights: np.ndarray, items: list[tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
         return np.array([outcomes.mean() for outcomes in right(weights, items)])
@@ -63,8 +71,8 @@ def network_pool(num_members: int, seed: int) -> Family:
     def ensemble(table: np.ndarray) -> np.ndarray:
         """Mean chance that the members' averaged logits give the right answer, on the searched items."""
         rows = torch.tensor(np.atleast_2d(table), dtype=torch.float32)
-        chances = [torch.einsum("nk,kic->nic", rows, own).softmax(2)[:, torch.arange(NUM_ITEMS), y] for own, (_, y) in zip(logits, searched, strict=True)]
-        return torch.stack([own.mean(1) for own in chances], 1).double().numpy()
+        chances = [torch.einsum("nk,kic->nic", rows, own).softmax(2)[:, torch.arange(len(y)), y] for own, (_, y) in zip(logits, searched, strict=True)]
+        return torch.stack([own.unflatten(1, (-1, length)).prod(2).mean(1) for own in chances], 1).double().numpy()
 
     def slopes(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean cross-entropy of the searched items (T,) and its gradient (T, K): what one pass back costs."""
@@ -77,7 +85,7 @@ def network_pool(num_members: int, seed: int) -> Family:
         return np.array(losses), np.array(gradients)
 
     gram = (deltas @ deltas.T).double().numpy()
-    return Family("networks", num_members, truth, gram, noise=noisy, ensemble=ensemble, slopes=slopes)
+    return Family(name, num_members, truth, gram, noise=noisy, ensemble=ensemble, slopes=slopes)
 
 
 def _forward(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -110,6 +118,23 @@ def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         steps, rate = int(rng.choice((80, 200, 300))), float(rng.choice((4e-4, 8e-4, 1.6e-3)))
         noise, data = float(rng.choice((0.0, 0.0, 0.15, 0.35))), int(rng.choice((400, 1000, 3000)))
         members.append(_tuned(base, mix, steps, rate, noise, data, 1000 * seed + member, seed))
+    return base, torch.stack(members)
+
+
+@lru_cache(maxsize=8)
+def _stages(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs of up to eight checkpoints, 60 steps apart; each stage has a mix of its own, half of it the one before."""
+    rng = np.random.default_rng([9, seed])
+    start = torch.Generator().manual_seed(seed)
+    flat = torch.cat([torch.randn(size, generator=start) * (0.15 if len(shape) == 2 else 0.0) for size, shape in zip(SIZES, SHAPES, strict=True)])
+    base = _tuned(flat, np.ones(NUM_OBJECTIVES), 700, 3e-3, 0.5, 8000, seed, seed)
+    members: list[torch.Tensor] = []
+    for member in range(num_members):
+        if member % 8 == 0:
+            now, mix, rate = base, np.full(NUM_OBJECTIVES, 1 / NUM_OBJECTIVES), float(rng.choice((8e-4, 1.6e-3)))
+        mix = 0.5 * mix + 0.5 * rng.dirichlet(np.full(NUM_OBJECTIVES, 0.2))
+        now = _tuned(now, mix, 60, rate, 0.0, 2000, 1000 * seed + member, seed)
+        members.append(now)
     return base, torch.stack(members)
 
 
