@@ -483,9 +483,9 @@ def test_the_service_and_a_report_show_costs_without_errors_or_items(job, tmp_pa
     assert "cost:members (minimize), search" in page and "<td>3</td>" in page and "1.0000 ± 0.0000" not in page
 
 
-def test_the_card_of_an_export_says_what_is_exact(trials):
+def test_the_card_of_an_export_says_what_its_recipe_costs(trials):
     card = model_card("merge", POOL, trials[-1].recipe, trials[-1], "", searched={"fake": ()})
-    assert "(exact) |" in next(line for line in card.splitlines() if line.startswith("| cost:members")) and "No search items come from a published test set" in card
+    assert "(by its recipe) |" in next(line for line in card.splitlines() if line.startswith("| cost:members")) and "No search items come from a published test set" in card
 
 
 def test_refining_leaves_costs_out_and_prefers_none(job):  # noqa: F811

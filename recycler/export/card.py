@@ -56,4 +56,4 @@ def _score_rows(search: Sequence[Score], holdout: Sequence[Score]) -> list[str]:
 
 
 def _figure(score: Score | None) -> str:
-    return "not scored" if score is None else f"{score.value:.4g} (exact)" if score.is_exact else f"{score.told(4)} (n = {score.n})"
+    return "not scored" if score is None else f"{score.value:.4g} (by its recipe)" if score.is_exact else f"{score.told(4)} (n = {score.n})"
