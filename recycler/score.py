@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recycler.engines import build_engine, default_engine_name
+from recycler.engines import build_engine, default_engine_name, parallel_problems
+from recycler.errors import Problem, UsageError, raise_problems
 from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_checkpoint
 from recycler.scoring.lmeval_suite import suite_path
@@ -16,13 +17,17 @@ from recycler.suite import context_length
 from recycler.types import Item, Objective, Pool, Role, Score
 
 
-def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str | None, dtype: str, data_folders: Sequence[Path] = ()) -> tuple[Score, ...]:
+def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str | None, dtype: str, tensor_parallel: int = 1, data_folders: Sequence[Path] = ()) -> tuple[Score, ...]:
     """Every metric of every task of the suites. Raises UsageError, NotFoundError or UnsafeInputError."""
     pool = Pool(members=(open_checkpoint(folder, name="model"),))
+    if tensor_parallel < 1:
+        raise UsageError(Problem(thing="--tensor-parallel", cause=f"is {tensor_parallel}", remedy="Give the number of GPUs that share the model, 1 or more"))
+    raise_problems(tuple(parallel_problems(pool, tensor_parallel)))
     tokenizer = load_tokenizer(folder)
     built = [build_suite(suite_path(name, beside=Path(), data_folders=data_folders), tokenizer, data_folders=data_folders) for name in suites]
     items = [item for suite in built for item in suite.select(role)]
-    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, max_model_len=context_length(items, positions=pool.template.positions))
+    ranks = {"tensor_parallel": tensor_parallel} if tensor_parallel > 1 else {}
+    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, **ranks, max_model_len=context_length(items, positions=pool.template.positions))
     try:
         return score_recipe(live, blend(pool, dtype, {"model": 1.0}), items, _all_objectives(items), role).scores
     finally:

@@ -161,6 +161,14 @@ def test_missing_runs_and_models_have_their_exit_codes(arguments, exit_code, tmp
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ranks, words", [("0", "1 or more"), ("3", "cannot share"), ("2", "one device")])
+def test_a_model_is_not_shared_by_ranks_that_cannot(ranks, words, job, capsys):
+    members = sorted(path for path in (job / "pool").iterdir() if path.is_dir())
+    assert main(["score", str(members[0]), "--suite", str(job / "echo.yaml"), "--engine", "transformers", "--tensor-parallel", ranks]) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+
+
 def test_usage_errors_of_the_command_line_exit_with_2(capsys):
     for arguments in ([], ["nonsense"], ["front"], ["front", "run", "--json", "--csv"]):
         with pytest.raises(SystemExit) as stopped:

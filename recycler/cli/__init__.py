@@ -135,6 +135,7 @@ def _model_commands(commands: Commands) -> None:
     score.add_argument("--role", choices=("search", "holdout"), default="holdout", help="which items (default: holdout)")
     score.add_argument("--engine", choices=("transformers", "vllm"), help="default: vllm where it and a GPU are present, else transformers")
     score.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    score.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="vllm: share the model among N GPUs (default: 1)")
     score.add_argument("--data", action="append", default=[], metavar="DIR", help="folder with benchmark data; may be given again")
     _json_flag(score)
 
