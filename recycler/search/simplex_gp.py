@@ -137,6 +137,7 @@ class SimplexGP:
         known = waiting if observed is None else np.concatenate([observed.weights, waiting])
         members_first, num_sparse = self.opening
         first = distinct(opening(domain, np.random.default_rng(self.seed), num_sparse, members_first), known)
+        first = first[self._affordable(first)]
         if len(first):
             return first[0]
         rng = np.random.default_rng([self.seed, number])
