@@ -328,6 +328,15 @@ def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
     assert front.floors_kept and 0 < front.hypervolume(front.front, "search") and max(distances[trial.number] for trial in front.front) > 0.006
 
 
+def test_a_bound_that_no_merge_keeps_is_come_near_to(tmp_path):
+    """Weights of sum 1 over six deltas at right angles are 0.41 % away at least, the uniform soup, which is scored already."""
+    tight = (*OBJECTIVES, replace(DISTANCE, floor="0.003"))
+    trials = searched(tmp_path / "run.sqlite", tight, priced=Costs(tight[2:], DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])), total=(1.0, 1.0), num_merges=8)
+    assert max(figures([trial for trial in trials if trial.is_proposed], "cost:distance").values()) < 0.0048
+    front = read_front([trial for trial in trials if trial.kind != "base"], tight, POOL, "bfloat16")
+    assert not front.floors_kept and front.front
+
+
 def test_the_base_is_not_the_knee_for_costing_nothing(trials):
     front = read_front(trials, WITH_MEMBERS, POOL, "bfloat16")
     assert front.base in front.front and knee(front).kind != "base"

@@ -229,7 +229,7 @@ class SimplexGP:
     def _within(self, candidates: Floats) -> Floats:
         """Those that keep the floors of exact columns; the nearest to that where none does."""
         missing = self._missing(candidates)
-        return candidates[missing <= (0.0 if (missing <= 0.0).any() else missing.min(initial=0.0))]
+        return candidates[missing <= missing.min()] if len(candidates) else candidates
 
     def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
