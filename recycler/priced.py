@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,9 @@ class PricedWorkers:
     def num_workers(self) -> int:
         return self._workers.num_workers
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None:
+    def submit(self, number: int, recipe: Recipe, role: Role, *how: Any, **settings: Any) -> None:
         self._recipes[number, role] = recipe
-        self._workers.submit(number, recipe, role, items, gated, **({"unmerged": True} if unmerged else {}))
+        self._workers.submit(number, recipe, role, *how, **settings)
 
     def wait(self) -> Sequence[Result]:
         return [self._with_costs(result, self._recipes.pop((result.number, result.role))) for result in self._workers.wait()]
