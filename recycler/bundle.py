@@ -81,7 +81,7 @@ def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
 
 def check_travels(job: JobSpec) -> None:
     """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a bucket, or by a full path."""
-    entries = [*job.pool.members, *([job.pool.base] if job.pool.base else [])]
+    entries = [*job.pool.members, *([job.pool.base] if job.pool.base else []), *([job.engine.adapters] if job.engine.adapters else [])]
     raise_problems([Problem(thing=f"pool entry {entry!r}", cause="is relative to this machine's job file", remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share")
                     for entry in entries if "://" not in entry and not Path(entry).is_absolute()] +
                    [Problem(thing=f"earlier run {run!r}", cause="is a folder of this machine", remedy="Name it as it stands in the database: postgresql://...?job=ID") for run in job.earlier if "://" not in run])

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from recycler.engines.port import Engine
+from recycler.digest import digest
+from recycler.engines.port import Engine, SideBySide
 from recycler.engines.watch import Watch, refuse_non_finite
 from recycler.scoring.code import may_differ_next_time
 from recycler.scoring.result_cache import ResultCache
 from recycler.scoring.scorers import SCORERS, item_weight
 from recycler.stats import clustered_mean, unseen_events_stderr
-from recycler.types import Completion, GenerateRequest, Item, Loglikelihood, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
+from recycler.types import UNMERGED, Completion, GenerateRequest, Item, Loglikelihood, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
 
 Values = dict[str, float]
 
@@ -24,19 +25,35 @@ def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectiv
     A known answer whose program did not pass is judged again, which costs no engine time. `gated`: weights that give no finite numbers, or nothing but babble, are given up early. Raises HopelessError then.
     """
     started = time.monotonic()
-    digest = engine.apply(recipe)
+    applied = engine.apply(recipe)
     merged = time.monotonic()
-    found = cache.read(digest, engine.fingerprint, items) if cache else {}
+    found = cache.read(applied, engine.fingerprint, items) if cache else {}
     asked = [item for item in items if item.id not in found]
     unsure = [item for item in items if item.id in found and may_differ_next_time(item, found[item.id])]
     judging = start_texts(unsure, [Completion(text=found[item.id].output, num_tokens=found[item.id].num_tokens, finish="stop") for item in unsure])
     new = {outcome.item: outcome for outcome in (score_items(engine, asked, gated=gated) if asked else ())}
     found |= {item.id: replace(found[item.id], values=tuple(values.items())) for item, values in zip(unsure, judging(), strict=True)}
     if cache and (asked or unsure):
-        cache.write(digest, engine.fingerprint, [*asked, *unsure], found | new)
+        cache.write(applied, engine.fingerprint, [*asked, *unsure], found | new)
     outcomes = tuple(new.get(item.id) or found[item.id] for item in items)
-    return Scorecard(role=role, scores=aggregate(items, outcomes, objectives), outcomes=outcomes, weights_digest=digest, engine_fingerprint=engine.fingerprint,
+    return Scorecard(role=role, scores=aggregate(items, outcomes, objectives), outcomes=outcomes, weights_digest=applied, engine_fingerprint=engine.fingerprint,
                      num_tokens=sum(outcome.num_tokens for outcome in new.values()), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)
+
+
+def score_side_by_side(engine: SideBySide, recipes: Sequence[Recipe], items: Sequence[Sequence[Item]], objectives: Sequence[Objective], role: Role) -> tuple[Scorecard, ...]:
+    """Score several recipes in one batch, each on its own items, without merging any; each scorecard says so and bears an equal part of the time."""
+    started = time.monotonic()
+    names = engine.side_by_side(recipes)
+    loaded = time.monotonic()
+    asked = [requests_of(own, name) for own, name in zip(items, names, strict=True)]
+    completions = iter(engine.generate([request for texts, _ in asked for request in texts]))
+    likelihoods = iter(engine.loglikelihood([request for _, taught in asked for request in taught]))
+    answers = [([next(completions) for _ in texts], [next(likelihoods) for _ in taught]) for texts, taught in asked]
+    outcomes = [outcomes_of(own, *answer) for own, answer in zip(items, answers, strict=True)]
+    merge_seconds, score_seconds = (loaded - started) / len(recipes), (time.monotonic() - loaded) / len(recipes)
+    return tuple(Scorecard(role=role, scores=aggregate(own, found, objectives), outcomes=found, weights_digest=UNMERGED + digest(recipe), engine_fingerprint=f"{engine.fingerprint}, unmerged adapter",
+                           num_tokens=sum(outcome.num_tokens for outcome in found), merge_seconds=merge_seconds, score_seconds=score_seconds)
+                 for recipe, own, found in zip(recipes, items, outcomes, strict=True))
 
 
 def score_items(engine: Engine, items: Sequence[Item], *, gated: bool = False) -> tuple[Outcome, ...]:
@@ -55,10 +72,10 @@ def _probe(item: Item) -> LoglikelihoodRequest:
     return LoglikelihoodRequest(context_ids=ids[:-1], continuation_ids=ids[-1:])
 
 
-def requests_of(items: Sequence[Item]) -> tuple[list[GenerateRequest], list[LoglikelihoodRequest]]:
-    """What an engine is asked for these items; a choice is one request an option."""
-    return ([GenerateRequest(prompt_ids=item.prompt_ids, max_new_tokens=item.max_new_tokens, stop=item.stop) for item in items if item.kind == "generate"],
-            [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=ids) for item in items if item.kind == "loglikelihood" for ids in item.continuations])
+def requests_of(items: Sequence[Item], merge: str = "") -> tuple[list[GenerateRequest], list[LoglikelihoodRequest]]:
+    """What an engine is asked for these items, of one of the merges that it holds side by side or of its live weights; a choice is one request an option."""
+    return ([GenerateRequest(prompt_ids=item.prompt_ids, max_new_tokens=item.max_new_tokens, stop=item.stop, merge=merge) for item in items if item.kind == "generate"],
+            [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=ids, merge=merge) for item in items if item.kind == "loglikelihood" for ids in item.continuations])
 
 
 def outcomes_of(items: Sequence[Item], completions: Sequence[Completion], likelihoods: Sequence[Loglikelihood]) -> tuple[Outcome, ...]:

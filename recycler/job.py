@@ -115,6 +115,10 @@ class EngineSpec(Strict):
     """GPUs of one machine that each vllm engine spreads the model over, for models that one GPU cannot hold."""
     workers: int = Field(default=1, ge=1, le=1024)
     """Engines in parallel: one on each `tensor_parallel` GPUs, or one a share of the CPU cores."""
+    lora_batch: int = Field(default=1, ge=1, le=64)
+    """Linear merges of a pool of folded LoRA adapters that each vllm engine scores in one batch, unmerged. Finalists are merged and scored again."""
+    adapters: Place | None = None
+    """Folder that holds the adapter of each member under the member's name; relative to the job file. For `lora_batch`."""
 
     @field_validator("tensor_parallel")
     @classmethod
@@ -125,9 +129,9 @@ class EngineSpec(Strict):
 
     @model_serializer(mode="wrap")
     def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A job that says nothing of it keeps the digest that its ledger knows from before there was this key."""
+        """A job that says nothing of them keeps the digest that its ledger knows from before there were these keys."""
         found = write(self)
-        return {key: value for key, value in found.items() if (key, value) != ("tensor_parallel", 1)}
+        return {key: value for key, value in found.items() if (key, value) not in (("tensor_parallel", 1), ("lora_batch", 1), ("adapters", None))}
 
 
 class FidelitySpec(Strict):

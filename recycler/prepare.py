@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from recycler.costs import benchmarks
 from recycler.digest import digest
-from recycler.engines import parallel_problems
+from recycler.engines import default_engine_name, parallel_problems
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean, raise_problems
 from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
@@ -46,6 +46,11 @@ class PreparedJob:
     def benchmarks(self) -> tuple[Objective, ...]:
         """The objectives that have items: all but the costs."""
         return benchmarks(self.objectives)
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of the members' LoRA adapters, where the job names one."""
+        return (Path(self.document.path).parent / (self.job.engine.adapters or "")).absolute()
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -114,7 +119,23 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     collector.finish()
     prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
+    if job.engine.lora_batch > 1:
+        _check_lora_batch(prepared)
     return prepared
+
+
+def _check_lora_batch(prepared: PreparedJob) -> None:
+    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several."""
+    from recycler.engines.vllm_lora import read_adapters
+
+    job, where = prepared.job, prepared.document.where(("engine", "lora_batch"))
+    refused = [("needs engine: vllm", (job.engine.name or default_engine_name()) != "vllm"), (f"is for linear merges, not {job.method!r}", job.method != "linear"),
+               (f"is for plain sums, and the space searches {', '.join(name for name, *_ in prepared.space.options)}", bool(prepared.space.options)), ("needs engine.adapters", job.engine.adapters is None)]
+    raise_problems([Problem(thing="engine.lora_batch", cause=cause, remedy="Mend that, or leave lora_batch out", where=where) for cause, wrong in refused if wrong])
+    try:
+        read_adapters(prepared.pool, prepared.adapters)
+    except RecyclerError as error:
+        raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
 
 
 def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:

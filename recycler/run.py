@@ -192,12 +192,13 @@ def work_of(prepared: PreparedJob) -> Work:
     """What the workers of a job are given."""
     engine = prepared.job.engine
     return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.benchmarks,
-                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {})})
+                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {}),
+                          **({"lora_batch": engine.lora_batch, "adapters": str(prepared.adapters)} if engine.lora_batch > 1 else {})})
 
 
 def _fidelity(prepared: PreparedJob) -> Fidelity:
     return Fidelity(items=tuple(item for item in prepared.items if item.role == "search"), objectives=prepared.benchmarks,
-                    items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed)
+                    items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed, unmerged=prepared.job.engine.lora_batch > 1)
 
 
 def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:

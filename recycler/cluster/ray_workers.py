@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from recycler.cluster.shares import cpu_share
-from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Work
+from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Task, Work, next_batch
 from recycler.errors import InfrastructureError, Problem
 from recycler.redact import redacted
 from recycler.scoring.code import probe_sandbox
@@ -39,8 +39,8 @@ class _Actor:
         """(node, process) that it runs on."""
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None, gated: bool) -> Scorecard | Failure:
-        return self._worker.score(recipe, role, items, gated)
+    def score(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
+        return self._worker.score_all(tasks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,49 +52,41 @@ class _Live:
     process: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    number: int
-    recipe: Recipe
-    role: Role
-    items: tuple[str, ...] | None
-    gated: bool
-    attempt: int = 1
-
-
 class RayWorkers:
-    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial when it is free."""
+    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial when it is free, or the next few to score side by side."""
 
     def __init__(self, work: Work, *, num_workers: int, address: str | None = None):
         if not (address or os.environ.get("RAY_ADDRESS")):  # the workers run on this machine
             probe_sandbox(work.items)
         _connect(address)
-        self.num_workers = num_workers
+        self._together, self.num_workers = work.together, num_workers * work.together
         with _starting(address):
             self._options = _resources(num_workers, work)
             self._work = ray.put(work)
         self._starting: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
         self._free: list[_Live] = []
-        self._busy: dict[ray.ObjectRef, tuple[_Live, _Task]] = {}
-        self._waiting: deque[_Task] = deque()
+        self._busy: dict[ray.ObjectRef, tuple[_Live, list[Task]]] = {}
+        self._waiting: deque[Task] = deque()
         self._failed_starts = 0
         for _ in range(num_workers):
             self._start_actor()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None:
-        self._waiting.append(_Task(number, recipe, role, items, gated))
-        self._dispatch()
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None:
+        self._waiting.append(Task(number, recipe, role, items, gated, unmerged))
+        if self._together == 1:  # else more may come to go with it
+            self._dispatch()
 
     def wait(self) -> Sequence[Result]:
         """Block until at least one submission has ended for good."""
+        self._dispatch()
         while True:
             done, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=NOTICE_SECONDS)
             if not done and not self._busy:
                 self._say_what_is_missing()
-            found = [self._collect(reference) if reference in self._busy else self._welcome(reference) for reference in done]
+            found = [result for reference in done for result in (self._collect(reference) if reference in self._busy else self._welcome(reference))]
             self._dispatch()
-            if results := [result for result in found if result is not None]:
-                return results
+            if found:
+                return found
 
     def process_ids(self) -> list[int]:
         """Operating-system ids of the workers that are up, for tests that kill one."""
@@ -111,7 +103,7 @@ class RayWorkers:
         actor = ray.remote(_Actor).options(**self._options, max_restarts=0).remote(self._work)
         self._starting[actor.place.remote()] = actor
 
-    def _welcome(self, reference: ray.ObjectRef) -> Result | None:
+    def _welcome(self, reference: ray.ObjectRef) -> list[Result]:
         """An actor is up and free; or it could not start, which the third time in a row costs the next trial."""
         actor = self._starting.pop(reference)
         try:
@@ -121,38 +113,36 @@ class RayWorkers:
             if "node" not in _reason(error).lower():
                 self._failed_starts += 1
             if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
-                return None
+                return []
             self._failed_starts = 0
             task = self._waiting.popleft()
-            return Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS))
+            return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS))]
         self._failed_starts = 0
         self._free.append(_Live(actor, node, process))
-        return None
+        return []
 
     def _dispatch(self) -> None:
         while self._free and self._waiting:
-            live, task = self._free.pop(), self._waiting.popleft()
-            self._busy[live.actor.score.remote(task.recipe, task.role, task.items, task.gated)] = (live, task)
+            live, tasks = self._free.pop(), next_batch(self._waiting, self._together)
+            self._busy[live.actor.score.remote(tasks)] = (live, tasks)
 
-    def _collect(self, reference: ray.ObjectRef) -> Result | None:
-        """The result of one finished call; None when it failed through no fault of the recipe and is tried again."""
-        live, task = self._busy.pop(reference)
+    def _collect(self, reference: ray.ObjectRef) -> list[Result]:
+        """The results of one finished call; none when it failed through no fault of the recipes and is tried again."""
+        live, tasks = self._busy.pop(reference)
         try:
-            answer = ray.get(reference)
+            answers = ray.get(reference)
         except RayError as error:
             if not isinstance(error, RayActorError):
                 ray.kill(live.actor)  # its engine may be dirty
             self._start_actor()
             if not _is_alive(live.node):  # the node left and took the trial along: that says nothing about the trial
-                self._waiting.appendleft(task)
-                return None
-            if task.attempt < MAX_ATTEMPTS:
-                self._waiting.appendleft(replace(task, attempt=task.attempt + 1))
-                return None
-            answer = Failure(blame="system", reason=_reason(error), attempts=task.attempt)
-        else:
-            self._free.append(live)
-        return Result(number=task.number, role=task.role, answer=answer)
+                self._waiting.extendleft(reversed(tasks))
+                return []
+            spent = [task for task in tasks if task.attempt >= MAX_ATTEMPTS]
+            self._waiting.extendleft(replace(task, attempt=task.attempt + 1) for task in reversed(tasks) if task.attempt < MAX_ATTEMPTS)
+            return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=task.attempt)) for task in spent]
+        self._free.append(live)
+        return [Result(number=task.number, role=task.role, answer=answer) for task, answer in zip(tasks, answers, strict=True)]
 
     def _say_what_is_missing(self) -> None:
         wanted = {name.removeprefix("num_"): amount for name, amount in self._options.items() if name.startswith("num_")}

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from recycler.engines import build_engine
-from recycler.engines.port import Engine
+from recycler.engines.port import Engine, SideBySide
 from recycler.errors import InfrastructureError, RecyclerError
-from recycler.evaluate import score_recipe
+from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.pool.materialise import materialise
 from recycler.scoring.code import probe_sandbox
 from recycler.scoring.result_cache import ResultCache, surroundings
@@ -33,10 +33,28 @@ class Work:
     settings: Mapping[str, Any] = field(default_factory=dict)
     reuse: str = ""  # folder with answers of earlier runs; none without
 
+    @property
+    def together(self) -> int:
+        """How many trials an engine can score side by side, unmerged."""
+        return int(self.settings.get("lora_batch", 1))
+
     def items_of(self, role: Role, only: Sequence[str] | None = None) -> tuple[Item, ...]:
         """The items of a split, or those of them that are named."""
         chosen = None if only is None else set(only)
         return tuple(item for item in self.items if item.role == role and (chosen is None or item.id in chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One submission, and which attempt at it this is."""
+
+    number: int
+    recipe: Recipe
+    role: Role
+    items: tuple[str, ...] | None = None
+    gated: bool = False
+    unmerged: bool = False
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +70,13 @@ class Workers(Protocol):
     """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final.
 
     `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain means over those. `gated`
-    trials are given up when they babble, with a Failure that blames the recipe.
+    trials are given up when they babble, with a Failure that blames the recipe; `unmerged` ones may be scored side by side, in
+    one batch of an engine that can. `num_workers` is how many trials are taken at once.
     """
 
     num_workers: int
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None: ...
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None: ...
     def wait(self) -> Sequence[Result]: ...
     def close(self) -> None: ...
 
@@ -77,34 +96,57 @@ class ScoringWorker:
         try:
             return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role, gated=gated, cache=self._cache)
         except RecyclerError as error:
-            if isinstance(error, InfrastructureError) or any(problem.thing == SANDBOX for problem in error.problems):  # says nothing about the recipe
-                raise InfrastructureError(error.problems) from None
+            _raise_system_error(error)
             return Failure(blame="recipe", reason=str(error))
+
+    def score_all(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
+        """The answers to what `next_batch` took: several are scored side by side, or merged one by one where they cannot be."""
+        if len(tasks) > 1:
+            asked = [self.work.items_of(task.role, task.items) for task in tasks]
+            try:
+                return list(score_side_by_side(cast(SideBySide, self.engine), [task.recipe for task in tasks], asked, self.work.objectives, tasks[0].role))
+            except RecyclerError as error:
+                _raise_system_error(error)
+        return [self.score(task.recipe, task.role, task.items, task.gated) for task in tasks]
 
     def close(self) -> None:
         self.engine.close()
 
 
+def _raise_system_error(error: RecyclerError) -> None:
+    """Raise InfrastructureError for an error that says nothing about the recipe."""
+    if isinstance(error, InfrastructureError) or any(problem.thing == SANDBOX for problem in error.problems):
+        raise InfrastructureError(error.problems) from None
+
+
+def next_batch(waiting: deque[Task], most: int) -> list[Task]:
+    """Take the first task, and with one that need not be merged up to `most` of its kind in all."""
+    batch = [waiting.popleft()]
+    if batch[0].unmerged:
+        batch += [task for task in waiting if task.unmerged and task.role == batch[0].role][: most - 1]
+        for task in batch[1:]:
+            waiting.remove(task)
+    return batch
+
+
 class LocalWorkers:
     """One worker in this process, for tests and for scoring a single model."""
 
-    num_workers = 1
-
     def __init__(self, work: Work, *, build: Callable[[Work], ScoringWorker] = ScoringWorker):
-        self._work, self._build = work, build
+        self._work, self._build, self.num_workers = work, build, work.together
         self._worker: ScoringWorker | None = None
-        self._queue: deque[tuple[int, Recipe, Role, tuple[str, ...] | None, bool]] = deque()
+        self._queue: deque[Task] = deque()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> None:
-        self._queue.append((number, recipe, role, items, gated))
+    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None:
+        self._queue.append(Task(number, recipe, role, items, gated, unmerged))
 
     def wait(self) -> Sequence[Result]:
-        number, recipe, role, items, gated = self._queue.popleft()
+        tasks = next_batch(self._queue, self._work.together)
         reason = ""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._worker = self._worker or self._build(self._work)
-                return [Result(number=number, role=role, answer=self._worker.score(recipe, role, items, gated))]
+                return [Result(number=task.number, role=task.role, answer=answer) for task, answer in zip(tasks, self._worker.score_all(tasks), strict=True)]
             except InfrastructureError as error:
                 if self._worker is None:  # no engine to try again with
                     raise
@@ -112,7 +154,7 @@ class LocalWorkers:
             except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None
-        return [Result(number=number, role=role, answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS))]
+        return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS)) for task in tasks]
 
     def close(self) -> None:
         if self._worker is not None:

@@ -68,20 +68,27 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def check_generate(requests: Sequence[GenerateRequest], limit: int) -> None:
-    """Raise UsageError unless every request has a prompt, asks for a token, and fits into `limit` tokens."""
+def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bool = True) -> None:
+    """Raise UsageError unless every request has a prompt, asks for a token, fits into `limit` tokens, and, where the live weights are `alone`, asks those."""
+    _check_merge(requests, alone)
     for request in requests:
         if not request.prompt_ids or request.max_new_tokens < 1:
             raise _no_answer(f"has {len(request.prompt_ids)} prompt tokens and asks for {request.max_new_tokens} new ones")
     _check_length(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0), limit)
 
 
-def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], limit: int) -> None:
+def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], limit: int, *, alone: bool = True) -> None:
     """The same for likelihoods: an empty continuation would be certain, and so would win every comparison."""
+    _check_merge(requests, alone)
     for request in requests:
         if not request.context_ids or not request.continuation_ids:
             raise _no_answer(f"has {len(request.context_ids)} tokens of context and {len(request.continuation_ids)} of continuation")
     _check_length(max((len(request.context_ids) + len(request.continuation_ids) for request in requests), default=0), limit)
+
+
+def _check_merge(requests: Sequence[GenerateRequest | LoglikelihoodRequest], alone: bool) -> None:
+    if alone and (names := {request.merge for request in requests} - {""}):
+        raise UsageError(Problem(thing=f"merge {min(names)!r}", cause="is asked of an engine that holds one model", remedy="Use engine: vllm with lora_batch"))
 
 
 def _no_answer(cause: str) -> UsageError:

@@ -34,3 +34,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory and end child processes."""
+
+
+class SideBySide(Engine, Protocol):
+    """An engine that can also hold several linear merges of folded adapters beside the live weights, and answer for all in one batch."""
+
+    def side_by_side(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+        """Put the base into the live weights and load each recipe, unmerged; their names, for `merge` of requests, hold until the next `apply`.
+
+        Answers differ from those of the merge by rounding. Raises UsageError for a recipe that is no plain linear merge.
+        """

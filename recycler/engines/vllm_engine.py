@@ -4,6 +4,7 @@ Two things are kept from vLLM's freedom. Weights that change under a prefix cach
 not notice: the cache is reset after every `apply`, which must succeed, and each version of the weights salts its prompts.
 On a CPU, vLLM packs linear weights into private copies after loading; that step is replaced by one that leaves them
 (`vllm_patches`). With `tensor_parallel` ranks, vLLM runs one process a rank on this machine, and each merges its own part.
+With `lora_batch`, so many linear merges of a pool of folded adapters can answer in one batch (`vllm_lora`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from recycler.engines import parallel_problems
 from recycler.engines.live import check_generate, check_loglikelihood
+from recycler.engines.vllm_lora import MergeAdapters
 from recycler.engines.vllm_patches import patch_vllm
 from recycler.engines.vllm_wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
@@ -51,8 +53,10 @@ def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:
 class VLLMEngine:
     """One `vllm.LLM` over a pool; fills `recycler.engines.port.Engine`."""
 
-    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, tensor_parallel: int = 1, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9):
-        self._dtype = dtype
+    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, tensor_parallel: int = 1, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9,
+                 lora_batch: int = 1, adapters: str = ""):
+        self._dtype, self._pool = dtype, pool
+        self._merges = MergeAdapters(pool, Path(adapters), lora_batch) if lora_batch > 1 else None
         self._limit, room = _lengths(pool, max_model_len)
         on_cpu = not torch.cuda.is_available()
         _set_environment(on_cpu, kv_cache_gib, tensor_parallel)
@@ -63,7 +67,7 @@ class VLLMEngine:
         self._llm: Any = _started(
             model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
             worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True,
-            use_tqdm_on_load=False, **_parallel(pool, tensor_parallel))
+            use_tqdm_on_load=False, **_parallel(pool, tensor_parallel), **(self._merges.settings if self._merges else {}))
         self._version = 0
         self._dirty = ""
         try:
@@ -75,7 +79,8 @@ class VLLMEngine:
         self.fingerprint = (
             f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {current_platform.get_device_name() or current_platform.device_type}, context {room}, "
             f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}"
-            + (f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""))  # sums are added in another order
+            + (f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else "")  # sums are added in another order
+            + (f", LoRA batch {lora_batch}" if lora_batch > 1 else ""))
 
     # ---------------------------------------------------------------- weights
 
@@ -84,12 +89,26 @@ class VLLMEngine:
         if recipe.dtype != self._dtype:
             raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
         self._dirty = "the last merge failed half-way"
+        if self._merges:
+            self._merges.unload(self._live().llm_engine)
         digest = self._ask("recycler_apply", recipe_to_json(recipe))
         if self._llm.reset_prefix_cache() is not True:
             raise RuntimeError("vLLM refused to drop its prefix cache, which holds the state of other weights")
         self._version += 1
         self._dirty = ""
         return digest
+
+    @_tells_death
+    def side_by_side(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+        """Put the base into the live weights and each recipe beside it, unmerged; their names for requests, until the next `apply`.
+
+        Raises UsageError for a recipe that is no plain linear merge on the base, and in an engine without `lora_batch`.
+        """
+        if self._merges is None:
+            raise UsageError(Problem(thing="engine", cause="was not built to hold several merges", remedy="Set engine.lora_batch and engine.adapters"))
+        names = self._pool.names
+        self.apply(Recipe(method="linear", members=names, weights=((0.0,) * len(names),), base=self._pool.template.name, dtype=self._dtype))
+        return self._merges.load(recipes, self._live().llm_engine)
 
     def _ask(self, method: str, *arguments: str) -> str:
         """What the worker answers, or the error it met."""
@@ -104,7 +123,7 @@ class VLLMEngine:
     def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
         """All in one submission, those that may grow longest first, so that none of them is left over at the end."""
         self._check_clean()
-        check_generate(requests, self._limit)
+        check_generate(requests, self._limit, alone=self._merges is None)
         watch, found = watch or Watch(), {}
         order = sorted(range(len(requests)), key=lambda index: -requests[index].max_new_tokens)  # stable: items of a task share a prefix
         gate = dict.fromkeys(gate_sample(requests, order) if watch.gate else (), "")
@@ -127,12 +146,12 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._llm.llm_engine
+        engine, adapters = self._llm.llm_engine, self._adapters(requests)
         try:
             for index in order:
                 request, kind = requests[index], RequestOutputKind.CUMULATIVE if index in shown else RequestOutputKind.FINAL_ONLY
                 params = SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None, output_kind=kind)
-                engine.add_request(f"{self._version}-{index}", self._salted(request.prompt_ids), params)
+                engine.add_request(f"{self._version}-{index}", self._salted(request.prompt_ids), params, lora_request=adapters[index])
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     yield int(output.request_id.rpartition("-")[2]), output
@@ -149,9 +168,9 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         self._check_clean()
-        check_loglikelihood(requests, self._limit)
+        check_loglikelihood(requests, self._limit, alone=self._merges is None)
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
-        outputs = self._run([request.context_ids + request.continuation_ids for request in requests], [params] * len(requests))
+        outputs = self._run([request.context_ids + request.continuation_ids for request in requests], [params] * len(requests), self._adapters(requests))
         return [_likelihood(output.prompt_logprobs, request) for output, request in zip(outputs, requests, strict=True)]
 
     # ---------------------------------------------------------------- plumbing
@@ -176,11 +195,15 @@ class VLLMEngine:
         if self._dirty:
             raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
 
-    def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any]) -> list[Any]:
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any], adapters: list[Any]) -> list[Any]:
         """Everything in one submission: vLLM batches it as it likes and answers in order."""
         if not prompts:
             return []
-        return self._llm.generate([self._salted(prompt) for prompt in prompts], params, use_tqdm=False)
+        return self._llm.generate([self._salted(prompt) for prompt in prompts], params, use_tqdm=False, lora_request=adapters)
+
+    def _adapters(self, requests: Sequence[GenerateRequest | LoglikelihoodRequest]) -> list[Any]:
+        """What vLLM is told to answer each request with: a merge that is loaded, or None for the live weights."""
+        return [self._merges.request(request.merge) if self._merges else None for request in requests]
 
     def _salted(self, prompt: Sequence[int]) -> Any:
         """A prompt that shares cached blocks with prompts to the same weights only."""

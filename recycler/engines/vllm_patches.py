@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError
 
@@ -14,6 +17,7 @@ def patch_vllm() -> None:
     if current_platform.is_cpu():
         _keep_cpu_weights()
         _count_ranks_at_once()
+        _multiply_once_an_adapter()
 
 
 def _keep_cpu_weights() -> None:
@@ -42,3 +46,29 @@ def _count_ranks_at_once() -> None:
 
     if hasattr(sampler, "batched_count_greater_than"):
         sampler.batched_count_greater_than = lambda logprobs, values: (logprobs >= values).sum(-1)
+
+
+def _multiply_once_an_adapter() -> None:
+    """vLLM's CPU kernels for adapters copy the factors once a token (lora/ops/torch_ops); here all tokens of an adapter share a product.
+
+    An index of -1, no adapter, leaves its rows as they are; vLLM's take the last adapter then.
+    """
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    def rows_of(indices: Tensor) -> Iterator[tuple[int, Tensor]]:
+        return ((adapter, (indices == adapter).nonzero().squeeze(1)) for adapter in torch.unique(indices).tolist() if adapter >= 0)
+
+    def shrink(x: Tensor, down: Tensor, out: Tensor, indices: Tensor, scale: float = 1.0) -> None:
+        for adapter, rows in rows_of(indices):
+            out[rows] = (x[rows].to(out.dtype) @ down[adapter, 0].to(out.dtype).T).mul_(scale)
+
+    def expand(x: Tensor, up: Tensor, out: Tensor, indices: Tensor, start: int, size: int, add_inputs: bool = True) -> None:
+        for adapter, rows in rows_of(indices):
+            product = x[rows].to(out.dtype) @ up[adapter, 0].to(out.dtype).T
+            out[rows, start : start + size] = out[rows, start : start + size] + product if add_inputs else product
+
+    def by_sequence(kernel):  # noqa: ANN001, ANN202 - vLLM's own signatures
+        return lambda x, factor, out, starts, lengths, adapters, batches, longest, count, *rest: kernel(x, factor, out, torch.repeat_interleave(adapters, lengths), *rest)
+
+    punica_cpu.bgmv_shrink, punica_cpu.bgmv_expand_slice = shrink, expand
+    punica_cpu.sgmv_shrink, punica_cpu.sgmv_expand_slice = by_sequence(shrink), by_sequence(expand)

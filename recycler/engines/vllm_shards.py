@@ -28,7 +28,7 @@ def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard
     to a round vocabulary gives its first rows. A tensor that is fused in the checkpoint too has a part for each of its own.
     Raises UnsafeInputError when a tensor has no place, two share one, or live memory is left that no tensor fills.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     packed = _packed_parts(getattr(model, "packed_modules_mapping", {}))
     shards: dict[str, tuple[Shard, ...]] = {}
     problems: list[Problem] = []
@@ -72,6 +72,12 @@ class _Rows:
     start: int = 0
 
 
+def _layer(model: nn.Module, path: str) -> nn.Module:
+    """The layer itself, where vLLM has wrapped it for adapters too."""
+    module = model.get_submodule(path)
+    return getattr(module, "base_layer", module)
+
+
 def _kinds(module: nn.Module) -> set[str]:
     """Names of a layer's class and of those it inherits from: vLLM's own are known by these, wherever it keeps them."""
     return {kind.__name__ for kind in type(module).__mro__}
@@ -97,7 +103,7 @@ def _rows(module: nn.Module) -> list[_Rows] | None:
 def _stored_alone(name: str, model: nn.Module, parameters: Mapping[str, Tensor]) -> tuple[Shard, ...]:
     """The parts of a tensor that the checkpoint and vLLM both keep under one name."""
     parameter = parameters[name].data
-    module = model.get_submodule(name.rpartition(".")[0])
+    module = _layer(model, name.rpartition(".")[0])
     if "RowParallelLinear" in _kinds(module) and parameter.ndim > 1 and module.tp_size > 1:  # its bias is whole everywhere
         start = module.tp_rank * module.input_size_per_partition
         return (Shard(parameter, (slice(None), slice(start, start + module.input_size_per_partition))),)
@@ -131,7 +137,7 @@ def _stored_apart(name: str, template: Checkpoint, model: nn.Module, parameters:
     if parameter is None or any(sibling not in template.tensors for sibling in siblings):
         return ()
     stored = [template.tensors[sibling].shape[0] for sibling in siblings]
-    rows = _rows(model.get_submodule(f"{parent}{fused}")) or [_Rows(size, size) for size in stored]
+    rows = _rows(_layer(model, f"{parent}{fused}")) or [_Rows(size, size) for size in stored]
     if [part.whole for part in rows] != stored or sum(part.held for part in rows) != parameter.shape[0]:
         return ()
     own = rows[parts.index(part)]

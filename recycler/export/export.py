@@ -44,6 +44,8 @@ def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | No
     `recipe` is the trial's, or differs from it in dtype alone; `searched` is what `searched_test_tasks` tells of its run. Raises UsageError when the folder exists and UnsafeInputError
     when the weights differ from those that were scored (in another dtype nothing was scored to compare with), or are not finite; in all these cases, and when killed, nothing is left at `folder`.
     """
+    if trial is not None and trial.is_unmerged:
+        raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="was scored unmerged, as one of several adapters in a batch, and its merge was not", remedy="Export a finalist (`recycler front`), whose merge was scored; or merge its recipe and use `recycler score`"))
     with whole_folder(folder) as aside:
         digests = merge_to_folder(recipe, ResidentPool(pool), aside, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite)
         found = weights_digest(digests.items())

@@ -157,21 +157,22 @@ class Ledger:
         self._write(write)
 
     def extend_trial(self, number: int, scorecard: Scorecard) -> None:
-        """Put scores and outcomes of more items in the place of a SCORED trial's; told twice, it changes nothing.
+        """Put scores and outcomes of more items, or of its merged weights, in the place of a SCORED trial's; told twice, it changes nothing.
 
         `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are added.
         """
         def write(connection: Connection, again: bool) -> None:
             theirs = {table: (table.c.trial == number) & (table.c.role == scorecard.role) for table in (schema.scores, schema.outcomes)}
             stored = connection.execute(select(schema.outcomes.c.payload).where(theirs[schema.outcomes])).scalar_one()
-            if len(codec.outcomes_from_bytes(stored)) >= len(scorecard.outcomes):
+            columns = schema.trials.c
+            weights = connection.execute(select(columns.weights_digest).where(columns.number == number)).scalar_one()
+            if len(codec.outcomes_from_bytes(stored)) >= len(scorecard.outcomes) and weights == scorecard.weights_digest:
                 return
             for table, own in theirs.items():
                 connection.execute(table.delete().where(own))
             self._insert_scores(connection, number, scorecard)
-            columns = schema.trials.c
             connection.execute(update(schema.trials).where(columns.number == number).values(
-                num_tokens=columns.num_tokens + scorecard.num_tokens, merge_seconds=columns.merge_seconds + scorecard.merge_seconds, score_seconds=columns.score_seconds + scorecard.score_seconds))
+                weights_digest=scorecard.weights_digest, engine_fingerprint=scorecard.engine_fingerprint, num_tokens=columns.num_tokens + scorecard.num_tokens, merge_seconds=columns.merge_seconds + scorecard.merge_seconds, score_seconds=columns.score_seconds + scorecard.score_seconds))
 
         self._write(write)
 

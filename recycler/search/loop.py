@@ -40,7 +40,8 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
     """
     def submit(trial: Trial) -> None:
         items, gated = (fidelity.drawn(trial), fidelity.is_gated(trial, ledger, trials)) if fidelity else (None, False)
-        workers.submit(trial.number, trial.recipe, "search", items, gated)
+        unmerged = {"unmerged": True} if fidelity and fidelity.unmerged and trial.is_proposed else {}
+        workers.submit(trial.number, trial.recipe, "search", items, gated, **unmerged)
         in_flight.add(trial.number)
 
     trials = {trial.number: trial for trial in ledger.trials()}
@@ -80,18 +81,18 @@ def search(planner: Planner, ledger: Ledger, workers: Workers, *, within_budget:
 
 
 def complete(choose: Callable[[Sequence[Trial]], Sequence[Trial]], ledger: Ledger, workers: Workers, fidelity: Fidelity, *, listen: Listener) -> Sequence[Trial]:
-    """The finalists that `choose` names, each scored on all search items: those it lacks are asked. That may bring others up."""
+    """The finalists that `choose` names, each merged and scored on all search items: those it lacks are asked. That may bring others up."""
     def write(trial: Trial, scorecard: Scorecard) -> Trial:
         whole = fidelity.joined(before[trial.number], scorecard)
         ledger.extend_trial(trial.number, whole)
-        return replace(trial, search=_in_order(whole))
+        return replace(trial, search=_in_order(whole), weights_digest=whole.weights_digest)
 
     while True:
         finalists = choose(ledger.trials())
         partial = [trial for trial in finalists if not fidelity.is_whole(trial)]
         if not partial:
             return finalists
-        before = {trial.number: ledger.outcomes(trial.number, "search") for trial in partial}
+        before = {trial.number: () if trial.is_unmerged else ledger.outcomes(trial.number, "search") for trial in partial}  # what an adapter answered is no answer of the merge
         _score_finalists("search", "completed", partial, [fidelity.missing(before[trial.number]) for trial in partial], workers, write, listen)
 
 
