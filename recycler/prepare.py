@@ -119,13 +119,11 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     collector.finish()
     prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
-    if job.engine.lora_batch > 1:
-        _check_lora_batch(prepared)
-    return prepared
+    return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared))) if job.engine.lora_batch > 1 else prepared
 
 
-def _check_lora_batch(prepared: PreparedJob) -> None:
-    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several."""
+def _check_lora_batch(prepared: PreparedJob) -> list[str]:
+    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several; gives warnings."""
     from recycler.engines.vllm_lora import read_adapters
 
     job, where = prepared.job, prepared.document.where(("engine", "lora_batch"))
@@ -136,6 +134,8 @@ def _check_lora_batch(prepared: PreparedJob) -> None:
         read_adapters(prepared.pool, prepared.adapters)
     except RecyclerError as error:
         raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
+    rounded = {tensor.dtype for tensor in prepared.pool.template.tensors.values()} & {"BF16", "F16"}
+    return [f"{where}: the members were folded into {min(rounded)}, which loses part of each adapter: merges score worse than the adapters that the search sees. Fold them into a float32 base (docs/methods.md)"] if rounded else []
 
 
 def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:

@@ -68,12 +68,12 @@ def ask_at_once(engine, names):
 
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'")
-@pytest.mark.parametrize(("dtype", "architecture", "tied"), [("float32", "llama", True), ("bfloat16", "qwen2", False)])
-def test_merges_in_one_batch_answer_as_each_dense_merge(tmp_path, dtype, architecture, tied):
+@pytest.mark.parametrize(("dtype", "architecture", "tied", "num_ranks"), [("float32", "llama", True, 1), ("bfloat16", "qwen2", False, 1), ("float32", "llama", False, 2)])
+def test_merges_in_one_batch_answer_as_each_dense_merge(tmp_path, dtype, architecture, tied, num_ranks):
     from recycler.engines.vllm_engine import VLLMEngine
 
     pool = make_folded_pool(tmp_path, dtype, architecture, tied)
-    engine = VLLMEngine(pool, dtype=dtype, max_model_len=320, lora_batch=4, adapters=str(tmp_path / "adapters"))
+    engine = VLLMEngine(pool, dtype=dtype, max_model_len=320, tensor_parallel=num_ranks, lora_batch=4, adapters=str(tmp_path / "adapters"))
     recipes = [recipe(pool, dtype, (0.7, 0.2, 0.1)), recipe(pool, dtype, (0.0, 0.0, 0.0)), recipe(pool, dtype, (0.1, 0.9, -0.3), (0.5, 0.0, 0.8)), recipe(pool, dtype, (0.0, 0.0, 1.0))]
     nothing = recipe(pool, dtype, (0.0, 0.0, 0.0))
     try:
@@ -138,6 +138,12 @@ def test_a_job_that_cannot_be_scored_side_by_side_is_refused_with_its_line(folde
     with pytest.raises(UsageError, match=told) as refused:
         prepare(write_job(folded[1], **engine))
     assert "job.yaml:" in str(refused.value)
+
+
+def test_a_job_over_rounded_members_is_warned_and_one_over_exact_members_is_not(folded, tmp_path):
+    assert any("float32" in warning for warning in prepare(write_job(folded[1])).warnings)
+    make_folded_pool(tmp_path, "float32")
+    assert not any("float32" in warning for warning in prepare(write_job(tmp_path)).warnings)
 
 
 def test_a_job_without_it_keeps_its_identity():
