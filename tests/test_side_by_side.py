@@ -6,7 +6,7 @@ import pytest
 from conftest import OBJECTIVES, Killed
 from test_fidelity import POOL, SEARCH, ItemWorkers, fidelity, run
 
-from recycler.cluster.workers import LocalWorkers, ScoringWorker, Work
+from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, ScoringWorker, Work
 from recycler.engines.live import check_generate, check_loglikelihood
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
@@ -82,6 +82,24 @@ def test_what_is_no_sum_of_adapters_is_merged():
     for number, method in enumerate(("linear", "ties")):
         workers.submit(number, replace(recipe(1.0, 0.0, 0.0, 0.0), method=method), "search", unmerged=True)
     assert [result.answer.weights_digest for result in workers.wait()] == ["digest of ((1.0, 0.0, 0.0, 0.0),)"] * 2
+
+
+def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():
+    class Breaking(Engine):
+        def generate(self, requests, watch=None):
+            raise RuntimeError("a process of vLLM has died")
+
+    engines = [Breaking(), Engine()]
+    workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines.pop(0)))
+    for number in range(3):
+        workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
+    results = workers.wait()
+    assert [result.number for result in results] == [0, 1, 2] and all(isinstance(result.answer, Scorecard) for result in results) and not engines
+    engines += [Breaking() for _ in range(MAX_ATTEMPTS + 1)]
+    workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines.pop()))
+    for number in range(2):
+        workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
+    assert [(result.number, result.answer.blame) for result in workers.wait()] == [(0, "system"), (1, "system")]
 
 
 @pytest.mark.parametrize(("check", "request_"), [(check_generate, GenerateRequest(prompt_ids=(1,), max_new_tokens=1, merge="merge-1")),
