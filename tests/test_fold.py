@@ -62,6 +62,23 @@ def test_same_as_peft_to_one_step_of_bfloat16(base, tmp_path, settings):
     assert changed == 2 * len(settings.get("target_modules", LINEAR))
 
 
+def test_what_rounding_leaves_of_an_adapter_is_told(base, tmp_path, capsys):
+    """A small step over bfloat16 weights mostly rounds away; over float32 ones all of it arrives."""
+    for size, factor in (("small", 1e-3), ("large", 1.0)):
+        make_adapter(base, tmp_path / size)
+        tensors = load_file(tmp_path / size / "adapter_model.safetensors")
+        save_file({name: tensor * factor if "lora_B" in name else tensor for name, tensor in tensors.items()}, tmp_path / size / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(base, tmp_path / "wide")
+    save_file({name: tensor.float() for name, tensor in load_file(base / "model.safetensors").items()}, tmp_path / "wide/model.safetensors", metadata={"format": "pt"})
+    small, large, exact = (fold_adapter(origin, tmp_path / size, tmp_path / out) for origin, size, out in ((base, "small", "a"), (base, "large", "b"), (tmp_path / "wide", "small", "c")))
+    assert small.noise > 0.5 and large.noise < 0.1 and abs(large.kept - 1.0) < 0.01 and exact.noise < 0.01 and abs(exact.kept - 1.0) < 1e-3
+    flat = {out: torch.cat([tensor.double().flatten() for _, tensor in sorted(load_file(tmp_path / out / "model.safetensors").items())]) for out in ("base", "a", "c")}
+    step, whole = flat["a"] - flat["base"], flat["c"] - flat["base"]
+    assert small.kept == pytest.approx(float(step @ whole / (whole @ whole)), abs=0.01), "told as measured on the files"
+    assert main(["fold", str(base), str(tmp_path / "small"), "--to", str(tmp_path / "cli")]) == 0 and "float32 base" in capsys.readouterr().err
+    assert main(["fold", str(tmp_path / "wide"), str(tmp_path / "small"), "--to", str(tmp_path / "cli32")]) == 0 and "float32 base" not in capsys.readouterr().err
+
+
 def test_the_folder_is_complete(base, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

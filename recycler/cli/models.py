@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+MUCH_NOISE = 0.1  # of an adapter's step; above it a person is told
+
 
 def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
@@ -88,8 +90,11 @@ def fold(arguments: argparse.Namespace) -> None:
         _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")
     folded = [Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)]
     for adapter, out in zip(map(Path, arguments.adapters), folded, strict=True):
-        fold_adapter(Path(arguments.base), adapter, out)
+        rounding = fold_adapter(Path(arguments.base), adapter, out)
         print(out)
+        if rounding.noise > MUCH_NOISE:
+            print(f"recycler: {adapter.name}: rounded to the base's dtype, the weights move {rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} of its size; "
+                  "fold into a float32 base to keep all of it (docs/methods.md)", file=sys.stderr)
     for finding in duplicate_findings(open_pool(folded, arguments.base), level="warn")[0]:
         print(f"recycler: {finding.problem}", file=sys.stderr)
 

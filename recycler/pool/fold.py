@@ -58,8 +58,33 @@ class Factors:
         return (self.up.float() @ self.down.float()).mul_(self.scale)
 
 
-def fold_adapter(base: Path, adapter: Path, out: Path) -> None:
-    """Write `base` with `adapter` folded in to the new folder `out`, which appears whole or not at all.
+@dataclass(slots=True)
+class Rounding:
+    """What rounding to the base's dtype leaves of an adapter, over all tensors: sums of squares of its step, of what is left beside it, and their product."""
+
+    step: float = 0.0
+    product: float = 0.0
+    error: float = 0.0
+
+    def add(self, delta: Tensor, before: Tensor, after: Tensor) -> None:
+        moved = after.float() - before  # a float32 tensor is its own .float(): nothing may be done to it in place
+        self.step += float(delta.square().sum())
+        self.product += float((moved * delta).sum())
+        self.error += float(moved.sub_(delta).square().sum())
+
+    @property
+    def kept(self) -> float:
+        """How far the weights moved along the adapter's step, as a share of it."""
+        return self.product / self.step if self.step else 1.0
+
+    @property
+    def noise(self) -> float:
+        """|what the weights moved - the step| / |the step|."""
+        return math.sqrt(self.error / self.step) if self.step else 0.0
+
+
+def fold_adapter(base: Path, adapter: Path, out: Path) -> Rounding:
+    """Write `base` with `adapter` folded in to the new folder `out`, which appears whole or not at all; tell what rounding left of it.
 
     Raises UsageError or UnsafeInputError, with every problem, when the adapter is not plain LoRA or does not fit the base.
     """
@@ -67,14 +92,21 @@ def fold_adapter(base: Path, adapter: Path, out: Path) -> None:
     factors = match_factors(read_factors(adapter)[0], checkpoint, adapter.name)
     infos = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with whole_folder(out) as aside:
-        write_model(_folded(checkpoint, factors), infos, aside)
+        write_model(_folded(checkpoint, factors, rounding := Rounding()), infos, aside)
         shutil.copyfile(base / "config.json", aside / "config.json")
         copy_companions(base, aside)
+    return rounding
 
 
-def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors]) -> Iterator[tuple[str, Tensor]]:
+def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors], rounding: Rounding) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in iterate_tensors(checkpoint):
-        yield name, factors[name].delta().add_(tensor).to(tensor.dtype) if name in factors else tensor
+        if name not in factors:
+            yield name, tensor
+            continue
+        delta = factors[name].delta()
+        folded = delta.clone().add_(tensor).to(tensor.dtype)
+        rounding.add(delta, tensor, folded)
+        yield name, folded
 
 
 def match_factors(found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: str) -> dict[str, Factors]:
