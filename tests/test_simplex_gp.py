@@ -119,25 +119,6 @@ def test_pending_trials_are_not_proposed_again():
     assert apart.min() > 1e-3
 
 
-def test_eight_in_flight_find_nearly_what_one_by_one_finds():
-    """On a slope that leads away from all members: a trial in flight is a place to go on from, and its luck is not counted on."""
-    members, bounds = NAMES[:5], {name: (-0.3, 1.0) for name in NAMES[:5]}
-    goals = np.array([[0.9, 0.7, -0.2, -0.2, -0.2], [0.7, 0.9, -0.2, -0.2, -0.2], [0.8, 0.5, -0.3, -0.2, 0.2]])
-
-    def found(in_flight: int, seed: int) -> float:
-        proposer, rng = SimplexGP(members, 3, seed=seed, bounds=bounds), np.random.default_rng([4, seed])
-        points, flying = np.concatenate([np.full((1, 5), 0.2), np.eye(5)]), []
-        values = toy_truth(points, goals)
-        for number in range(16):
-            while len(flying) < min(in_flight, 16 - number):
-                flying.append(proposer.ask(observations(points, values, np.full_like(values, 0.02)), flying, number + 6 + len(flying)))
-            points = np.vstack([points, flying.pop(0)])
-            values = np.vstack([values, toy_truth(points[-1:], goals) + 0.02 * rng.standard_normal(3)])
-        return hypervolume(toy_truth(points, goals), np.full(3, 0.2))
-
-    assert np.mean([found(8, seed) for seed in range(8)]) > 0.88 * np.mean([found(1, seed) for seed in range(8)])
-
-
 def test_members_scored_elsewhere_are_not_scored_again():
     proposer = SimplexGP(NAMES, 2, seed=0)
     told = observations(np.eye(8), np.random.default_rng(0).random((8, 2)))

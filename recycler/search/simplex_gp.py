@@ -33,9 +33,6 @@ REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
-# While other trials are in flight, draws lie this share as far from the mean: trials that are proposed before the others' scores
-# are in all bet on the same errors of the model, and where one would have been put right at once, eight are not.
-CAUTION = 0.5
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 # The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
 # what extends the front beyond its own nadir counts nothing, so an early front around the knee confirms itself; a wide
@@ -194,8 +191,6 @@ class SimplexGP:
         front = points[non_dominated(mean)]
         corner = reference_point(mean, self._guessed_floors()[alive], margin)
         baseline = np.concatenate([points[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
-        front = np.concatenate([front, waiting[self._affordable(waiting)]])  # else all in flight would stay as near to what is scored as one
-        spread = CAUTION if len(waiting) else 1.0
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
         wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
         if self._model.exact:
@@ -203,14 +198,14 @@ class SimplexGP:
         candidates = self._within(distinct(np.concatenate(wide), known))
         if not len(candidates):
             return _fresh(self.domain, rng, known)
-        gains = self._gains(baseline, candidates, corner, alive, rng, spread)
+        gains = self._gains(baseline, candidates, corner, alive, rng)
         for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
             near = [around(self.domain, rng, best, NUM_REFINED, reach=reach)]
             if self._model.exact:
                 near.append(thinned(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2))
             candidates = self._within(distinct(np.concatenate([best, *near]), known))
-            gains = self._gains(baseline, candidates, corner, alive, rng, spread)
+            gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
 
     def _guessed_floors(self) -> Floats:
@@ -236,9 +231,9 @@ class SimplexGP:
         missing = self._missing(candidates)
         return candidates[missing <= missing.min()] if len(candidates) else candidates
 
-    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator, spread: float) -> Floats:
+    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
-        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS, spread)[:, :, alive]
+        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[:, :, alive]
         if self._model.exact:  # members and shares of right answers have nothing to do with one another: each in the front's own reach
             reach = draws.mean(axis=0).max(axis=0) - corner
             draws, corner = (draws - corner) / np.where(reach > 0, reach, 1.0), np.zeros_like(corner)
@@ -307,9 +302,9 @@ class _Model:
         """Per objective (T,), see `WeightGP.common_noise`."""
         return self._joined(np.array([gp.common_noise for gp in self._gps]), dict.fromkeys(self.exact, 0.0))
 
-    def draw(self, points: Floats, rng: np.random.Generator, count: int, spread: float = 1.0) -> Floats:
-        """Joint draws (count, n, T), `spread` times as far from the mean as they are."""
-        drawn = [gp.draw(points, spread * rng.standard_normal((len(points), count))).T for gp in self._gps]
+    def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
+        """Joint draws (count, n, T)."""
+        drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
         return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, {column: value(points) for column, value in self.exact.items()})
 
     def _prior(self, points: Floats) -> Floats:
