@@ -36,6 +36,25 @@ def test_the_plan_counts_what_is_asked_and_reads_no_weights(job, capsys):  # noq
     assert "with these 5 search items you cannot see less than 30.3 points" in shown and "known once members are scored" in shown
 
 
+def test_a_plan_warns_of_what_a_run_warns_of(job, capsys):  # noqa: F811
+    path = job / "echo.jsonl"
+    path.write_text(path.read_text().replace('"7+7"', '"2 + 2"'))
+    planned(job, capsys)
+    assert main(["plan", str(job / "job.yaml")]) == 0
+    found = capsys.readouterr()
+    notes = [line for line in found.err.splitlines() if line.startswith("recycler: note: ")]
+    assert any("ask the same" in line for line in notes) and any("5 search items of 5 independent problems" in line for line in notes) and "note" not in found.out
+    assert notes == [f"recycler: note: {warning}" for warning in prepare(job / "job.yaml", look_inside=False).warnings]
+
+
+def test_a_score_warns_of_few_problems_in_the_split_that_it_scores(job, capsys):  # noqa: F811
+    assert main(["score", str(job / "pool/members/m1"), "--suite", str(job / "echo.yaml"), "--role", "search", "--engine", "transformers", "--dtype", "float32", "--json"]) == 0
+    found = capsys.readouterr()
+    notes = [line.partition(": intervals")[0] for line in found.err.splitlines() if "independent problems" in line]
+    assert notes == [f"recycler: note: echo:{task} has 5 search items of 5 independent problems" for task in ("bits", "echo")]
+    assert json.loads(found.out)["role"] == "search"
+
+
 def test_what_can_be_seen_is_guessed_before_and_measured_after_members_are_scored(job, capsys, tmp_path):  # noqa: F811
     prepared = prepare(job / "job.yaml", look_inside=False)
     guesses = {entry["name"]: entry["search"]["difference"] for entry in planned(job, capsys)["objectives"]}

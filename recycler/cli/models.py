@@ -58,11 +58,12 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """recycler score MODEL --suite S."""
+    from recycler.cli.progress import say_notes
     from recycler.cli.tables import align
     from recycler.score import score_model
 
     _only_here("recycler score", arguments.model, "Download it first, or give it as a member of a job, which reads buckets")
-    scores = score_model(Path(arguments.model), arguments.suite, role=arguments.role, engine=arguments.engine, dtype=arguments.dtype, tensor_parallel=arguments.tensor_parallel, data_folders=[Path(folder) for folder in arguments.data])
+    scores = score_model(Path(arguments.model), arguments.suite, role=arguments.role, engine=arguments.engine, dtype=arguments.dtype, tensor_parallel=arguments.tensor_parallel, data_folders=[Path(folder) for folder in arguments.data], notes=say_notes)
     if arguments.json:
         print(json.dumps({"schema_version": 1, "model": arguments.model, "role": arguments.role, "scores": {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores}}, indent=2))
     else:

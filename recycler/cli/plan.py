@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+from recycler.cli.progress import say_notes
+
 
 def plan(arguments: argparse.Namespace) -> None:
     """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts nothing."""
@@ -23,6 +25,7 @@ def plan(arguments: argparse.Namespace) -> None:
     if arguments.allow:
         raise UsageError(Problem(thing="--allow", cause="is for recipes, and this is a job", remedy="Leave it out; a job says pool.duplicates: allow"))
     prepared = prepare(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data], look_inside=False)
+    say_notes(prepared.warnings)
     earlier = None
     if arguments.dir:
         with closing(open_ledger(arguments.dir)) as ledger:

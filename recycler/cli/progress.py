@@ -57,8 +57,7 @@ class Progress:
     # ---------------------------------------------------------------- a run
 
     def started(self, prepared: PreparedJob, trials: Sequence[Trial]) -> None:
-        for warning in prepared.warnings:
-            print(f"recycler: note: {warning}", file=sys.stderr)
+        say_notes(prepared.warnings)
         pool = prepared.pool
         self._done = sum(trial.state != "PENDING" for trial in trials)
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
@@ -82,6 +81,12 @@ class Progress:
             print(f"recycler: {gain_said(event.gain, NEXT)}", file=sys.stderr, flush=True)
         if event.what == "failed":
             print(f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}", file=sys.stderr)
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """What is allowed and a person should know, on stderr."""
+    for note in notes:
+        print(f"recycler: note: {note}", file=sys.stderr)
 
 
 def gain_said(gain: float, trials: int) -> str:
