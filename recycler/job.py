@@ -127,6 +127,13 @@ class EngineSpec(Strict):
             raise ValueError("above 1 needs engine.name: vllm; transformers runs a model on one device")
         return value
 
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_lie_on_a_disk(cls, value: str | None) -> str | None:
+        if value and "://" in value:
+            raise ValueError("must be a folder on a disk of the machines that score; copy the adapters there, they are not read from a bucket or hub")
+        return value
+
     @model_serializer(mode="wrap")
     def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A job that says nothing of them keeps the digest that its ledger knows from before there were these keys."""

@@ -119,7 +119,10 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     collector.finish()
     prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
-    return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared))) if job.engine.lora_batch > 1 else prepared
+    if job.engine.lora_batch > 1:
+        return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared)))
+    idle = [f"{document.where(('engine', 'adapters'))}: engine.adapters is not used, since engine.lora_batch is 1: every merge is merged"] if job.engine.adapters else []
+    return replace(prepared, warnings=(*prepared.warnings, *idle))
 
 
 def _check_lora_batch(prepared: PreparedJob) -> list[str]:

@@ -140,6 +140,18 @@ def test_a_job_that_cannot_be_scored_side_by_side_is_refused_with_its_line(folde
     assert "job.yaml:" in str(refused.value)
 
 
+@pytest.mark.parametrize("place", ["s3://x/y", "hf://x/y"])
+@pytest.mark.parametrize("lora_batch", [1, 3])
+def test_adapters_that_are_not_on_a_disk_are_refused_by_name(folded, place, lora_batch):
+    with pytest.raises(UsageError, match="job.yaml:.*engine.adapters.*folder on a disk"):
+        prepare(write_job(folded[1], adapters=place, lora_batch=lora_batch))
+
+
+def test_adapters_that_no_batch_uses_are_told(folded):
+    assert any("engine.adapters is not used" in warning and "job.yaml:" in warning for warning in prepare(write_job(folded[1], lora_batch=1)).warnings)
+    assert not any("engine.adapters" in warning for warning in prepare(write_job(folded[1])).warnings)
+
+
 def test_a_job_over_rounded_members_is_warned_and_one_over_exact_members_is_not(folded, tmp_path):
     assert any("float32" in warning for warning in prepare(write_job(folded[1])).warnings)
     make_folded_pool(tmp_path, "float32")
