@@ -120,21 +120,26 @@ def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: b
     prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
     if job.engine.lora_batch > 1:
-        return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared)))
+        return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared, look_inside)))
     idle = [f"{document.where(('engine', 'adapters'))}: engine.adapters is not used, since engine.lora_batch is 1: every merge is merged"] if job.engine.adapters else []
     return replace(prepared, warnings=(*prepared.warnings, *idle))
 
 
-def _check_lora_batch(prepared: PreparedJob) -> list[str]:
-    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several; gives warnings."""
-    from recycler.engines.vllm_lora import read_adapters
+def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
+    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several; gives warnings.
+
+    Members in a bucket are compared with their adapters where they are read whole, by each engine as it starts.
+    """
+    from recycler.engines.vllm_lora import check_folded, read_adapters
 
     job, where = prepared.job, prepared.document.where(("engine", "lora_batch"))
     refused = [("needs engine: vllm", (job.engine.name or default_engine_name()) != "vllm"), (f"is for linear merges, not {job.method!r}", job.method != "linear"),
                (f"is for plain sums, and the space searches {', '.join(name for name, *_ in prepared.space.options)}", bool(prepared.space.options)), ("needs engine.adapters", job.engine.adapters is None)]
     raise_problems([Problem(thing="engine.lora_batch", cause=cause, remedy="Mend that, or leave lora_batch out", where=where) for cause, wrong in refused if wrong])
     try:
-        read_adapters(prepared.pool, prepared.adapters)
+        adapters = read_adapters(prepared.pool, prepared.adapters)
+        if look_inside and not any(remote_url(checkpoint.location) for checkpoint in prepared.pool.checkpoints):
+            check_folded(prepared.pool, adapters)
     except RecyclerError as error:
         raise type(error)([Problem(thing=problem.thing, cause=problem.cause, remedy=problem.remedy, where=problem.where or where) for problem in error.problems]) from None
     rounded = {tensor.dtype for tensor in prepared.pool.template.tensors.values()} & {"BF16", "F16"}

@@ -1,6 +1,7 @@
 """Several merges in one batch of the real vLLM: near the dense merges, and gone without a trace."""
 
 import json
+import shutil
 from contextlib import closing
 from importlib.util import find_spec
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from recycler.cli import main
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.vllm_lora import MergeAdapters
 from recycler.errors import UnsafeInputError, UsageError
@@ -150,6 +152,19 @@ def test_adapters_that_are_not_on_a_disk_are_refused_by_name(folded, place, lora
 def test_adapters_that_no_batch_uses_are_told(folded):
     assert any("engine.adapters is not used" in warning and "job.yaml:" in warning for warning in prepare(write_job(folded[1], lora_batch=1)).warnings)
     assert not any("engine.adapters" in warning for warning in prepare(write_job(folded[1])).warnings)
+
+
+def test_a_job_whose_members_are_not_their_folded_adapters_is_refused_before_any_engine(folded, tmp_path, capsys):
+    """Two adapters that have changed names; a plan, which reads no weights, is still made."""
+    shutil.copytree(folded[1], tmp_path / "job")
+    adapters = tmp_path / "job/adapters"
+    for old, new in (("math", "aside"), ("maths", "math"), ("aside", "maths")):
+        (adapters / old).rename(adapters / new)
+    job = write_job(tmp_path / "job")
+    assert main(["run", str(job), "--dir", str(tmp_path / "run")]) == 4 and not (tmp_path / "run").exists()
+    said = capsys.readouterr().err
+    assert "job.yaml:" in said and "member 'math': is not the base with its adapter folded in" in said
+    assert main(["plan", str(job)]) == 0
 
 
 def test_a_job_over_rounded_members_is_warned_and_one_over_exact_members_is_not(folded, tmp_path):
