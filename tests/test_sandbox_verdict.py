@@ -18,7 +18,9 @@ from recycler.scoring.sandbox_names import names_of
 pytestmark = pytest.mark.skipif(subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0, reason="bubblewrap is not installed (apt-get install bubblewrap)")
 
 TESTS = "assert f(3) == 4\nassert f(5) == 6"
-TWIST = "import sys\nframe = sys._getframe()\nwhile 'peer' not in frame.f_locals: frame = frame.f_back\npeer = frame.f_locals['peer']\n"
+TWIST = ("import sys\nframe = sys._getframe()\nwhile 'peer' not in frame.f_locals: frame = frame.f_back\npeer = frame.f_locals['peer']\n"
+         "def say(contents=(), **more): peer.wire.send({'contents': contents, 'forgot': [], 'news': {'printed': '', 'names': {}}, **more})\n"
+         "def names(**told): say(news={'printed': '', 'names': told})\n")
 # Each tries to pass TESTS without answering them; those of the first group attack what runs them.
 FORGERIES = {
     "sys.exit(0)": "import sys; sys.exit(0)",
@@ -34,7 +36,7 @@ FORGERIES = {
     "nonce from gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v in list(o.values()):\n            if isinstance(v, (bytes, str)) and len(v) in (32, 64):\n                try: os.write(4, v if isinstance(v, bytes) else bytes.fromhex(v))\n                except (OSError, ValueError): pass\nos._exit(0)",
     "nonce from stdin": "import os, sys; os.write(4, sys.stdin.buffer.read() or b'0' * 32); os._exit(0)",
     "nonce from the command line": "import os, sys; os.write(4, ' '.join(sys.orig_argv).encode()[-32:]); os._exit(0)",
-    "frames of the runner": TWIST + "peer.wire.send({name: {'value': True} for name in ('f', 'check')}); import os; os._exit(0)",
+    "frames of the runner": TWIST + "names(f={'value': True}, check={'value': True}); import os; os._exit(0)",
     "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
     "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))",
     "alarm": "import signal, os, time\nsignal.signal(14, lambda *a: os._exit(0))\nsignal.alarm(1)\ntime.sleep(3)",
@@ -50,14 +52,19 @@ FORGERIES = {
     "unequal to none": "class Any(float):\n    def __ne__(self, other): return False\n    def __eq__(self, other): return True\nf = lambda x: Any(0)",
     "class that equals": "class Meta(type):\n    def __eq__(cls, other): return True\n    __hash__ = None\nclass Any(metaclass=Meta): pass\nf = lambda x: Any",
     # words of its own on the pipe
-    "answers to all": TWIST + "for n in range(9): peer.wire.send({'number': n, 'value': 1})",
-    "an answer without a value": TWIST + "def f(x): peer.wire.send({'number': 0}); peer.wire.send({'number': 1})",
-    "changes what was asked with": TWIST + "def f(x): peer.wire.send({'number': 0, 'value': 4, 'changed': [[0, [1]], [7, [1]]]}); return 0",
-    "calls back": TWIST + "def f(x): peer.wire.send({'do': 'get', 'of': 0, 'number': 0, 'args': ['__globals__'], 'named': {}}); return 4 if x == 3 else 0",
+    "answers to all": TWIST + "names(f={'value': {'mine': [0, ['__call__']]}})\nfor n in range(9): say(number=n, value=1)",
+    "an answer without a value": TWIST + "def f(x): say(number=0); say(number=1)",
+    "changes what nobody gave it": TWIST + "def f(x): say([[0, ['list'], [4]], [2, ['list'], [4]]], number=0, value=4); return 0",
+    "calls back": TWIST + "def f(x): say(do='get', of=0, number=0, args=['__globals__'], named={}); return 4 if x == 3 else 0",
+    "new names in mid-test": TWIST + "def f(x): say(number=0, value=4, news={'printed': '', 'names': {n: {'value': True} for n in ('f', 'AssertionError', '__builtins__')}}); return 0",
+    "prints nonsense": TWIST + "def f(x): say(number=0, value=4, news={'printed': 7, 'names': {}}); return 6",
+    "a class that is none": TWIST + "def f(x): say(number=0, raised=[{'class': [0, 'E', ['int']]}, [], {}, ''])",
+    "its own end as exception": TWIST + "def f(x): say(number=0, raised=[{'builtin': 'SystemExit'}, [0], {}, ''])",
+    "leaves tests by GeneratorExit": "def f(x): raise GeneratorExit",
     "a value of no kind": TWIST + "peer.encode = lambda value: {'yours': 0}\ndef f(x): return 4",
     "another's values": TWIST + "peer.encode = lambda value: {'builtin': 'eval'}\ndef f(x): return 4",
-    "a builtin for a function": TWIST + "peer.wire.send({'f': {'value': {'builtin': 'AssertionError'}}}); peer.serve()",
-    "a module for a function": TWIST + "peer.wire.send({'f': {'from': 'operator'}}); peer.serve()",
+    "a builtin for a function": TWIST + "names(f={'value': {'builtin': 'AssertionError'}}); peer.serve()",
+    "a module for a function": TWIST + "names(f={'from': 'operator'}); peer.serve()",
     "no JSON": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\0\\0\\0\\3[[[')\n        except OSError: pass",
     "a long message": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\xff' * 9)\n        except OSError: pass",
     # what judges replaced by its own
@@ -91,7 +98,7 @@ def test_no_program_passes_but_by_answering_right(box):
 
 def test_a_program_that_speaks_for_itself_says_no_more_than_one_that_answers(box):
     """Writing right answers to the pipe is answering; writing them before they are asked for is guessing, which the tests judge alike."""
-    text = TWIST + "import os\npeer.wire.send({'f': {'value': {'mine': 0}}})\nfor n, v in enumerate((4, %d)): peer.wire.send({'number': n, 'value': v})\nimport time; time.sleep(3)"
+    text = TWIST + "names(f={'value': {'mine': [0, ['__call__']]}})\nfor n, v in enumerate((4, %d)): say(number=n, value=v)\nimport time; time.sleep(3)"
     assert [box.run(Program(text % last, TESTS)).passed for last in (6, 7)] == [True, False]
 
 
@@ -108,6 +115,8 @@ def test_helpers_of_the_prompt_are_the_prompts(box):
     forged = given + "    return 0.0\ndef poly(xs, x): return 0.0\n"
     assert [box.run(Program(text, tests, given)).passed for text in (right, forged)] == [True, False]
     assert names_of(tests, given).wanted == ("zero",)
+    before, after = (names_of("assert f(g(1))", text) for text in ("def g(x): return x\ndef f(x): ...\n", "def f(x):\n    pass\ndef g(x): return x\n"))
+    assert before.wanted == after.wanted == ("f",) and "def g" in before.given and "def f" not in after.given
 
 
 def test_names_that_tests_want():
@@ -148,6 +157,28 @@ PLAIN = {
     "main guard": ("def f(): return 1\nif __name__ == '__main__':\n    raise SystemExit(input())", "assert f() == 1"),
     "windows": ("x = 1\r\ndef f():\r\n    return x\r\n", "assert f() == 1\r\nassert x == 1"),
     "threads left": ("import threading, time\nthreading.Thread(target=time.sleep, args=(9,)).start()\ndef f(): return 1", "assert f() == 1"),
+    # what can be changed is one thing on both sides
+    "same object back": ("def f(a): return a", "x = []\nassert f(x) is x"),
+    "changed by keyword": ("def f(xs): xs.sort()", "x = [3, 1]\nf(xs=x)\nassert x == [1, 3]"),
+    "changed before it raised": ("def f(xs):\n    xs.append(1)\n    raise ValueError", "x = []\ntry: f(x)\nexcept ValueError: pass\nassert x == [1]"),
+    "changed within": ("def f(t):\n    t[0].append(9)\n    t[1]['k'] = {3}", "r, d = [1], {}\nf((r, d))\nassert r == [1, 9] and d == {'k': {3}}"),
+    "kept by an object": ("class S:\n    def __init__(s, xs): s.xs, s.items = xs, []\n    def push(s, x): s.xs.append(x)\n    def size(s): return len(s.items)", "l = []\ns = S(l)\ns.push(1)\ns.items.append(7)\nassert l == [1] and s.size() == 1"),
+    "changed by the tests": ("M = {'k': []}\ndef f(): return M['k']", "f().append(1)\nassert f() == [1]"),
+    "a list in itself": ("def f():\n    a = [1]\n    a.append(a)\n    return a", "a = f()\nassert a[1] is a and a[1][1][0] == 1"),
+    "given twice": ("def f(a, b):\n    a.append(1)\n    return b", "x = []\nassert f(x, x) == [1] and x == [1]"),
+    "global that changes": ("C = 0\nL = []\ndef f():\n    global C\n    C += 1\n    L.append(C)", "f()\nassert C == 1 and L == [1]"),
+    # kinds of their own
+    "kinds of dictionary": ("from collections import Counter, defaultdict\ndef f(s):\n    d = defaultdict(list)\n    d[1].append(s)\n    return Counter(s), d", "c, d = f('aab')\nassert c.most_common(1) == [('a', 2)] and c['z'] == 0 and d[5] == [] and str(d) == \"defaultdict(<class 'list'>, {1: ['aab'], 5: []})\""),
+    "named tuple": ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f().y == 2 and f() == (1, 2)"),
+    "dates": ("import datetime\ndef f(d): return d + datetime.timedelta(days=1)", "import datetime\nassert f(datetime.date(2020, 2, 28)) == datetime.date(2020, 2, 29) and f(datetime.datetime(2020, 1, 1, 5)).hour == 5"),
+    "given patterns and iterators": ("def f(p, it): return [x for x in it if p.match(x)]", "import re\nassert f(re.compile('a'), (x for x in ('ab', 'b'))) == ['ab'] and f(re.compile('.'), map(str, [1])) == ['1']"),
+    "exceptions by name": ("class E(Exception):\n    def __init__(self, code):\n        super().__init__('code', code)\n        self.code = code\ndef f(): raise E(7)", "try: f()\nexcept E as e: assert e.code == 7 and e.args == ('code', 7)\nelse: assert 0"),
+    "exceptions whole": ("def f(d, k): return d[k]\ndef g(): open('/nope')\ndef h(b): return b.decode()", "try: f({}, 'a')\nexcept KeyError as e: assert e.args == ('a',)\ntry: g()\nexcept FileNotFoundError as e: assert e.errno == 2\ntry: h(b'\\xff')\nexcept UnicodeDecodeError as e: assert e.start == 0"),
+    "exit asked for": ("import sys\ndef f(): sys.exit(3)", "try: f()\nexcept SystemExit as e: assert e.code == 3\nelse: assert 0"),
+    "operators": ("class V:\n    def __init__(s, x): s.x = x\n    def __add__(s, o): return V(s.x + o.x)\n    def __lt__(s, o): return s.x < o.x\n    def __eq__(s, o): return s.x == o.x\n    def __enter__(s): return 1\n    def __exit__(s, *e): return False", "assert (V(1) + V(2)).x == 3 and V(1) < V(2) and V(1) == V(1) and V(1) != V(2)\nassert [v.x for v in sorted([V(2), V(1)])] == [1, 2]\nwith V(1) as one: assert one == 1"),
+    "instances": ("class A: pass\nclass B(A): pass\ndef f(): return B()", "assert isinstance(f(), A) and isinstance(f(), B) and not isinstance(3, A) and not callable(f()) and not hasattr(f(), '__len__')"),
+    "what is printed": ("def f(): print('q')", "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as said: f()\nassert said.getvalue() == 'q\\n'"),
+    "many and large": ("def f(n): return list(range(n))\ndef g(x): return x + 1", "assert f(200_000)[-1] == 199_999 and all(g(i) == i + 1 for i in range(2000))"),
     "no tests": ("import math, re, json, heapq, collections\nassert math.gcd(4, 6) == 2", ""),
 }
 WRONG = {
@@ -160,6 +191,14 @@ WRONG = {
     "tests that are no Python": ("def f(): return 1", "assert f() =="),
     "a list for a tuple": ("def f(): return [1]", "assert f() == (1,)"),
     "raises the wrong thing": ("def f(): raise KeyError", "try: f()\nexcept ValueError: pass"),
+    "the same list where a copy is wanted": ("def f(xs): return xs", "x = [[1]]\ny = f(x)\ny.append(2)\nassert x == [[1]]"),
+    "a shallow copy": ("def f(xs): return list(xs)", "x = [[1]]\nf(x)[0].append(2)\nassert x == [[1]]"),
+    "rows that are one": ("def f(n): return [[0] * n] * n", "m = f(2)\nm[0][0] = 1\nassert m == [[1, 0], [0, 0]]"),
+    "a default that remembers": ("def f(x, a=[]):\n    a.append(x)\n    return a", "a = f(1)\nf(5)\nassert a == [1]"),
+    "changed though it raised": ("def f(xs):\n    xs.pop()\n    raise ValueError", "x = [3, 1]\ntry: f(x)\nexcept ValueError: pass\nassert x == [3, 1]"),
+    "the wrong order": ("from collections import OrderedDict\ndef f(): return OrderedDict(a=1, b=2)", "from collections import OrderedDict\nassert f() == OrderedDict([('b', 2), ('a', 1)])"),
+    "another kind": ("from collections import defaultdict\ndef f(): return defaultdict(int)", "assert type(f()) is dict"),
+    "an object that can nothing": ("def f(): return object()", "assert hasattr(f(), '__iter__') or callable(f())"),
     "argument not changed": ("def f(xs): return sorted(xs)", "xs = [2, 1]\nf(xs)\nassert xs == [1, 2]"),
 }
 

@@ -51,7 +51,7 @@ LOOK_SECONDS = 0.02  # how often a box's memory is added up
 RULES = 2  # to be raised when the same program may get another verdict: 1 ran tests in the program's interpreter
 PAUSES = (0.1, 1.0)  # seconds before a box that did not start is tried again
 _TMPFS = ("--size", str(16 * 1024**2), "--tmpfs")
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+_CHILD = [Path(__file__).with_name(f"sandbox_{part}.py") for part in ("values", "child")]
 
 
 class Program(NamedTuple):
@@ -156,7 +156,7 @@ def _command() -> list[str]:
         prefix = str(Path(interpreter).parent.parent)
         command += ["--ro-bind", prefix, prefix]
     return [*command, "--dev", "/dev", *_TMPFS, "/dev/shm", "--remount-ro", "/dev", *_TMPFS, "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
-            interpreter, "-I", "-S", "-B", "-c", _CHILD.read_text()]
+            interpreter, "-I", "-S", "-B", "-c", "\n".join(part.read_text() for part in _CHILD)]
 
 
 def _interpreter() -> str:

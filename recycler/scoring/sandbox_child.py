@@ -1,32 +1,27 @@
-"""What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, with the side as its argument.
+"""What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, after that of sandbox_values.py, with the side as
+its argument.
 
 The *program* side runs what a model wrote and answers calls. The *tests* side runs the tests, where each name that the program defines
-is a stand-in whose calls go through a pipe. Only plain values come back, built anew here from JSON: numbers, strings, containers of
-such. What is none of these stays on its own side and is spoken of by number; it equals nothing but itself. So whatever a program
-does to its own interpreter, its tests compare what it answered with what they know, in an interpreter that it cannot reach.
+is a stand-in whose calls go through a pipe, and only values come back. So whatever a program does to its own interpreter, its
+tests compare what it answered with what they know, in an interpreter that it cannot reach.
 """
 
 import builtins
-import collections
+import io
 import itertools
 import json
-import operator
 import os
 import resource
 import struct
 import sys
 
-MOST_BYTES = 32 * 1024**2  # of one message
-CHANGEABLE = (list, dict, set, bytearray, collections.deque)
-DOINGS = {"call": lambda thing, *args, **named: thing(*args, **named), "get": getattr, "set": setattr, "iter": iter, "next": next, "len": len,
-          "item": operator.getitem, "put": operator.setitem, "bool": bool, "str": str, "repr": repr}
-_PLAIN = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}  # tag: what a list of values becomes
-_TEXTS = {"bytes": bytes, "bytearray": bytearray}
-_VIEWS = {"keys": {}.keys().__class__, "values": {}.values().__class__, "items": {}.items().__class__}
+try:
+    from recycler.scoring.sandbox_values import Broken, Values
+except ImportError:  # in a box, where nothing of recycler is: its text stands above
+    pass
 
-
-class Broken(BaseException):
-    """The other side has ended, or speaks nonsense; tests that catch exceptions do not catch this one."""
+MOST_BYTES = 256 * 1024**2  # of one message
+MOST_PRINTED = 1024**2  # characters that one answer brings along
 
 
 class Wire:
@@ -64,28 +59,37 @@ class Wire:
         return b"".join(parts)
 
 
-class Peer:
-    """One side of the conversation: asks the other to do something with a thing of its own, and meanwhile does what it asks.
+class Peer(Values):
+    """One side of the conversation: asks the other to do something with a thing of its own, and meanwhile does what it asks."""
 
-    `shares_all`: the program shows any object by number and does anything with it. The tests show functions alone, and call them.
-    """
+    def __init__(self, wire, shares_all, news=dict):
+        """`news`: what each answer brings along beside values."""
+        super().__init__(shares_all)
+        self.wire, self.news, self.count, self.heard = wire, news, itertools.count(), lambda news: None
 
-    def __init__(self, wire, shares_all):
-        self.wire, self.shares_all = wire, shares_all
-        self.things, self.numbers, self.stand_ins, self.count = [], {}, {}, itertools.count()
+    def send(self, message):
+        """With what changed, last: what is encoded may be shared for the first time. The tests' side says what nobody needs any more."""
+        contents, forgot = self.contents(), [] if self.shares_all else self.unseen()
+        self.wire.send(message | {"contents": contents, "forgot": forgot})
+        self.forget(forgot)
+
+    def receive(self):
+        message = self.wire.receive()
+        self.take(message["contents"])
+        self.forget(message["forgot"] if self.shares_all else ())
+        return message
 
     def ask(self, doing, of, args=(), named=None):
-        """What the other side answers; its exception where it raised one. Lists and the like that it changed are changed here."""
+        """What the other side answers; its exception where it raised one."""
         number = next(self.count)
-        self.wire.send({"do": doing, "of": of, "number": number, "args": [self.encode(value) for value in args], "named": {name: self.encode(value) for name, value in (named or {}).items()}})
-        while "do" in (said := self.wire.receive()):
-            self.answer(said)
+        self.send({"do": doing, "of": of, "number": number, "args": [self.encode(value) for value in args], "named": {name: self.encode(value) for name, value in (named or {}).items()}})
         try:
+            while "do" in (said := self.receive()):
+                self.answer(said)
             if said["number"] != number:
                 raise Broken("an answer to something else")
-            error = _exception(*said["raised"]) if "raised" in said else None
-            for place, content in said.get("changed", ()):
-                _replace(args[place], self.decode(content))
+            self.heard(said.get("news") or {})
+            error = self.decode_error(said["raised"]) if "raised" in said else None
             value = self.decode(said.get("value"))
         except Exception as found:
             raise Broken("an answer of no kind") from found
@@ -96,172 +100,18 @@ class Peer:
     def answer(self, asked):
         """Do one thing and tell what came of it."""
         try:
-            if not self.shares_all and asked["do"] != "call":
-                raise TypeError("tests are called, not looked at")
-            args = [self.decode(value) for value in asked["args"]]
-            named = {name: self.decode(value) for name, value in asked["named"].items()}
-            value = DOINGS[asked["do"]](self.things[asked["of"]], *args, **named)
-            told = {"value": self.encode(value)}
-            if self.shares_all:
-                told["changed"] = [[place, after] for place, arg in enumerate(args) if isinstance(arg, CHANGEABLE) and (after := self.encode(arg)) != asked["args"][place]]
+            args, named = [self.decode(value) for value in asked["args"]], {name: self.decode(value) for name, value in asked["named"].items()}
+            told = {"value": self.encode(self.do(asked["do"], self.things[asked["of"]], args, named))}
         except Broken:
             raise
         except BaseException as error:
-            kind = next(base for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base)
-            told = {"raised": [kind.__name__, str(error)[:1000]]}
-        self.wire.send(told | {"number": asked["number"]})
+            told = {"raised": self.encode_error(error)}
+        self.send(told | {"number": asked["number"], "news": self.news()})
 
     def serve(self):
         """Do what is asked until the other side ends."""
         while True:
-            self.answer(self.wire.receive())
-
-    def encode(self, value):
-        """A plain value as JSON; anything else by number. Subclasses of plain types go as what they are made of."""
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        if isinstance(value, list):
-            return [self.encode(part) for part in value]
-        for tag, kind in (*_PLAIN.items(), *_VIEWS.items()):
-            if isinstance(value, kind):
-                return {tag: [self.encode(part) for part in value]}
-        if isinstance(value, dict):
-            return {"dict": [[self.encode(key), self.encode(part)] for key, part in value.items()]}
-        if isinstance(value, (bytes, bytearray)):
-            return {"bytes" if isinstance(value, bytes) else "bytearray": value.decode("latin-1")}
-        if isinstance(value, complex):
-            return {"complex": [value.real, value.imag]}
-        if isinstance(value, range):
-            return {"range": [value.start, value.stop, value.step]}
-        if _is_a("fractions", "Fraction", value):
-            return {"fraction": [value.numerator, value.denominator]}
-        if _is_a("decimal", "Decimal", value):
-            return {"decimal": str(value)}
-        if isinstance(value, StandIn):
-            return {"yours": object.__getattribute__(value, "of")}
-        name = getattr(value, "__name__", None) if callable(value) else None
-        if isinstance(name, str) and getattr(builtins, name, None) is value:
-            return {"builtin": name}
-        return {"mine": self.number(value)}
-
-    def number(self, thing):
-        """The number by which the other side speaks of a thing, which is kept from now on."""
-        if not self.shares_all and not callable(thing):
-            raise TypeError(f"a {type(thing).__name__} of the tests cannot be given to the program")
-        if id(thing) not in self.numbers:
-            self.numbers[id(thing)] = len(self.things)
-            self.things.append(thing)
-        return self.numbers[id(thing)]
-
-    def decode(self, said):
-        """The value that was encoded, of the plain type itself. Raises Broken for what nobody encodes."""
-        if isinstance(said, list):
-            return [self.decode(part) for part in said]
-        if not isinstance(said, dict):
-            return said
-        ((tag, content),) = said.items()
-        if tag in _PLAIN:
-            return _PLAIN[tag](self.decode(content))
-        if tag == "dict":
-            return {self.decode(key): self.decode(part) for key, part in content}
-        if tag == "keys":
-            return dict.fromkeys(self.decode(content)).keys()
-        if tag == "values":
-            return dict(enumerate(self.decode(content))).values()
-        if tag == "items":
-            return dict(self.decode(content)).items()
-        if tag in _TEXTS:
-            return _TEXTS[tag](content.encode("latin-1"))
-        if tag in ("complex", "range"):
-            return getattr(builtins, tag)(*map(float if tag == "complex" else operator.index, content))
-        if tag == "fraction":
-            return __import__("fractions").Fraction(*map(operator.index, content))
-        if tag == "decimal":
-            return __import__("decimal").Decimal(content)
-        if tag == "builtin" and (self.shares_all or isinstance(getattr(builtins, content), type)):
-            return getattr(builtins, content)
-        if tag == "yours" and (self.shares_all or callable(self.things[content])):
-            return self.things[content]
-        if tag == "mine" and isinstance(content, int):
-            return self.stand_ins.setdefault(content, StandIn(self, content))
-        raise Broken("a value of no kind")
-
-
-class StandIn:
-    """Something that lives on the other side. Equal to nothing but itself: comparing is what the tests do, with values."""
-
-    __slots__ = ("peer", "of")
-
-    def __init__(self, peer, of):
-        object.__setattr__(self, "peer", peer)
-        object.__setattr__(self, "of", of)
-
-    def __getattr__(self, name):
-        if name.startswith("__") and name not in ("__name__", "__doc__"):
-            raise AttributeError(name)
-        return _ask(self, "get", name)
-
-    def __call__(self, *args, **named):
-        return object.__getattribute__(self, "peer").ask("call", object.__getattribute__(self, "of"), args, named)
-
-    def __setattr__(self, name, value):
-        _ask(self, "set", name, value)
-
-    def __getitem__(self, key):
-        return _ask(self, "item", key)
-
-    def __setitem__(self, key, value):
-        _ask(self, "put", key, value)
-
-    def __iter__(self):
-        return _ask(self, "iter")
-
-    def __next__(self):
-        return _ask(self, "next")
-
-    def __len__(self):
-        return operator.index(_ask(self, "len"))
-
-    def __bool__(self):
-        return _ask(self, "bool") is True
-
-    def __str__(self):
-        return str(_ask(self, "str"))
-
-    def __repr__(self):
-        return str(_ask(self, "repr"))
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError("what lives in the program cannot be copied")
-
-
-def _ask(stand_in, doing, *args):
-    return object.__getattribute__(stand_in, "peer").ask(doing, object.__getattribute__(stand_in, "of"), args)
-
-
-def _is_a(module, name, value):
-    """Whether a value is one of a type of a module that is seldom there, and dear to import."""
-    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
-
-
-def _exception(name, text):
-    kind = getattr(builtins, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-        raise Broken("an exception of no kind")
-    if not issubclass(kind, Exception):
-        return Broken(f"it answered by {name}")
-    try:
-        return kind(text)
-    except TypeError:  # those that want more than a text
-        return Exception(text)
-
-
-def _replace(value, content):
-    if isinstance(value, (list, bytearray)):
-        value[:] = content
-    elif isinstance(value, CHANGEABLE):
-        value.clear()
-        (value.extend if isinstance(value, collections.deque) else value.update)(content)
+            self.answer(self.receive())
 
 
 # ---------------------------------------------------------------- the program's side
@@ -272,12 +122,23 @@ def program_side():
     asked = wire.receive()
     _close_up(asked["limits"])
     wire.send("here")  # from here on, what happens is the program's doing
-    peer, process = Peer(wire, shares_all=True), os.getpid()
-    names = {"__builtins__": builtins}  # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"` either
+    names, process = {"__builtins__": builtins}, os.getpid()  # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"` either
+    printed = sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
+    told = dict.fromkeys(asked["names"], names)
+
+    def news():
+        """What was printed, and names that mean something else by now."""
+        text, changed = printed.buffer.getvalue(), [name for name in asked["names"] if names.get(name, names) is not told[name]]
+        printed.buffer.seek(0)
+        printed.buffer.truncate()
+        told.update({name: names.get(name, names) for name in changed})
+        return {"printed": text[:MOST_PRINTED].decode("utf-8", "replace"), "names": {name: _origin(name, names[name]) or {"value": peer.encode(names[name])} for name in changed if name in names}}
+
+    peer = Peer(wire, shares_all=True, news=news)
     exec(compile(asked["program"], "<program>", "exec"), names)
     if os.getpid() != process:
         os._exit(0)
-    wire.send({name: _origin(name, names[name]) or {"value": peer.encode(names[name])} for name in asked["names"] if name in names})
+    peer.send({"news": news()})
     peer.serve()
 
 
@@ -315,9 +176,15 @@ def tests_side():
         raise Broken("no program's side")
     os.write(verdict, b"\x01")  # sandbox.STARTED: both boxes stand
     peer, names = Peer(wire, shares_all=False), {"__builtins__": builtins}
-    for name, told in wire.receive().items():
-        if name in asked["names"]:
-            names.update(_bound(peer, name, {"module": ""} if name in asked["modules"] else told))
+
+    def heard(news):
+        for name, told in news["names"].items():
+            if name in asked["names"]:
+                names.update(_bound(peer, name, {"module": ""} if name in asked["modules"] else told))
+        sys.stdout.write(news["printed"])
+
+    peer.heard = heard
+    heard(peer.receive()["news"])
     exec(asked["given"], names)
     exec(compile(asked["tests"], "<tests>", "exec"), names)
     os.write(verdict, bytes.fromhex(asked["nonce"]))

@@ -27,7 +27,7 @@ class Names:
 @lru_cache(maxsize=4096)
 def names_of(tests: str, given: str) -> Names:
     """What tests want of a program that begins with the trusted text `given`. Tests that are no Python want nothing: they say so when run."""
-    code = _without_the_last(given)
+    code = _without_the_task(given)
     own = _module_names(symtable.symtable(ast.unparse(code), "<given>", "exec"))
     try:
         tree, table = ast.parse(tests), symtable.symtable(tests, "<tests>", "exec")
@@ -39,17 +39,22 @@ def names_of(tests: str, given: str) -> Names:
     return Names(tuple(sorted(wanted - own)), tuple(sorted(looked_into & sys.stdlib_module_names)), ast.unparse(code))
 
 
-def _without_the_last(text: str) -> ast.Module:
-    """The prompt's own code without its last function, which is the one to write; nothing where it is no Python."""
+def _without_the_task(text: str) -> ast.Module:
+    """The prompt's own code without what is to be written: functions of nothing but a docstring, pass or ..., else the last; nothing where it is no Python."""
     for tail in ("", "\n    pass\n"):
         try:
             tree = ast.parse(text + tail)
         except (SyntaxError, ValueError, RecursionError):
             continue
-        if tree.body and isinstance(tree.body[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            tree.body.pop()
-        return tree
+        kept = [node for node in tree.body if not _is_empty(node)]
+        if len(kept) == len(tree.body) and kept and isinstance(kept[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            kept.pop()
+        return ast.Module(kept, [])
     return ast.Module([], [])
+
+
+def _is_empty(node: ast.stmt) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and all(isinstance(part, ast.Pass) or isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) for part in node.body)
 
 
 def _module_names(table: symtable.SymbolTable) -> set[str]:
