@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from recycler.digest import digest
 from recycler.engines.port import Engine, SideBySide
-from recycler.engines.watch import Watch, refuse_non_finite
+from recycler.engines.watch import HopelessError, Watch, refuse_non_finite
 from recycler.scoring.code import may_differ_next_time
 from recycler.scoring.result_cache import ResultCache
 from recycler.scoring.scorers import SCORERS, item_weight
 from recycler.stats import clustered_mean, unseen_events_stderr
-from recycler.types import UNMERGED, Completion, GenerateRequest, Item, Loglikelihood, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
+from recycler.types import UNMERGED, Completion, Failure, GenerateRequest, Item, Loglikelihood, LoglikelihoodRequest, Objective, Outcome, Recipe, Role, Score, Scorecard
 
 Values = dict[str, float]
 
@@ -40,20 +40,39 @@ def score_recipe(engine: Engine, recipe: Recipe, items: Sequence[Item], objectiv
                      num_tokens=sum(outcome.num_tokens for outcome in new.values()), merge_seconds=merged - started, score_seconds=time.monotonic() - merged)
 
 
-def score_side_by_side(engine: SideBySide, recipes: Sequence[Recipe], items: Sequence[Sequence[Item]], objectives: Sequence[Objective], role: Role) -> tuple[Scorecard, ...]:
-    """Score several recipes in one batch, each on its own items, without merging any; each scorecard says so and bears an equal part of the time."""
+def score_side_by_side(engine: SideBySide, recipes: Sequence[Recipe], items: Sequence[Sequence[Item]], objectives: Sequence[Objective], role: Role,
+                       gated: Sequence[bool]) -> tuple[Scorecard | Failure, ...]:
+    """Score several recipes in one batch, each on its own items, without merging any; each scorecard says so and bears an equal part of the time.
+
+    Those of `gated` that give no finite numbers get the Failure that they would get alone, and are asked nothing more. Babble is
+    not looked for, and no cache is asked: it goes by the digests of merged weights, and here there are none.
+    """
     started = time.monotonic()
     names = engine.side_by_side(recipes)
     loaded = time.monotonic()
-    asked = [requests_of(own, name) for own, name in zip(items, names, strict=True)]
+    hopeless = _hopeless(engine, names, items, gated)
+    asked = [([], []) if failed else requests_of(own, name) for failed, own, name in zip(hopeless, items, names, strict=True)]
     completions = iter(engine.generate([request for texts, _ in asked for request in texts]))
     likelihoods = iter(engine.loglikelihood([request for _, taught in asked for request in taught]))
     answers = [([next(completions) for _ in texts], [next(likelihoods) for _ in taught]) for texts, taught in asked]
-    outcomes = [outcomes_of(own, *answer) for own, answer in zip(items, answers, strict=True)]
+    outcomes = [() if failed else outcomes_of(own, *answer) for failed, own, answer in zip(hopeless, items, answers, strict=True)]
     merge_seconds, score_seconds = (loaded - started) / len(recipes), (time.monotonic() - loaded) / len(recipes)
-    return tuple(Scorecard(role=role, scores=aggregate(own, found, objectives), outcomes=found, weights_digest=UNMERGED + digest(recipe), engine_fingerprint=f"{engine.fingerprint}, unmerged adapter",
+    return tuple(failed or
+                 Scorecard(role=role, scores=aggregate(own, found, objectives), outcomes=found, weights_digest=UNMERGED + digest(recipe), engine_fingerprint=f"{engine.fingerprint}, unmerged adapter",
                            num_tokens=sum(outcome.num_tokens for outcome in found), merge_seconds=merge_seconds, score_seconds=score_seconds)
-                 for recipe, own, found in zip(recipes, items, outcomes, strict=True))
+                 for failed, recipe, own, found in zip(hopeless, recipes, items, outcomes, strict=True))
+
+
+def _hopeless(engine: Engine, names: Sequence[str], items: Sequence[Sequence[Item]], gated: Sequence[bool]) -> list[Failure | None]:
+    """Why each merge is given up, where it is gated and gives no finite numbers; all are probed in one batch."""
+    failures: list[Failure | None] = [None] * len(names)
+    probed = [index for index, gate in enumerate(gated) if gate and items[index]]
+    for index, answer in zip(probed, engine.loglikelihood([_probe(items[index][0], names[index]) for index in probed]), strict=True):
+        try:
+            refuse_non_finite([answer])
+        except HopelessError as error:
+            failures[index] = Failure(blame="recipe", reason=str(error))
+    return failures
 
 
 def score_items(engine: Engine, items: Sequence[Item], *, gated: bool = False) -> tuple[Outcome, ...]:
@@ -66,10 +85,10 @@ def score_items(engine: Engine, items: Sequence[Item], *, gated: bool = False) -
     return _outcomes(items, completions, engine.loglikelihood(likelihoods), lambda: [waiting[index]()[0] for index in range(len(own))])
 
 
-def _probe(item: Item) -> LoglikelihoodRequest:
+def _probe(item: Item, merge: str = "") -> LoglikelihoodRequest:
     """The shortest question to weights whether they give numbers: the last token of a prompt after what stands before it."""
     ids = item.prompt_ids[:32] if len(item.prompt_ids) > 1 else item.prompt_ids * 2
-    return LoglikelihoodRequest(context_ids=ids[:-1], continuation_ids=ids[-1:])
+    return LoglikelihoodRequest(context_ids=ids[:-1], continuation_ids=ids[-1:], merge=merge)
 
 
 def requests_of(items: Sequence[Item], merge: str = "") -> tuple[list[GenerateRequest], list[LoglikelihoodRequest]]:

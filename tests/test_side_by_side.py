@@ -8,11 +8,12 @@ from test_fidelity import POOL, SEARCH, ItemWorkers, fidelity, run
 
 from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, ScoringWorker, Work
 from recycler.engines.live import check_generate, check_loglikelihood
+from recycler.engines.watch import LOGPROB_FLOOR
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
 from recycler.report import read_front
 from recycler.testing import make_pico_pool
-from recycler.types import UNMERGED, Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Recipe, Scorecard, Trial
+from recycler.types import UNMERGED, Completion, Failure, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Recipe, Scorecard, Trial
 
 WORK = Work(pool=POOL, engine="fake", items=SEARCH, objectives=OBJECTIVES, settings={"lora_batch": 3})
 
@@ -82,6 +83,40 @@ def test_what_is_no_sum_of_adapters_is_merged():
     for number, method in enumerate(("linear", "ties")):
         workers.submit(number, replace(recipe(1.0, 0.0, 0.0, 0.0), method=method), "search", unmerged=True)
     assert [result.answer.weights_digest for result in workers.wait()] == ["digest of ((1.0, 0.0, 0.0, 0.0),)"] * 2
+
+
+class Overflowing(Engine):
+    """Weights above a thousand give no finite numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def generate(self, requests, watch=None):
+        self.asked += [request.merge for request in requests]
+        return super().generate(requests, watch)
+
+    def loglikelihood(self, requests):
+        return [replace(answer, token_logprobs=(LOGPROB_FLOOR,)) if max(self._weights(request)) > 1000 else answer for request, answer in zip(requests, super().loglikelihood(requests), strict=True)]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_merge_whose_numbers_are_not_finite_fails_in_a_batch_as_it_fails_alone(gated):
+    """The others of the batch go on, and nothing more is asked of it. Members and soups, which are not gated, are never given up."""
+    found, engines = [], []
+    for unmerged in (False, True):
+        engines.append(Overflowing())
+        workers, results = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines[-1])), []
+        for number, weight in enumerate((1.0, 1e6, 2.0)):
+            workers.submit(number, recipe(weight, 0.0, 0.0, 0.0), "search", None, gated, unmerged=unmerged)
+        while len(results) < 3:
+            results += workers.wait()
+        found.append([result.answer for result in results])
+    alone, batched = found
+    assert engines[-1].batches == [3] and [type(answer) for answer in alone] == [type(answer) for answer in batched] == [Scorecard, Failure if gated else Scorecard, Scorecard]
+    assert not gated or alone[1] == batched[1] and batched[1].blame == "recipe" and "not finite" in batched[1].reason
+    assert [alone[index].scores for index in (0, 2)] == [batched[index].scores for index in (0, 2)]
+    assert ("merge-0-1" in engines[-1].asked) is not gated and {"merge-0-0", "merge-0-2"} <= set(engines[-1].asked)
 
 
 def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():

@@ -14,6 +14,7 @@ from recycler.cli import main
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.vllm_lora import MergeAdapters
 from recycler.errors import UnsafeInputError, UsageError
+from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.export.export import export_recipe
 from recycler.job import EngineSpec
 from recycler.ledger import Ledger
@@ -23,7 +24,7 @@ from recycler.pool.fold import fold_adapter
 from recycler.prepare import prepare
 from recycler.run import run_job
 from recycler.testing import Answers, ask, make_pico_pool
-from recycler.types import GenerateRequest, Group, LoglikelihoodRequest, Recipe
+from recycler.types import Failure, GenerateRequest, Group, Item, LoglikelihoodRequest, Objective, Recipe, Scorecard
 
 RANKS = {"math": 4, "code": 3, "maths": 8}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}  # nats a token of these random models, whose logits spread widely; seen: 2.4e-6 and 0.073
@@ -85,6 +86,13 @@ def test_merges_in_one_batch_answer_as_each_dense_merge(tmp_path, dtype, archite
         together = ask_at_once(engine, names)
         again = engine.side_by_side(recipes[:1])
         assert not set(again) & set(names), "a name is used once"
+        item = Item(id="a", suite="s", task="t", role="search", scorer="bits_per_byte", kind="loglikelihood", prompt="", prompt_ids=(1, 2, 3), gold="", continuations=((4, 5),), cluster="a", num_bytes=2)
+        objective = Objective(suite="s", task="t", metric="bits_per_byte", direction="minimize")
+        overflown, good = recipe(pool, dtype, (1e30, 0.0, 0.0)), recipes[0]
+        failed, scored = score_side_by_side(engine, [overflown, good], [[item]] * 2, [objective], "search", [True, True])
+        assert isinstance(failed, Failure) and "not finite" in failed.reason and isinstance(scored, Scorecard)
+        assert scored.scores[0].value == pytest.approx(score_recipe(engine, good, [item], [objective], "search", gated=True).scores[0].value, abs=10 * TOLERANCE[dtype])
+        again = engine.side_by_side(recipes[:1])
         with pytest.raises(UsageError, match="not loaded"):
             engine.generate([GenerateRequest(prompt_ids=(1, 2), max_new_tokens=1, merge=names[0])])
         for one, found in zip(recipes, together, strict=True):

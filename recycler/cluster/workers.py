@@ -104,7 +104,7 @@ class ScoringWorker:
         if len(tasks) > 1:
             asked = [self.work.items_of(task.role, task.items) for task in tasks]
             try:
-                return list(score_side_by_side(cast(SideBySide, self.engine), [task.recipe for task in tasks], asked, self.work.objectives, tasks[0].role))
+                return list(score_side_by_side(cast(SideBySide, self.engine), [task.recipe for task in tasks], asked, self.work.objectives, tasks[0].role, [task.gated for task in tasks]))
             except RecyclerError as error:
                 _raise_system_error(error)
         return [self.score(task.recipe, task.role, task.items, task.gated) for task in tasks]
