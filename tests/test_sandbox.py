@@ -232,6 +232,16 @@ def test_verdicts_are_cached_by_program_but_timeouts_are_not(box):
     slow.close()
 
 
+def test_a_box_is_given_no_folder_that_only_happens_to_hold_an_interpreter(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/python3").symlink_to("/bin/true")
+    assert not sandbox_module._is_prefix(home) and not sandbox_module._is_prefix(Path("/")) and sandbox_module._is_prefix(Path("/usr"))
+    (home / "lib/python3.11").mkdir(parents=True)
+    (home / "lib/python3.11/os.py").touch()
+    assert sandbox_module._is_prefix(home)
+
+
 def test_without_bubblewrap_it_refuses_with_exit_code_4(monkeypatch):
     monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
     with pytest.raises(UnsafeInputError, match="apt-get install bubblewrap") as error:

@@ -163,9 +163,14 @@ def _interpreter() -> str:
     """A Python that uid 65534 may read: our own where it lies in the open, else the system's in /usr."""
     choices = [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), *(os.path.realpath(f"{folder}/python3") for folder in ("/usr/local/bin", "/usr/bin"))]
     for path in choices:
-        if os.path.isfile(path) and all(os.stat(part).st_mode & 0o005 == 0o005 for part in (path, *map(str, Path(path).parents))):
+        if os.path.isfile(path) and _is_prefix(Path(path).parent.parent) and all(os.stat(part).st_mode & 0o005 == 0o005 for part in (path, *map(str, Path(path).parents))):
             return path
     raise _refusal("no Python interpreter here is readable by an ordinary user", "apt-get install python3-minimal, or leave code suites out")
+
+
+def _is_prefix(folder: Path) -> bool:
+    """Whether a folder, which the box is given to read, is a Python's own: not a home or / that has an interpreter in its bin."""
+    return folder == Path("/usr") or len(folder.parts) > 2 and any(folder.glob("lib*/python3*/os.py"))
 
 
 def judge() -> str:
