@@ -8,7 +8,6 @@ need libraries of their own: see `outside.py`.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ from statistics import median
 
 from recycler.errors import UsageError
 
-from .bench import CHECKPOINTS, run
+from .bench import CHECKPOINTS, keep, run
 from .families import FAMILIES, NUM_ITEMS
 from .samplers import SAMPLERS
 
@@ -39,16 +38,8 @@ def main() -> None:
     cells = [(sampler, family, members, seed, seed, args.budget, args.members_known, args.workers, args.items, args.controls)
              for family in args.families for members in args.members for sampler in args.samplers
              for seed in range(args.first_seed, args.first_seed + args.seeds)]
-    rows = []
-    with ProcessPoolExecutor(args.jobs) as workers, open(args.csv or os.devnull, "w", newline="", encoding="utf-8") as file:
-        writer = None
-        for done in workers.map(run, *zip(*cells, strict=True)):  # written as they come: a stopped bench is not lost
-            writer = writer or csv.DictWriter(file, list(done[0]))
-            if not rows:
-                writer.writeheader()
-            writer.writerows(done)
-            file.flush()
-            rows += done
+    with ProcessPoolExecutor(args.jobs) as workers:
+        rows = keep(args.csv or os.devnull, workers.map(run, *zip(*cells, strict=True)))
     print(table(rows, [point for point in (*CHECKPOINTS, args.budget) if point <= args.budget]))
 
 

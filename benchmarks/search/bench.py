@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +20,20 @@ from .families import FAMILIES, NUM_ITEMS, NUM_OBJECTIVES, Family
 from .samplers import SAMPLERS
 
 CHECKPOINTS = (25, 50, 100, 200)
+
+
+def keep(path: str, cells: Iterable[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The rows of all cells, written to a CSV as they come: a stopped bench is not lost."""
+    rows: list[Mapping[str, Any]] = []
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        for done in cells:
+            writer = csv.DictWriter(file, list(done[0]))
+            if not rows:
+                writer.writeheader()
+            writer.writerows(done)
+            file.flush()
+            rows += done
+    return rows
 
 
 @lru_cache(maxsize=64)

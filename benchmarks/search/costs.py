@@ -12,7 +12,6 @@ all arms of a cell together; `few` is the volume over the benchmarks alone of wh
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from unittest.mock import patch
@@ -24,7 +23,7 @@ from recycler.pareto import hypervolume, non_dominated
 from recycler.search import simplex_gp
 from recycler.search.simplex_gp import Observations, SimplexGP, observations
 
-from .bench import pool, ship
+from .bench import keep, pool, ship
 from .families import NUM_OBJECTIVES, Family
 from .samplers import RandomSparse
 
@@ -127,19 +126,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--csv", required=True)
     args = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    with open(args.csv, "w", newline="", encoding="utf-8") as file:
-        for name in args.families:
-            for num_members in args.members:
-                for seed in range(args.seeds):
-                    done = cell(name, num_members, seed, seed, args.budget, [args.budget // 2, args.budget])
-                    writer = csv.DictWriter(file, list(done[0]))
-                    if not rows:
-                        writer.writeheader()
-                    writer.writerows(done)
-                    file.flush()
-                    rows += done
-    print(table(rows))
+    print(table(keep(args.csv, (cell(name, num_members, seed, seed, args.budget, [args.budget // 2, args.budget]) for name in args.families for num_members in args.members for seed in range(args.seeds)))))
 
 
 def table(rows: list[dict[str, object]]) -> str:

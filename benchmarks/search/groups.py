@@ -15,7 +15,6 @@ arm tried on that pool: of what is shipped, and of all that the arm tried.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from recycler.pareto import hypervolume, non_dominated
 from recycler.search.simplex_gp import SimplexGP, observations
 
+from .bench import keep
 from .families import NUM_ITEMS, NUM_OBJECTIVES
 from .networks import SHAPES, SIZES, _forward, _items, _trained
 
@@ -113,18 +113,7 @@ def main() -> None:
     parser.add_argument("--csv", required=True)
     args = parser.parse_args()
     switches = {"global": args.budget, "cold": 0, **{f"warm {switch}": switch for switch in args.switch}}
-    rows: list[dict] = []
-    with open(args.csv, "w", newline="", encoding="utf-8") as file:
-        for num_groups in args.groups:
-            for seed in range(args.first_seed, args.first_seed + args.seeds):
-                done = cell(num_groups, args.members, args.budget, switches, tuple(args.sum), seed)
-                writer = csv.DictWriter(file, list(done[0]))
-                if not rows:
-                    writer.writeheader()
-                writer.writerows(done)
-                file.flush()
-                rows += done
-    print(table(rows))
+    print(table(keep(args.csv, (cell(num_groups, args.members, args.budget, switches, tuple(args.sum), seed) for num_groups in args.groups for seed in range(args.first_seed, args.first_seed + args.seeds)))))
 
 
 def table(rows: list[dict]) -> str:

@@ -106,13 +106,15 @@ def _items(task: int, count: int, generator: torch.Generator, seed: int, noise: 
     return torch.cat([x, F.one_hot(torch.full((count,), task), NUM_OBJECTIVES).float()], 1), y
 
 
-@lru_cache(maxsize=8)
-def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng([8, seed])
+def _base(seed: int) -> torch.Tensor:
     start = torch.Generator().manual_seed(seed)
     flat = torch.cat([torch.randn(size, generator=start) * (0.15 if len(shape) == 2 else 0.0) for size, shape in zip(SIZES, SHAPES, strict=True)])
-    base = _tuned(flat, np.ones(NUM_OBJECTIVES), 700, 3e-3, 0.5, 8000, seed, seed)
-    members = []
+    return _tuned(flat, np.ones(NUM_OBJECTIVES), 700, 3e-3, 0.5, 8000, seed, seed)
+
+
+@lru_cache(maxsize=8)
+def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng, base, members = np.random.default_rng([8, seed]), _base(seed), []
     for member in range(num_members):
         mix = 0.9 * rng.dirichlet(np.full(NUM_OBJECTIVES, 0.35)) + 0.1 / NUM_OBJECTIVES
         steps, rate = int(rng.choice((80, 200, 300))), float(rng.choice((4e-4, 8e-4, 1.6e-3)))
@@ -124,11 +126,7 @@ def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 @lru_cache(maxsize=8)
 def _stages(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs of up to eight checkpoints, 60 steps apart; each stage has a mix of its own, half of it the one before."""
-    rng = np.random.default_rng([9, seed])
-    start = torch.Generator().manual_seed(seed)
-    flat = torch.cat([torch.randn(size, generator=start) * (0.15 if len(shape) == 2 else 0.0) for size, shape in zip(SIZES, SHAPES, strict=True)])
-    base = _tuned(flat, np.ones(NUM_OBJECTIVES), 700, 3e-3, 0.5, 8000, seed, seed)
-    members: list[torch.Tensor] = []
+    rng, base, members = np.random.default_rng([9, seed]), _base(seed), []
     for member in range(num_members):
         if member % 8 == 0:
             now, mix, rate = base, np.full(NUM_OBJECTIVES, 1 / NUM_OBJECTIVES), float(rng.choice((8e-4, 1.6e-3)))
