@@ -124,6 +124,7 @@ def test_names_that_tests_want():
     assert names_of("assert set(sum(10, 15)) == {6}", "").wanted == ("sum",)
     assert names_of("assert abs(root(4) - 2) < 1e-9", "").wanted == ("root",)
     assert names_of("import math\nassert math.isclose(root(4), 2)", "").modules == ("math",)
+    assert names_of("assert __builtins__ and root(4)", "").wanted == ("root",)
     assert names_of("not Python (", "also not (").wanted == ()
 
 

@@ -34,7 +34,7 @@ def names_of(tests: str, given: str) -> Names:
     except (SyntaxError, ValueError, RecursionError):
         return Names((), (), ast.unparse(code))
     looked_into = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    wanted = _taken(table) - _module_names(table) - set(dir(builtins))
+    wanted = _taken(table) - _module_names(table) - {*dir(builtins), "__builtins__"}
     wanted = wanted or {_called(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)} - {""}
     return Names(tuple(sorted(wanted - own)), tuple(sorted(looked_into & sys.stdlib_module_names)), ast.unparse(code))
 
