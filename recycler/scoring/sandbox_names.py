@@ -1,6 +1,6 @@
 """What the tests of a program take from it by name, and what they have of their own: read off their text, before any box is started.
 
-A program may not put its own in place of what judges it. So builtins, modules of the standard library that tests look into, and helpers
+A program may not put its own in place of what judges it. So builtins, modules of the standard library that tests look into, and functions
 that the prompt gave (HumanEval's `poly`, `encode_cyclic`) are the tests' own, whatever the program calls by these names.
 """
 
