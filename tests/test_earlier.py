@@ -13,7 +13,6 @@ from test_bad_inputs import JOB, job, set_job  # noqa: F401  (the fixture)
 from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 
 from recycler.bundle import bundle_job, check_travels
-from recycler.cli import main
 from recycler.digest import derive_seed
 from recycler.earlier import LABEL
 from recycler.errors import NotFoundError, UnsafeInputError, UsageError
@@ -54,22 +53,6 @@ def run(folder, name, **changes):
     run_job(folder / "job.yaml", folder / name, make_workers=make, started=lambda prepared, trials: said.extend(prepared.warnings))
     with closing(Ledger(folder / name / "ledger.sqlite")) as ledger:
         return workers, ledger.trials(), said
-
-
-def test_a_run_that_ends_with_trials_the_system_lost_says_so_and_mends_itself_when_run_again(job, monkeypatch, capsys):  # noqa: F811
-    """The table of what was scored is on stdout either way."""
-    ray_workers = pytest.importorskip("recycler.cluster.ray_workers")
-    set_job(job, sampler="random")
-    broken = {"numbers": frozenset([8]), "blame": "system"}
-    monkeypatch.setattr(ray_workers, "RayWorkers", lambda work, **options: JobWorkers(work=work, break_numbers=broken["numbers"], blame=broken["blame"]))
-    command = ["run", str(job / "job.yaml"), "--dir", str(job / "lost")]
-    assert main(command) == 5 == main(command), "as often as it fails"
-    said = capsys.readouterr()
-    assert "1 of its trials failed through no fault of theirs (trial 8: broken on purpose)" in said.err and "m1" in said.out
-    broken["numbers"] = frozenset()
-    assert main(command) == 0
-    broken |= {"numbers": frozenset([8]), "blame": "recipe"}
-    assert main([*command[:-1], str(job / "hopeless")]) == 0, "a broken merge is a finding"
 
 
 def test_an_earlier_run_of_the_same_members_costs_nothing_and_its_merges_are_not_of_the_budget(job):  # noqa: F811

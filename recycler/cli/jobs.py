@@ -9,7 +9,6 @@ import json
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
     front = drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
     print(front_table(front, "holdout"), end="")
-    refuse_lost_trials(Path(arguments.dir))
 
 
 def without(arguments: argparse.Namespace) -> None:
@@ -43,7 +41,6 @@ def without(arguments: argparse.Namespace) -> None:
     front = drive(source, folder, derived.data, arguments)
     print(front_table(front, "holdout"), end="")
     print(outcome_text(arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)), end="")
-    refuse_lost_trials(folder)
 
 
 def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
@@ -66,18 +63,6 @@ def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Nam
         return run_job(job, folder, data_folders=data, ledger_url=ledger_url(arguments.ledger), reuse=Path(arguments.reuse) if arguments.reuse else None,
                        make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
                        listen=progress.listen, started=progress.started)
-
-
-def refuse_lost_trials(run: Path) -> None:
-    """Raise InfrastructureError when trials of a run that has ended failed through no fault of theirs: its front stands on the others."""
-    from recycler.errors import InfrastructureError, Problem
-    from recycler.runs import open_ledger
-
-    with closing(open_ledger(run)) as ledger:
-        lost = [(number, failure) for number, failure in ledger.failures() if failure.blame == "system"]
-    if lost:
-        number, failure = lost[-1]
-        raise InfrastructureError(Problem(thing=f"run {run}", cause=f"has ended, and {len(lost)} of its trials failed through no fault of theirs (trial {number}: {failure.reason})", remedy="Mend that and run the same command again: it tries them once more"))
 
 
 def ledger_url(given: str | None) -> str | None:

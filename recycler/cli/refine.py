@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from recycler.cli.jobs import drive, refuse_lost_trials
+from recycler.cli.jobs import drive
 from recycler.cli.tables import front_table
 from recycler.errors import Problem, UsageError
 
@@ -35,7 +35,6 @@ def refine(arguments: argparse.Namespace) -> None:
         return
     print(f"trial {found.trial} is trial {found.of}, refined; scoring it")
     print(front_table(drive(job, run, started.data, arguments), "holdout"), end="")
-    refuse_lost_trials(run)
 
 
 def _preference(given: list[str]) -> dict[str, float] | None:
