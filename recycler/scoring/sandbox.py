@@ -11,7 +11,7 @@ System V segments and memfds are refused. What remains without control groups, w
 behind pipes, sockets and empty files, bounded only by the limits on open files, processes and time.
 
 A verdict takes two such boxes, with a pipe between them (sandbox_child.py). One runs the program and answers calls; the other runs the
-tests, on stand-ins for what the program defines, and sees plain values alone. So a program can exit, print, walk frames, return
+tests, on stand-ins for what the program defines, and sees values alone. So a program can exit, print, walk frames, return
 objects that equal everything or speak to the pipe itself: it passes by answering right, and by nothing else. The verdict is a nonce of
 32 random bytes that only the tests' box was given, accepted as the exact output after its sign of life.
 
@@ -65,7 +65,7 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What each of the two boxes may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of its verdict pipe; printing goes to /dev/null."""
+    """What each of the two boxes may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of the verdict pipe. Of what a program prints its tests alone hear, should they listen."""
 
     wall_seconds: float = 15.0
     cpu_seconds: int = 10

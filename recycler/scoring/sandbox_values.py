@@ -16,8 +16,11 @@ CHANGEABLE = {"list": list, "dict": dict, "set": set, "bytearray": bytearray, "d
 _VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
 _PARTS = {("datetime", "date"): ("year", "month", "day"), ("datetime", "timedelta"): ("days", "seconds", "microseconds"), ("datetime", "time"): ("hour", "minute", "second", "microsecond"),
           ("datetime", "datetime"): ("year", "month", "day", "hour", "minute", "second", "microsecond"), ("fractions", "Fraction"): ("numerator", "denominator"), ("uuid", "UUID"): ("hex",)}
+_MADE = {*_PARTS, ("decimal", "Decimal"), ("array", "array"), ("re", "compile")}  # what is made anew by calling these
 _SINGLE = {"Ellipsis": ..., "NotImplemented": NotImplemented, "NoneType": type(None)}
-_DOINGS = {"call": lambda thing, *args, **named: thing(*args, **named), "get": getattr, "set": setattr, "str": str, "repr": repr, "bool": bool, "isinstance": lambda thing, one: isinstance(one, thing), "exit": lambda thing: thing.__exit__(None, None, None)}
+_DOINGS = {"call": lambda thing, *args, **named: thing(*args, **named), "get": getattr, "set": setattr, "str": str, "repr": repr, "bool": bool, "isinstance": lambda thing, one: isinstance(one, thing), "exit": lambda thing: thing.__exit__(None, None, None),
+           "__iter__": iter, "__next__": next, "__len__": len, "__int__": int, "__float__": float, "__enter__": lambda thing: thing.__enter__(),
+           "__radd__": lambda thing, other: other + thing, "__rsub__": lambda thing, other: other - thing, "__rmul__": lambda thing, other: other * thing}  # all others are operator's
 _COMPARED = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 _FORWARDED = ("__iter__", "__next__", "__len__", "__getitem__", "__setitem__", "__delitem__", "__enter__", "__int__", "__float__", "__index__", "__neg__", "__abs__", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__",
               "__truediv__", "__floordiv__", "__mod__", "__pow__", "__and__", "__or__", "__xor__", "__matmul__", "__call__", "__exit__")
@@ -123,7 +126,7 @@ class Values:
         if tag == "namedtuple":
             return collections.namedtuple(content[0], content[1])(*map(self.decode, content[2]))
         parts = [self.decode(part) for part in content]
-        if tag == "made" and (parts[0], parts[1]) in _PARTS or tag == "made" and tuple(parts[:2]) in (("decimal", "Decimal"), ("array", "array"), ("re", "compile")):
+        if tag == "made" and tuple(parts[:2]) in _MADE:
             return getattr(__import__(parts[0]), parts[1])(*parts[2:])
         if tag in ("tuple", "frozenset", "range", "slice", "complex"):
             return getattr(builtins, tag)(parts) if tag in ("tuple", "frozenset") else getattr(builtins, tag)(*parts)
@@ -178,10 +181,7 @@ class Values:
         """One thing that the other side asks for. The tests' functions are called and their iterators asked for more, no more than that."""
         if not self.shares_all and doing not in ("call", "__call__", "__next__", "__iter__"):
             raise TypeError("tests are called, not looked at")
-        if doing in _DOINGS:
-            return _DOINGS[doing](thing, *args, **named)
-        return (getattr(operator, doing, None) or {"__iter__": iter, "__next__": next, "__len__": len, "__int__": int, "__float__": float, "__radd__": lambda a, b: b + a, "__rsub__": lambda a, b: b - a,
-                "__rmul__": lambda a, b: b * a, "__enter__": lambda a: a.__enter__()}[doing])(thing, *args)
+        return (_DOINGS.get(doing) or getattr(operator, doing))(thing, *args, **named)
 
     # ---- exceptions
 
