@@ -31,6 +31,7 @@ class Front:
 
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
+    lost: tuple[Trial, ...]  # failed through no fault of theirs: the next driver tries them again
     alike: tuple[tuple[Trial, ...], ...]  # the same in groups of equal weights, of which the first stands for all
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
@@ -107,7 +108,8 @@ def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: P
     member_values = maximized(members, objectives)
     worst = costs.corner(objectives, members, pareto.reference_point(member_values))
     signs = np.array([objective.sign for objective in objectives])
-    return Front(objectives=tuple(objectives), trials=scored, alike=alike, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
+    lost = tuple(trial for trial in trials if trial.failure is not None and trial.failure.blame == "system")
+    return Front(objectives=tuple(objectives), trials=scored, lost=lost, alike=alike, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
                  base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
 
 

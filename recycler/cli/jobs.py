@@ -18,11 +18,14 @@ from recycler.cli.tables import front_table, preview_text, why_text
 if TYPE_CHECKING:
     from recycler.report import Front
 
+MOST_NAMED = 10  # trials in a message
+
 
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
     front = drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
     print(front_table(front, "holdout"), end="")
+    refuse_lost(front, arguments.dir)
 
 
 def without(arguments: argparse.Namespace) -> None:
@@ -41,6 +44,7 @@ def without(arguments: argparse.Namespace) -> None:
     front = drive(source, folder, derived.data, arguments)
     print(front_table(front, "holdout"), end="")
     print(outcome_text(arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)), end="")
+    refuse_lost(front, folder)
 
 
 def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
@@ -63,6 +67,18 @@ def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Nam
         return run_job(job, folder, data_folders=data, ledger_url=ledger_url(arguments.ledger), reuse=Path(arguments.reuse) if arguments.reuse else None,
                        make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
                        listen=progress.listen, started=progress.started)
+
+
+def refuse_lost(front: Front, run: str | Path) -> None:
+    """Raise InfrastructureError where trials of a run that has ended are lost: its front stands without them."""
+    from recycler.errors import InfrastructureError, Problem
+
+    if front.lost:
+        numbers = [str(trial.number) for trial in front.lost]
+        named = ", ".join(numbers[:MOST_NAMED]) + (f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else "")
+        why = front.lost[-1].failure.reason if front.lost[-1].failure else ""
+        raise InfrastructureError(Problem(thing=f"run {run}", cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no fault of theirs (trial {numbers[-1]}: {why})",
+                                          remedy="Mend that and run the same command again, or recycler resume for a job on a cluster: both try them once more"))
 
 
 def ledger_url(given: str | None) -> str | None:

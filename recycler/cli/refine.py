@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from recycler.cli.jobs import drive
+from recycler.cli.jobs import drive, refuse_lost
 from recycler.cli.tables import front_table
 from recycler.errors import Problem, UsageError
 
@@ -34,7 +34,9 @@ def refine(arguments: argparse.Namespace) -> None:
         print(f"trial {found.of} is as good as these steps can make it; nothing was added to the run")
         return
     print(f"trial {found.trial} is trial {found.of}, refined; scoring it")
-    print(front_table(drive(job, run, started.data, arguments), "holdout"), end="")
+    front = drive(job, run, started.data, arguments)
+    print(front_table(front, "holdout"), end="")
+    refuse_lost(front, run)
 
 
 def _preference(given: list[str]) -> dict[str, float] | None:

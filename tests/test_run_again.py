@@ -1,0 +1,50 @@
+"""A run that is started again: one that lost trials to the system says so and mends itself, and no file of it is ever half written."""
+
+import pytest
+from postgres import needs_postgres, postgres_server
+from test_bad_inputs import job, set_job  # noqa: F401  (the fixture)
+from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
+from test_earlier import JobWorkers
+
+from recycler.cli import main
+
+
+@pytest.fixture
+def breaks(job, monkeypatch):  # noqa: F811
+    """Which trials fail, and who is to blame, in the runs of `recycler run`."""
+    ray_workers = pytest.importorskip("recycler.cluster.ray_workers")
+    set_job(job, sampler="random")
+    broken = {"numbers": frozenset([8]), "blame": "system"}
+    monkeypatch.setattr(ray_workers, "RayWorkers", lambda work, **options: JobWorkers(work=work, break_numbers=broken["numbers"], blame=broken["blame"]))
+    return broken
+
+
+def test_a_run_without_lost_trials_is_told_apart_and_mended_by_the_same_command(job, breaks, capsys):  # noqa: F811
+    """The table of what was scored is on stdout either way."""
+    command = ["run", str(job / "job.yaml"), "--dir", str(job / "lost")]
+    assert main(command) == 5 == main(command), "as often as it fails"
+    said = capsys.readouterr()
+    assert "ended without trial 8, lost through no fault of theirs (trial 8: broken on purpose)" in said.err and "m1" in said.out
+    breaks |= {"numbers": frozenset()}
+    assert main(command) == 0 and "ended without" not in capsys.readouterr().err
+    breaks |= {"numbers": frozenset([7, 8]), "blame": "recipe"}
+    assert main([*command[:-1], str(job / "hopeless")]) == 0, "a broken merge is a finding"
+
+
+def test_many_lost_trials_are_counted_in_one_line(job, breaks, capsys):  # noqa: F811
+    set_job(job, sampler="random", budget={"trials": 30})
+    breaks |= {"numbers": frozenset(range(8, 38, 2))}
+    assert main(["run", str(job / "job.yaml"), "--dir", str(job / "lost")]) == 5
+    assert "without trials 8, 10, 12, 14, 16, 18, 20, 22, 24, 26 and " in capsys.readouterr().err
+
+
+@needs_postgres
+def test_the_ledger_that_was_written_is_asked_wherever_it_lies(job, breaks, capsys, monkeypatch):  # noqa: F811
+    """A driver on a cluster runs in a folder called run, its ledger in a database that only its own --ledger names."""
+    monkeypatch.chdir(job)
+    with postgres_server() as server:
+        monkeypatch.setenv("PGPASSWORD", server.password)
+        command = ["run", "job.yaml", "--dir", "run", "--ledger", server.url]
+        assert main(command) == 5 and "ended without trial 8" in capsys.readouterr().err
+        breaks |= {"numbers": frozenset()}
+        assert main(command) == 0
