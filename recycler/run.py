@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -35,9 +34,9 @@ from recycler.search.proposer import make_proposer
 from recycler.search.refine import with_refined
 from recycler.search.schedule import Planner, Stop
 from recycler.search.simplex_proposer import Gram, SimplexProposer
-from recycler.started import COPY, STARTED
+from recycler.started import write_started
 from recycler.types import Checkpoint, Objective, Pool, Trial
-from recycler.wholefolder import make_folder
+from recycler.wholefolder import make_folder, write_whole
 
 MakeWorkers = Callable[[Work, int], Workers]
 GRAM = "gram"  # the ledger's fact: JSON of a (K, K) matrix, or null
@@ -62,9 +61,7 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
         if bundle:
             ledger.keep_files(bundle.files)
         ledger.retry_system_failures()
-        if not (run_folder / COPY).exists():
-            shutil.copyfile(job_path, run_folder / COPY)
-        (run_folder / STARTED).write_text(json.dumps({"job": str(job_path.resolve()), "data": [str(Path(folder).resolve()) for folder in data_folders]}))
+        write_started(run_folder, job_path, data_folders)
         prepared = _with_earlier(prepared, ledger, job_path.parent)
         finished = _finished(ledger, prepared)
         if not finished and (why := _measure_gram(prepared, ledger)):
@@ -130,7 +127,7 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
     if (run_folder / LEDGER).exists():
         raise UsageError(Problem(thing=f"run {run_folder}", cause=f"has a ledger of its own ({LEDGER})", remedy="Leave out --ledger (and RECYCLER_LEDGER), or give another --dir"))
     place = job_place(url, bundle.id)
-    (run_folder / LEDGER_URL).write_text(without_password(place) + "\n")
+    write_whole(run_folder / LEDGER_URL, without_password(place) + "\n")
     return Ledger(place)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recycler.errors import UsageError
 from recycler.job import JobSpec, read_job
+from recycler.wholefolder import whole_file, write_whole
 from recycler.yamls import YamlDocument
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with
@@ -26,6 +29,14 @@ class Started:
     def beside(self, place: str) -> str:
         """A path of the job file as it is meant from anywhere; URLs stay as they are."""
         return place if "://" in place else str(self.folder / place)
+
+
+def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
+    """Remember what a run is started with, and its first job file. A driver killed here leaves each file as it was, or whole."""
+    if not (run_folder / COPY).exists():
+        with whole_file(run_folder / COPY) as aside:
+            shutil.copyfile(job, aside)
+    write_whole(run_folder / STARTED, json.dumps({"job": str(job.resolve()), "data": [str(Path(folder).resolve()) for folder in data]}))
 
 
 def read_started(run_folder: Path) -> Started | None:

@@ -1,5 +1,7 @@
 """A run that is started again: one that lost trials to the system says so and mends itself, and no file of it is ever half written."""
 
+import os
+
 import pytest
 from postgres import needs_postgres, postgres_server
 from test_bad_inputs import job, set_job  # noqa: F401  (the fixture)
@@ -48,3 +50,14 @@ def test_the_ledger_that_was_written_is_asked_wherever_it_lies(job, breaks, caps
         assert main(command) == 5 and "ended without trial 8" in capsys.readouterr().err
         breaks |= {"numbers": frozenset()}
         assert main(command) == 0
+
+
+def test_what_a_run_was_started_with_is_replaced_whole(job, breaks):  # noqa: F811
+    """Whoever has the old file open, as a service may, never reads half of the new one."""
+    command = ["run", str(job / "job.yaml"), "--dir", str(job / "run")]
+    assert main(command) == 5
+    before = (job / "run/started.json").read_text()
+    os.link(job / "run/started.json", job / "old.json")
+    assert main([*command, "--data", str(job / "pool")]) == 5
+    assert (job / "old.json").read_text() == before and str(job / "pool") in (job / "run/started.json").read_text()
+    assert not list((job / "run").glob(".*.tmp"))
