@@ -19,7 +19,7 @@ from recycler.ledger import Ledger
 from recycler.priced import read_costs
 from recycler.report import choice_document, choose, read_front, read_smoothed
 from recycler.runs import OUTLOOK, open_ledger, read_facts
-from recycler.search.outlook import NEXT, outlook
+from recycler.search.outlook import NEXT, Looks
 from recycler.search.preview import Preview
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate, why_document
@@ -55,9 +55,9 @@ def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Ob
     return now
 
 
-def write_outlook(ledger: Ledger, proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
-    """Work out and keep what the next trials are expected to add, as a share of the front's hypervolume."""
-    gain = outlook(proposer, trials)
+def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> float | None:
+    """Keep what the next trials are expected to add to these, as a share of the front's hypervolume."""
+    gain = looks.gain(trials)
     if gain is not None:
         ledger.set_fact(OUTLOOK, json.dumps({"after_trials": len(trials), "next_trials": NEXT, "expected_gain": round(gain, 4)}))
     return gain

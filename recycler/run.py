@@ -28,7 +28,7 @@ from recycler.runs import open_ledger, read_facts
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.fidelity import Fidelity
 from recycler.search.loop import Event, Listener, complete, score_holdout, search
-from recycler.search.outlook import EVERY, Spent
+from recycler.search.outlook import EVERY, Looks, Spent, last_look
 from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.refine import with_refined
@@ -86,9 +86,10 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
     try:
         clock = _Clock(ledger, prepared)
         write_space(ledger, prepared.space, prepared.job.method)
-        listen = _previewed(listen, ledger, prepared)
-        fidelity = _fidelity(prepared)
-        search(_planner(prepared, ledger), ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
+        looks, fidelity = Looks(proposer=_smoother(prepared, ledger)), _fidelity(prepared)
+        planner = _planner(prepared, ledger, looks)
+        listen = _previewed(listen, ledger, prepared, planner, looks)
+        search(planner, ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
         finalists = complete(lambda trials: _finalists(prepared, ledger, trials), ledger, workers, fidelity, listen=clock.stamp(listen))
         score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
         write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
@@ -97,18 +98,18 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
         workers.close()
 
 
-def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob) -> Listener:
-    """`listen`, with a preview written down as soon as the last member is scored, and an outlook now and then."""
-    proposed = 0
+def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob, planner: Planner, looks: Looks) -> Listener:
+    """`listen`, with a preview written down as soon as the last member is scored, and an outlook whenever a look is due."""
+    proposed = sum(trial.is_proposed and trial.state == "SCORED" for trial in planner.comparable(ledger.trials()))
 
     def told(event: Event) -> None:
         nonlocal proposed
         if event.what == "scored" and event.trial.kind == "member":
             write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
-        if event.what == "scored" and event.trial.is_proposed:
+        if event.trial.is_proposed and (event.what == "scored" or event.what == "failed" and event.trial.failure and event.trial.failure.blame == "recipe"):
             proposed += 1
             if proposed % EVERY == 0:
-                event = replace(event, gain=write_outlook(ledger, _smoother(prepared, ledger), _comparable(ledger.trials(), prepared)))
+                event = replace(event, gain=write_outlook(ledger, looks, last_look(planner.comparable(ledger.trials()))[1]))
         listen(event)
     return told
 
@@ -198,19 +199,19 @@ def _fidelity(prepared: PreparedJob) -> Fidelity:
                     items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed, unmerged=prepared.job.engine.lora_batch > 1)
 
 
-def _planner(prepared: PreparedJob, ledger: Ledger) -> Planner:
+def _planner(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> Planner:
     job = prepared.job
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
     return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
-                   stops=_stops(prepared, ledger), needs_members=job.fidelity.items_per_task is not None,
+                   stops=_stops(prepared, ledger, looks), needs_members=job.fidelity.items_per_task is not None,
                    proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram, priced=read_costs(ledger, prepared.objectives)))
 
 
-def _stops(prepared: PreparedJob, ledger: Ledger) -> tuple[Stop, ...]:
+def _stops(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> tuple[Stop, ...]:
     """What ends the search before its budget does."""
     budget = prepared.job.budget
     plateau = (Plateau(patience=budget.plateau, smoother=_smoother(prepared, ledger), objectives=prepared.objectives),) if budget.plateau else ()
-    return plateau + ((Spent(least_gain=budget.least_gain, proposer=_smoother(prepared, ledger)),) if budget.least_gain else ())
+    return plateau + ((Spent(least_gain=budget.least_gain, looks=looks),) if budget.least_gain else ())
 
 
 def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:

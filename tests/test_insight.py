@@ -13,7 +13,7 @@ from recycler.errors import NotFoundError
 from recycler.insight import open_preview, open_why, write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, write_smoothed
-from recycler.search.outlook import expected_gain
+from recycler.search.outlook import Looks, expected_gain
 from recycler.search.preview import Preview, tradeoffs
 from recycler.search.simplex_gp import SimplexGP, observations
 from recycler.search.simplex_proposer import SimplexProposer
@@ -143,9 +143,10 @@ def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
 
 
 def test_the_outlook_is_kept_for_status(run, capsys):
+    looks = Looks(proposer=SimplexProposer(SPACE, OBJECTIVES, seed=0))
     with closing(Ledger(run / "ledger.sqlite")) as ledger:
-        assert write_outlook(ledger, SimplexProposer(SPACE, OBJECTIVES, seed=0), ledger.trials()[:5]) is None and ledger.fact("outlook") is None
-        gain = write_outlook(ledger, SimplexProposer(SPACE, OBJECTIVES, seed=0), ledger.trials())
+        assert write_outlook(ledger, looks, ledger.trials()[:5]) is None and ledger.fact("outlook") is None
+        gain = write_outlook(ledger, looks, ledger.trials())
     assert gain >= 0.0 and main(["status", str(run)]) == 0
     assert f"the next 20 merges are expected to add {round(gain, 4):.1%}" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
 from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
-from recycler.search.outlook import Spent
+from recycler.search.outlook import Looks, Spent
 from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
@@ -162,7 +162,7 @@ def test_floors_are_read_or_refused(text, accepted):
 SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
 
 
-@pytest.mark.parametrize(("stop", "least"), [(Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12), (Spent(least_gain=0.02, proposer=SMOOTHER), 20)])
+@pytest.mark.parametrize(("stop", "least"), [(Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12), (Spent(least_gain=0.02, looks=Looks(proposer=SMOOTHER)), 20)])
 def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path, stop, least):
     settled = replace(planner("simplex_gp", 200), stops=(stop,))
 

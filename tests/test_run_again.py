@@ -61,3 +61,18 @@ def test_what_a_run_was_started_with_is_replaced_whole(job, breaks):  # noqa: F8
     assert main([*command, "--data", str(job / "pool")]) == 5
     assert (job / "old.json").read_text() == before and str(job / "pool") in (job / "run/started.json").read_text()
     assert not list((job / "run").glob(".*.tmp"))
+
+
+def test_what_more_trials_would_bring_is_worked_out_once_a_look(job, breaks, capsys, monkeypatch):  # noqa: F811
+    """What is told and what may end the search are one figure; a run that goes on looks where it would have looked."""
+    from recycler.search import outlook
+
+    worked_out, real = [], outlook.expected_gain
+    monkeypatch.setattr(outlook, "expected_gain", lambda gp, observed, *rest, **options: worked_out.append(len(observed.weights)) or real(gp, observed, *rest, **options))
+    breaks |= {"numbers": frozenset()}
+    for name, sittings in (("whole", (25,)), ("again", (12, 25))):
+        for trials in sittings:
+            set_job(job, sampler="random", budget={"trials": trials, "least_gain": 1e-9})
+            assert main(["run", str(job / "job.yaml"), "--dir", str(job / name)]) == 0
+    assert len(worked_out) == 4 and worked_out[:2] == worked_out[2:]
+    assert capsys.readouterr().err.count("the next 20 merges are expected to add") == 4

@@ -30,29 +30,41 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
     return expected_gain(proposer.gp, observed, members, lowest=proposer.corner(told))
 
 
+def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
+    """How many proposals were scored when a look was due last (one is after every EVERY), and what was scored then; (0, ()) before."""
+    proposed = sorted(trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED")
+    looked = len(proposed) // EVERY * EVERY
+    return looked, tuple(trial for trial in trials if trial.number <= proposed[looked - 1] and trial.state == "SCORED") if looked else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a second."""
+
+    proposer: SimplexProposer
+    _seen: dict[tuple[int, ...], float | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def gain(self, known: Sequence[Trial]) -> float | None:
+        numbers = tuple(trial.number for trial in known)
+        if numbers not in self._seen:
+            self._seen[numbers] = outlook(self.proposer, known)
+        return self._seen[numbers]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
     """Says whether the next NEXT proposals are expected to add less than `least_gain` of the front's hypervolume.
 
-    Looked at after every EVERY scored proposals, from the second time on, with those that were scored then. Decides from the
-    trials alone, so a resumed run stops where it would have stopped.
+    By the last look, from the second on. Decides from the trials alone, so a resumed run stops where it would have stopped.
     """
 
     least_gain: float
-    proposer: SimplexProposer
-    _seen: dict[tuple[int, ...], bool] = field(default_factory=dict, compare=False, repr=False)  # a look takes a second, and each proposal asks
+    looks: Looks
 
     def reached(self, trials: Sequence[Trial]) -> bool:
-        proposed = sorted(trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED")
-        looked = len(proposed) // EVERY * EVERY
-        if looked < 2 * EVERY:
-            return False
-        known = tuple(trial for trial in trials if trial.number <= proposed[looked - 1] and trial.state == "SCORED")
-        numbers = tuple(trial.number for trial in known)
-        if numbers not in self._seen:
-            gain = outlook(self.proposer, known)
-            self._seen[numbers] = gain is not None and gain < self.least_gain
-        return self._seen[numbers]
+        looked, known = last_look(trials)
+        gain = self.looks.gain(known) if looked >= 2 * EVERY else None
+        return gain is not None and gain < self.least_gain
 
 
 def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT, lowest: Floats | None = None) -> float:

@@ -46,13 +46,17 @@ class Planner:
         proposed = sum(trial.is_proposed for trial in trials)
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
-        comparable = [trial for trial in self._told(trials) if trial.recipe.method == self.method]  # a soup says nothing about ties
+        comparable = self.comparable(trials)
         if any(stop.reached(comparable) for stop in self.stops):
             return None
         proposal = self.proposer.ask(len(trials), comparable)
         recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
                         base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
+
+    def comparable(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials that the proposer and the stops see."""
+        return [trial for trial in self._told(trials) if trial.recipe.method == self.method]  # a soup says nothing about ties
 
     def _told(self, trials: Sequence[Trial]) -> list[Trial]:
         """Trials as a sampler sees them: a merge that gave nothing worth scoring is as bad as the worst, or it would be asked for again."""
