@@ -230,8 +230,8 @@ class JobSpec(Strict):
         return tuple(spec.objective() for spec in self.objectives)
 
 
-def read_job(path: Path) -> tuple[JobSpec, YamlDocument]:
-    """The job file at `path` and the document, which knows the line of every key. Raises UsageError with every problem."""
+def read_job(path: Path | YamlDocument) -> tuple[JobSpec, YamlDocument]:
+    """The job file at `path` (or that was read already) and the document, which knows the line of every key. Raises UsageError with every problem."""
     document = load_yaml(path)
     job = parse_model(JobSpec, document)
     problems = []

@@ -95,13 +95,13 @@ class _Collector:
             raise self.kind(self.problems)
 
 
-def prepare(job_path: Path, *, data_folders: Sequence[Path] = (), look_inside: bool = True) -> PreparedJob:
-    """Read and check a job. Raises one UsageError or UnsafeInputError that lists every problem of its files.
+def prepare(job_path: Path | YamlDocument, *, data_folders: Sequence[Path] = (), look_inside: bool = True) -> PreparedJob:
+    """Read and check a job, from its file or from what was read of it. Raises one UsageError or UnsafeInputError that lists every problem of its files.
 
     Without `look_inside` the members' weights are left unread and unchecked, which suffices to plan.
     """
     job, document = read_job(job_path)
-    folder = job_path.parent
+    folder = Path(document.path).parent
     collector = _Collector()
     if job.method not in MERGE_METHODS:
         collector.problems.append(Problem(thing=f"method {job.method!r}", cause="unknown", remedy=did_you_mean(job.method, MERGE_METHODS), where=document.where(("method",))))

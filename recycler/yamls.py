@@ -37,8 +37,13 @@ class YamlDocument:
         return f"{self.path}:{self.lines.get(key_path, 1)}"
 
 
-def load_yaml(path: Path | str, text: str | None = None) -> YamlDocument:
-    """Read one YAML document. Raises UsageError with file:line for syntax, duplicate keys, anchors, tags, depth and size."""
+def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlDocument:
+    """Read one YAML document; one that was read already is given back, so that a file is read once and all see the same of it.
+
+    Raises UsageError with file:line for syntax, duplicate keys, anchors, tags, depth and size.
+    """
+    if isinstance(path, YamlDocument):
+        return path
     path = Path(path)
     if text is None:
         text = _read(path)

@@ -302,3 +302,18 @@ def test_a_plan_of_adapters_says_that_there_is_none(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("adapters: {a: x}\nweights: {a: 1}\n")
     assert main(["plan", str(tmp_path / "r.yaml")]) == 2
     assert "recycler merge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command, write", [("merge", recipe_file), ("merge", mergekit_file), ("plan", recipe_file), ("plan", mergekit_file)])
+def test_a_recipe_is_read_once(place, monkeypatch, command, write):
+    """What was checked is what is run, whoever writes the file meanwhile."""
+    path, opened = write(place), []
+    real = Path.open
+
+    def counted(self, *arguments, **options):
+        opened.extend([self] if self == path else [])
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert main([command, str(path), *([str(place / "out")] if command == "merge" else [])]) == 0
+    assert len(opened) == 1

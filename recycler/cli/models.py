@@ -40,17 +40,18 @@ def merge(arguments: argparse.Namespace) -> None:
     from recycler.pool.upload import check_target
     from recycler.yamls import load_yaml
 
-    if is_lora_recipe(Path(arguments.recipe)):
+    document = load_yaml(arguments.recipe)
+    if is_lora_recipe(document.data):
         _only_here("a merge of adapters", arguments.out, "Give a folder, and copy it to the bucket")
-        merged = merge_adapters(Path(arguments.recipe), Path(arguments.out))
+        merged = merge_adapters(document, Path(arguments.out))
         print(json.dumps({"schema_version": 1, **asdict(merged)}, indent=2) if arguments.json else merged.folder)
         print(f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}" + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()), file=sys.stderr)
         return
     if remote_url(arguments.out):
         check_target(arguments.out)
-    recipe, pool = open_recipe(Path(arguments.recipe))
+    recipe, pool = open_recipe(document)
     check_recipe(recipe, ResidentPool(pool))
-    for warning in check_merge(recipe, pool, allow=arguments.allow, lenient=is_mergekit(load_yaml(arguments.recipe).data)):
+    for warning in check_merge(recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)):
         print(f"recycler: {warning}", file=sys.stderr)
     done = export_to(recipe, pool, arguments.out, max_shard_bytes=arguments.max_shard_bytes, allow_not_finite="values" in arguments.allow)
     _tell_export(arguments, asdict(done), Path(arguments.recipe).name)

@@ -8,14 +8,21 @@ import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.cli.progress import say_notes
+
+if TYPE_CHECKING:
+    from recycler.yamls import YamlDocument
 
 
 def plan(arguments: argparse.Namespace) -> None:
     """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts nothing."""
-    if is_recipe(Path(arguments.job)):
-        plan_recipe(arguments)
+    from recycler.yamls import load_yaml
+
+    document = load_yaml(arguments.job)
+    if is_recipe(document):
+        plan_recipe(arguments, document)
         return
     from recycler.errors import Problem, UsageError
     from recycler.plan import plan_job, plan_text, read_earlier
@@ -24,7 +31,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
     if arguments.allow:
         raise UsageError(Problem(thing="--allow", cause="is for recipes, and this is a job", remedy="Leave it out; a job says pool.duplicates: allow"))
-    prepared = prepare(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data], look_inside=False)
+    prepared = prepare(document, data_folders=[Path(folder) for folder in arguments.data], look_inside=False)
     say_notes(prepared.warnings)
     earlier = None
     if arguments.dir:
@@ -34,18 +41,19 @@ def plan(arguments: argparse.Namespace) -> None:
     print(json.dumps(found, indent=2) if arguments.json else plan_text(found))
 
 
-def is_recipe(path: Path) -> bool:
+def is_recipe(document: YamlDocument) -> bool:
     """A recipe names its members, a mergekit file its method; a job has a pool."""
     from recycler.errors import Problem, UsageError
-    from recycler.yamls import load_yaml
+    from recycler.export.lora import is_lora_recipe
+    from recycler.merge.recipe_yaml import is_mergekit
 
-    data = load_yaml(path).data
-    if isinstance(data, dict) and "adapters" in data:
-        raise UsageError(Problem(thing=str(path), cause="merges adapters, for which there is no plan: they are read and written in seconds", remedy="Run it with recycler merge"))
-    return isinstance(data, dict) and "pool" not in data and ("members" in data or "merge_method" in data)
+    data = document.data
+    if is_lora_recipe(data):
+        raise UsageError(Problem(thing=document.path, cause="merges adapters, for which there is no plan: they are read and written in seconds", remedy="Run it with recycler merge"))
+    return isinstance(data, dict) and "pool" not in data and ("members" in data or is_mergekit(data))
 
 
-def plan_recipe(arguments: argparse.Namespace) -> None:
+def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
     """recycler plan RECIPE: bytes, memory and time of a merge, from headers alone."""
     from recycler.errors import Problem, UsageError
     from recycler.merge.plan import plan_checkpoints
@@ -53,13 +61,12 @@ def plan_recipe(arguments: argparse.Namespace) -> None:
     from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
     from recycler.pool.tensors import ResidentPool
-    from recycler.yamls import load_yaml
 
     if not 0 < arguments.bandwidth < float("inf"):
         raise UsageError(Problem(thing="--bandwidth", cause=f"is {arguments.bandwidth}", remedy="Give gigabytes a second, such as 0.5"))
-    recipe, pool = open_recipe(Path(arguments.job))
+    recipe, pool = open_recipe(document)
     check_recipe(recipe, ResidentPool(pool))
-    for warning in check_plan(recipe, pool, allow=arguments.allow, lenient=is_mergekit(load_yaml(arguments.job).data)):
+    for warning in check_plan(recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)):
         print(f"recycler: {warning}", file=sys.stderr)
     found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in pool.checkpoints})
     seconds = found.seconds(arguments.bandwidth * 1e9)

@@ -81,30 +81,30 @@ class LoraMerge:
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
-def is_lora_recipe(path: Path) -> bool:
-    """Does the file list adapters? Raises UsageError when it is no YAML."""
-    data = load_yaml(path).data
+def is_lora_recipe(data: Any) -> bool:
+    """Whether a file's data list adapters, which no other recipe does."""
     return isinstance(data, dict) and "adapters" in data
 
 
-def merge_adapters(path: Path, out: Path) -> LoraMerge:
-    """Run the file at `path` and write the result to the new folder `out`, whole or not at all. Raises RecyclerError."""
+def merge_adapters(path: Path | YamlDocument, out: Path) -> LoraMerge:
+    """Run the file at `path` (or that was read already) and write the result to the new folder `out`, whole or not at all. Raises RecyclerError."""
     document = load_yaml(path)
     spec = parse_model(LoraSpec, document)
     raise_problems(_problems(spec, document))
-    adapters = [read_adapter(path.parent / place, name) for name, place in spec.adapters.items()]
+    folder = Path(document.path).parent
+    adapters = [read_adapter(folder / place, name) for name, place in spec.adapters.items()]
     check_fit(adapters)
     base = None
     if spec.base is not None:
-        checkpoint = open_checkpoint(path.parent / spec.base, "base")
+        checkpoint = open_checkpoint(folder / spec.base, "base")
         resident = ResidentPool(Pool(members=(checkpoint,)))
         base = BaseWeights(num_layers=checkpoint.num_layers, tensor=lambda name: resident.tensor("base", name))
         raise_problems(_depth_problems(spec, document, base.num_layers))
         for adapter in adapters:
             match_factors({f"{module}.weight": part for module, part in adapter.modules.items()}, checkpoint, adapter.name)
-    rows, losses = _rows(spec, path.parent, adapters)
+    rows, losses = _rows(spec, folder, adapters)
     with whole_folder(out) as aside:
-        errors = _write(spec, path.parent, adapters, rows, base, aside)
+        errors = _write(spec, folder, adapters, rows, base, aside)
         report = {"schema_version": 1, "method": spec.method, "form": spec.write, "adapters": list(spec.adapters), "weights": rows, "losses": losses, "relative_errors": errors}
         (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return LoraMerge(folder=str(out), form=spec.write, num_modules=len(rows), largest_error=max(errors.values(), default=0.0), losses=losses)

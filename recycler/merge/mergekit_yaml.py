@@ -21,20 +21,20 @@ from recycler.merge.recipe_yaml import DTYPES
 from recycler.pool.aligned import TokenizerPolicy
 from recycler.pool.catalog import local_path, open_checkpoint, packed_place, read_config, remote_url
 from recycler.types import Recipe
-from recycler.yamls import KeyPath, load_yaml
+from recycler.yamls import KeyPath, YamlDocument, load_yaml
 
 KEYS = ("models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name")
 SCALARS = ("merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "name")
 
 
-def read_mergekit(path: Path | str, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe that a mergekit configuration means, and the folder of each model by the name it got.
+def read_mergekit(path: Path | str | YamlDocument, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe that a mergekit configuration (a file, read already, or `text`) means, and the folder of each model by the name it got.
 
     Folders are as mergekit takes them: relative to where the command runs. Raises UsageError with file:line.
     """
     reader = Reader(load_yaml(path, text))
     if not isinstance(reader.data, dict):
-        raise UsageError(Problem(thing=str(path), cause="does not hold a mapping of keys to values", remedy="Start it with merge_method:", where=reader.document.where(())))
+        raise UsageError(Problem(thing=reader.document.path, cause="does not hold a mapping of keys to values", remedy="Start it with merge_method:", where=reader.document.where(())))
     _check_keys(reader)
     slices = _slices(reader)
     reader.stop_if_wrong()
@@ -64,16 +64,15 @@ def read_tokenizer_source(path: Path | str, text: str | None = None) -> str | No
     return _tokenizer_source(data)
 
 
-def read_tokenizer_policy(path: Path | str, recipe: Recipe, sources: Mapping[str, Path]) -> tuple[TokenizerPolicy, str | None]:
+def read_tokenizer_policy(document: YamlDocument, recipe: Recipe, sources: Mapping[str, Path]) -> tuple[TokenizerPolicy, str | None]:
     """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
 
     The name of the base (or first) model means `base`; another model's is honoured where vocabularies agree, as without any.
     Raises UsageError for what is no model of the file.
     """
-    source, base = read_tokenizer_source(path), load_yaml(path).data.get("base_model")
+    source, base = _tokenizer_source(document.data), document.data.get("base_model")
     template = sources[recipe.base or recipe.members[0]]
     if source not in (None, "union", "base") and Path(source) not in sources.values():
-        document = load_yaml(path)
         raise UsageError(Problem(thing=f"tokenizer source {source!r}", cause="is neither union nor base nor one of the merged models", remedy="Write union, base, or a model of this file",
                                  where=document.where(("tokenizer_source",) if "tokenizer_source" in document.data else ("tokenizer", "source"))))
     policy: TokenizerPolicy = "union" if source == "union" else "base" if source == "base" or (source and Path(source) == template) else "refuse"

@@ -55,8 +55,8 @@ class _RecipeFile(BaseModel):
     tokenizer: str = "refuse"
 
 
-def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe in a file (or in `text`), and the folder of each checkpoint it names.
+def read_recipe(path: Path | str | YamlDocument, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
+    """The recipe in a file (read already, or in `text`), and the folder of each checkpoint it names.
 
     Raises UsageError with every problem and its file:line.
     """
@@ -70,7 +70,7 @@ def read_recipe(path: Path | str, text: str | None = None) -> tuple[Recipe, dict
         weights=tuple(tuple(group.weights[member] for member in entry.members) for group in groups),
         options=_options(entry),
         dtype=entry.dtype, seed=entry.seed)
-    folder = Path(path).parent
+    folder = Path(document.path).parent
     return recipe, {name: _beside(folder, place) for name, place in (entry.members | (entry.base or {})).items()}
 
 
@@ -104,7 +104,7 @@ def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path], *, tokeniz
     return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed} | ({"tokenizer": tokenizer} if tokenizer != "refuse" else {}))
 
 
-def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
+def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
     """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of checkpoints it names.
 
     Vocabularies that differ are brought to one, or refused, as `tokenizer` or mergekit's `tokenizer_source` says. Raises
@@ -115,10 +115,10 @@ def open_recipe(path: Path | str) -> tuple[Recipe, Pool]:
     if is_mergekit(document.data):
         from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 
-        recipe, sources = read_mergekit(path)
-        policy, origin = read_tokenizer_policy(path, recipe, sources)
+        recipe, sources = read_mergekit(document)
+        policy, origin = read_tokenizer_policy(document, recipe, sources)
     else:
-        recipe, sources = read_recipe(path)
+        recipe, sources = read_recipe(document)
         policy, origin = document.data.get("tokenizer", "refuse"), recipe.base
     members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
     pool = Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
