@@ -223,6 +223,73 @@ def test_a_study_resumed_from_its_trials_proposes_the_same():
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
 
 
+def members_used(points):
+    return (points != 0).sum(axis=1)
+
+
+def minus_members_used(points):
+    return -members_used(points)
+
+
+def frugal_study(cost, sign, trials=(), **changes):
+    """A score and what a merge costs, written to be made small or large, at most two members."""
+    sampler = SimplexGPSampler(NAMES[:4], seed=2, **{"exact": {1: cost}, "floors": [np.nan, 2 * sign]} | changes)
+    made = optuna.create_study(directions=["maximize", "minimize" if sign > 0 else "maximize"], sampler=sampler)
+    made.add_trials(list(trials))
+    return made
+
+
+def frugal(sign):
+    def objective(trial):
+        weights = np.array([trial.suggest_float(name, 0, 1) for name in NAMES[:4]])
+        trial.set_user_attr("stderr", [0.02, 0.0])
+        return float(weights @ [0.9, 0.5, 0.4, 0.1] - 0.5 * weights @ weights + 0.02 * np.random.default_rng(trial.number).standard_normal()), sign * int(members_used(weights[None])[0])
+    return objective
+
+
+def test_an_exact_objective_of_a_study_is_known_and_its_floor_kept_in_either_direction():
+    small, large = frugal_study(members_used, 1), frugal_study(minus_members_used, -1)
+    small.optimize(frugal(1), n_trials=24)
+    large.optimize(frugal(-1), n_trials=24)
+    assert [trial.params for trial in small.trials] == [trial.params for trial in large.trials]
+    assert max(trial.values[1] for trial in small.trials) <= 2
+    learned = frugal_study(None, 1, exact=None)
+    learned.optimize(frugal(1), n_trials=24)
+    assert max(trial.values[1] for trial in learned.trials) > 2, "a cost that has to be guessed is overstepped"
+    shipped = posterior_front(small)
+    assert sorted({trial.values[1] for trial in shipped}) == [1, 2] and len(shipped) == 2, "of each number of members one"
+    assert [trial.number for trial in shipped] == [trial.number for trial in posterior_front(large)]
+
+
+@pytest.mark.parametrize("sampler_of", [lambda killed: frugal_study(members_used, 1).sampler, lambda killed: pickle.loads(pickle.dumps(killed.sampler))], ids=["made again", "pickled"])
+def test_a_study_with_an_exact_objective_goes_on_the_same_from_its_trials(sampler_of):
+    whole, killed = frugal_study(members_used, 1), frugal_study(members_used, 1)
+    whole.optimize(frugal(1), n_trials=18)
+    killed.optimize(frugal(1), n_trials=12)
+    resumed = frugal_study(members_used, 1, killed.trials)
+    resumed.sampler = sampler_of(killed)
+    resumed.optimize(frugal(1), n_trials=6)
+    assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
+
+
+def test_exact_functions_see_knobs_after_the_weights():
+    seen = []
+    study = frugal_study(lambda points: seen.append(points) or points[:, 4], 1, knobs={"density": (0.1, 1.0)}, floors=[np.nan, 0.6])
+
+    def objective(trial):
+        density = trial.suggest_float("density", 0.1, 1.0)
+        return frugal(1)(trial)[0], density
+
+    study.optimize(objective, n_trials=12)
+    assert {points.shape[1] for points in seen} == {5} and max(trial.params["density"] for trial in study.trials) <= 0.6 + 1e-9
+
+
+@pytest.mark.parametrize("columns, said", [((2,), "tells objective 2, and the study has objectives 0 to 1"), ((0, 1), "tells every objective")])
+def test_exact_functions_that_do_not_fit_the_study_are_refused(columns, said):
+    with pytest.raises(ValueError, match=said):
+        frugal_study(None, 1, exact=dict.fromkeys(columns, members_used)).optimize(frugal(1), n_trials=1)
+
+
 def test_batches_and_an_upper_bound_above_one_search_the_scale():
     study = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(NAMES[:3], seed=0, knobs={"density": (0.1, 1.0)}))
     space = {name: optuna.distributions.FloatDistribution(0, 2.5) for name in NAMES[:3]}

@@ -11,7 +11,7 @@ and ship `posterior_front(study)` rather than `study.best_trials`, which lucky s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from typing import Any
 
@@ -23,7 +23,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.pareto import Floats
-from recycler.search.simplex_gp import Observations, SimplexGP
+from recycler.search.simplex_gp import Exact, Observations, SimplexGP
 
 DEFAULT_LOWEST_SCALE = 0.3
 STDERR = "stderr"
@@ -33,12 +33,15 @@ class SimplexGPSampler(BaseSampler):
     """Optuna sampler over the weights of `members`; keyword arguments are those of `SimplexGP`.
 
     `scale` None reads the sum from the first suggested range: 1 when its upper bound is at most 1, else searched from
-    0.3 to that bound. `knobs` maps names of further float parameters to their ranges; they join the same model. Other
-    parameters are sampled at random, and the model does not see them. RUNNING trials count as pending, so batches,
+    0.3 to that bound. `knobs` maps names of further float parameters to their ranges; they join the same model. `floors` and
+    `exact` are in the study's own directions: `exact` maps the number of an objective to a function from points (n, K + E),
+    weights then knobs, to the values (n,) that the objective will give there, such as the number of members used. Such an objective is
+    known and not learned, and a floor of it is kept by every proposal. Other parameters are sampled at random, and the model does not see them. RUNNING trials count as pending, so batches,
     threads and `study.ask` work; separate processes see each other's trials once all weights are suggested. The next
     proposal depends on the study's trials, the trial's number and the seed only.
 
-    Raises ValueError when a proposed weight lies outside the range the objective suggests for it.
+    Raises ValueError when a proposed weight lies outside the range the objective suggests for it, or when `exact` names an objective
+    that the study has not, or all that it has.
     """
 
     def __init__(
@@ -53,12 +56,13 @@ class SimplexGPSampler(BaseSampler):
         gram: ArrayLike | None = None,
         floors: ArrayLike | None = None,
         knobs: Mapping[str, tuple[float, float]] | None = None,
+        exact: Exact | None = None,
     ):
         self.members, self.seed, self.scale = tuple(members), seed, scale
         self.knobs = dict(knobs or {})
         self._names = self.members + tuple(self.knobs)
         self._rules = dict(bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, gram=gram)
-        self._floors = floors
+        self._floors, self._exact = floors, dict(exact or {})
         self._others = RandomSampler(seed=seed)
         self._lock = RLock()
         self._proposers: dict[tuple[int, tuple[float, float]], SimplexGP] = {}
@@ -136,11 +140,21 @@ class SimplexGPSampler(BaseSampler):
             floors = None if self._floors is None or not directions else np.asarray(self._floors, float) * signs(directions)
             self._proposers[key] = SimplexGP(
                 self.members, num_objectives, seed=self.seed, scale=scale, floors=floors,
-                knobs=tuple(self.knobs.values()), **self._rules,
+                knobs=tuple(self.knobs.values()),
+                exact=self.exact_columns(directions) if directions else None, **self._rules,
             )
             if not directions:
                 return self._proposers.pop(key)
         return self._proposers[key]
+
+    def exact_columns(self, directions: Sequence[StudyDirection]) -> Exact:
+        """`exact` to be made large, as `SimplexGP` takes it. Raises ValueError where it does not fit a study of these directions."""
+        known, columns = set(self._exact), range(len(directions))
+        if not known <= set(columns):
+            raise ValueError(f"exact tells objective {min(known - set(columns))}, and the study has objectives 0 to {len(directions) - 1}")
+        if known == set(columns):
+            raise ValueError("exact tells every objective of the study, so there is nothing to learn from its trials")
+        return {column: _signed(value, sign) for (column, value), sign in zip(sorted(self._exact.items()), signs(directions)[sorted(known)], strict=True)}
 
 
 def posterior_front(study: Study, members: Sequence[str] | None = None) -> list[FrozenTrial]:
@@ -155,11 +169,12 @@ def posterior_front(study: Study, members: Sequence[str] | None = None) -> list[
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         raise ValueError(f"study {study.study_name!r} has no complete trial, so there is no front")
-    gram, knobs = None, ()
+    gram, knobs, exact = None, (), None
     if members is not None:
         names = tuple(members)
     elif isinstance(sampler, SimplexGPSampler):
         names, gram, knobs = sampler._names, sampler._rules["gram"], tuple(sampler.knobs.values())
+        exact = sampler.exact_columns(study.directions)
     else:
         names = tuple(name for name, one in complete[0].distributions.items() if isinstance(one, FloatDistribution)
                       and all(name in trial.params for trial in complete))
@@ -168,7 +183,7 @@ def posterior_front(study: Study, members: Sequence[str] | None = None) -> list[
     kept, observed = observed_trials(complete, names, study.directions)
     weights = names[: len(names) - len(knobs)]
     low, high = observed.weights.min(), max(1.0, observed.weights.max() * len(names))
-    model = SimplexGP(weights, len(study.directions), seed=0, scale=(1e-6, high), gram=gram, knobs=knobs,
+    model = SimplexGP(weights, len(study.directions), seed=0, scale=(1e-6, high), gram=gram, knobs=knobs, exact=exact,
                       bounds={name: (min(low, 0.0), high) for name in weights})
     return [kept[index] for index in model.front(observed).indices]
 
@@ -176,6 +191,10 @@ def posterior_front(study: Study, members: Sequence[str] | None = None) -> list[
 def signs(directions: Sequence[StudyDirection]) -> Floats:
     """+1 where an objective is maximised, -1 where it is minimised, (T,)."""
     return np.where([direction == StudyDirection.MINIMIZE for direction in directions], -1.0, 1.0)
+
+
+def _signed(value: Callable[[Floats], Floats], sign: float) -> Callable[[Floats], Floats]:
+    return lambda points: sign * np.asarray(value(points), dtype=float)
 
 
 def observed_trials(
