@@ -16,6 +16,7 @@ from recycler.errors import UsageError
 from recycler.export.export import export_recipe
 from recycler.insight import open_preview, open_why
 from recycler.ledger import Ledger
+from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors
@@ -127,6 +128,13 @@ def test_what_cannot_be_is_refused(job, costs, changes, said):  # noqa: F811
     with pytest.raises(UsageError) as error:
         prepare(job / "job.yaml")
     assert all(part in str(error.value) for part in (*said, "job.yaml:"))
+
+
+@pytest.mark.parametrize("method", sorted(MERGE_METHODS.keys() - {"linear"}))
+def test_a_distance_is_refused_by_name_for_every_method_whose_weights_do_not_tell_it(job, method):  # noqa: F811
+    set_job(job, objectives=[BENCHMARK, {"cost": "distance"}], method=method)
+    with pytest.raises(UsageError, match=rf"job\.yaml:\d+: cost distance: cannot be told from the weights of {method}: .*Use method: linear"):
+        prepare(job / "job.yaml", look_inside=False)
 
 
 def test_costs_alone_and_one_objective_are_refused(job):  # noqa: F811
