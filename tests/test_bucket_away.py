@@ -9,7 +9,7 @@ from contextlib import closing
 import psutil
 import pytest
 from test_bad_inputs import sound  # noqa: F401  (the fixture)
-from test_bucket import chaos, place, put_folder  # noqa: F401  (the fixtures)
+from bucket_place import chaos, place, put_folder  # noqa: F401  (the fixtures)
 from test_materialise import write_job
 from test_ray import finish, front_json, start
 

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 from handmade import model_arrays, write_checkpoint
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
-from test_bucket import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
+from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from test_earlier import JobWorkers
 from test_gram import WIDE, in_bucket, put_pair
 from test_materialise import write_job

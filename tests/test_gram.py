@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from handmade import SHAPES, model_arrays, write_checkpoint
 from test_bad_inputs import sound  # noqa: F401  (the fixture)
-from test_bucket import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
+from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from test_earlier import JobWorkers
 from test_materialise import write_job
 

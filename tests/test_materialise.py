@@ -10,7 +10,7 @@ import pytest
 import yaml
 from handmade import model_arrays, write_checkpoint
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
-from test_bucket import SHARD, chaos, only, place, put_folder, put_model  # noqa: F401  (fixtures)
+from bucket_place import SHARD, chaos, only, place, put_folder, put_model  # noqa: F401  (fixtures)
 
 from recycler.errors import InfrastructureError, RecyclerError, UnsafeInputError, UsageError
 from recycler.pool import bucket
