@@ -113,8 +113,11 @@ class WeightGP:
     def __init__(self, features: Features):
         self.features = features
 
-    def fit(self, points: Floats, values: Floats, stderrs: Floats, theta: Floats | None = None) -> WeightGP:
-        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown; `theta` skips the learning.
+    def fit(self, points: Floats, values: Floats, stderrs: Floats, most: int = MAX_FIT_POINTS) -> WeightGP:
+        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown; hyperparameters from at most `most`.
+
+        `evidence` is then the log posterior density of the hyperparameters, up to a constant, over the values of the trials
+        `chosen` for them.
 
         Noise variance of a trial is f stderr^2 + e: f near 1 is learned because items shared by all trials move all
         scores together (then f < 1), e takes what standard errors do not know. The fit is deterministic.
@@ -125,7 +128,8 @@ class WeightGP:
         self.variances = (stderrs / self.unit) ** 2
         num_shared = self.features.shared(points[:1]).shape[1]
         self._scale_of = self.features.lengthscale_index(num_shared)
-        self.theta = self._learn() if theta is None else theta
+        self.chosen = _spread_subset(self.targets, most)
+        self.theta, self.evidence = self._learn()
         self._factorise()
         return self
 
@@ -171,15 +175,16 @@ class WeightGP:
         group = [Prior(0.0, 1.0), Prior(-1.0, 1.0)] if self.features.groups > 1 else []
         return [length] * scales + [SIGNAL, LINEAR, NOISE, EXCESS] + group
 
-    def _learn(self) -> Floats:
-        """Maximum a posteriori log hyperparameters by L-BFGS, on at most MAX_FIT_POINTS trials."""
+    def _learn(self) -> tuple[Floats, float]:
+        """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials, and their evidence."""
         priors = self._priors()
         start = np.array([prior.mean for prior in priors])
-        chosen = _spread_subset(self.targets, MAX_FIT_POINTS)
-        problem = _Evidence(self, chosen, np.array([[prior.mean, prior.sd] for prior in priors]))
+        problem = _Evidence(self, self.chosen, np.array([[prior.mean, prior.sd] for prior in priors]))
         bounds = [(prior.mean - 4 * prior.sd, prior.mean + 4 * prior.sd) for prior in priors]
         found = minimize(problem, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "maxfun": 60})
-        return found.x if np.isfinite(found.fun) else start
+        if not np.isfinite(found.fun):
+            return start, -np.inf
+        return found.x, -float(found.fun) - len(self.chosen) * np.log(self.unit)
 
     # ------------------------------------------------------------ kernel
 

@@ -17,26 +17,42 @@ GLOBAL_SHARE = 0.2
 def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | None = None, members_first: bool | None = None) -> Floats:
     """The first points (n, D): uniform soup, at two scales where that is searched, members alone, sparse mixtures.
 
-    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them, at the largest allowed sum not above 1 (else
-    the smallest). `num_sparse` mixtures follow: 1, or 4 where the members are left out.
+    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them. `num_sparse` mixtures follow: 1, or 4 where
+    the members are left out.
     """
     low, high = domain.scale
-    unit = min(max(1.0, low), high)
+    unit = _unit(domain)
     members = domain.num_members
-    rows = [np.full(members, unit / members)]
+    points = _alike(domain, np.full((1, members), unit / members))
     if high > low:
-        rows.append(np.full(members, np.sqrt(unit * high) / members))
-    alone = members <= VERTICES_UP_TO if members_first is None else members_first
-    if alone:
-        rows += list(np.eye(members) * unit)
-    count = num_sparse if num_sparse is not None else (1 if alone else 4)
-    knobs = np.tile((domain.knob_low + domain.knob_high) / 2, (len(rows), 1))
-    points = domain.join(np.repeat(np.array(rows)[:, None], domain.groups, axis=1), knobs)
+        points = np.concatenate([points, _alike(domain, np.full((1, members), np.sqrt(unit * high) / members))])
+    first = members <= VERTICES_UP_TO if members_first is None else members_first
+    if first:
+        points = np.concatenate([points, alone(domain, rng)])
+    count = num_sparse if num_sparse is not None else (1 if first else 4)
     return distinct(np.concatenate([points, scattered(domain, rng, count, same_rows=True)]))
+
+
+def alone(domain: WeightDomain, rng: np.random.Generator) -> Floats:
+    """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the smallest)."""
+    return _alike(domain, np.eye(domain.num_members)[rng.permutation(domain.num_members)] * _unit(domain))
+
+
+def _unit(domain: WeightDomain) -> float:
+    low, high = domain.scale
+    return min(max(1.0, low), high)
+
+
+def _alike(domain: WeightDomain, rows: Floats) -> Floats:
+    """Points (n, D) that have `rows` (n, K) in all groups, and knobs in the middle."""
+    knobs = np.tile((domain.knob_low + domain.knob_high) / 2, (len(rows), 1))
+    return domain.join(np.repeat(rows[:, None], domain.groups, axis=1), knobs)
 
 
 def scattered(domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False) -> Floats:
     """Sparse random points (count, D): Dirichlet proportions of random concentration, log-uniform sums, uniform knobs."""
+    if not count:
+        return np.zeros((0, domain.size))
     rows = np.zeros((count, domain.groups, domain.num_members))
     for point in rows:
         alpha = np.full(domain.num_members, rng.choice(SPARSITY))

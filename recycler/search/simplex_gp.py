@@ -19,8 +19,9 @@ from scipy.stats import chi2
 from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.domain import CLOSE, WeightDomain, weight_domain
-from recycler.search.gp import Features, WeightGP, gram_root
-from recycler.search.proposals import GLOBAL_SHARE, around, distinct, opening, scattered, thinned
+from recycler.search.gp import Features, gram_root
+from recycler.search.linked_gp import LinkedGP
+from recycler.search.proposals import GLOBAL_SHARE, alone, around, distinct, opening, scattered, thinned
 
 PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
@@ -33,6 +34,7 @@ REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
+PATIENCE = 4  # members alone that may be worse than the soup at everything before the others are left to the model
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 # The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
 # what extends the front beyond its own nadir counts nothing, so an early front around the knee confirms itself; a wide
@@ -96,7 +98,8 @@ class SimplexGP:
     exact      by column of the objectives, a function from points (n, D) to their values (n,), to be made large, that nobody has to
                guess: what a merge costs. No GP learns these columns and no draw moves them; floors of theirs are kept by
                every proposal, as far as the rules allow
-    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, or 4)
+    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, or 4); the
+               members end early when the soup beats the first PATIENCE of them at everything
 
     Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
     contradict each other.
@@ -135,8 +138,7 @@ class SimplexGP:
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
         known = waiting if observed is None else np.concatenate([observed.weights, waiting])
-        members_first, num_sparse = self.opening
-        first = distinct(opening(domain, np.random.default_rng(self.seed), num_sparse, members_first), known)
+        first = distinct(self._opening(observed), known)
         first = first[self._affordable(first)]
         if len(first):
             return first[0]
@@ -180,6 +182,19 @@ class SimplexGP:
         return self._model.draw(points, rng, count)
 
     # ------------------------------------------------------------ choosing
+
+    def _opening(self, observed: Observations | None) -> Floats:
+        """The opening design (n, D). Once the soup has beaten the first PATIENCE members at everything, good merges lie inside
+        the hull and further members alone would tell little: then the rest of them is left out."""
+        members_first, num_sparse = self.opening
+        points = opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first)
+        if observed is None:
+            return points
+        members = alone(self.domain, np.random.default_rng(self.seed))
+        scores = [_values_at(observed, point) for point in (points[0], *members[:PATIENCE])]
+        if any(score is None for score in scores) or not all((score <= scores[0]).all() for score in scores[1:]):
+            return points
+        return distinct(points, members[PATIENCE:])
 
     def _best(
         self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
@@ -245,7 +260,7 @@ class SimplexGP:
 
 
 class _Model:
-    """One WeightGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
+    """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
 
     def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact):
         members = domain.num_members
@@ -269,7 +284,7 @@ class _Model:
         self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
         rest = values - prior * self._slopes
         self._gps = [
-            WeightGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
+            LinkedGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
         ]
         self._fitted = key
 
@@ -327,6 +342,12 @@ class _Model:
 def posterior_front(proposer: SimplexGP, observed: Observations) -> PosteriorFront:
     """The trials of `observed` to ship by the model of `proposer`; the same as `proposer.front(observed)`."""
     return proposer.front(observed)
+
+
+def _values_at(observed: Observations, point: Floats) -> Floats | None:
+    """What `point` (D,) scored (T,), None where it has not."""
+    there = (np.abs(observed.weights - point).max(axis=1) <= CLOSE) & ~np.isnan(observed.values).any(axis=1)
+    return observed.values[there][0] if there.any() else None
 
 
 def _complete(observed: Observations) -> Observations:
