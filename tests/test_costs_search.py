@@ -22,7 +22,8 @@ from recycler.search.plateau import Plateau
 from recycler.search.proposals import scattered, thinned
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Group, Objective, Score

@@ -15,7 +15,8 @@ from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, write_smoothed
 from recycler.search.outlook import Looks, expected_gain
 from recycler.search.preview import Preview, tradeoffs
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate
 from recycler.space import SearchSpace

@@ -8,7 +8,8 @@ import pytest
 from recycler.search.gp import Features, WeightGP
 from recycler.search.linked_gp import LINKS, Link, LinkedGP
 from recycler.search.proposals import alone
-from recycler.search.simplex_gp import PATIENCE, SimplexGP, observations
+from recycler.search.simplex_gp import PATIENCE, SimplexGP
+from recycler.search.surrogate import observations
 
 FEATURES = Features(np.eye(6), 1, np.zeros(0), np.zeros(0), ard=False)
 ERROR = 0.02

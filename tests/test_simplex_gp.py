@@ -14,7 +14,8 @@ from recycler.pareto import hypervolume, non_dominated
 from recycler.search import SimplexGPSampler, posterior_front
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 NAMES = [f"m{index}" for index in range(8)]

@@ -13,7 +13,8 @@ import numpy as np
 from recycler.pareto import hypervolume, non_dominated
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
-from recycler.search.simplex_gp import Observations, PosteriorFront, SimplexGP, observations
+from recycler.search.simplex_gp import PosteriorFront, SimplexGP
+from recycler.search.surrogate import Observations, observations
 from recycler.stats import Z90
 
 from .families import FAMILIES, NUM_ITEMS, NUM_OBJECTIVES, Family

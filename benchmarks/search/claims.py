@@ -12,7 +12,8 @@ import csv
 import numpy as np
 
 from recycler.pareto import hypervolume, non_dominated
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 
 from .bench import pool, reference, ship
 from .families import FAMILIES, NUM_OBJECTIVES, Family

@@ -21,7 +21,8 @@ import optuna
 
 from recycler.pareto import hypervolume, non_dominated
 from recycler.search import simplex_gp
-from recycler.search.simplex_gp import Observations, SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import Observations, observations
 
 from .bench import keep, pool, ship
 from .families import NUM_OBJECTIVES, Family

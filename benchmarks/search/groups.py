@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from recycler.pareto import hypervolume, non_dominated
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 
 from .bench import keep
 from .families import NUM_ITEMS, NUM_OBJECTIVES

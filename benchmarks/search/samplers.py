@@ -14,7 +14,8 @@ import optuna
 
 from recycler.search.gp import Features, gram_root
 from recycler.search.loss_model import LossModel
-from recycler.search.simplex_gp import SimplexGP, observations
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import observations
 
 from .families import NUM_OBJECTIVES, Family
 from .outside import BoTorch, MergekitEvolve, Mergenetic

@@ -135,6 +135,10 @@ class WeightGP:
 
     # ------------------------------------------------------------ asking
 
+    def mean_at(self, points: Floats) -> Floats:
+        """Posterior mean (n,) of the true objective."""
+        return self._kernel(points, self.points) @ self._alpha * self.unit + self.mean
+
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not included."""
         cross = self._kernel(points, self.points)

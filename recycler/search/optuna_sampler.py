@@ -23,7 +23,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.pareto import Floats
-from recycler.search.simplex_gp import Exact, Observations, SimplexGP
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import Exact, Observations
 
 DEFAULT_LOWEST_SCALE = 0.3
 STDERR = "stderr"

@@ -9,50 +9,33 @@ killed search that is started again proposes what it would have proposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import chi2
 
 from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.domain import CLOSE, WeightDomain, weight_domain
-from recycler.search.gp import Features, gram_root
-from recycler.search.linked_gp import LinkedGP
 from recycler.search.proposals import GLOBAL_SHARE, alone, around, distinct, opening, scattered, thinned
-
-PriorMean = Callable[[Floats], Floats]
-Exact = Mapping[int, Callable[[Floats], Floats]]
+from recycler.search.surrogate import Exact, Observations, PriorMean, Surrogate
 
 NUM_DRAWS = 16
 NUM_CANDIDATES = 400
 NUM_REFINED = 160
 NUM_THINNED = 80  # candidates with fewer members, where that may be worth something in itself
+AHEAD = (1.0, 0.6, 0.3, 1.0, 0.6, 0.3)  # reaches of the rounds in which the predicted front is looked for
+NUM_AHEAD, MOST_AHEAD = 300, 60  # points tried in each, and kept of its front
 REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
 PATIENCE = 4  # members alone that may be worse than the soup at everything before the others are left to the model
-LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 # The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
 # what extends the front beyond its own nadir counts nothing, so an early front around the knee confirms itself; a wide
 # corner alone spends trials on ends that hardly trade off (both measured in benchmarks/search/RESULTS.md).
 MARGINS = (0.1, 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """Scored trials: points (n, D), values (n, T) to be made large, their standard errors (n, T).
-
-    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed merge) teaches
-    nothing but is not proposed again.
-    """
-
-    weights: Floats
-    values: Floats
-    stderrs: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +55,6 @@ class PosteriorFront:
     total_sd: Floats
     probability: Floats
     dead: Mask
-
-
-def observations(weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None) -> Observations:
-    """Observations from tables (n, D), (n, T) and (n, T) or nothing. Raises ValueError when lengths differ."""
-    points = np.atleast_2d(np.asarray(weights, dtype=float))
-    table = np.atleast_2d(np.asarray(values, dtype=float))
-    errors = np.zeros_like(table) if stderrs is None else np.atleast_2d(np.asarray(stderrs, dtype=float))
-    if len(points) != len(table) or errors.shape != table.shape:
-        raise ValueError(f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do not match")
-    return Observations(points, table, np.nan_to_num(np.abs(errors), posinf=0.0))
 
 
 class SimplexGP:
@@ -128,7 +101,7 @@ class SimplexGP:
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
         self.margins, self.reaches, self.opening = MARGINS, REACHES, opening
-        self._model = _Model(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
+        self._model = Surrogate(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
 
     def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
         """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
@@ -143,7 +116,7 @@ class SimplexGP:
         if len(first):
             return first[0]
         rng = np.random.default_rng([self.seed, number])
-        scored = None if observed is None else _complete(observed)
+        scored = None if observed is None else observed.complete()
         if scored is None or len(scored.values) < 3:
             return _fresh(domain, rng, known)
         self._model.fit(scored)
@@ -160,10 +133,10 @@ class SimplexGP:
         if not rows.size:
             raise ValueError("no trial has all its scores, so there is no front")
         mean, sd = np.full_like(observed.values, np.nan), np.full_like(observed.values, np.nan)
-        self._model.fit(_complete(observed))
+        self._model.fit(observed.complete())
         mean[rows], sd[rows] = self._model.predict(observed.weights[rows])
         total_sd = np.sqrt(sd**2 + self._model.common_noise * observed.stderrs**2)
-        dead = self._model.dead(_complete(observed))
+        dead = self._model.dead(observed.complete())
         chosen = np.flatnonzero(non_dominated(mean[:, ~dead]))
         chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
         chance = probability_non_dominated(mean[:, ~dead], sd[:, ~dead], seed=self.seed)
@@ -171,7 +144,7 @@ class SimplexGP:
 
     def fit(self, observed: Observations) -> None:
         """Fit the model to the trials of `observed` that have all their scores; `predict` and `draw` speak of the last fit."""
-        self._model.fit(_complete(observed))
+        self._model.fit(observed.complete())
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Posterior mean and standard deviation, each (n, T), of points (n, D)."""
@@ -191,7 +164,7 @@ class SimplexGP:
         if observed is None:
             return points
         members = alone(self.domain, np.random.default_rng(self.seed))
-        scores = [_values_at(observed, point) for point in (points[0], *members[:PATIENCE])]
+        scores = [observed.values_at(point) for point in (points[0], *members[:PATIENCE])]
         if any(score is None for score in scores) or not all((score <= scores[0]).all() for score in scores[1:]):
             return points
         return distinct(points, members[PATIENCE:])
@@ -208,6 +181,7 @@ class SimplexGP:
         baseline = np.concatenate([points[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
         wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
+        wide.append(self._predicted_front(front, alive, rng))
         if self._model.exact:
             wide.append(thinned(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
         candidates = self._within(distinct(np.concatenate(wide), known))
@@ -222,6 +196,17 @@ class SimplexGP:
             candidates = self._within(distinct(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
+
+    def _predicted_front(self, points: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
+        """At most MOST_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
+        candidate is dear to work out and its median cheap, so this reaches ends of the front that neighbours of trials do not."""
+        found = self._model.median(points)[:, alive]
+        for reach in AHEAD:
+            fresh = self._within(around(self.domain, rng, points, NUM_AHEAD, reach=reach))
+            points, found = np.concatenate([points, fresh]), np.concatenate([found, self._model.median(fresh)[:, alive]])
+            kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MOST_AHEAD]
+            points, found = points[kept], found[kept]
+        return points
 
     def _guessed_floors(self) -> Floats:
         """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept outright and need no corner."""
@@ -259,116 +244,9 @@ class SimplexGP:
         return (optimistic - corner).min(axis=1) - 1e9
 
 
-class _Model:
-    """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
-
-    def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact):
-        members = domain.num_members
-        if gram is not None and gram.shape != (members, members):
-            raise ValueError(f"gram must be ({members}, {members}) for {members} members, got {gram.shape}")
-        metric = np.eye(members) if gram is None else gram_root(gram)
-        self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
-        self.prior_mean, self.exact = prior_mean, dict(exact)
-        self._fitted: bytes | None = None
-
-    def believe(self, prior_mean: PriorMean | None) -> None:
-        self.prior_mean, self._fitted = prior_mean, None
-
-    def fit(self, scored: Observations) -> None:
-        key = b"".join(array.tobytes() for array in (scored.weights, scored.values, scored.stderrs))
-        if key == self._fitted:
-            return
-        self._guessed = [t for t in range(scored.values.shape[1]) if t not in self.exact]
-        errors, values = _floored(scored.stderrs)[:, self._guessed], scored.values[:, self._guessed]
-        prior = self._prior(scored.weights)
-        self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
-        rest = values - prior * self._slopes
-        self._gps = [
-            LinkedGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
-        ]
-        self._fitted = key
-
-    def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Posterior mean and sd, each (n, T)."""
-        pairs = [gp.predict(points) for gp in self._gps]
-        mean = np.stack([mean for mean, _ in pairs], axis=1) + self._prior(points) * self._slopes
-        known = {column: value(points) for column, value in self.exact.items()}
-        return self._joined(mean, known), self._joined(np.stack([sd for _, sd in pairs], axis=1), dict.fromkeys(known, 0.0))
-
-    def dead(self, scored: Observations) -> Mask:
-        """(T,) True for an objective whose scores spread no more than their standard errors say *and* which no trial
-        predicts of another: a benchmark at chance, whose luck would promote bad merges. Two objectives stay at least, one of
-        them no exact one.
-
-        The spread alone would not do: where trials share items their differences are surer than their standard errors.
-        """
-        values, errors = scored.values[:, self._guessed], _floored(scored.stderrs)[:, self._guessed]
-        explained = np.array([gp.explained() for gp in self._gps])
-        if len(values) < LEAST_TO_JUDGE or (errors == 0).any():
-            return np.zeros(scored.values.shape[1], dtype=bool)
-        within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(0.99, len(values) - 1)
-        dead, least = within & (explained <= 0.0), max(2 - len(self.exact), 1)
-        if (~dead).sum() < min(least, len(dead)):
-            dead[np.argsort(-explained, kind="stable")[:least]] = False
-        return self._joined(dead, dict.fromkeys(self.exact, False))
-
-    @property
-    def common_noise(self) -> Floats:
-        """Per objective (T,), see `WeightGP.common_noise`."""
-        return self._joined(np.array([gp.common_noise for gp in self._gps]), dict.fromkeys(self.exact, 0.0))
-
-    def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
-        """Joint draws (count, n, T)."""
-        drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
-        return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, {column: value(points) for column, value in self.exact.items()})
-
-    def _prior(self, points: Floats) -> Floats:
-        """(n, T) without the exact columns."""
-        if self.prior_mean is None:
-            return np.zeros((len(points), len(self._guessed)))
-        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), -1)[:, self._guessed]
-
-    def _joined(self, guessed: np.ndarray, known: Mapping[int, object]) -> np.ndarray:
-        """`guessed` (..., T - E) with the E `known` columns where they belong, (..., T)."""
-        if not known:
-            return guessed
-        table = np.empty((*guessed.shape[:-1], guessed.shape[-1] + len(known)), dtype=guessed.dtype)
-        table[..., self._guessed] = guessed
-        for column, values in known.items():
-            table[..., column] = values
-        return table
-
-
 def posterior_front(proposer: SimplexGP, observed: Observations) -> PosteriorFront:
     """The trials of `observed` to ship by the model of `proposer`; the same as `proposer.front(observed)`."""
     return proposer.front(observed)
-
-
-def _values_at(observed: Observations, point: Floats) -> Floats | None:
-    """What `point` (D,) scored (T,), None where it has not."""
-    there = (np.abs(observed.weights - point).max(axis=1) <= CLOSE) & ~np.isnan(observed.values).any(axis=1)
-    return observed.values[there][0] if there.any() else None
-
-
-def _complete(observed: Observations) -> Observations:
-    rows = ~np.isnan(observed.values).any(axis=1)
-    return Observations(observed.weights[rows], observed.values[rows], observed.stderrs[rows])
-
-
-def _floored(stderrs: Floats) -> Floats:
-    """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not certainty."""
-    floor = [np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T]
-    return np.maximum(stderrs, floor)
-
-
-def _slope(prior: Floats, values: Floats) -> float:
-    """Ridge slope of values on the prior mean, drawn towards 1; the GP takes the level. 0 for a constant prior."""
-    centred, target = prior - prior.mean(), values - values.mean()
-    power = float(centred @ centred)
-    if power == 0.0:
-        return 0.0
-    weight = 0.3 * power / len(prior)
-    return max(0.0, float((centred @ target + weight) / (power + weight)))
 
 
 def _fresh(domain: WeightDomain, rng: np.random.Generator, known: Floats) -> Floats:

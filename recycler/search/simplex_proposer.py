@@ -12,7 +12,8 @@ from recycler.costs import Costs
 from recycler.pareto import Floats
 from recycler.search.baselines import maximized
 from recycler.search.floors import floors
-from recycler.search.simplex_gp import Observations, SimplexGP
+from recycler.search.simplex_gp import SimplexGP
+from recycler.search.surrogate import Observations
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Smoothed, Trial
 
