@@ -53,13 +53,19 @@ class Simplex:
 
 
 def ablate(proposer: SimplexGP, without: str) -> None:
-    """Take one ingredient away: length (of the merge, as a feature), linear (kernel), corners (two in turn), rounds (of
-    refinement)."""
+    """Take one ingredient away: length (of the merge, as a feature), linear (kernel), link (scale of the objective), corners (two in
+    turn), ahead (candidates from the predicted front), rounds (of refinement), patience (to stop scoring members alone)."""
     features = proposer._model.features
     if without == "length":
         proposer._model.features = _Shortened(**vars(features))
     elif without == "linear":
         proposer._model.features = _Unlinear(**vars(features))
+    elif without == "link":
+        proposer._model.links = (np.inf,)
+    elif without == "ahead":
+        proposer.ahead = ()
+    elif without == "patience":
+        proposer.patience = len(proposer.domain.members)
     elif without == "corners":
         proposer.margins = (0.1,)
     elif without == "rounds":
@@ -135,7 +141,7 @@ def _startup(family: Family) -> int:
 
 SAMPLERS: dict[str, Callable[[Family, int], object]] = {
     "simplex_gp": Simplex,
-    **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "corners", "rounds")},
+    **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "link", "corners", "ahead", "rounds", "patience")},
     "simplex_gp+lean": partial(Simplex, opening=LEAN),
     "simplex_gp+slopes": partial(Simplex, opening=LEAN, slopes=True),
     "simplex_gp+ensemble": partial(Simplex, ensemble=True),

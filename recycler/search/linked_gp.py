@@ -9,6 +9,7 @@ Ghahramani 2004, "Warped Gaussian processes", eq. 5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +51,13 @@ class Link:
 class LinkedGP:
     """A `WeightGP` behind the link that the trials ask for. `fit` first; all else speaks in the objective's own unit."""
 
-    def __init__(self, features: Features):
-        self.features = features
+    def __init__(self, features: Features, links: Sequence[float] = LINKS):
+        self.features, self.links = features, links
 
     def fit(self, points: Floats, values: Floats, stderrs: Floats) -> LinkedGP:
         """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown. The fit is deterministic."""
         low, reach = float(values.min()), float(np.ptp(values))
-        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in LINKS] if reach > 0 else [Link(low, np.inf, low)]
+        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links] if reach > 0 else [Link(low, np.inf, low)]
         found = [(link, self._fitted(link, points, values, stderrs, MAX_CHOICE_POINTS)) for link in links]
         self.link, self._gp = max(found, key=lambda pair: pair[1].evidence + np.log(pair[0].slope(values[pair[1].chosen])).sum())
         if len(values) > MAX_CHOICE_POINTS:

@@ -100,7 +100,7 @@ class SimplexGP:
             members, scale=scale, bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, groups=groups, knobs=knobs
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
-        self.margins, self.reaches, self.opening = MARGINS, REACHES, opening
+        self.margins, self.reaches, self.ahead, self.patience, self.opening = MARGINS, REACHES, AHEAD, PATIENCE, opening
         self._model = Surrogate(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
 
     def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
@@ -164,10 +164,10 @@ class SimplexGP:
         if observed is None:
             return points
         members = alone(self.domain, np.random.default_rng(self.seed))
-        scores = [observed.values_at(point) for point in (points[0], *members[:PATIENCE])]
+        scores = [observed.values_at(point) for point in (points[0], *members[: self.patience])]
         if any(score is None for score in scores) or not all((score <= scores[0]).all() for score in scores[1:]):
             return points
-        return distinct(points, members[PATIENCE:])
+        return distinct(points, members[self.patience :])
 
     def _best(
         self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
@@ -201,7 +201,7 @@ class SimplexGP:
         """At most MOST_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
         candidate is dear to work out and its median cheap, so this reaches ends of the front that neighbours of trials do not."""
         found = self._model.median(points)[:, alive]
-        for reach in AHEAD:
+        for reach in self.ahead:
             fresh = self._within(around(self.domain, rng, points, NUM_AHEAD, reach=reach))
             points, found = np.concatenate([points, fresh]), np.concatenate([found, self._model.median(fresh)[:, alive]])
             kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MOST_AHEAD]

@@ -16,7 +16,7 @@ from scipy.stats import chi2
 from recycler.pareto import Floats, Mask
 from recycler.search.domain import CLOSE, WeightDomain
 from recycler.search.gp import Features, gram_root
-from recycler.search.linked_gp import LinkedGP
+from recycler.search.linked_gp import LINKS, LinkedGP
 
 PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
@@ -66,7 +66,7 @@ class Surrogate:
             raise ValueError(f"gram must be ({members}, {members}) for {members} members, got {gram.shape}")
         metric = np.eye(members) if gram is None else gram_root(gram)
         self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
-        self.prior_mean, self.exact = prior_mean, dict(exact)
+        self.prior_mean, self.exact, self.links = prior_mean, dict(exact), LINKS
         self._fitted: bytes | None = None
 
     def believe(self, prior_mean: PriorMean | None) -> None:
@@ -82,7 +82,7 @@ class Surrogate:
         self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
         rest = values - prior * self._slopes
         self._gps = [
-            LinkedGP(self.features).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
+            LinkedGP(self.features, self.links).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
         ]
         self._fitted = key
 
