@@ -265,14 +265,26 @@ def alike_warnings(suites: Sequence[EvalSuite]) -> list[str]:
 
 
 def few_problems_warnings(suites: Sequence[EvalSuite]) -> list[str]:
-    """A sentence for each task and split whose standard errors rest on fewer than FEW_PROBLEMS independent problems; see `stats.coverage`."""
-    problems: dict[tuple[str, str, str], list[str]] = {}
+    """One sentence that names the tasks whose standard errors rest on fewer than FEW_PROBLEMS independent problems in a split, those
+    with as many together; nothing where there are none. See `stats.coverage`."""
+    problems: dict[tuple[str, str], dict[str, list[str]]] = {}
     for suite in suites:
         for item in suite.items:
-            problems.setdefault((suite.name, item.task, item.role), []).append(item.cluster)
-    few = {name: (len(own), len(set(own))) for name, own in problems.items() if len(set(own)) < FEW_PROBLEMS}
-    return [f"{suite}:{task} has {items} {role} items of {own} independent problems: intervals of 1.96 stated errors hold the truth {100 * coverage(own):.0f} % of the time at best, not 95 %. Take more rows"
-            for (suite, task, role), (items, own) in sorted(few.items())]
+            problems.setdefault((suite.name, item.task), {}).setdefault(item.role, []).append(item.cluster)
+    alike: dict[str, list[str]] = {}
+    numbers: set[int] = set()
+    for (name, task), splits in sorted(problems.items()):
+        few = {role: (len(own), len(set(own))) for role, own in sorted(splits.items(), reverse=True) if len(set(own)) < FEW_PROBLEMS}
+        numbers |= {own for _, own in few.values()}
+        if few:
+            counts = " and ".join(f"{own} {role}" if own == items else f"{items} {role} items of {own}" for role, (items, own) in few.items())
+            alike.setdefault(f"{counts} problems", []).append(f"{name}:{task}")
+    if not alike:
+        return []
+    shares = sorted({f"{100 * coverage(own):.0f}" for own in (min(numbers), max(numbers))}, key=float)
+    named = "; ".join(f"{', '.join(names)} ({counts})" for counts, names in alike.items())
+    return [f"{named}: over fewer than {FEW_PROBLEMS} independent problems "
+            f"intervals of 1.96 stated errors hold the truth {' to '.join(shares)} % of the time at best, not 95 %. Take more rows"]
 
 
 def _own_lines(items: Iterable[Item]) -> dict[str, str]:

@@ -43,15 +43,15 @@ def test_a_plan_warns_of_what_a_run_warns_of(job, capsys):  # noqa: F811
     assert main(["plan", str(job / "job.yaml")]) == 0
     found = capsys.readouterr()
     notes = [line for line in found.err.splitlines() if line.startswith("recycler: note: ")]
-    assert any("ask the same" in line for line in notes) and any("5 search items of 5 independent problems" in line for line in notes) and "note" not in found.out
+    assert any("ask the same" in line for line in notes) and any("echo:bits, echo:echo (5 search and 5 holdout problems): over fewer" in line for line in notes) and "note" not in found.out
     assert notes == [f"recycler: note: {warning}" for warning in prepare(job / "job.yaml", look_inside=False).warnings]
 
 
 def test_a_score_warns_of_few_problems_in_the_split_that_it_scores(job, capsys):  # noqa: F811
     assert main(["score", str(job / "pool/members/m1"), "--suite", str(job / "echo.yaml"), "--role", "search", "--engine", "transformers", "--dtype", "float32", "--json"]) == 0
     found = capsys.readouterr()
-    notes = [line.partition(": intervals")[0] for line in found.err.splitlines() if "independent problems" in line]
-    assert notes == [f"recycler: note: echo:{task} has 5 search items of 5 independent problems" for task in ("bits", "echo")]
+    notes = [line.partition(": over")[0] for line in found.err.splitlines() if "independent problems" in line]
+    assert notes == ["recycler: note: echo:bits, echo:echo (5 search problems)"]
     assert json.loads(found.out)["role"] == "search"
 
 

@@ -320,11 +320,12 @@ def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path
 
 def test_few_independent_problems_are_warned_of(build, tmp_path):
     """Six rows are six problems; tied in two kinds they are two. Intervals hold the truth as Student's t says, and twenty are enough."""
-    alone, tied = (few_problems_warnings([build(text)]) for text in (SUITE, SUITE.replace("    stop:", "    cluster: '{kind}'\n    stop:").replace("rows: [6, 10]", "rows: [6, 10], cluster: 'late-{kind}'")))
-    assert [told.partition(". ")[0] for told in alone] == [
-        "sums:sums has 4 holdout items of 4 independent problems: intervals of 1.96 stated errors hold the truth 86 % of the time at best, not 95 %",
-        "sums:sums has 6 search items of 6 independent problems: intervals of 1.96 stated errors hold the truth 89 % of the time at best, not 95 %"]
-    assert [told.partition(": ")[0] for told in tied] == ["sums:sums has 4 holdout items of 2 independent problems", "sums:sums has 6 search items of 2 independent problems"]
+    clustered = SUITE.replace("    stop:", "    cluster: '{kind}'\n    stop:").replace("rows: [6, 10]", "rows: [6, 10], cluster: 'late-{kind}'")
+    (alone,), (tied,) = (few_problems_warnings([build(text)]) for text in (SUITE, clustered))
+    assert alone == "sums:sums (6 search and 4 holdout problems): over fewer than 20 independent problems intervals of 1.96 stated errors hold the truth 86 to 89 % of the time at best, not 95 %. Take more rows"
+    assert tied.startswith("sums:sums (6 search items of 2 and 4 holdout items of 2 problems): over fewer") and "truth 70 % of" in tied
+    (both,) = few_problems_warnings([build(SUITE), build(clustered, name="kinds"), build(SUITE, name="again")])
+    assert both.startswith("again:sums, sums:sums (6 search and 4 holdout problems); kinds:sums (6 search items of 2 and 4 holdout items of 2 problems): over"), "one line for all"
     rows = [json.dumps({"question": f"{number}+1", "answer": number + 1}) for number in range(45)]
     (tmp_path / "sums.jsonl").write_text("\n".join(rows))
     assert few_problems_warnings([build(SUITE.replace("[0, 6]", "[0, 20]").replace("[6, 10]", "[20, 45]"))]) == []
