@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_source
+from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.agreement import compare, soundness
 from recycler.pool.catalog import check_config, check_index, open_checkpoint, parse_json
@@ -19,6 +19,7 @@ from recycler.pool.fold import _read_config, fold_adapter
 from recycler.pool.headers import read_header
 from recycler.pool.pack import MANIFEST, pack_pool, unpack
 from recycler.types import Checkpoint, Pool, TensorInfo
+from recycler.yamls import load_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from handmade import CONFIG, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded  # noqa: E402
@@ -81,9 +82,8 @@ class Targets:
     # ------------------------------------------------------------ YAML
 
     def mergekit(self, data: bytes) -> None:
-        text = data.decode("utf-8", errors="replace")
-        read_mergekit(self.place / "x.yml", text)
-        read_tokenizer_source(self.place / "x.yml", text)
+        document = load_yaml(self.place / "x.yml", data.decode("utf-8", errors="replace"))
+        read_tokenizer_policy(document, *read_mergekit(document))
 
     def recipe(self, data: bytes) -> None:
         """What is read is written and read again: the same recipe."""

@@ -56,14 +56,6 @@ def read_mergekit(path: Path | str | YamlDocument, text: str | None = None) -> t
     return recipe, {names[model]: Path(model) for model in (*members, *([base] if uses_base else []))}
 
 
-def read_tokenizer_source(path: Path | str, text: str | None = None) -> str | None:
-    """What a mergekit configuration says on the tokenizer: 'union', 'base', a model, or None."""
-    data = load_yaml(path, text).data
-    if not isinstance(data, dict):
-        return None
-    return _tokenizer_source(data)
-
-
 def read_tokenizer_policy(document: YamlDocument, recipe: Recipe, sources: Mapping[str, Path]) -> tuple[TokenizerPolicy, str | None]:
     """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
 
@@ -114,6 +106,7 @@ def _check_keys(reader: Reader) -> None:
 
 
 def _tokenizer_source(data: Mapping[str, Any]) -> Any:
+    """What a mergekit configuration says on the tokenizer: 'union', 'base', a model, or None."""
     own = data.get("tokenizer")
     return data.get("tokenizer_source") or (own.get("source") if isinstance(own, dict) else None)
 
