@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
+from recycler.errors import UnsafeInputError
 from recycler.ledger import Ledger
-from recycler.types import Scorecard
+from recycler.search.baselines import blend
+from recycler.types import Item, Pool, Scorecard
 
 pytestmark = pytest.mark.ray
 
@@ -80,7 +83,6 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.prepare import prepare
     from recycler.run import work_of
-    from recycler.search.baselines import blend
 
     prepared = prepare(write_job(sound, tmp_path / "job", 2))
     recipe = blend(prepared.pool, "bfloat16", {"m1": 1.0})
@@ -111,6 +113,46 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
                 workers.wait()
                 number += 1
                 assert ended_before < 10
+    finally:
+        workers.close()
+
+
+def work_over(sound, folder, **changes):  # noqa: F811
+    from recycler.prepare import prepare
+    from recycler.run import work_of
+
+    return replace(work_of(prepare(write_job(sound, folder, 2))), **changes)
+
+
+def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_path, monkeypatch):  # noqa: F811
+    """The driver has one; no engine is loaded on the node, no trial is failed, and the error is the driver's own with the node's address."""
+    from recycler.cluster import ray_workers
+
+    program = Item(id="p", suite="s", task="t", role="search", kind="generate", scorer="humaneval", prompt="p", prompt_ids=(1,), gold="g")
+    work = work_over(sound, tmp_path / "job", items=(program,))
+    monkeypatch.setattr(ray_workers, "probe_sandbox", lambda items: None)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/bwrap").symlink_to("/bin/false")
+    monkeypatch.setattr(ray_workers, "_resources", lambda *asked: {"num_cpus": 0.5, "runtime_env": {"env_vars": {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}}})
+    workers = ray_workers.RayWorkers(work, num_workers=1)
+    try:
+        workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
+        with pytest.raises(UnsafeInputError, match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node [0-9.]+\)\. Allow user namespaces"):
+            workers.wait()
+    finally:
+        workers.close()
+
+
+def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_tried_for_ever(sound, tmp_path):  # noqa: F811
+    from recycler.cluster.ray_workers import RayWorkers
+
+    work = work_over(sound, tmp_path / "job")
+    gone = tuple(replace(member, location=str(tmp_path / "gone" / member.name)) for member in work.pool.members)
+    workers = RayWorkers(replace(work, pool=Pool(members=gone, base=work.pool.base)), num_workers=1)
+    try:
+        workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
+        (result,) = workers.wait()
+        assert result.answer.blame == "system" and "is not on this machine" in result.answer.reason
     finally:
         workers.close()
 

@@ -24,7 +24,7 @@ from recycler.redact import redacted
 
 JOB_KEY = "recycler_job"
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
-REASONS = {2: "the job file or the pool is refused", 3: "something is not there", 4: "broken or unsafe input", 5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver has the job", -9: "the driver was killed", 130: "stopped"}
+REASONS = {2: "the job file or the pool is refused", 3: "something is not there", 4: "broken or unsafe input, or a node that cannot run it safely", 5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver has the job", -9: "the driver was killed", 130: "stopped"}
 POLL_SECONDS = 1.0
 START_SECONDS = 120.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

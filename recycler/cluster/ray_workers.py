@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 
 from recycler.cluster.shares import cpu_share
 from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Task, Work, next_batch
-from recycler.errors import InfrastructureError, Problem
+from recycler.errors import InfrastructureError, Problem, RecyclerError
 from recycler.redact import redacted
 from recycler.scoring.code import probe_sandbox
 from recycler.types import Failure, Recipe, Role, Scorecard
@@ -33,10 +33,15 @@ class _Actor:
     """Runs inside Ray. Builds its engine once; dies with it."""
 
     def __init__(self, work: Work):
-        self._worker = ScoringWorker(work)
+        self._work = work
 
-    def place(self) -> tuple[str, int]:
-        """(node, process) that it runs on."""
+    def start(self) -> tuple[str, int]:
+        """Build the engine; (node, process) that it runs on. Raises what that raises, with the node's address in each problem."""
+        try:
+            self._worker = ScoringWorker(self._work)
+        except RecyclerError as error:
+            node = ray.util.get_node_ip_address()
+            raise type(error)([replace(problem, cause=f"{problem.cause} (on node {node})") for problem in error.problems]) from None
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def score(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
@@ -101,16 +106,23 @@ class RayWorkers:
 
     def _start_actor(self) -> None:
         actor = ray.remote(_Actor).options(**self._options, max_restarts=0).remote(self._work)
-        self._starting[actor.place.remote()] = actor
+        self._starting[actor.start.remote()] = actor
 
     def _welcome(self, reference: ray.ObjectRef) -> list[Result]:
-        """An actor is up and free; or it could not start, which the third time in a row costs the next trial."""
+        """An actor is up and free; or it could not start, which the third time in a row costs the next trial.
+
+        Raises what the actor found missing or unsafe before any trial, as it would be raised on the driver's own machine.
+        """
         actor = self._starting.pop(reference)
         try:
             node, process = ray.get(reference)
         except RayError as error:
+            ray.kill(actor)  # one whose engine did not start is still there
+            missing = getattr(error, "cause", None)
+            if isinstance(missing, RecyclerError) and not isinstance(missing, InfrastructureError):
+                raise missing from None
             self._start_actor()
-            if "node" not in _reason(error).lower():
+            if not (isinstance(error, RayActorError) and "node" in _reason(error).lower()):  # a node that left says nothing about the start
                 self._failed_starts += 1
             if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
                 return []
