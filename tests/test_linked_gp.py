@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmarks.search.families import dominated
+from benchmarks.search.samplers import Simplex
 
 from recycler.search.gp import Features, WeightGP
 from recycler.search.linked_gp import LINKS, Link, LinkedGP
@@ -101,3 +103,15 @@ def test_members_that_the_soup_beats_at_everything_end_the_opening():
 
 def test_one_member_that_is_better_at_something_keeps_all_of_them():
     assert sum(row.max() == 1.0 for row in opened(0.6)[:13]) == len(NAMES)
+
+
+def test_a_star_among_the_members_left_out_is_found_all_the_same():
+    """On this pool the first members are worse than the soup and the best one, which dominates all others, comes late."""
+    pool = dominated(16, 5)
+    search, noise = Simplex(pool, 5), np.random.default_rng([7, 5, 5])
+    tried = []
+    for _ in range(30):
+        tried.append(search.ask())
+        search.tell(tried[-1], *pool.score(tried[-1], noise))
+    assert sum(weights.max() == 1.0 for weights in tried) <= PATIENCE + 2, "the opening was to end early here"
+    assert pool.truth(np.array(tried)).mean(axis=1).max() >= 0.95 * pool.truth(np.eye(16)).mean(axis=1).max()

@@ -43,7 +43,7 @@ def few_against_many(found: pd.Series, ours: str, others: Sequence[str], familie
     for family in families:
         cells = [_pools(found, name, count, family) for name, count in columns]
         rivals = {name: cell.mean() for (name, _), cell in zip(columns, cells, strict=True) if name != ours and len(cell)}
-        best = max(rivals, key=rivals.__getitem__)
+        best = max(rivals, key=rivals.__getitem__, default="nobody")
         gain = (_pools(found, ours, few, family) - _pools(found, best, many, family)).dropna()
         gains.append(gain)
         lines.append(_line([family, *map(_mean, cells), f"{_mean(gain, '+')} ({best}, {int((gain > 0).sum())} of {len(gain)})"]))

@@ -158,7 +158,7 @@ class SimplexGP:
 
     def _opening(self, observed: Observations | None) -> Floats:
         """The opening design (n, D). Once the soup has beaten the first PATIENCE members at everything, good merges lie inside
-        the hull and further members alone would tell little: then the rest of them is left out."""
+        the hull and further members alone would tell little: then the design is the one without members."""
         members_first, num_sparse = self.opening
         points = opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first)
         if observed is None:
@@ -167,7 +167,7 @@ class SimplexGP:
         scores = [observed.values_at(point) for point in (points[0], *members[: self.patience])]
         if any(score is None for score in scores) or not all((score <= scores[0]).all() for score in scores[1:]):
             return points
-        return distinct(points, members[self.patience :])
+        return np.concatenate([members[: self.patience], opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first=False)])
 
     def _best(
         self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
