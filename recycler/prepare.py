@@ -19,7 +19,7 @@ from recycler.pool.preflight import check_pool
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.shipped import shipped_file
-from recycler.space import SearchSpace, read_space, resolve
+from recycler.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, resolve
 from recycler.suite import EvalSuite, alike_warnings, few_problems_warnings, check_across_suites, check_search_guard, context_length, read_suite
 from recycler.types import Checkpoint, Item, Objective, Pool
 from recycler.yamls import YamlDocument
@@ -119,6 +119,8 @@ def prepare(job_path: Path | YamlDocument, *, data_folders: Sequence[Path] = (),
     collector.finish()
     prepared = PreparedJob(job=job, document=document, pool=pool, space=space, suites=suites, warnings=(*map(str, getattr(report, "warnings", ())), *alike_warnings(suites), *few_problems_warnings(suites)))
     prepared.max_model_len()
+    if space.num_points is not None and space.num_points <= job.budget.trials:
+        prepared = replace(prepared, warnings=(*prepared.warnings, f"{document.where(('space',))}: the space holds {space.num_points} merge{'s' * (space.num_points > 1)}: the search ends when all of them are tried"))
     if job.engine.lora_batch > 1:
         return replace(prepared, warnings=(*prepared.warnings, *_check_lora_batch(prepared, look_inside)))
     idle = [f"{document.where(('engine', 'adapters'))}: engine.adapters is not used, since engine.lora_batch is 1: every merge is merged"] if job.engine.adapters else []
@@ -189,7 +191,11 @@ def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) ->
     must = [name for name, low, high in zip(space.members, space.low, space.high, strict=True) if low > 0.0 or high < 0.0]
     if len(must) > number:
         raise UsageError(Problem(thing=f"at most {number} members", cause=f"is fewer than the space gives a weight to in every merge ({', '.join(must)})", remedy="Raise floor:, or let those weights be 0", where=document.where(("objectives", index, "floor"))))
-    return replace(space, max_nonzero=min(number, space.max_nonzero or number))
+    few = min(number, space.max_nonzero or number)
+    least, largest = reachable_sums(space.low, space.high, few)
+    if least > space.total[1] + NO_WEIGHT or largest < space.total[0] - NO_WEIGHT:
+        raise UsageError(Problem(thing=f"at most {number} members", cause=f"are too few: their weights sum to {least:g} to {largest:g}, and the space wants [{space.total[0]:g}, {space.total[1]:g}]", remedy="Raise floor:, or widen the space's bounds or sum", where=document.where(("objectives", index, "floor"))))
+    return replace(space, max_nonzero=few)
 
 
 def _cost_problems(job: JobSpec, document: YamlDocument) -> list[Problem]:

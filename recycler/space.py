@@ -18,6 +18,7 @@ from recycler.job import Number, Strict
 from recycler.types import Group
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
+NO_WEIGHT = 1e-9  # sums are the same when nearer than this
 DEFAULT_DELTA_SUM = (0.3, 3.0)  # with a base, scale matters as much as proportion (docs/design/weights.md)
 MODULE_GROUPS = (
     Group(name="embeddings", match=r"(^|\.)(embed_tokens|lm_head|wte|wpe|embed_out|embeddings?)(\.|$)"),
@@ -94,6 +95,30 @@ class SearchSpace:
     def frozen(self) -> Mapping[str, float]:
         return {name: low for name, low, high in zip(self.members, self.low, self.high, strict=True) if low == high}
 
+    @property
+    def knobs(self) -> tuple[tuple[str, tuple[float, float]], ...]:
+        """The options that are searched; a range of one value is a fixed value, which goes into every merge."""
+        return tuple((name, (low, high)) for name, (low, high) in self.options if low < high)
+
+    @property
+    def num_points(self) -> int | None:
+        """How many merges there are, where they can be counted."""
+        rows = self.rows()
+        return None if rows is None or self.knobs else len(rows) ** len(self.groups)
+
+    def rows(self) -> tuple[tuple[float, ...], ...] | None:
+        """Every allowed row of weights (K,) where at most one weight is free to move and the sum does not let it; None for a continuum."""
+        free = [k for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)) if low < high]
+        fixed = [0.0 if k in free else low for k, low in enumerate(self.low)]
+        places = len(free) if self.max_nonzero is None else min(len(free), self.max_nonzero - sum(weight != 0.0 for weight in fixed))
+        rest = self.total[0] - sum(fixed)
+        if places <= 0 or places == 1 and self.total[0] == self.total[1] and abs(rest) < NO_WEIGHT:
+            return (self.project(fixed),)
+        if places > 1 or self.total[0] < self.total[1]:
+            return None
+        must = [k for k in free if self.low[k] > 0.0 or self.high[k] < 0.0] or free
+        return tuple(self.project([rest if k == other else weight for other, weight in enumerate(fixed)]) for k in must if self.low[k] - NO_WEIGHT <= rest <= self.high[k] + NO_WEIGHT)
+
     def project(self, row: Sequence[float], total: float | None = None) -> tuple[float, ...]:
         """The nearest allowed row of weights (K,) with the given sum (default: its own, clamped to the space's range).
 
@@ -155,11 +180,34 @@ def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], 
     high = [limit.fixed if limit.fixed is not None else limit.max if limit.max is not None else max(spec.bounds[1], limit.min if limit.min is not None else spec.bounds[1]) for limit in limits]
     total = spec.sum if spec.sum is not None else (list(DEFAULT_DELTA_SUM) if has_base else 1.0)
     lowest, highest = total if isinstance(total, list) else (total, total)
-    if sum(low) > highest or sum(high) < lowest:
-        problems.append(Problem(thing="sum", cause=f"weights between {sum(low):g} and {sum(high):g} can never sum to [{lowest:g}, {highest:g}]", remedy="Widen bounds, members or sum", where=document.where(("sum",))))
+    problems += _sum_problems(spec, document, members, low, high, (lowest, highest))
     raise_problems(problems, UsageError)
     return SearchSpace(groups=_groups(spec, num_layers), members=tuple(members), low=tuple(low), high=tuple(high), total=(float(lowest), float(highest)),
                        max_nonzero=spec.max_nonzero, options=tuple((name, (value[0], value[1])) for name, value in spec.options.items()))
+
+
+def _sum_problems(spec: SpaceSpec, document: YamlDocument, members: Sequence[str], low: Sequence[float], high: Sequence[float], total: tuple[float, float]) -> list[Problem]:
+    """Why no row of weights can have such a sum."""
+    if total[0] <= 0.0:
+        return [Problem(thing="sum", cause=f"reaches {total[0]:g}, and the weights of a merge must sum to more than 0: sums are searched by their ratios", where=document.where(("sum",)),
+                        remedy=f"Write a number above 0, or a range such as [{max(total[1], 1.0) / 20:g}, {max(total[1], 1.0):g}]; single weights may be negative by bounds or members")]
+    must = [name for name, least, most in zip(members, low, high, strict=True) if least > 0.0 or most < 0.0]
+    places = spec.max_nonzero or len(low)
+    if len(must) > places:
+        return [Problem(thing="max_nonzero", cause=f"{places} is fewer than the members that have a weight in every merge ({', '.join(must)})", remedy="Raise it, or let those weights be 0", where=document.where(("max_nonzero",)))]
+    least, most = reachable_sums(low, high, places)
+    if least > total[1] + NO_WEIGHT or most < total[0] - NO_WEIGHT:
+        few = f" of at most {places} members" if places < len(low) else ""
+        return [Problem(thing="sum", cause=f"weights{few} between {least:g} and {most:g} in all can never sum to [{total[0]:g}, {total[1]:g}]", remedy=f"Widen bounds, members{', max_nonzero' * bool(few)} or sum", where=document.where(("sum",)))]
+    return []
+
+
+def reachable_sums(low: Sequence[float], high: Sequence[float], most: int) -> tuple[float, float]:
+    """Lowest and highest sum of a row (K,) with weights in these ranges, of which at most `most` are not 0 (those that must be are no more)."""
+    lows, highs = np.array(low, dtype=float), np.array(high, dtype=float)
+    must = (lows > 0) | (highs < 0)
+    spare = most - int(must.sum())
+    return (float(lows[must].sum() + np.sort(np.minimum(lows[~must], 0))[:spare].sum()), float(highs[must].sum() + np.sort(np.maximum(highs[~must], 0))[::-1][:spare].sum()))
 
 
 def _groups(spec: SpaceSpec, num_layers: int) -> tuple[Group, ...]:

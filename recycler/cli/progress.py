@@ -79,6 +79,8 @@ class Progress:
             from recycler.search.outlook import NEXT
 
             print(f"recycler: {gain_said(event.gain, NEXT)}", file=sys.stderr, flush=True)
+        for note in event.notes:
+            print(f"recycler: {note}", file=sys.stderr, flush=True)
         if event.what == "failed":
             print(f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}", file=sys.stderr)
 

@@ -11,11 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recycler.space import reachable_sums
+
 Floats = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-3  # a weight this small costs a checkpoint read and changes nothing: proposals set it to 0
 CLOSE = 1e-6  # points nearer than this in every coordinate are one and the same
 SLACK = 1e-9
+
+
+class Exhausted(ValueError):
+    """Nothing that is allowed is left to propose."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +177,7 @@ def _contradictions(low: Floats, high: Floats, scale: tuple[float, float], most:
     must = (low > 0) | (high < 0)
     if must.sum() > most or most < 1:
         return [f"{int(must.sum())} members must be non-zero but max_nonzero is {most}"]
-    spare = most - int(must.sum())
-    largest = high[must].sum() + np.sort(np.maximum(high[~must], 0))[::-1][:spare].sum()
-    smallest = low[must].sum() + np.sort(np.minimum(low[~must], 0))[:spare].sum()
+    smallest, largest = reachable_sums(low, high, most)
     if largest < scale[0] - SLACK or smallest > scale[1] + SLACK:
         return [f"weights can sum to {smallest:g} .. {largest:g} at most, but the sum must be in {scale[0]:g} .. {scale[1]:g}"]
     return []

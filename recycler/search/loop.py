@@ -24,10 +24,11 @@ MAX_SYSTEM_FAILURES = 3
 class Event:
     """Something that a person watching would want to know."""
 
-    what: Literal["resumed", "opened", "scored", "failed", "completed", "holdout"]
+    what: Literal["resumed", "opened", "scored", "failed", "noted", "completed", "holdout"]
     trial: Trial
     fraction: float = 0.0  # of the completing or holdout scoring that is done
     gain: float | None = None  # of the front's hypervolume that the next trials are expected to add, where it was asked
+    notes: tuple[str, ...] = ()  # lines for that person
 
 
 Listener = Callable[[Event], None]

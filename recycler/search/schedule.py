@@ -9,9 +9,10 @@ from typing import Protocol
 from recycler.merge import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
+from recycler.search.domain import Exhausted
 from recycler.search.proposer import Proposer
 from recycler.space import SearchSpace
-from recycler.types import Objective, OptionValue, Pool, Recipe, Trial
+from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Trial
 
 
 class Stop(Protocol):
@@ -47,12 +48,36 @@ class Planner:
         if not may_propose or proposed >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
             return None
         comparable = self.comparable(trials)
-        if any(stop.reached(comparable) for stop in self.stops):
+        proposal = None if any(stop.reached(comparable) for stop in self.stops) else self._proposal(len(trials), comparable)
+        if proposal is None:
             return None
-        proposal = self.proposer.ask(len(trials), comparable)
         recipe = Recipe(method=self.method, members=self.pool.names, groups=self.space.groups, weights=proposal.weights, options=_typed(self.method, proposal.options),
                         base=self.pool.base.name if self.pool.base else None, dtype=self.dtype, seed=self.seed)
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
+
+    def exhausted(self, trials: Sequence[Trial]) -> bool:
+        """Whether nothing that the space allows is left to try while the budget of trials is not spent."""
+        comparable = self.comparable(trials)
+        if sum(trial.is_proposed for trial in trials) >= self.num_merges or not any(trial.state == "SCORED" for trial in trials):
+            return False
+        return not any(stop.reached(comparable) for stop in self.stops) and self._proposal(len(trials), comparable) is None
+
+    def _proposal(self, number: int, comparable: Sequence[Trial]) -> Proposal | None:
+        """What the proposer asks for; None when nothing is left."""
+        num_points = self.space.num_points
+        if num_points is not None and self._num_tried(comparable) >= num_points:
+            return None  # samplers that draw would draw the same ones for ever
+        try:
+            return self.proposer.ask(number, comparable)
+        except Exhausted:
+            return None
+
+    def _num_tried(self, comparable: Sequence[Trial]) -> int:
+        """How many merges of a space of countably many were opened."""
+        allowed, groups = set(self.space.rows() or ()), len(self.space.groups)
+        options = _typed(self.method, [(name, low) for name, (low, _) in self.space.options])
+        own = [trial.recipe.weights for trial in comparable if trial.recipe.members == self.space.members and trial.recipe.options == options]
+        return len({rows if len(rows) == groups else rows * groups for rows in own if len(rows) in (1, groups) and allowed.issuperset(rows)})
 
     def comparable(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that the proposer and the stops see."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
-from recycler.search.domain import CLOSE, WeightDomain, weight_domain
+from recycler.search.domain import CLOSE, Exhausted, WeightDomain, weight_domain
 from recycler.search.proposals import GLOBAL_SHARE, alone, around, distinct, opening, scattered, thinned
 from recycler.search.surrogate import Exact, Observations, PriorMean, Surrogate
 
@@ -255,4 +255,4 @@ def _fresh(domain: WeightDomain, rng: np.random.Generator, known: Floats) -> Flo
         points = distinct(scattered(domain, rng, 16), known)
         if len(points):
             return points[0]
-    raise ValueError("every allowed point has been proposed already; widen the bounds or stop the search")
+    raise Exhausted("every allowed point has been proposed already; widen the bounds or stop the search")

@@ -34,7 +34,7 @@ class SimplexProposer:
         self._priced = priced or Costs(costs.costs(objectives))
         self.gp = SimplexGP(
             space.members, len(self._objectives), seed=seed, scale=space.total, bounds={name: limits for name, *limits in zip(space.members, space.low, space.high, strict=True)},
-            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.options],
+            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.knobs],
             exact={column: self._exact(objective) for column, objective in enumerate(self._objectives) if objective.is_cost})
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
@@ -44,9 +44,9 @@ class SimplexProposer:
         self.gp.floors = floors(self._objectives, trials)
         point = self.gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
         rows = point[: len(self._space.groups) * len(self._space.members)].reshape(len(self._space.groups), -1)
-        knobs = point[rows.size:]
+        knobs = dict(zip((name for name, _ in self._space.knobs), point[rows.size:], strict=True))
         return Proposal(number=number, weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
-                        options=tuple((name, float(knob)) for (name, _), knob in zip(self._space.options, knobs, strict=True)))
+                        options=tuple((name, float(knobs.get(name, low))) for name, (low, _) in self._space.options))
 
     def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
         """Posterior scores by trial number: value and standard error of what each scored trial would get on average over
@@ -92,5 +92,5 @@ class SimplexProposer:
 
     def _point(self, trial: Trial) -> np.ndarray:
         rows = trial.recipe.weights if len(trial.recipe.weights) == len(self._space.groups) else trial.recipe.weights * len(self._space.groups)
-        knobs = [float(trial.recipe.option(name, (low + high) / 2)) for name, (low, high) in self._space.options]
+        knobs = [float(trial.recipe.option(name, (low + high) / 2)) for name, (low, high) in self._space.knobs]
         return np.concatenate([np.array(rows, dtype=float).ravel(), knobs])

@@ -1,0 +1,132 @@
+"""Spaces that hold few merges or none: refused before anything starts, or searched to their end and no further."""
+
+import numpy as np
+import pytest
+from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
+from test_bad_inputs import JOB, job, set_job, sound  # noqa: F401
+
+from recycler.cli import main
+from recycler.ledger import Ledger
+from recycler.prepare import prepare
+from recycler.search.loop import search
+from recycler.search.proposer import make_proposer
+from recycler.search.schedule import Planner
+from recycler.search.simplex_proposer import SimplexProposer
+from recycler.space import SearchSpace, reachable_sums
+from recycler.types import Group
+
+POOL = named_pool()
+SAMPLERS = ["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"]
+ONE_AT_A_TIME = {"low": (0.0,) * 4, "high": (1.0,) * 4, "total": (1.0, 1.0), "max_nonzero": 1}
+FIXED = {"low": (0.5, 0.5, 0.0, 0.0), "high": (0.5, 0.5, 0.0, 0.0), "total": (0.3, 3.0)}
+LAST_FREE = {"low": (0.5, 0.2, 0.0, 0.0), "high": (0.5, 0.2, 0.0, 1.0), "total": (1.0, 1.0)}
+
+
+def space_of(groups=1, **ranges):
+    return SearchSpace(**{"groups": tuple(Group(name=f"g{index}") for index in range(groups)), "members": POOL.names, "low": (0.0,) * 4, "high": (3.0,) * 4, "total": (0.3, 3.0), **ranges})
+
+
+def planner(space, sampler, num_merges=9, method="linear"):
+    return Planner(pool=POOL, method=method, dtype="bfloat16", space=space, objectives=OBJECTIVES, num_merges=num_merges, seed=7, proposer=make_proposer(sampler, space, OBJECTIVES, seed=7))
+
+
+def searched(path, plan, workers=None):
+    ledger = Ledger(path)
+    try:
+        return search(plan, ledger, workers or FakeWorkers(num_workers=2), within_budget=lambda: True, listen=lambda event: None)
+    finally:
+        ledger.close()
+
+
+REFUSED = {  # text of the space file -> what is said of it
+    "sum: [0, 1]": ["s.yaml:2: sum: reaches 0", "[0.05, 1]"],
+    "sum: [-1, 1]\nbounds: [-1, 1]": ["s.yaml:2: sum: reaches -1", "single weights may be negative"],
+    "sum: 0": ["s.yaml:2: sum: reaches 0"],
+    "sum: 2\nbounds: [0, 0.6]\nmax_nonzero: 2": ["s.yaml:2: sum: weights of at most 2 members between 0 and 1.2", "max_nonzero"],
+    "max_nonzero: 1\nmembers: {m0: {min: 0.1}, m1: {fixed: 0.5}}": ["s.yaml:2: max_nonzero: 1 is fewer", "m0, m1"],
+    "sum: 1\nmembers: {m0: {fixed: 0}, m1: {fixed: 0}, m2: {fixed: 0.4}}": ["s.yaml:2: sum: weights between 0.4 and 0.4"],
+}
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_space_without_any_merge_is_refused_with_its_line(text, command, job, capsys):  # noqa: F811
+    (job / "s.yaml").write_text(f"version: 1\n{text}\n")
+    set_job(job, space="s.yaml")
+    assert main([command, str(job / "job.yaml"), *(["--dir", str(job / "run")] if command == "run" else [])]) == 2
+    said = capsys.readouterr().err
+    for words in REFUSED[text]:
+        assert words in said
+    assert not (job / "run").exists()
+
+
+def test_a_bound_on_members_that_no_sum_can_keep_is_refused(job, capsys):  # noqa: F811
+    (job / "s.yaml").write_text("version: 1\nsum: 1\nbounds: [0, 0.6]\n")
+    set_job(job, space="s.yaml", objectives=[*JOB["objectives"], {"cost": "members", "floor": 1}])
+    assert main(["plan", str(job / "job.yaml")]) == 2
+    assert "at most 1 members: are too few: their weights sum to 0 to 0.6" in capsys.readouterr().err
+
+
+def test_a_plan_says_how_many_merges_a_small_space_holds(job, capsys):  # noqa: F811
+    (job / "s.yaml").write_text("version: 1\nsum: 1\nmembers: {m0: {fixed: 0.5}, m1: {fixed: 0.5}, m2: {fixed: 0}}\n")
+    set_job(job, space="s.yaml")
+    assert main(["plan", str(job / "job.yaml")]) == 0
+    assert "the space holds 1 merge: the search ends when all of them are tried" in capsys.readouterr().err
+    assert prepare(job / "job.yaml").space.num_points == 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("ranges, new", [(ONE_AT_A_TIME, 0), (FIXED, 1), (LAST_FREE, 1)], ids=["members alone", "all fixed", "the last weight follows"])
+def test_a_search_ends_when_every_merge_is_tried(tmp_path, sampler, ranges, new):
+    plan = planner(space_of(**ranges), sampler)
+    trials = searched(tmp_path / "run.sqlite", plan)
+    proposed = [trial.recipe.weights for trial in trials if trial.is_proposed]
+    assert len(proposed) == len(set(proposed)) == new
+    assert plan.exhausted(trials) and plan.next(trials, may_propose=True) is None
+    assert searched(tmp_path / "run.sqlite", plan) == trials
+
+
+def test_each_group_has_its_own_choice_and_all_of_them_are_tried(tmp_path):
+    space = space_of(groups=2, **ONE_AT_A_TIME)
+    plan = planner(space, "simplex_gp", num_merges=40)
+    trials = searched(tmp_path / "run.sqlite", plan)
+    assert space.num_points == 16 and len({trial.recipe.weights for trial in trials if trial.is_proposed}) == 12 and plan.exhausted(trials)
+
+
+def test_a_spent_budget_is_no_exhausted_space(tmp_path):
+    plan = planner(space_of(), "random", num_merges=3)
+    assert not plan.exhausted(searched(tmp_path / "run.sqlite", plan))
+    assert not plan.exhausted(())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_range_of_one_value_is_that_value_in_every_merge(tmp_path, sampler):
+    space = space_of(options=(("density", (0.5, 0.5)), ("lambda", (0.5, 2.0))))
+    plan = planner(space, sampler, num_merges=12, method="ties")
+    proposed = [trial for trial in searched(tmp_path / "run.sqlite", plan) if trial.is_proposed]
+    assert len(proposed) == 12 and {trial.recipe.option("density") for trial in proposed} == {0.5}
+    assert len({trial.recipe.option("lambda") for trial in proposed}) > 1
+    alone = space_of(options=(("density", (0.5, 0.5)),))
+    assert SimplexProposer(alone, OBJECTIVES, seed=0).gp.domain.size == 4
+    assert len({trial.recipe.weights for trial in searched(tmp_path / "alone.sqlite", planner(alone, sampler, 4, "ties")) if trial.is_proposed}) == 4
+
+
+def test_reachable_sums_are_those_of_the_best_choice_of_members():
+    """Against all choices of members, over random ranges."""
+    from itertools import combinations
+
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        low, high = np.sort(rng.choice([-1.0, -0.2, 0.0, 0.0, 0.3, 0.9], (2, 5)), axis=0)
+        must = [k for k in range(5) if low[k] > 0 or high[k] < 0]
+        most = int(rng.integers(max(len(must), 1), 6))
+        sums = [(low[list(chosen)].sum(), high[list(chosen)].sum()) for size in range(most + 1) for chosen in combinations(range(5), size) if set(must) <= set(chosen)]
+        assert reachable_sums(low, high, most) == pytest.approx((min(least for least, _ in sums), max(largest for _, largest in sums)))
+
+
+def test_a_killed_search_of_a_small_space_ends_the_same(tmp_path):
+    plan = planner(space_of(groups=2, **ONE_AT_A_TIME), "simplex_gp", num_merges=40)
+    with pytest.raises(Killed):
+        searched(tmp_path / "killed.sqlite", plan, FakeWorkers(kill_after=16))
+    whole = searched(tmp_path / "whole.sqlite", plan, FakeWorkers())
+    assert searched(tmp_path / "killed.sqlite", plan, FakeWorkers()) == whole
