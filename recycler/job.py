@@ -195,7 +195,7 @@ class JobSpec(Strict):
     engine: EngineSpec = EngineSpec()
     fidelity: FidelitySpec = FidelitySpec()
     budget: BudgetSpec
-    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"] = "simplex_gp"
+    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "paper"] = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
     earlier: list[Place] = []
     """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of a database."""

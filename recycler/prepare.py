@@ -179,7 +179,20 @@ def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Poo
     distance = next((index for index, spec in enumerate(job.objectives) if isinstance(spec, CostSpec) and spec.cost == "distance"), None)
     if distance is not None and space.options:
         raise UsageError(Problem(thing="cost distance", cause=f"cannot be told from the weights alone while the space searches {space.options[0][0]}", remedy="Take that option out of the space, or leave the cost out", where=document.where(("objectives", distance))))
+    raise_problems(_grid_problems(space, job, document), UsageError)
     return _within_members(space, job, document)
+
+
+def _grid_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> list[Problem]:
+    """Why the job's space is no line that a grid could be laid on."""
+    if job.sampler != "grid":
+        return []
+    other, number = "use another sampler", len(space.members)
+    wrong = [(number != 2, f"goes along the line between two members, and the pool has {number}", f"Name two under pool.members or leave the others out by pool.without, or {other}"),
+             (len(space.groups) != 1, f"has one row of weights, and the space has {len(space.groups)} groups", f"Write groups: global, or {other}"),
+             (space.total[0] < space.total[1], f"needs a fixed sum, and the space searches it in [{space.total[0]:g}, {space.total[1]:g}]", f"Write space: search_spaces/simplex.yaml, or a space with sum: 1, or {other}"),
+             (bool(space.knobs), f"moves weights alone, and the space searches {', '.join(name for name, _ in space.knobs)}", f"Give these one value, such as [0.5, 0.5], or {other}")]
+    return [Problem(thing="sampler grid", cause=cause, remedy=remedy, where=document.where(("sampler",))) for is_wrong, cause, remedy in wrong if is_wrong]
 
 
 def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) -> SearchSpace:

@@ -206,7 +206,7 @@ def _planner(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> Planner:
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
     return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
                    stops=_stops(prepared, ledger, looks), needs_members=job.fidelity.items_per_task is not None,
-                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram, priced=read_costs(ledger, prepared.objectives)))
+                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram, priced=read_costs(ledger, prepared.objectives), num_merges=job.budget.trials))
 
 
 def _stops(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> tuple[Stop, ...]:

@@ -20,6 +20,7 @@ from recycler.costs import Costs, benchmarks
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
 from recycler.search.cma_proposer import CmaProposer
+from recycler.search.grid_proposer import GridProposer
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
@@ -87,14 +88,17 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
-def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None) -> Proposer:
+def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None, num_merges: int = 0) -> Proposer:
     """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known, and `priced`
     tells `simplex_gp` what merges cost before they are made. The others are told with the scores; `paper` averages scores alone.
+    `grid` is told how many merges it may ask for.
     """
     if sampler == "simplex_gp":
         return SimplexProposer(space, objectives, seed=seed, gram=gram, priced=priced)
     if sampler == "random":
         return RandomProposer(space, seed=seed)
+    if sampler == "grid":
+        return GridProposer(space, num_merges)
     if sampler == "paper":
         return CmaProposer(space, benchmarks(objectives), seed=seed)
     return OptunaProposer(sampler, space, objectives, seed=seed)
