@@ -21,6 +21,7 @@ from recycler.report import choice_document, choose, read_front, read_smoothed
 from recycler.runs import OUTLOOK, open_ledger, read_facts
 from recycler.search.outlook import NEXT, Looks
 from recycler.search.preview import Preview
+from recycler.search.refine import refined_from
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate, why_document
 from recycler.space import SearchSpace
@@ -80,9 +81,26 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
         front = read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger))
         chosen = choose(front, what)
         try:
-            return {**why_document(read_surrogate(ledger, trials, objectives), chosen), "chosen": choice_document(front, what)}
+            surrogate = read_surrogate(ledger, trials, objectives)
         except ValueError as error:
-            raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials, or ask for a merge that the sampler could have proposed")) from None
+            raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials")) from None
+        told = _covered(surrogate, trials, chosen)
+        found = why_document(surrogate, told)
+        if told is not chosen:
+            said = f"Merge {chosen.number} is merge {told.number} refined; the search's model does not know its {len(chosen.recipe.weights)} rows of weights, so this is told of merge {told.number}."
+            found = {**found, "said": [said, *found["said"]]}
+        return {**found, "chosen": choice_document(front, what)}
+
+
+def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Trial:
+    """The trial itself where the model was told of it, else the one that it was refined from. Raises NotFoundError for another kind of merge."""
+    by_number = {trial.number: trial for trial in trials}
+    found: Trial | None = chosen
+    while found is not None and not surrogate.covers(found):
+        found = by_number.get(refined_from(found))
+    if found is None:
+        raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause="the model of this search does not cover its kind of merge", remedy="Ask for one that the sampler could have proposed: recycler front names them"))
+    return found
 
 
 def open_surrogate(run: str | Path) -> Surrogate:

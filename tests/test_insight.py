@@ -192,3 +192,23 @@ def test_runs_that_cannot_say_it_are_told_so(tmp_path):
 def test_a_run_that_kept_no_space_is_looked_at_as_wide_as_it_was_tried(tmp_path):
     found = open_why(make_run(tmp_path, merges=20))
     assert len(found["losses"]) == len(NAMES) and found["said"]
+
+
+def test_why_of_a_refined_merge_is_told_of_the_one_it_comes_from(run, capsys):
+    """Waiting would not help: its rows of weights are none that the search proposes."""
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        trials = [trial for trial in ledger.trials() if trial.state == "SCORED"]
+        start = next(trial for trial in reversed(trials) if trial.kind == "merge")
+        (row,) = start.recipe.weights
+        for label, groups in ((f"refined {start.number}", 2), (f"refined {len(ledger.trials())}", 3), ("by hand", 2)):
+            number = len(ledger.trials())
+            recipe = replace(start.recipe, groups=tuple(Group(name=f"g{index}") for index in range(groups)), weights=(row, *((0.5 * row[0], *row[1:]),) * (groups - 1)))
+            ledger.open_trial(number, "merge", recipe, label=label)
+            ledger.close_trial(number, replace(ledger.scorecard(start.number, "search"), weights_digest=label))
+    found = open_why(run, str(number - 1))
+    assert found["trial"] == start.number and found["chosen"]["trial"] == number - 1
+    assert found["said"][0].startswith(f"Merge {number - 1} is merge {start.number} refined;") and found["said"][1].startswith(f"Merge {start.number} uses")
+    assert open_why(run, str(number - 2))["shares"] == open_why(run, str(start.number))["shares"]
+    assert main(["why", str(run), "--trial", str(number)]) == 3
+    said = capsys.readouterr().err
+    assert "does not cover its kind of merge" in said and "Wait" not in said

@@ -95,14 +95,19 @@ def descend(slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, re
     return weights, tuple(losses)
 
 
+def refined_from(trial: Trial) -> int | None:
+    """The number of the trial that a refined one comes from; None for others."""
+    word, _, origin = trial.label.partition(" ")
+    return int(origin) if word == REFINED and origin.isdecimal() else None
+
+
 def with_refined(smoothed: Smoothed, trials: Sequence[Trial]) -> Smoothed:
     """Posterior scores with those of refined trials, whose rows of weights the search's model does not know: those of the trial
     they come from, plus the difference of their search scores, in which the luck of common items cancels."""
     by_number = {trial.number: trial for trial in trials if trial.state == "SCORED"}
     scores = dict(smoothed.scores)
     for number, trial in sorted(by_number.items()):
-        word, _, origin = trial.label.partition(" ")
-        start = by_number.get(int(origin)) if word == REFINED and origin.isdecimal() else None
+        start = by_number.get(refined_from(trial))
         if start is None or number in scores or start.number not in scores:
             continue
         before = {score.objective: score.value for score in start.search}

@@ -74,6 +74,10 @@ class Surrogate:
         self.signs = np.array([objective.sign for objective in objectives])
         self._lowest = proposer.corner(self.trials)
 
+    def covers(self, trial: Trial) -> bool:
+        """Whether it is one of the trials that the model was told."""
+        return any(trial.recipe == told.recipe for told in self.trials)
+
     def shares(self, point: Floats) -> tuple[Share, ...]:
         """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are. Of what it costs no
         share is told: that is no model's guess, and the weights say it."""
@@ -207,9 +211,9 @@ def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], ob
 
 def why_document(surrogate: Surrogate, chosen: Trial) -> dict[str, Any]:
     """The one JSON document of `recycler why --json`."""
-    index = next((index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe), None)
-    if index is None:
+    if not surrogate.covers(chosen):
         raise ValueError("the model of this search does not cover its kind of merge")
+    index = next(index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe)
     point = surrogate.observed.weights[index]
     shares, losses = surrogate.shares(point), surrogate.losses()
     return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": sentences(chosen, shares, losses, surrogate.objectives),
