@@ -55,13 +55,23 @@ class LinkedGP:
         self.features, self.links = features, links
 
     def fit(self, points: Floats, values: Floats, stderrs: Floats) -> LinkedGP:
-        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown. The fit is deterministic."""
+        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown. The fit is deterministic.
+
+        A standard error is carried to the link's scale by the slope at what the plain process makes of the trial, not at the
+        score itself: a score that is low by bad luck would count for little, one that is high by good luck for much.
+        """
         low, reach = float(values.min()), float(np.ptp(values))
-        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links] if reach > 0 else [Link(low, np.inf, low)]
-        found = [(link, self._fitted(link, points, values, stderrs, MAX_CHOICE_POINTS)) for link in links]
+        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links if share < np.inf and reach > 0]
+        plain = WeightGP(self.features).fit(points, values, stderrs, most=MAX_CHOICE_POINTS)
+        likely = np.maximum(plain.mean_at(points), low)
+
+        def fitted(link: Link, most: int) -> WeightGP:
+            return WeightGP(self.features).fit(points, link.forward(values), stderrs * link.slope(likely), most=most)
+
+        found = [(Link(low, np.inf, low), plain), *((link, fitted(link, MAX_CHOICE_POINTS)) for link in links)]
         self.link, self._gp = max(found, key=lambda pair: pair[1].evidence + np.log(pair[0].slope(values[pair[1].chosen])).sum())
         if len(values) > MAX_CHOICE_POINTS:
-            self._gp = self._fitted(self.link, points, values, stderrs, MAX_FIT_POINTS)
+            self._gp = fitted(self.link, MAX_FIT_POINTS)
         return self
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
@@ -89,6 +99,3 @@ class LinkedGP:
     def explained(self) -> float:
         """See `WeightGP.explained`: the share of the variance on the link's scale."""
         return self._gp.explained()
-
-    def _fitted(self, link: Link, points: Floats, values: Floats, stderrs: Floats, most: int) -> WeightGP:
-        return WeightGP(self.features).fit(points, link.forward(values), stderrs * link.slope(values), most=most)
