@@ -18,6 +18,7 @@ from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.insight import write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
+from recycler.notices import Notices
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.gram import delta_gram
 from recycler.prepare import PreparedJob, object_versions, prepare
@@ -89,6 +90,8 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
         looks, fidelity = Looks(proposer=_smoother(prepared, ledger)), _fidelity(prepared)
         planner = _planner(prepared, ledger, looks)
         listen = _previewed(listen, ledger, prepared, planner, looks)
+        if known := ledger.trials():  # members of earlier runs have no event of their own
+            listen(Event(what="noted", trial=known[0], notes=_of_members(ledger, prepared, Notices(ledger=ledger, proposer=looks.proposer))))
         trials = search(planner, ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
         if clock.within_budget() and planner.exhausted(trials):
             listen(Event(what="noted", trial=trials[-1], notes=(f"nothing that the space allows is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",)))
@@ -101,19 +104,27 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
 
 
 def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob, planner: Planner, looks: Looks) -> Listener:
-    """`listen`, with a preview written down as soon as the last member is scored, and an outlook whenever a look is due."""
+    """`listen`, with a preview written down as soon as the last member is scored, an outlook whenever a look is due, and what they give to say."""
+    notices, judged = Notices(ledger=ledger, proposer=looks.proposer), False
     proposed = sum(trial.is_proposed and trial.state == "SCORED" for trial in planner.comparable(ledger.trials()))
 
     def told(event: Event) -> None:
-        nonlocal proposed
+        nonlocal proposed, judged
         if event.what == "scored" and event.trial.kind == "member":
-            write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
+            event = replace(event, notes=(*event.notes, *_of_members(ledger, prepared, notices)))
+        if event.what == "opened" and event.trial.is_proposed and not judged:
+            judged, event = True, replace(event, notes=(*event.notes, *notices.of_noise(planner.comparable(ledger.trials()))))
         if event.trial.is_proposed and (event.what == "scored" or event.what == "failed" and event.trial.failure and event.trial.failure.blame == "recipe"):
             proposed += 1
             if proposed % EVERY == 0:
-                event = replace(event, gain=write_outlook(ledger, looks, last_look(planner.comparable(ledger.trials()))[1]))
+                known = last_look(planner.comparable(ledger.trials()))[1]
+                event = replace(event, gain=write_outlook(ledger, looks, known), notes=(*event.notes, *notices.of_noise(known)))
         listen(event)
     return told
+
+
+def _of_members(ledger: Ledger, prepared: PreparedJob, notices: Notices) -> tuple[str, ...]:
+    return notices.of_members(write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members)))
 
 
 def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:

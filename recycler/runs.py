@@ -11,6 +11,7 @@ from recycler.ledger.place import find_ledger
 from recycler.types import Checkpoint, Objective, Pool
 
 OUTLOOK = "outlook"  # the ledger's fact: what the next trials are expected to add
+NOTICES = "notices"  # the ledger's fact: pairs of benchmarks that do not trade off, and objectives that are all noise, as far as a run knew
 
 
 def open_ledger(run: str | Path) -> Ledger:
@@ -37,9 +38,20 @@ def read_status(ledger: Ledger) -> dict:
         "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
         "trials": ledger.counts(),
         "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"),
+        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"), "notices": _notices(ledger),
         "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
     }
+
+
+def noise_said(name: str) -> str:
+    """For people, of an objective that no weights move."""
+    return f"{name} moves with no weights beyond its noise: it has no say in the front"
+
+
+def _notices(ledger: Ledger) -> list[str]:
+    """The lines of `recycler.notices` that hold now."""
+    kept = json.loads(ledger.fact(NOTICES) or "{}")
+    return [*kept.get("tradeoffs", []), *map(noise_said, kept.get("dead", []))]
 
 
 def _state(ledger: Ledger) -> str:

@@ -13,7 +13,7 @@ FLOORS = (
     {"types", "errors", "digest"},
     {"yamls", "shipped", "job", "costs", "space", "suite", "pareto", "stats", "wholefolder", "redact"},
     {"pool", "merge", "engines", "scoring", "evaluate", "cluster", "ledger", "search"},
-    {"bundle", "prepare", "report", "report_html", "run", "runs", "started", "export", "score", "plan", "insight", "earlier", "without", "refine", "priced"},
+    {"bundle", "prepare", "report", "report_html", "run", "runs", "started", "export", "score", "plan", "insight", "earlier", "notices", "without", "refine", "priced"},
     {"cli", "service", "dashboard", "demo", "testing", "__main__"},
 )
 

@@ -12,6 +12,7 @@ from recycler.cli import main
 from recycler.errors import NotFoundError
 from recycler.insight import open_preview, open_why, write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
+from recycler.notices import Notices
 from recycler.report import SMOOTHED, write_smoothed
 from recycler.search.outlook import Looks, expected_gain
 from recycler.search.preview import Preview, tradeoffs
@@ -212,3 +213,35 @@ def test_why_of_a_refined_merge_is_told_of_the_one_it_comes_from(run, capsys):
     assert main(["why", str(run), "--trial", str(number)]) == 3
     said = capsys.readouterr().err
     assert "does not cover its kind of merge" in said and "Wait" not in said
+
+
+def test_what_does_not_trade_off_and_what_is_noise_is_said_once_and_kept_for_status(run, capsys):
+    """The second objective follows the first; the third is a coin in every trial."""
+    first, second, third = OBJECTIVES[0].name, OBJECTIVES[1].name, "s/coin"
+    objectives = (*OBJECTIVES[:2], Objective(suite="s", metric="coin", direction="maximize"))
+    rng = np.random.default_rng(5)
+    trials = []
+    for number in range(40):
+        weights = np.eye(4)[number] if number < 4 else rng.dirichlet([0.6] * 4)
+        values = (0.2 + 0.3 * weights[0] + 0.1 * weights[1], 0.1 + 0.4 * weights[0] + 0.1 * weights[2], 0.5 + 0.02 * rng.standard_normal())
+        scores = tuple(Score(objective=objective.name, value=float(value) * objective.sign, stderr=stderr, n=100) for objective, value, stderr in zip(objectives, values, (0.01, 0.01, 0.03), strict=True))
+        trials.append(Trial(number=number, kind="member" if number < 4 else "merge", state="SCORED", label=NAMES[number] if number < 4 else "", recipe=Recipe(method="linear", members=NAMES, weights=(tuple(map(float, weights)),), base="base"), search=scores))
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        notices = Notices(ledger=ledger, proposer=SimplexProposer(SPACE, objectives, seed=0))
+        pairs = tradeoffs(trials[:4], objectives)
+        preview = {"tradeoffs": [{"said": str(pair), "together": pair.together} for pair in pairs]}
+        assert notices.of_members(None) == ()
+        (said,) = [line for line in notices.of_members(preview) if first in line and second in line]
+        assert f"{first} and {second} do not trade off: {NAMES[0]} is the best member at both" in said
+        assert notices.of_noise(trials[:7]) == ()
+        assert notices.of_noise(trials) == (f"{third} moves with no weights beyond its noise: it has no say in the front",)
+        assert notices.of_members(preview) == () and notices.of_noise(trials) == ()
+    assert main(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert f"note: {said}" in shown and f"note: {third} moves with no weights" in shown
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        again = Notices(ledger=ledger, proposer=SimplexProposer(SPACE, objectives, seed=0))
+        assert again.of_members(preview) == ()
+        assert again.of_noise(trials[:7]) == (f"{third} moves with the weights after all: it has its say in the front again",)
+    assert main(["status", str(run)]) == 0
+    assert third not in capsys.readouterr().out

@@ -104,6 +104,8 @@ def status(arguments: argparse.Namespace) -> None:
     print(f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s")
     if found["outlook"]:
         print(f"outlook after {found['outlook']['after_trials']} trials: {gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}")
+    for notice in found["notices"]:
+        print(f"note: {notice}")
     for failure in found["failures"]:
         print(f"trial {failure['trial']} failed ({failure['blame']}): {failure['reason']}")
 

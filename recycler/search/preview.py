@@ -31,6 +31,7 @@ MODEL_ERROR = 0.5  # of the spread of the members: how far a guess may be off be
 USED = 0.05  # share of the weights from which on a member is part of a mixture
 ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
 LEAST_MERGES = 4
+TOGETHER = 0.5  # rank correlation from which on two benchmarks hardly trade off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,11 @@ class Tradeoff:
     second: str
     spearman: float
     members: tuple[str, ...]
+
+    @property
+    def together(self) -> bool:
+        """Whether there is next to nothing to trade: one member is the best at both, or they rank the members alike."""
+        return len(self.members) == 1 or self.spearman >= TOGETHER
 
     def __str__(self) -> str:
         if len(self.members) == 1:
@@ -125,7 +131,7 @@ class Preview:
 
     def document(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """All of it, ready for JSON; errors only where merges have been scored."""
-        return {"schema_version": 1, "tradeoffs": [{**asdict(pair), "said": str(pair)} for pair in self.tradeoffs], "front": [asdict(guess) for guess in self.front()],
+        return {"schema_version": 1, "tradeoffs": [{**asdict(pair), "together": pair.together, "said": str(pair)} for pair in self.tradeoffs], "front": [asdict(guess) for guess in self.front()],
                 "errors": [asdict(error) for error in self.errors(trials)]}
 
     def _values(self, points: Floats) -> Floats:
