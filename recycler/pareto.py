@@ -79,6 +79,8 @@ def reference_point(values: ArrayLike, floors: ArrayLike | None = None, margin: 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     """Exact volume that the rows of `values` (n, T) dominate above `reference` (T,); rows not above it add nothing.
 
+    It is infinite where a row above the reference is infinite in an objective, or the reference itself is minus infinity there.
+
     Sweeps down the last objective; the other T - 1 are covered by disjoint boxes of not yet dominated space, which
     each point cuts (the idea of Lacour, Klamroth and Fonseca 2017, arXiv:1510.01963, section 3, with plain guillotine
     cuts in place of local upper bounds: no general-position assumption, ties are harmless, a few more boxes).
@@ -88,6 +90,8 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     table = np.unique(table[non_dominated(table)], axis=0) - corner
     if not len(table):
         return 0.0
+    if np.isinf(table).any():  # every side is longer than nothing
+        return float("inf")
     if table.shape[1] == 1:
         return float(table.max())
     table = table[np.argsort(-table[:, -1], kind="stable")]

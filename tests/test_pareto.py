@@ -104,6 +104,23 @@ def test_hypervolume_ignores_dominated_duplicate_and_missing_points():
     assert hypervolume(np.zeros((0, 3)), np.zeros(3)) == 0.0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("points", "corner"), [
+    ([[5.0, 1.0, np.inf], [6.0, 2.0, 0.5]], [0.0, 0.0, -np.inf]),
+    ([[5.0, 1.0, np.inf], [6.0, 2.0, np.inf]], [0.0, 0.0, 0.0]),
+    ([[np.inf, 1.0, 1.0], [np.inf, 2.0, 0.5]], [0.0, 0.0, 0.0]),
+    ([[1.0, 2.0], [2.0, 1.0]], [-np.inf, 0.0]),
+    ([[np.inf]], [0.0]),
+])
+def test_hypervolume_without_an_end_is_infinite(points, corner):
+    assert hypervolume(points, corner) == np.inf
+    assert hypervolume([*points, [-np.inf] * len(corner)], corner) == np.inf
+
+
+def test_an_infinite_point_beside_the_corner_adds_nothing():
+    assert hypervolume([[np.inf, -1.0], [1.0, 1.0], [3.0, -np.inf]], [0.0, 0.0]) == 1.0
+
+
 def test_volume_gain_is_the_difference_of_hypervolumes():
     rng = np.random.default_rng(2)
     for num_objectives in (1, 2, 3, 4):
