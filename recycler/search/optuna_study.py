@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.types import Objective, Trial
+from recycler.types import Objective, Recipe, Trial
+
+WEIGHTS, FLOORS, STDERR = "weights", "floors", "stderr"  # user attributes that `posterior_front` reads; see optuna_trials
 
 
 def write_study(trials: Sequence[Trial], objectives: Sequence[Objective], *, storage: str, name: str) -> int:
     """Write every closed trial into a new study and give their number.
 
     Parameters are the weights (MEMBER, or GROUP/MEMBER where there are several groups) and the numeric options; values are
-    search scores; user attributes hold number, kind, label, method, standard errors, items, and holdout scores. Failed
-    trials are there as FAIL. Raises UsageError when the study exists or the URL is none, InfrastructureError when the
-    storage cannot be reached.
+    search scores; user attributes hold number, kind, label, method, standard errors (of each objective, and "stderr" of all), items, and
+    holdout scores. Failed trials are there as FAIL. The study's own attributes name the weights that the search proposed, "weights", and
+    the floors if there are any, so that `recycler.search.posterior_front(study)` needs no more. Raises UsageError when the study exists or the
+    URL is none, InfrastructureError when the storage cannot be reached.
     """
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
-    rows = [_params(trial) for trial in closed]
+    searched = _searched(closed)
+    rows = [_params(trial, searched) for trial in closed]
     limits = {key: (min(row[key] for row in rows if key in row), max(row[key] for row in rows if key in row)) for key in sorted({key for row in rows for key in row})}
+    weights = list(_weights(searched, searched)) if searched else []
+    limits |= {key: (min(0.0, low), max(1.0, high)) for key, (low, high) in limits.items() if key in weights}
     distributions = {key: optuna.distributions.FloatDistribution(low, high) for key, (low, high) in limits.items()}
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -32,10 +39,13 @@ def write_study(trials: Sequence[Trial], objectives: Sequence[Objective], *, sto
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the names of the axes in its plots
             study.set_metric_names([objective.name for objective in objectives])
+        study.set_user_attr(WEIGHTS, weights)
+        if any(objective.floor for objective in objectives):
+            study.set_user_attr(FLOORS, _floors(closed, objectives))
         for trial, row in zip(closed, rows, strict=True):
             scored = trial.state == "SCORED"
             study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.COMPLETE if scored else optuna.trial.TrialState.FAIL, params=row, distributions={key: distributions[key] for key in row},
-                                                      values=_values(trial, objectives) if scored else None, user_attrs=_attributes(trial)))
+                                                      values=_values(trial, objectives) if scored else None, user_attrs=_attributes(trial, objectives)))
     except optuna.exceptions.DuplicatedStudyError:
         raise UsageError(Problem(thing=f"study {name!r}", cause="exists already in that storage", remedy="Give another --name, or another --storage")) from None
     except (ArgumentError, ImportError, ModuleNotFoundError) as error:
@@ -49,11 +59,32 @@ def write_study(trials: Sequence[Trial], objectives: Sequence[Objective], *, sto
     return len(closed)
 
 
-def _params(trial: Trial) -> dict[str, float]:
-    many = len(trial.recipe.groups) > 1
-    weights = {f"{group.name}/{member}" if many else member: float(weight) for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True) for member, weight in zip(trial.recipe.members, row, strict=True)}
+def _searched(closed: Sequence[Trial]) -> Recipe | None:
+    """A recipe with the groups that the search proposes weights for: baselines and refined merges may have others."""
+    proposed = [trial for trial in closed if trial.is_proposed] or closed
+    groups = Counter(trial.recipe.groups for trial in proposed).most_common(1)
+    return next((trial.recipe for trial in proposed if trial.recipe.groups == groups[0][0]), None)
+
+
+def _weights(recipe: Recipe, searched: Recipe) -> dict[str, float]:
+    """Weights by parameter: one row for all groups is the same merge as equal rows, and a member that is not in the recipe has weight 0."""
+    same = len(recipe.groups) == 1 or recipe.groups == searched.groups
+    groups, rows = (searched.groups, recipe.weights * len(searched.groups) if len(recipe.groups) == 1 else recipe.weights) if same else (recipe.groups, recipe.weights)
+    members = dict.fromkeys([*searched.members, *recipe.members]) if same else recipe.members
+    return {f"{group.name}/{member}" if len(groups) > 1 else member: float(dict(zip(recipe.members, row, strict=True)).get(member, 0.0)) for group, row in zip(groups, rows, strict=True) for member in members}
+
+
+def _params(trial: Trial, searched: Recipe) -> dict[str, float]:
     options = {f"option {name}": float(value) for name, value in trial.recipe.options if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    return {name: value for name, value in {**weights, **options}.items() if math.isfinite(value)}
+    return {name: value for name, value in {**_weights(trial.recipe, searched), **options}.items() if math.isfinite(value)}
+
+
+def _floors(closed: Sequence[Trial], objectives: Sequence[Objective]) -> list[float | None]:
+    """In the objectives' own directions, None where there is none."""
+    from recycler.search.floors import floors
+
+    lowest = floors(objectives, closed)
+    return [None if math.isnan(floor) else float(floor) * objective.sign for floor, objective in zip(lowest, objectives, strict=True)]
 
 
 def _values(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
@@ -61,8 +92,10 @@ def _values(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
     return [scores[objective.name] for objective in objectives]
 
 
-def _attributes(trial: Trial) -> dict[str, object]:
+def _attributes(trial: Trial, objectives: Sequence[Objective]) -> dict[str, object]:
     found: dict[str, object] = {"trial": trial.number, "kind": trial.kind, "label": trial.label, "method": trial.recipe.method}
     found |= {f"{score.objective} stderr": score.stderr for score in trial.search} | {f"{score.objective} items": score.n for score in trial.search}
+    stderrs = {score.objective: score.stderr for score in trial.search}
+    found |= {STDERR: [stderrs[objective.name] for objective in objectives]} if trial.state == "SCORED" else {}
     found |= {f"{score.objective} holdout": score.value for score in trial.holdout} | {f"{score.objective} holdout stderr": score.stderr for score in trial.holdout}
     return found | ({"failure": trial.failure.reason} if trial.failure else {})
