@@ -127,10 +127,11 @@ def test_members_scored_elsewhere_are_not_scored_again():
     assert np.allclose(asked, 1 / 8)  # the uniform soup comes first, the members are known
 
 
-def test_failed_trials_teach_nothing_and_are_not_repeated():
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf, 1e308])
+def test_failed_trials_teach_nothing_and_are_not_repeated(score):
     proposer = SimplexGP(NAMES, 3, seed=1)
     points, values, _ = play(proposer, 18)
-    values[5] = np.nan
+    values[5, 1] = score
     point = proposer.ask(observations(points, values), number=18)
     assert np.isfinite(point).all() and np.abs(points - point).max(axis=1).min() > 1e-6
     front = proposer.front(observations(points, values))

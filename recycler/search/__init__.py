@@ -3,7 +3,7 @@
     simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
     gp acquisition  its mathematics
     domain proposals  which weights are allowed, and where new ones are drawn
-    optuna_sampler  the same as an Optuna sampler
+    optuna_sampler optuna_front  the same as an Optuna sampler, and what to ship of its study
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 _HOMES = {
     "SimplexGP": "recycler.search.simplex_gp",
     "SimplexGPSampler": "recycler.search.optuna_sampler",
-    "posterior_front": "recycler.search.optuna_sampler",
+    "posterior_front": "recycler.search.optuna_front",
 }
 
 __all__ = sorted(_HOMES)

@@ -4,13 +4,13 @@
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
 
 In the objective `trial.suggest_float(member, 0, 1)` gives each member's weight; together they sum to 1, or to a searched
-scale when the upper bound is above 1. Tell standard errors by `trial.set_user_attr("stderr", [...])`, one per objective,
-and ship `posterior_front(study)` rather than `study.best_trials`, which lucky scores enter.
+scale when an upper bound is above 1. Tell standard errors by `trial.set_user_attr("stderr", [...])`, one per objective,
+and ship `posterior_front(study)` (optuna_front) rather than `study.best_trials`, which lucky scores enter.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from typing import Any
@@ -23,26 +23,35 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.pareto import Floats
+from recycler.search.domain import SLACK, weight_domain
+from recycler.search.optuna_trials import floors_of, observed_trials, signs, stderrs_of
 from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import Exact, Observations
+from recycler.search.surrogate import LARGEST, Exact
 
 DEFAULT_LOWEST_SCALE = 0.3
-STDERR = "stderr"
+FIXED = "fixed_params"  # where Optuna keeps what enqueue_trial fixes
+Ranges = Mapping[str, tuple[float, float]]
 
 
 class SimplexGPSampler(BaseSampler):
     """Optuna sampler over the weights of `members`; keyword arguments are those of `SimplexGP`.
 
-    `scale` None reads the sum from the first suggested range: 1 when its upper bound is at most 1, else searched from
-    0.3 to that bound. `knobs` maps names of further float parameters to their ranges; they join the same model. `floors` and
+    Weights lie where the objective suggests them, or in `bounds`; in a study's first trial what is not suggested yet is taken to
+    be as wide as what is. `scale` None reads the sum from these ranges: 1 when no upper bound is above 1, else searched from
+    0.3 to the largest. `frozen` weights need not be suggested. `knobs` maps names of further float
+    parameters to their ranges; they join the same model. `floors` and
     `exact` are in the study's own directions: `exact` maps the number of an objective to a function from points (n, K + E),
     weights then knobs, to the values (n,) that the objective will give there, such as the number of members used. Such an objective is
-    known and not learned, and a floor of it is kept by every proposal. Other parameters are sampled at random, and the model does not see them. RUNNING trials count as pending, so batches,
-    threads and `study.ask` work; separate processes see each other's trials once all weights are suggested. The next
-    proposal depends on the study's trials, the trial's number and the seed only.
+    known and not learned, and a floor of it is kept by every proposal. Other parameters are sampled at random, and the model does not see them.
 
-    Raises ValueError when a proposed weight lies outside the range the objective suggests for it, or when `exact` names an objective
-    that the study has not, or all that it has.
+    RUNNING trials count as pending, so batches, threads and `study.ask` work. Processes on one storage see each other's trials once all
+    weights are suggested; before that each leaves the next points of the opening to the running trials of lower number.
+    What `enqueue_trial` fixes is kept, and the other weights are scaled to the rest of the sum. A trial with a score that is infinite
+    or beyond 1e30 counts as failed. The next proposal depends on the study's trials, the trial's number and the seed only.
+
+    Raises ValueError when a weight or knob is suggested in steps or as another kind of parameter, or a weight on a log scale; when a proposed weight lies
+    outside the range suggested for it, or no row of weights fits the ranges; when `floors` or `exact` do not fit the study's objectives; and,
+    at the end of a trial, when its attribute "stderr" is no standard errors.
     """
 
     def __init__(
@@ -51,24 +60,26 @@ class SimplexGPSampler(BaseSampler):
         *,
         seed: int,
         scale: tuple[float, float] | None = None,
-        bounds: Mapping[str, tuple[float, float]] | None = None,
+        bounds: Ranges | None = None,
         frozen: Mapping[str, float] | None = None,
         max_nonzero: int | None = None,
         gram: ArrayLike | None = None,
         floors: ArrayLike | None = None,
-        knobs: Mapping[str, tuple[float, float]] | None = None,
+        knobs: Ranges | None = None,
         exact: Exact | None = None,
     ):
         self.members, self.seed, self.scale = tuple(members), seed, scale
-        self.knobs = dict(knobs or {})
-        self._names = self.members + tuple(self.knobs)
-        self._rules = dict(bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, gram=gram)
-        self._floors, self._exact = floors, dict(exact or {})
+        self.knobs, self.bounds, self.frozen = dict(knobs or {}), dict(bounds or {}), dict(frozen or {})
+        self.names = self.members + tuple(self.knobs)
+        self.max_nonzero, self.gram, self.floors, self.exact = max_nonzero, gram, floors, dict(exact or {})
+        shared = [name for name in self.knobs if name in self.members]
+        if shared:
+            raise ValueError(f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of that name; give the knob another")
         self._others = RandomSampler(seed=seed)
         self._lock = RLock()
-        self._proposers: dict[tuple[int, tuple[float, float]], SimplexGP] = {}
+        self._proposers: dict[tuple[Any, ...], SimplexGP] = {}
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
-        self._proposer(1, scale or (1.0, 1.0))  # so that a contradiction is told before the study starts
+        self._made(1, scale or (1.0, 1.0), self.bounds)  # so that a contradiction is told before the study starts
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without its lock and caches, which are made anew: nothing a proposal depends on is lost."""
@@ -87,129 +98,138 @@ class SimplexGPSampler(BaseSampler):
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned weight of `param_name`; the whole row is planned when its first member is suggested."""
-        if param_name not in self._names or not isinstance(param_distribution, FloatDistribution):
+        if param_name not in self.names:
             return self._others.sample_independent(study, trial, param_name, param_distribution)
+        self._refuse(param_name, param_distribution)
         with self._lock:
-            value = self._plan(study, trial, param_distribution)[param_name]
+            value = self._planned(study, trial, param_name, param_distribution)
         low, high = param_distribution.low, param_distribution.high
-        if not low - 1e-9 <= value <= high + 1e-9:
+        if not _inside(param_distribution, value):
+            kind, keyword = ("weight", "bounds") if param_name in self.members else ("knob", "knobs")
             raise ValueError(
-                f"weight {value:.4g} proposed for {param_name!r} is outside the suggested range {low:g} .. {high:g}; "
-                f"give the sampler bounds={{{param_name!r}: ({low:g}, {high:g})}}"
+                f"{kind} {value:.4g} proposed for {param_name!r} is outside the suggested range {low:g} .. {high:g}; "
+                f"give the sampler {keyword}={{{param_name!r}: ({low:g}, {high:g})}}"
             )
         return min(max(value, low), high)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         with self._lock:
             self._plans.pop((study.study_name, trial.number), None)
+        if state != TrialState.COMPLETE:
+            return
+        missing = [name for name in self.names if name not in trial.params and name not in self.frozen]
+        if missing:
+            warnings.warn(f"trial {trial.number} teaches nothing: {missing[0]!r} was not suggested in it. Suggest every member and knob of the sampler", UserWarning, stacklevel=2)
+        if not (np.abs(np.array(values, dtype=float)) < LARGEST).all():
+            warnings.warn(f"trial {trial.number} counts as failed: its scores are {list(values or ())}, and one beyond {LARGEST:g} is that of a broken merge", UserWarning, stacklevel=2)
+        stderrs_of(trial, len(study.directions))
 
     def reseed_rng(self) -> None:
         """Nothing to reseed for the weights: proposals depend on the trial's number."""
         self._others.reseed_rng()
 
+    def _refuse(self, name: str, distribution: BaseDistribution) -> None:
+        kind = "weight" if name in self.members else "knob"
+        if not isinstance(distribution, FloatDistribution) or distribution.step is not None or (distribution.log and kind == "weight"):
+            why = "weights that sum to a number can keep no steps, logarithms or choices" if kind == "weight" else "the model's knobs are continuous"
+            round_it = "" if kind == "weight" else " and round it in the objective, or leave it out of knobs"
+            raise ValueError(f"{kind} {name!r} is suggested by {distribution}, and {why}; use trial.suggest_float({name!r}, low, high) without step{round_it}")
+
     # ------------------------------------------------------------ planning
 
-    def _plan(self, study: Study, trial: FrozenTrial, distribution: FloatDistribution) -> dict[str, float]:
+    def _planned(self, study: Study, trial: FrozenTrial, name: str, distribution: FloatDistribution) -> float:
         key = (study.study_name, trial.number)
-        if key not in self._plans:
+        row = self._plans.get(key)
+        if row is None or not _inside(distribution, row[name]):
             trials = study.get_trials(deepcopy=False)
-            proposer = self._proposer(len(study.directions), self._scale(distribution), study.directions)
-            _, observed = observed_trials(trials, self._names, study.directions)
-            point = proposer.ask(observed, self._pending(study, trials, trial.number), trial.number)
-            self._plans[key] = dict(zip(self._names, map(float, point), strict=True))
-        return self._plans[key]
+            ranges = self._ranges(trials, trial, {name: distribution})
+            row = self._row(study, trials, trial, ranges)
+            if ranges:  # else a knob was suggested before any weight, and the row is planned again once a range is known
+                self._plans[key] = row
+        return row[name]
 
-    def _pending(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> Floats:
-        rows = []
+    def _ranges(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]) -> Ranges:
+        """Range of each member that is not frozen, as far as trials have suggested it: this one's word counts first, then the latest's."""
+        free, found = [name for name in self.members if name not in self.frozen], {}
+        for told in (own, trial.distributions, *(other.distributions for other in reversed(trials) if other.number < trial.number)):
+            found |= {name: (told[name].low, told[name].high) for name in free if name not in found and isinstance(told.get(name), FloatDistribution)}
+            if len(found) == len(free):
+                break
+        return found
+
+    def _row(self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges) -> dict[str, float]:
+        """A weight for each member and a value for each knob; those that this trial has already, or has been given, as they are."""
+        proposer = self._proposer(study.directions, ranges)
+        _, observed = observed_trials(trials, self.names, study.directions, self.frozen)
+        pending, skip = self._in_flight(study, trials, trial.number)
+        point = proposer.ask(observed, pending, trial.number, skip)
+        row = dict(zip(self.names, map(float, point), strict=True))
+        fixed = _fixed(trial)
+        held = {name: float(fixed[name]) for name in self.members if name in fixed}
+        if held:
+            domain = proposer.domain
+            bounds = {name: limits for name, *limits in zip(self.members, domain.low, domain.high, strict=True) if name not in held}
+            try:
+                domain = weight_domain(self.members, scale=domain.scale, bounds=bounds, frozen={**self.frozen, **held}, max_nonzero=self.max_nonzero)
+            except ValueError as error:
+                raise ValueError(f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}") from None
+            row.update(zip(self.members, map(float, domain.repair(point[None, : len(self.members)])[0]), strict=True))
+        return {name: float(fixed.get(name, value)) for name, value in row.items()}
+
+    def _in_flight(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> tuple[Floats, int]:
+        """Points (p, D) of the trials under way, and how many running trials of lower number have not said theirs: they do so in other processes."""
+        rows, untold = [], 0
         for other in trials:
-            if other.state == TrialState.RUNNING and other.number != number:
-                params = {**self._plans.get((study.study_name, other.number), {}), **other.params}
-                if all(name in params for name in self._names):
-                    rows.append([params[name] for name in self._names])
-        return np.array(rows, dtype=float).reshape(-1, len(self._names))
+            if not other.state.is_finished() and other.number != number:
+                params = {**self.frozen, **self._plans.get((study.study_name, other.number), {}), **_fixed(other)}
+                if all(name in params for name in self.names):
+                    rows.append([params[name] for name in self.names])
+                elif other.state == TrialState.RUNNING and other.number < number:
+                    untold += 1
+        return np.array(rows, dtype=float).reshape(-1, len(self.names)), untold
 
-    def _scale(self, distribution: FloatDistribution) -> tuple[float, float]:
-        if self.scale is not None:
-            return self.scale
-        return (1.0, 1.0) if distribution.high <= 1.0 else (DEFAULT_LOWEST_SCALE, float(distribution.high))
-
-    def _proposer(
-        self, num_objectives: int, scale: tuple[float, float], directions: Sequence[StudyDirection] = ()
-    ) -> SimplexGP:
-        key = (num_objectives, scale)
+    def _proposer(self, directions: Sequence[StudyDirection], ranges: Ranges) -> SimplexGP:
+        widest = max([high for _, high in ranges.values()], default=1.0)
+        scale = self.scale or ((1.0, 1.0) if widest <= 1.0 else (DEFAULT_LOWEST_SCALE, float(widest)))
+        bounds = self._bounds(ranges, widest, scale[1])
+        key = (tuple(directions), scale, tuple(bounds.items()))
         if key not in self._proposers:
-            floors = None if self._floors is None or not directions else np.asarray(self._floors, float) * signs(directions)
-            self._proposers[key] = SimplexGP(
-                self.members, num_objectives, seed=self.seed, scale=scale, floors=floors,
-                knobs=tuple(self.knobs.values()),
-                exact=self.exact_columns(directions) if directions else None, **self._rules,
-            )
-            if not directions:
-                return self._proposers.pop(key)
+            try:
+                self._proposers[key] = self._made(len(directions), scale, bounds, floors_of(self.floors, directions), self.exact_columns(directions))
+            except ValueError as error:
+                raise ValueError(f"the sampler does not fit the study: {error}") from None
         return self._proposers[key]
+
+    def _bounds(self, ranges: Ranges, widest: float, most: float) -> Ranges:
+        """The range of each member's weight, no wider than a sum of `most` allows."""
+        if not ranges:
+            return self.bounds
+        found = {name: self.bounds.get(name, ranges.get(name, (0.0, widest))) for name in self.members if name not in self.frozen}
+        below = sum(min(low, 0.0) for low, _ in found.values()) + sum(min(weight, 0.0) for weight in self.frozen.values())
+        return {name: (low, high if name in self.bounds else min(high, max(low, most - below + min(low, 0.0)))) for name, (low, high) in found.items()}
+
+    def _made(self, num_objectives: int, scale: tuple[float, float], bounds: Ranges, floors: Floats | None = None, exact: Exact | None = None) -> SimplexGP:
+        return SimplexGP(self.members, num_objectives, seed=self.seed, scale=scale, bounds=bounds, frozen=self.frozen, max_nonzero=self.max_nonzero,
+                         gram=self.gram, floors=floors, knobs=tuple(self.knobs.values()), exact=exact)
 
     def exact_columns(self, directions: Sequence[StudyDirection]) -> Exact:
         """`exact` to be made large, as `SimplexGP` takes it. Raises ValueError where it does not fit a study of these directions."""
-        known, columns = set(self._exact), range(len(directions))
+        known, columns = set(self.exact), range(len(directions))
         if not known <= set(columns):
             raise ValueError(f"exact tells objective {min(known - set(columns))}, and the study has objectives 0 to {len(directions) - 1}")
         if known == set(columns):
             raise ValueError("exact tells every objective of the study, so there is nothing to learn from its trials")
-        return {column: _signed(value, sign) for (column, value), sign in zip(sorted(self._exact.items()), signs(directions)[sorted(known)], strict=True)}
+        return {column: _signed(value, sign) for (column, value), sign in zip(sorted(self.exact.items()), signs(directions)[sorted(known)], strict=True)}
 
 
-def posterior_front(study: Study, members: Sequence[str] | None = None) -> list[FrozenTrial]:
-    """The complete trials of `study` to ship: non-dominated by the GP's posterior mean, best first objective first.
-
-    Works for a study of any sampler whose parameters are weights; `members` (and knobs) default to those of the study's
-    `SimplexGPSampler`, else to the float parameters all complete trials share. Standard errors are read from the user
-    attribute "stderr". Raises ValueError when no trial is complete or no weights are found.
-    """
-    sampler = study.sampler
-    trials = study.get_trials(deepcopy=True)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
-        raise ValueError(f"study {study.study_name!r} has no complete trial, so there is no front")
-    gram, knobs, exact = None, (), None
-    if members is not None:
-        names = tuple(members)
-    elif isinstance(sampler, SimplexGPSampler):
-        names, gram, knobs = sampler._names, sampler._rules["gram"], tuple(sampler.knobs.values())
-        exact = sampler.exact_columns(study.directions)
-    else:
-        names = tuple(name for name, one in complete[0].distributions.items() if isinstance(one, FloatDistribution)
-                      and all(name in trial.params for trial in complete))
-    if not names:
-        raise ValueError("the trials share no float parameters; name the weights in members=[...]")
-    kept, observed = observed_trials(complete, names, study.directions)
-    weights = names[: len(names) - len(knobs)]
-    low, high = observed.weights.min(), max(1.0, observed.weights.max() * len(names))
-    model = SimplexGP(weights, len(study.directions), seed=0, scale=(1e-6, high), gram=gram, knobs=knobs, exact=exact,
-                      bounds={name: (min(low, 0.0), high) for name in weights})
-    return [kept[index] for index in model.front(observed).indices]
+def _fixed(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial's parameters are, or will be since it was enqueued with them."""
+    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
 
 
-def signs(directions: Sequence[StudyDirection]) -> Floats:
-    """+1 where an objective is maximised, -1 where it is minimised, (T,)."""
-    return np.where([direction == StudyDirection.MINIMIZE for direction in directions], -1.0, 1.0)
+def _inside(distribution: FloatDistribution, value: float) -> bool:
+    return bool(distribution.low - SLACK <= value <= distribution.high + SLACK)
 
 
 def _signed(value: Callable[[Floats], Floats], sign: float) -> Callable[[Floats], Floats]:
     return lambda points: sign * np.asarray(value(points), dtype=float)
-
-
-def observed_trials(
-    trials: Sequence[FrozenTrial], names: Sequence[str], directions: Sequence[StudyDirection]
-) -> tuple[list[FrozenTrial], Observations]:
-    """Finished trials that have all of `names`, and what they say, maximised; failed and pruned ones have NaN values."""
-    kept = [trial for trial in trials if trial.state.is_finished() and all(name in trial.params for name in names)]
-    nothing = [math.nan] * len(directions)
-    weights = [[trial.params[name] for name in names] for trial in kept]
-    values = [trial.values if trial.state == TrialState.COMPLETE else nothing for trial in kept]
-    stderrs = [np.broadcast_to(trial.user_attrs.get(STDERR, 0.0), len(directions)) for trial in kept]
-    shape = (len(kept), len(directions))
-    return kept, Observations(
-        np.array(weights, dtype=float).reshape(len(kept), len(names)),
-        np.array(values, dtype=float).reshape(shape) * signs(directions),
-        np.nan_to_num(np.array(stderrs, dtype=float)).reshape(shape),
-    )

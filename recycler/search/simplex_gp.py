@@ -103,18 +103,19 @@ class SimplexGP:
         self.margins, self.reaches, self.ahead, self.patience, self.opening = MARGINS, REACHES, AHEAD, PATIENCE, opening
         self._model = Surrogate(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
 
-    def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0) -> Floats:
+    def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0) -> Floats:
         """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
 
-        Never a point that is already observed or pending. The opening design comes first, less what is known of it.
+        Never a point that is already observed or pending. The opening design comes first, less what is known of it and less
+        its next `skip` points, which others take at this moment.
         """
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
         known = waiting if observed is None else np.concatenate([observed.weights, waiting])
         first = distinct(self._opening(observed), known)
         first = first[self._affordable(first)]
-        if len(first):
-            return first[0]
+        if len(first) > skip:
+            return first[skip]
         rng = np.random.default_rng([self.seed, number])
         scored = None if observed is None else observed.complete()
         if scored is None or len(scored.values) < 3:
@@ -128,8 +129,7 @@ class SimplexGP:
 
     def front(self, observed: Observations) -> PosteriorFront:
         """What to ship, and how sure that is; see `PosteriorFront`. Raises ValueError without a complete trial."""
-        complete = ~np.isnan(observed.values).any(axis=1)
-        rows = np.flatnonzero(complete)
+        rows = np.flatnonzero(observed.scored)
         if not rows.size:
             raise ValueError("no trial has all its scores, so there is no front")
         mean, sd = np.full_like(observed.values, np.nan), np.full_like(observed.values, np.nan)

@@ -22,14 +22,15 @@ PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
 
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
+LARGEST = 1e30  # a value beyond is that of a broken merge: infinite, or with squares and products that are
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
     """Scored trials: points (n, D), values (n, T) to be made large, their standard errors (n, T).
 
-    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed merge) teaches
-    nothing but is not proposed again.
+    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed merge), or with one that
+    is infinite or beyond LARGEST (a broken one), teaches nothing but is not proposed again.
     """
 
     weights: Floats
@@ -38,12 +39,17 @@ class Observations:
 
     def complete(self) -> Observations:
         """The trials that have all their scores."""
-        rows = ~np.isnan(self.values).any(axis=1)
+        rows = self.scored
         return Observations(self.weights[rows], self.values[rows], self.stderrs[rows])
+
+    @property
+    def scored(self) -> Mask:
+        """(n,) True where a trial has all its scores."""
+        return (np.abs(self.values) < LARGEST).all(axis=1)  # a NaN compares false
 
     def values_at(self, point: Floats) -> Floats | None:
         """What `point` (D,) scored (T,), None where it has not."""
-        there = (np.abs(self.weights - point).max(axis=1) <= CLOSE) & ~np.isnan(self.values).any(axis=1)
+        there = (np.abs(self.weights - point).max(axis=1) <= CLOSE) & self.scored
         return self.values[there][0] if there.any() else None
 
 
