@@ -134,9 +134,24 @@ def front_document(front: Front) -> dict[str, Any]:
         "picked_by": "posterior" if front.smoothed else "search score",
         "dead_objectives": list(front.smoothed.dead),
         "observed_front": [trial.number for trial in front.observed],
+        "search_to_holdout": {name: {"value": gap, "stderr": stderr, "trials": number} for name, gap, stderr, number in search_to_holdout(front)},
         "baselines": baselines,
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
     }
+
+
+def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]:
+    """By benchmark: its name, the mean of holdout less search score over the front's merges and its standard error, and how many they are.
+
+    Empty before the holdout is scored. All merges answer the same items, so the mean's error is no smaller than each one's.
+    """
+    held = [trial for trial in front.front if trial.holdout]
+    found = []
+    for objective in costs.benchmarks(front.objectives) if held else ():
+        pairs = [[next(score for score in trial.scores(role) if score.objective == objective.name) for role in ("search", "holdout")] for trial in held]
+        gap = float(np.mean([after.value - before.value for before, after in pairs]))
+        found.append((objective.name, gap, float(np.mean([np.hypot(before.stderr, after.stderr) for before, after in pairs])), len(held)))
+    return tuple(found)
 
 
 def knee(front: Front) -> Trial:

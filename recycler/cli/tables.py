@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recycler.report import Front, knee, weights_by_group
+from recycler.costs import benchmarks
+from recycler.report import Front, knee, search_to_holdout, weights_by_group
 from recycler.types import Role, Score, Trial
 
 MANY_ROWS = 4  # of weights; more are summed up
@@ -17,19 +18,40 @@ def front_table(front: Front, role: Role = "search") -> str:
         role = "search"
     names = [objective.name for objective in front.objectives]
     picked = "picked by posterior score" if front.smoothed else "picked by search score"
-    rows = [["trial", "what", *names, "on front", "weights"]]
     chosen, probability, called = knee(front), front.probability, front.names
-    for trial in sorted(front.front, key=lambda trial: trial.number):
-        mark = " (knee)" if trial is chosen else ""
-        rows.append([str(trial.number), called[trial.number] + mark, *_figures(trial, names, role), f"{probability[trial.number]:.0%}", _weights(trial)])
-    rows.append([])
+    observed = {trial.number for trial in front.observed} if front.smoothed else None  # before the end the one is the other
+
+    def row(trial: Trial, share: str, weights: str, mark: str = "") -> list[str]:
+        both = [] if observed is None else ["yes" if trial.number in observed else ""]
+        return [str(trial.number), called[trial.number] + mark, *_figures(trial, names, role), share, *both, weights]
+
+    rows = [["trial", "what", *names, "on front", *([] if observed is None else ["observed"]), "weights"]]
+    rows += [row(trial, f"{probability[trial.number]:.0%}", _weights(trial), " (knee)" if trial is chosen else "") for trial in sorted(front.front, key=lambda trial: trial.number)]
     shown = {trial.number for trial in front.front}  # a baseline that is on the front, or has the weights of one there, is named there
-    rows += [[str(trial.number), called[trial.number], *_figures(trial, names, role), "", ""] for trial in front.baselines if trial.number not in shown]
+    lucky = [trial for trial in sorted(front.observed, key=lambda trial: trial.number) if trial.number not in shown | {trial.number for trial in front.baselines}]
+    rows += [[], *(row(trial, f"{probability[trial.number]:.0%}", _weights(trial)) for trial in lucky)] if lucky else []
+    rows += [[], *(row(trial, "", "") for trial in front.baselines if trial.number not in shown)]
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
-    notice = "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
+    notice = "".join(f"{line}\n" for line in _together(front)) + "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
     notice += "" if front.floors_kept else "No trial keeps every floor: this is the front without floors\n"
-    return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n"
+    return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n{_gaps(front)}"
+
+
+def _together(front: Front) -> list[str]:
+    """Which benchmarks do not trade off over the members, once all of these are scored."""
+    from recycler.search.preview import tradeoffs
+
+    if len(front.members) < len(front.members[0].recipe.members):
+        return []
+    return [str(pair) for pair in tradeoffs(front.members, benchmarks(front.objectives)) if pair.together]
+
+
+def _gaps(front: Front) -> str:
+    """How the front's merges fare on items that did not choose them, one line."""
+    found = search_to_holdout(front)
+    told = ", ".join(f"{name} {gap:+.3f} ± {stderr:.3f}" for name, gap, stderr, _ in found)
+    return f"search to holdout: {told} over the {found[0][3]} shipped merge{'s' * (found[0][3] > 1)}\n" if found else ""
 
 
 def preview_text(preview: Mapping[str, Any]) -> str:
