@@ -179,8 +179,17 @@ def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Poo
     distance = next((index for index, spec in enumerate(job.objectives) if isinstance(spec, CostSpec) and spec.cost == "distance"), None)
     if distance is not None and space.options:
         raise UsageError(Problem(thing="cost distance", cause=f"cannot be told from the weights alone while the space searches {space.options[0][0]}", remedy="Take that option out of the space, or leave the cost out", where=document.where(("objectives", distance))))
-    raise_problems(_grid_problems(space, job, document), UsageError)
+    raise_problems([*_grid_problems(space, job, document), *_sign_problems(space, job, document)], UsageError)
     return _within_members(space, job, document)
+
+
+def _sign_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> list[Problem]:
+    """Weights below 0 that the space lets free and the job's sampler never proposes: half of the space would go unseen."""
+    below = [name for name, low, high in zip(space.members, space.low, space.high, strict=True) if low < 0.0 and low < high]
+    if not below or job.sampler in ("simplex_gp", "grid"):
+        return []
+    return [Problem(thing=f"sampler {job.sampler}", cause=f"proposes shares of a sum, none of them below 0, and the space allows that of {', '.join(below)}", where=document.where(("sampler",)),
+                    remedy="Use sampler: simplex_gp, or raise those bounds to 0; a weight that is fixed may be negative with any sampler")]
 
 
 def _grid_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> list[Problem]:

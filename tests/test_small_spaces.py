@@ -67,6 +67,17 @@ def test_a_bound_on_members_that_no_sum_can_keep_is_refused(job, capsys):  # noq
     assert "at most 1 members: are too few: their weights sum to 0 to 0.6" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_that_propose_no_negative_weights_are_refused_where_these_are_allowed(sampler, job, capsys):  # noqa: F811
+    (job / "s.yaml").write_text("version: 1\nsum: 1\nmembers: {m0: {min: -0.5}, m1: {fixed: -0.2}}\n")
+    set_job(job, space="s.yaml", sampler=sampler)
+    assert main(["plan", str(job / "job.yaml")]) == (0 if sampler == "simplex_gp" else 2)
+    said = capsys.readouterr().err
+    assert sampler == "simplex_gp" or (f"sampler {sampler}: proposes shares of a sum" in said and "allows that of m0. Use sampler: simplex_gp" in said and "job.yaml:" in said)
+    (job / "s.yaml").write_text("version: 1\nsum: 1\nmembers: {m1: {fixed: -0.2}}\n")
+    assert main(["plan", str(job / "job.yaml")]) == 0
+
+
 def test_a_plan_says_how_many_merges_a_small_space_holds(job, capsys):  # noqa: F811
     (job / "s.yaml").write_text("version: 1\nsum: 1\nmembers: {m0: {fixed: 0.5}, m1: {fixed: 0.5}, m2: {fixed: 0}}\n")
     set_job(job, space="s.yaml")
