@@ -94,7 +94,7 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
             listen(Event(what="noted", trial=known[0], notes=_of_members(ledger, prepared, Notices(ledger=ledger, proposer=looks.proposer))))
         trials = search(planner, ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
         if clock.within_budget() and planner.exhausted(trials):
-            listen(Event(what="noted", trial=trials[-1], notes=(f"nothing that the space allows is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",)))
+            listen(Event(what="noted", trial=trials[-1], notes=(f"{'no point of the grid' if prepared.job.sampler == 'grid' else 'nothing that the space allows'} is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",)))
         finalists = complete(lambda trials: _finalists(prepared, ledger, trials), ledger, workers, fidelity, listen=clock.stamp(listen))
         score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
         write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))

@@ -19,7 +19,7 @@ from recycler.search.preview import Preview, tradeoffs
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import observations
 from recycler.search.simplex_proposer import SimplexProposer
-from recycler.search.why import Surrogate
+from recycler.search.why import Surrogate, pair_sentences
 from recycler.space import SearchSpace
 from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 
@@ -245,3 +245,56 @@ def test_what_does_not_trade_off_and_what_is_noise_is_said_once_and_kept_for_sta
         assert again.of_noise(trials[:7]) == (f"{third} moves with the weights after all: it has its say in the front again",)
     assert main(["status", str(run)]) == 0
     assert third not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    """The first score takes a and b together, in the second c and d replace one another; e adds a little to both."""
+    members, objectives, rng = ("a", "b", "c", "d", "e"), OBJECTIVES[:2], np.random.default_rng(3)
+    trials = []
+    for number in range(70):
+        weights = np.eye(5)[number] if number < 5 else rng.dirichlet([0.7] * 5) * rng.uniform(0.8, 2.5)
+        a, b, c, d, e = weights
+        values = (0.1 + 0.5 * np.tanh(a) * np.tanh(b) + 0.05 * e, 0.1 + 0.4 * np.tanh(2 * (c + d)) + 0.05 * e)
+        scores = tuple(Score(objective=objective.name, value=float(value), stderr=0.002, n=1000) for objective, value in zip(objectives, values, strict=True))
+        trials.append(Trial(number=number, kind="member" if number < 5 else "merge", state="SCORED", recipe=Recipe(method="linear", members=members, weights=(tuple(map(float, weights)),), base="base"), search=scores))
+    space = SearchSpace(groups=(Group(name="all"),), members=members, low=(0.0,) * 5, high=(3.0,) * 5, total=(0.3, 3.0))
+    return Surrogate(SimplexProposer(space, objectives, seed=0), trials, objectives)
+
+
+def test_members_that_need_one_another_and_members_that_replace_one_another_are_found(coupled):
+    first, second = (objective.name for objective in coupled.objectives)
+    pairs = {frozenset(pair.members): pair for pair in coupled.pairs(np.array([0.6, 0.6, 0.5, 0.5, 0.2]))}
+    need, replaced = pairs[frozenset("ab")], pairs[frozenset("cd")]
+    assert need.differs[first][0] > 0.03 and replaced.differs[second][0] < -0.03
+    said = pair_sentences(tuple(pairs.values()), coupled.objectives)
+    assert any(line.startswith(f"{' and '.join(need.members)} are worth more together than each alone at {first}") for line in said)
+    assert any(line.startswith(f"{' and '.join(replaced.members)} stand in for one another at {second}") for line in said)
+
+
+def test_pairs_and_moves_are_differences_of_what_the_model_predicts(coupled):
+    """By hand: four merges a pair, two a move; sums stay, and a merge of one member has neither."""
+    point = np.array([0.8, 0.4, 0.3, 0.0, 0.5])
+    predicted = lambda *rows: coupled.gp.predict(np.array(rows))[0]  # noqa: E731
+    for pair in coupled.pairs(point):
+        i, j = (coupled.members.index(name) for name in pair.members)
+        rows = [point * (np.isin(np.arange(5), gone, invert=True)) for gone in ([], [i], [j], [i, j])]
+        whole, one, other, none = predicted(*rows)
+        assert [value for value, _ in pair.differs.values()] == pytest.approx(list(none - one - other + whole), abs=1e-9)
+    moves = coupled.moves(point)
+    assert [move.member for move in moves] == ["a", "e", "b", "c"]
+    for move in moves:
+        for factor, told in ((1.1, move.larger), (0.9, move.smaller)):
+            row = point * np.where(np.arange(5) == coupled.members.index(move.member), factor, 1.0)
+            before, after = predicted(point, row * point.sum() / row.sum())
+            assert [value for value, _ in told.values()] == pytest.approx(list(after - before), abs=1e-9)
+    alone = np.eye(5)[0]
+    assert coupled.pairs(alone) == () and coupled.moves(alone) == ()
+
+
+def test_why_shows_pairs_and_moves(run, capsys):
+    found = open_why(run)
+    assert 0 < len(found["pairs"]) <= 3 and len(found["moves"]) == len(found["shares"])
+    assert main(["why", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "Taken out together, what changes beyond the sum of each alone:" in shown and f"10 % less, {OBJECTIVES[0].name}" in shown and " + ".join(found["pairs"][0]["members"]) in shown

@@ -70,11 +70,21 @@ def why_text(why: Mapping[str, Any]) -> str:
     """What each member adds to a merge, what the front would lose without it, and the sentences that say it."""
     names = list(why["shares"][0]["adds"]) if why["shares"] else []
     rows = [["member", "weight", *(f"adds to {name}" for name in names)]]
-    rows += [[share["member"], f"{share['weight']:.2f}", *(f"{value:+.3f} ± {doubt:.3f}" for value, doubt in (share["adds"][name] for name in names))] for share in why["shares"]]
+    rows += [[share["member"], f"{share['weight']:.2f}", *(_doubted(share["adds"][name]) for name in names)] for share in why["shares"]]
+    pairs = [["pair", *(f"together, {name}" for name in names)]]
+    pairs += [[" + ".join(pair["members"]), *map(_doubted, pair["differs"].values())] for pair in why["pairs"]]
+    moves = [["weight moved", *(f"10 % {way}, {name}" for name in names for way in ("more", "less"))]]
+    moves += [[move["member"], *(_doubted(move[way][name]) for name in names for way in ("larger", "smaller"))] for move in why["moves"]]
+    beside = ["Taken out together, what changes beyond the sum of each alone:", align(pairs), ""] if why["pairs"] else []
+    beside += ["A weight a little larger or smaller, all scaled back to their sum:", align(moves), ""] if why["moves"] else []
     lost = [["left out", "front loses", "90 % interval", "used by", "the most balanced merge without it"]]
     lost += [[loss["member"], f"{loss['hypervolume']:.1%}", f"{loss['low']:.0%} to {loss['high']:.0%}", str(loss["used_by"]),
               "; ".join(" ".join(f"{name}={weight:.3g}" for name, weight in zip(why["members"], row, strict=True) if weight) for row in loss["remaining"])] for loss in why["losses"]]
-    return "\n".join([*_choice_lines(why["chosen"]), *why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", align(lost)]) + "\n"
+    return "\n".join([*_choice_lines(why["chosen"]), *why["said"], "", f"Merge {why['trial']}, by the search's model (± standard error):", align(rows), "", *beside, align(lost)]) + "\n"
+
+
+def _doubted(figure: tuple[float, float]) -> str:
+    return f"{figure[0]:+.3f} ± {figure[1]:.3f}"
 
 
 def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:

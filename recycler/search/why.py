@@ -30,6 +30,8 @@ MOST_EXACT = 9  # members of a merge whose coalitions are all looked at; the sma
 NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 200, 3
 MOST_LIKELY = 30
 MOST_TRIALS = 240
+MOST_PAIRS = 3
+MOVE = 0.1  # of a weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,27 @@ class Share:
     member: str
     weight: float
     adds: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """What taking two members out of a merge together changes beyond the sum of taking out each alone: (value, standard error) by objective.
+
+    To the better: each is worth little without the other. To the worse: each stands in for the other.
+    """
+
+    members: tuple[str, str]
+    differs: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """What changes when a member's weight is a share MOVE larger or smaller and all are scaled back to their sum: (value, standard error) by objective."""
+
+    member: str
+    weight: float
+    larger: dict[str, tuple[float, float]]
+    smaller: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +104,10 @@ class Surrogate:
     def shares(self, point: Floats) -> tuple[Share, ...]:
         """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are. Of what it costs no
         share is told: that is no model's guess, and the weights say it."""
-        size, weight = self._sizes(point[None])[0], self.domain.split(point[None])[0][0].mean(axis=0)
-        used = [int(index) for index in np.argsort(-size, kind="stable") if size[index] > 0.0]
+        weight, used = self._mean_weights(point), self._used(point)
         parts = [[index] for index in used[: MOST_EXACT - 1]] + ([used[MOST_EXACT - 1:]] if len(used) >= MOST_EXACT else [])
         coalitions = [part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)]
         rows = np.array([self._coalition(point, [index for part in coalition for index in parts[part]]) for coalition in coalitions])
-        draws = self.gp.draw(rows, np.random.default_rng(0), NUM_DRAWS) * self.signs  # (draws, coalitions, T)
-        mean = self.gp.predict(rows)[0] * self.signs
         place = {coalition: index for index, coalition in enumerate(coalitions)}
         weighed = np.zeros((len(parts), len(coalitions)))
         for coalition in coalitions:
@@ -96,9 +116,51 @@ class Surrogate:
                     factor = factorial(len(coalition)) * factorial(len(parts) - len(coalition) - 1) / factorial(len(parts))
                     weighed[part, place[coalition]] -= factor
                     weighed[part, place[tuple(sorted((*coalition, part)))]] += factor
-        values, doubt = weighed @ mean, np.einsum("pc,dct->dpt", weighed, draws).std(axis=0)
-        return tuple(Share(member=" + ".join(self.members[index] for index in part), weight=float(weight[part].sum()),
-                           adds={objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives) if not objective.is_cost}) for row, part in enumerate(parts))
+        told = self._contrasts(rows, weighed)
+        return tuple(Share(member=" + ".join(self.members[index] for index in part), weight=float(weight[part].sum()), adds=adds) for part, adds in zip(parts, told, strict=True))
+
+    def pairs(self, point: Floats) -> tuple[Pair, ...]:
+        """The at most MOST_PAIRS pairs of members of one merge (D,) that depend most on one another, by the spread of what was scored; of
+        the MOST_EXACT largest weights."""
+        used = self._used(point)
+        leading = used[:MOST_EXACT]
+        chosen = list(combinations(leading, 2))
+        out = [(), *((index,) for index in leading), *chosen]
+        rows = np.array([self._coalition(point, [index for index in used if index not in gone]) for gone in out])
+        weighed = np.zeros((len(chosen), len(out)))
+        for row, (first, second) in enumerate(chosen):
+            for sign, gone in ((1, ()), (-1, (first,)), (-1, (second,)), (1, (first, second))):
+                weighed[row, out.index(gone)] = sign
+        spread = dict(zip((objective.name for objective in self.objectives), self.gp.predict(self.observed.weights)[0].std(axis=0), strict=True))
+        found = [Pair(members=(self.members[first], self.members[second]), differs=differs) for (first, second), differs in zip(chosen, self._contrasts(rows, weighed), strict=True)]
+        return tuple(sorted(found, key=lambda pair: -max(abs(value) / max(spread[name], 1e-12) for name, (value, _) in pair.differs.items()))[:MOST_PAIRS])
+
+    def moves(self, point: Floats) -> tuple[Move, ...]:
+        """What a little more or less of each member of one merge (D,) changes, the largest weight first; none where there is nothing to scale back by."""
+        used, weight = self._used(point), self._mean_weights(point)
+        free = [index for index in used if self.domain.low[index] < self.domain.high[index]] if len(used) > 1 else []
+        before, knobs = self.domain.split(point[None])
+        factors = np.ones((2 * len(free), 1, len(self.members)))
+        for row, index in enumerate(free):
+            factors[2 * row, 0, index], factors[2 * row + 1, 0, index] = 1 + MOVE, 1 - MOVE
+        moved = self._joined(self._shared(before * factors, np.repeat(before, len(factors), axis=0)), np.repeat(knobs, len(factors), axis=0)) if free else np.zeros((0, len(point)))
+        weighed = np.concatenate([-np.ones((len(moved), 1)), np.eye(len(moved))], axis=1)
+        told = self._contrasts(np.concatenate([point[None], moved]), weighed)
+        return tuple(Move(member=self.members[index], weight=float(weight[index]), larger=larger, smaller=smaller) for index, larger, smaller in zip(free, told[::2], told[1::2], strict=True))
+
+    def _contrasts(self, points: Floats, weighed: Floats) -> list[dict[str, tuple[float, float]]]:
+        """(value, standard error) by benchmark of each of the sums `weighed` (m, n) of the scores of `points` (n, D), in the objectives' own units."""
+        values = weighed @ (self.gp.predict(points)[0] * self.signs)
+        doubt = np.einsum("pc,dct->dpt", weighed, self.gp.draw(points, np.random.default_rng(0), NUM_DRAWS) * self.signs).std(axis=0)
+        return [{objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives) if not objective.is_cost} for row in range(len(weighed))]
+
+    def _used(self, point: Floats) -> list[int]:
+        """The members with a weight in some group, the largest first."""
+        size = self._sizes(point[None])[0]
+        return [int(index) for index in np.argsort(-size, kind="stable") if size[index] > 0.0]
+
+    def _mean_weights(self, point: Floats) -> Floats:
+        return self.domain.split(point[None])[0][0].mean(axis=0)
 
     def losses(self) -> tuple[Loss, ...]:
         """What the front would lose without each member, the most missed first.
@@ -209,12 +271,25 @@ def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], ob
     return said
 
 
+def pair_sentences(pairs: Sequence[Pair], objectives: Sequence[Objective]) -> list[str]:
+    """Which members need or replace one another beyond doubt."""
+    said = []
+    for objective in benchmarks(objectives):
+        for pair in pairs:
+            value, doubt = pair.differs[objective.name]
+            if abs(value) > Z90 * doubt:
+                how = "are worth more together than each alone" if objective.sign * value > 0 else "stand in for one another"
+                said.append(f"{' and '.join(pair.members)} {how} at {objective.name} (taken out together {value:+.3f} ± {doubt:.3f} beyond the sum of each alone).")
+    return said
+
+
 def why_document(surrogate: Surrogate, chosen: Trial) -> dict[str, Any]:
     """The one JSON document of `recycler why --json`."""
     if not surrogate.covers(chosen):
         raise ValueError("the model of this search does not cover its kind of merge")
     index = next(index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe)
     point = surrogate.observed.weights[index]
-    shares, losses = surrogate.shares(point), surrogate.losses()
-    return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": sentences(chosen, shares, losses, surrogate.objectives),
-            "shares": [asdict(share) for share in shares], "losses": [asdict(loss) for loss in losses], "members": surrogate.members}
+    shares, losses, pairs = surrogate.shares(point), surrogate.losses(), surrogate.pairs(point)
+    return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": [*sentences(chosen, shares, losses, surrogate.objectives), *pair_sentences(pairs, surrogate.objectives)],
+            "shares": [asdict(share) for share in shares], "pairs": [asdict(pair) for pair in pairs], "moves": [asdict(move) for move in surrogate.moves(point)],
+            "losses": [asdict(loss) for loss in losses], "members": surrogate.members}
