@@ -137,6 +137,11 @@ def test_each_member_keeps_to_its_own_range():
     assert rows(played(bounds={"a": (0.0, 0.4)})).max(axis=0)[0] <= 0.4 + 1e-9, "bounds say more than the range"
 
 
+def test_a_range_of_one_value_has_that_value_in_the_first_trial_too():
+    study = played(lambda trial: score([trial.suggest_float(name, *((0.1, 0.1) if name == "c" else (0.0, 1.0))) for name in NAMES]))
+    assert sums(study) == pytest.approx(1.0) and (rows(study)[:, 2] == 0.1).all()
+
+
 def test_ranges_that_leave_no_row_and_knobs_outside_theirs_are_told():
     with pytest.raises(ValueError, match="does not fit the study: weights can sum to 0 .. 0.8 at most"):
         played(lambda trial: score(suggested(trial, high=0.2)), 1)
@@ -201,7 +206,16 @@ def test_trials_of_other_processes_that_have_said_nothing_yet_take_other_points_
     assert [trial.params for trial in trials] == expected
 
 
-def test_four_processes_on_one_storage_score_nothing_twice(tmp_path):
+def test_points_that_killed_processes_had_taken_come_back():
+    study, alone = study_of(), played(num_trials=6)
+    for _ in range(2):
+        study.ask()
+    study.optimize(plain, n_trials=13)
+    taken = [trial.params for trial in study.trials]
+    assert taken[2] == alone.trials[2].params and taken[10] == alone.trials[0].params and alone.trials[1].params in taken
+
+
+def test_several_processes_on_one_storage_score_nothing_twice(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(study_name="s", storage=url, directions=["maximize"] * 2)
     code = f"""

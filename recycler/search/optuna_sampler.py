@@ -23,12 +23,13 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.pareto import Floats
-from recycler.search.domain import SLACK, weight_domain
+from recycler.search.domain import CLOSE, SLACK, weight_domain
 from recycler.search.optuna_trials import floors_of, observed_trials, signs, stderrs_of
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import LARGEST, Exact
 
 DEFAULT_LOWEST_SCALE = 0.3
+LOST = 8  # trials that end after one was begun and before it says its weights: then it never will
 FIXED = "fixed_params"  # where Optuna keeps what enqueue_trial fixes
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -140,10 +141,13 @@ class SimplexGPSampler(BaseSampler):
     def _planned(self, study: Study, trial: FrozenTrial, name: str, distribution: FloatDistribution) -> float:
         key = (study.study_name, trial.number)
         row = self._plans.get(key)
-        if row is None or not _inside(distribution, row[name]):
+        if row is None or not _inside(distribution, row[name]) or any(abs(row[other] - trial.params.get(other, row[other])) > SLACK for other in self.members):
             trials = study.get_trials(deepcopy=False)
             ranges = self._ranges(trials, trial, {name: distribution})
             row = self._row(study, trials, trial, ranges)
+            trials = study.get_trials(deepcopy=False)
+            if self._taken(trials, trial.number, row):  # by another process, while this one was thinking
+                row = self._row(study, trials, trial, ranges)
             if ranges:  # else a knob was suggested before any weight, and the row is planned again once a range is known
                 self._plans[key] = row
         return row[name]
@@ -177,16 +181,22 @@ class SimplexGPSampler(BaseSampler):
         return {name: float(fixed.get(name, value)) for name, value in row.items()}
 
     def _in_flight(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> tuple[Floats, int]:
-        """Points (p, D) of the trials under way, and how many running trials of lower number have not said theirs: they do so in other processes."""
+        """Points (p, D) of the trials under way, and how many running trials of lower number have not said theirs: they do so in other
+        processes, unless that many later ones have ended that their process must have been killed."""
         rows, untold = [], 0
+        ended = np.array([other.number for other in trials if other.state.is_finished()], dtype=int)
         for other in trials:
             if not other.state.is_finished() and other.number != number:
                 params = {**self.frozen, **self._plans.get((study.study_name, other.number), {}), **_fixed(other)}
                 if all(name in params for name in self.names):
                     rows.append([params[name] for name in self.names])
-                elif other.state == TrialState.RUNNING and other.number < number:
+                elif other.state == TrialState.RUNNING and other.number < number and (ended > other.number).sum() < LOST:
                     untold += 1
         return np.array(rows, dtype=float).reshape(-1, len(self.names)), untold
+
+    def _taken(self, trials: Sequence[FrozenTrial], number: int, row: Mapping[str, float]) -> bool:
+        others = ({**self.frozen, **other.params} for other in trials if other.number != number)
+        return any(all(abs(params.get(name, np.inf) - value) <= CLOSE for name, value in row.items()) for params in others)
 
     def _proposer(self, directions: Sequence[StudyDirection], ranges: Ranges) -> SimplexGP:
         widest = max([high for _, high in ranges.values()], default=1.0)

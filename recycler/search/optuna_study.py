@@ -63,7 +63,7 @@ def _searched(closed: Sequence[Trial]) -> Recipe | None:
     """A recipe with the groups that the search proposes weights for: baselines and refined merges may have others."""
     proposed = [trial for trial in closed if trial.is_proposed] or closed
     groups = Counter(trial.recipe.groups for trial in proposed).most_common(1)
-    return next((trial.recipe for trial in proposed if trial.recipe.groups == groups[0][0]), None)
+    return max((trial.recipe for trial in proposed if trial.recipe.groups == groups[0][0]), key=lambda recipe: len(recipe.members), default=None)
 
 
 def _weights(recipe: Recipe, searched: Recipe) -> dict[str, float]:

@@ -91,6 +91,7 @@ def _stderrs_or_unknown(trial: FrozenTrial, num_objectives: int) -> list[float]:
 
 
 def missing_names(trials: Sequence[FrozenTrial], names: Sequence[str], given: Mapping[str, float]) -> str:
-    """Which of `names` are not parameters of how many of these trials, in words."""
+    """Which of `names` are not parameters of how many of these trials, in words: the first three of them."""
     lacking = {name: sum(name not in trial.params for trial in trials) for name in names if name not in given}
-    return ", ".join(f"{name!r} is not in {number} of them" for name, number in lacking.items() if number)
+    told = [f"{name!r} is not in {number} of them" for name, number in lacking.items() if number]
+    return ", ".join(told[:3]) + (f", and {len(told) - 3} more" if len(told) > 3 else "")

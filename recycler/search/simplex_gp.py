@@ -116,6 +116,7 @@ class SimplexGP:
         first = first[self._affordable(first)]
         if len(first) > skip:
             return first[skip]
+        known = np.concatenate([known, first])
         rng = np.random.default_rng([self.seed, number])
         scored = None if observed is None else observed.complete()
         if scored is None or len(scored.values) < 3:
