@@ -247,3 +247,10 @@ def test_holdout_and_front_documents_say_the_same_cost(tmp_path):
 def test_the_card_of_an_export_says_what_its_recipe_costs(trials):
     card = model_card("merge", POOL, trials[-1].recipe, trials[-1], "", searched={"fake": ()})
     assert "(by its recipe) |" in next(line for line in card.splitlines() if line.startswith("| cost:members")) and "No search items come from a published test set" in card
+
+
+def test_a_floor_above_the_whole_opening_is_kept_from_the_first_proposal_on():
+    """A knob that is its own objective, with a floor of 0.45: the opening has it in the middle, at 0.3, and is left out."""
+    proposer = SimplexGP(["a", "b"], 2, seed=0, knobs=[(0.1, 0.5)], floors=[np.nan, 0.45], exact={1: lambda points: points[:, 2]})
+    first = proposer.ask(None)
+    assert proposer.ask(observations([first], [[0.5, first[2]]]), number=1)[2] >= 0.45 and first[2] >= 0.45

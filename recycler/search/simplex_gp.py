@@ -22,6 +22,7 @@ from recycler.search.proposals import GLOBAL_SHARE, alone, around, distinct, ope
 from recycler.search.surrogate import Exact, Observations, PriorMean, Surrogate
 
 NUM_DRAWS = 16
+NUM_BLIND = 64  # random points drawn for one proposal that no model has a say in
 NUM_CANDIDATES = 400
 NUM_REFINED = 160
 NUM_THINNED = 80  # candidates with fewer members, where that may be worth something in itself
@@ -120,7 +121,7 @@ class SimplexGP:
         rng = np.random.default_rng([self.seed, number])
         scored = None if observed is None else observed.complete()
         if scored is None or len(scored.values) < 3:
-            return _fresh(domain, rng, known)
+            return self._fresh(known, rng)
         self._model.fit(scored)
         return self._best(scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)])
 
@@ -187,7 +188,7 @@ class SimplexGP:
             wide.append(thinned(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
         candidates = self._within(distinct(np.concatenate(wide), known))
         if not len(candidates):
-            return _fresh(self.domain, rng, known)
+            return self._fresh(known, rng)
         gains = self._gains(baseline, candidates, corner, alive, rng)
         for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
@@ -197,6 +198,14 @@ class SimplexGP:
             candidates = self._within(distinct(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
+
+    def _fresh(self, known: Floats, rng: np.random.Generator) -> Floats:
+        """A sparse random point that is not `known`, within the floors of exact columns where one of those drawn is."""
+        for _ in range(100):
+            points = self._within(distinct(scattered(self.domain, rng, NUM_BLIND), known))
+            if len(points):
+                return points[0]
+        raise Exhausted("every allowed point has been proposed already; widen the bounds or stop the search")
 
     def _predicted_front(self, points: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """At most MOST_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
@@ -243,17 +252,3 @@ class SimplexGP:
             return gains
         optimistic = draws[:, len(baseline) :].max(axis=0)
         return (optimistic - corner).min(axis=1) - 1e9
-
-
-def posterior_front(proposer: SimplexGP, observed: Observations) -> PosteriorFront:
-    """The trials of `observed` to ship by the model of `proposer`; the same as `proposer.front(observed)`."""
-    return proposer.front(observed)
-
-
-def _fresh(domain: WeightDomain, rng: np.random.Generator, known: Floats) -> Floats:
-    """A sparse random point that is not `known`."""
-    for _ in range(100):
-        points = distinct(scattered(domain, rng, 16), known)
-        if len(points):
-            return points[0]
-    raise Exhausted("every allowed point has been proposed already; widen the bounds or stop the search")
