@@ -90,6 +90,8 @@ def test_contradictory_rules_are_told_at_once():
         weight_domain(NAMES, max_nonzero=2, bounds={name: (0, 0.3) for name in NAMES})
     with pytest.raises(ValueError, match="must be non-zero"):
         weight_domain(NAMES, max_nonzero=1, frozen={"m0": 0.2, "m1": 0.2})
+    with pytest.raises(ValueError, match="must be finite.*whole number.*finite, got"):
+        weight_domain(NAMES, max_nonzero=1.5, scale=(0.3, np.inf), bounds={"m0": (np.nan, 1.0)})
     with pytest.raises(ValueError, match=r"gram must be \(8, 8\)"):
         SimplexGP(NAMES, 2, seed=0, gram=np.eye(3))
 

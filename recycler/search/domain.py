@@ -161,12 +161,16 @@ def weight_domain(
     problems += [f"{name!r} is not a member; members are {', '.join(names)}" for name in given if name not in names]
     problems += [f"bounds of {name!r} are reversed: {low} > {high}" for name, (low, high) in given.items() if low > high]
     problems += [f"knob {index} needs low < high, got {knob}" for index, knob in enumerate(knobs) if not knob[0] < knob[1]]
-    if not 0 < scale[0] <= scale[1]:
-        problems.append(f"scale needs 0 < low <= high, got {tuple(scale)}")
+    problems += [f"bounds of {name!r} must be finite, got {low} .. {high}" for name, (low, high) in given.items() if not np.isfinite([low, high]).all()]
+    if max_nonzero is not None and not isinstance(max_nonzero, int | np.integer):
+        problems.append(f"max_nonzero must be a whole number, got {max_nonzero}")
+    if not 0 < scale[0] <= scale[1] < np.inf:
+        problems.append(f"scale needs 0 < low <= high, finite, got {tuple(scale)}")
+    if problems:
+        raise ValueError("; ".join(problems))
     low, high = np.array([given.get(name, (0.0, float(scale[1]))) for name in names], dtype=float).reshape(-1, 2).T
     most = len(names) if max_nonzero is None else max_nonzero
-    problems += _contradictions(low, high, (float(scale[0]), float(scale[1])), most)
-    if problems:
+    if problems := _contradictions(low, high, (float(scale[0]), float(scale[1])), most):
         raise ValueError("; ".join(problems))
     knob_low, knob_high = np.array(knobs, dtype=float).reshape(-1, 2).T
     return WeightDomain(names, groups, (float(scale[0]), float(scale[1])), low, high, most, knob_low, knob_high)
