@@ -123,16 +123,14 @@ class SearchSpace:
         """The nearest allowed row of weights (K,) with the given sum (default: its own, clamped to the space's range).
 
         Euclidean projection onto a box cut by a plane, by bisection on the multiplier; then at most `max_nonzero` of the
-        largest weights are kept. Rounded to 1e-6, so that equal recipes have equal digests.
+        largest weights are kept, or where these have too little room for the sum those with most. Rounded to 1e-6, so that
+        equal recipes have equal digests.
         """
-        low, high = np.array(self.low), np.array(self.high)
         weights = np.array(row, dtype=float)
-        if self.max_nonzero is not None:
-            free = [k for k in np.argsort(-np.abs(weights), kind="stable") if low[k] <= 0.0 <= high[k] and low[k] != high[k]]
-            must = len(self.members) - len(free) - sum(1 for k in range(len(weights)) if low[k] == high[k] == 0.0)
-            for k in free[max(self.max_nonzero - must, 0):]:
-                low[k] = high[k] = 0.0
         total = float(np.clip(weights.sum() if total is None else total, *self.total))
+        low, high = self._thinned(np.abs(weights))
+        if not low.sum() - NO_WEIGHT <= total <= high.sum() + NO_WEIGHT:
+            low, high = self._thinned(np.array(self.high) if total > high.sum() else -np.array(self.low))
         total = float(np.clip(total, low.sum(), high.sum()))
         left, right = float((low - weights).min()) - 1.0, float((high - weights).max()) + 1.0
         for _ in range(100):
@@ -144,6 +142,16 @@ class SearchSpace:
         projected = np.clip(weights + right, low, high)
         projected[(np.abs(projected) < 1e-3) & (low <= 0) & (high >= 0)] = 0.0
         return tuple(float(value) + 0.0 for value in np.round(projected, 6))
+
+    def _thinned(self, strength: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Ranges (K,) with all members held at 0 but those that must be there and the strongest, `max_nonzero` together."""
+        low, high = np.array(self.low), np.array(self.high)
+        if self.max_nonzero is not None:
+            free = [k for k in np.argsort(-np.asarray(strength), kind="stable") if low[k] <= 0.0 <= high[k] and low[k] != high[k]]
+            must = len(self.members) - len(free) - sum(1 for k in range(len(low)) if low[k] == high[k] == 0.0)
+            for k in free[max(self.max_nonzero - must, 0):]:
+                low[k] = high[k] = 0.0
+        return low, high
 
 
 def read_space(path: Path) -> tuple[SpaceSpec, YamlDocument]:

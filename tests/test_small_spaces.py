@@ -1,19 +1,23 @@
 """Spaces that hold few merges or none: refused before anything starts, or searched to their end and no further."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
 from test_bad_inputs import JOB, job, set_job, sound  # noqa: F401
 
 from recycler.cli import main
+from recycler.errors import UsageError
 from recycler.ledger import Ledger
 from recycler.prepare import prepare
 from recycler.search.loop import search
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import SimplexProposer
-from recycler.space import SearchSpace, reachable_sums
+from recycler.space import SearchSpace, SpaceSpec, reachable_sums, resolve
 from recycler.types import Group
+from recycler.yamls import load_yaml, parse_model
 
 POOL = named_pool()
 SAMPLERS = ["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"]
@@ -65,6 +69,39 @@ def test_a_bound_on_members_that_no_sum_can_keep_is_refused(job, capsys):  # noq
     set_job(job, space="s.yaml", objectives=[*JOB["objectives"], {"cost": "members", "floor": 1}])
     assert main(["plan", str(job / "job.yaml")]) == 2
     assert "at most 1 members: are too few: their weights sum to 0 to 0.6" in capsys.readouterr().err
+
+
+def random_spec(rng):
+    """What somebody could write, sensible or not."""
+    def pick(*choices):
+        return choices[rng.integers(len(choices))]
+
+    limits = ({"fixed": 0.0}, {"fixed": 0.5}, {"fixed": -0.2}, {"min": 0.1}, {"max": 0.3}, {"min": 0.2, "max": 0.2}, {"fixed": 1.0})
+    spec = {"version": 1, "groups": pick("global", "global", "modules"), "bounds": pick([0, 1], [0, 0.6], [0.1, 0.5], [0.25, 0.25], [0, 3]), "sum": pick(1, 0.5, 2, [0.3, 3], [0.5, 0.5], [0.9, 1.1]),
+            "members": {f"m{k}": pick(*limits) for k in rng.choice(4, size=rng.integers(0, 4), replace=False)}, "options": pick({}, {"density": [0.5, 0.5]}, {"density": [0.2, 1.0]})}
+    return {**spec, "max_nonzero": int(rng.integers(1, 5))} if rng.random() < 0.6 else spec
+
+
+@pytest.mark.parametrize("sampler", ["simplex_gp", "tpe", "random", "paper"])
+def test_what_is_not_refused_is_searched_and_every_merge_obeys_it(tmp_path, sampler):
+    rng, counts = np.random.default_rng(SAMPLERS.index(sampler)), {"refused": 0, "searched": 0}
+    for case in range(25):
+        document = load_yaml(tmp_path / "s.yaml", json.dumps(random_spec(rng)))
+        try:
+            space = resolve(parse_model(SpaceSpec, document), document, members=POOL.names, num_layers=4, has_base=True, method_options={"density": 1.0})
+        except UsageError:
+            counts["refused"] += 1
+            continue
+        plan = planner(space, sampler, num_merges=7, method="ties" if space.options else "linear")
+        trials = searched(tmp_path / f"{case}.sqlite", plan)
+        proposed = [trial.recipe for trial in trials if trial.is_proposed]
+        assert len(proposed) == 7 or plan.exhausted(trials)
+        rows = np.array([row for recipe in proposed for row in recipe.weights]).reshape(-1, 4)
+        assert (rows >= np.array(space.low) - 1e-5).all() and (rows <= np.array(space.high) + 1e-5).all()
+        assert (rows.sum(axis=1) >= space.total[0] - 4e-3).all() and (rows.sum(axis=1) <= space.total[1] + 4e-3).all()  # weights below 0.001 are left out
+        assert ((rows != 0).sum(axis=1) <= (space.max_nonzero or 4)).all()
+        counts["searched"] += 1
+    assert min(counts.values()) > 3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
