@@ -254,3 +254,20 @@ def test_a_floor_above_the_whole_opening_is_kept_from_the_first_proposal_on():
     proposer = SimplexGP(["a", "b"], 2, seed=0, knobs=[(0.1, 0.5)], floors=[np.nan, 0.45], exact={1: lambda points: points[:, 2]})
     first = proposer.ask(None)
     assert proposer.ask(observations([first], [[0.5, first[2]]]), number=1)[2] >= 0.45 and first[2] >= 0.45
+
+
+def test_a_bound_on_members_is_kept_by_the_first_proposals_of_a_large_pool():
+    """With more than 16 members no member alone is in the opening, and a random mixture uses a dozen."""
+    names = [f"m{index:02d}" for index in range(32)]
+    proposer = SimplexGP(names, 2, seed=0, floors=[np.nan, -2], exact={1: lambda points: -(points != 0).sum(axis=1).astype(float)})
+    rows = []
+    for number in range(4):
+        told = observations(rows, [[0.1 * index, -(row != 0).sum()] for index, row in enumerate(rows)]) if rows else None
+        rows.append(proposer.ask(told, number=number))
+    assert max((row != 0).sum() for row in rows) <= 2
+
+
+def test_an_exact_function_of_another_shape_is_named():
+    proposer = SimplexGP(["a", "b"], 2, seed=0, exact={1: lambda points: points[:, :1]})
+    with pytest.raises(ValueError, match="exact of objective 1 must give 2 finite numbers"):
+        proposer.fit(observations(np.eye(2), [[0.1, 0.2], [0.3, 0.4]])) or proposer.predict(np.eye(2))

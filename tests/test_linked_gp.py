@@ -115,3 +115,22 @@ def test_a_star_among_the_members_left_out_is_found_all_the_same():
         search.tell(tried[-1], *pool.score(tried[-1], noise))
     assert sum(weights.max() == 1.0 for weights in tried) <= PATIENCE + 2, "the opening was to end early here"
     assert pool.truth(np.array(tried)).mean(axis=1).max() >= 0.95 * pool.truth(np.eye(16)).mean(axis=1).max()
+
+
+@pytest.mark.parametrize("depth", [3.0, 1e3, 1e9])
+def test_one_merge_that_broke_hides_nothing_of_the_others(depth):
+    """How bad it was makes no difference: the front and what is believed of the others stay as if it had been bad."""
+    places, values, errors = seen(peak)
+    table = np.stack([values, average(places)], axis=1)
+    fronts = []
+    for worst in (table.min(axis=0) - 0.3, np.full(2, -depth)):
+        told = observations(np.vstack([places, np.eye(6)[5]]), np.vstack([table, worst]), np.full((len(table) + 1, 2), ERROR))
+        fronts.append(SimplexGP([f"m{index}" for index in range(6)], 2, seed=0).front(told))
+    assert len(places) not in fronts[1].indices
+    assert np.abs(fronts[1].mean - fronts[0].mean)[:-1].max() < 2 * ERROR
+
+
+def test_error_bars_know_no_unit():
+    places, values, errors = seen(peak)
+    (_, sd), (_, small) = (LinkedGP(FEATURES).fit(places, values * unit, errors * unit).predict(places) for unit in (1.0, 1e-9))
+    assert small / 1e-9 == pytest.approx(sd, rel=0.02)

@@ -330,3 +330,37 @@ def test_the_example_of_the_readme_runs(capsys):
     study = names["study"]
     assert all(sum(trial.params.values()) == pytest.approx(1.0) and len(trial.user_attrs["stderr"]) == 2 for trial in study.trials)
     assert len(capsys.readouterr().out.splitlines()) == len(posterior_front(study)) >= 2
+
+
+def test_a_first_trial_with_a_narrow_range_goes_on_and_one_that_ends_with_it_is_told_the_remedy():
+    def objective(ranges):
+        return lambda trial: [trial.suggest_float(name, *limits) for name, limits in ranges.items()][:2]
+
+    narrow_first = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(["a", "b", "c"], seed=0))
+    narrow_first.optimize(objective({"a": (0, 0.3), "b": (0, 1), "c": (0, 1)}), n_trials=6)
+    assert all(trial.params["a"] <= 0.3 and sum(trial.params.values()) == pytest.approx(1.0) for trial in narrow_first.trials)
+    narrow_last = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(["a", "b", "c"], seed=0))
+    with pytest.raises(ValueError, match=r"bounds=\{'a': \(0.4, 1.0\)\}"):
+        narrow_last.optimize(objective({"b": (0, 1), "c": (0, 1), "a": (0.4, 1)}), n_trials=1)
+
+
+def test_parameters_that_the_model_does_not_see_are_the_same_after_a_resume_and_differ_between_trials():
+    def drawn(cuts):
+        study = optuna.create_study(directions=["maximize"] * 2)
+        for count in cuts:
+            study.sampler = SimplexGPSampler(["a", "b"], seed=0)
+            study.optimize(lambda trial: [trial.suggest_float("lr", 0, 1) * 0 + trial.suggest_float(name, 0, 1) for name in "ab"], n_trials=count)
+        return [trial.params["lr"] for trial in study.trials]
+
+    assert drawn([8]) == drawn([3, 5]) and len(set(drawn([8]))) == 8
+
+
+def test_standard_errors_may_be_an_array():
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(["a", "b"], seed=0))
+
+    def objective(trial):
+        trial.set_user_attr("stderr", np.array([0.01, 0.02], dtype=np.float32))
+        return [trial.suggest_float(name, 0, 1) for name in "ab"]
+
+    study.optimize(objective, n_trials=5)
+    assert len(study.trials) == 5 and posterior_front(study)

@@ -81,7 +81,7 @@ class LinkedGP:
             return mean, sd
         values = self.link.back(mean + sd * NODES[:, None])
         mean = SHARES @ values
-        return mean, np.sqrt(np.maximum(SHARES @ (values - mean) ** 2, 1e-12))
+        return mean, np.sqrt(SHARES @ (values - mean) ** 2)
 
     def median(self, points: Floats) -> Floats:
         """Posterior median (n,) of the true objective: cheaper than its mean, and in the same order."""

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from threading import RLock
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,7 +39,7 @@ class SimplexGPSampler(BaseSampler):
     """Optuna sampler over the weights of `members`; keyword arguments are those of `SimplexGP`.
 
     Weights lie where the objective suggests them, or in `bounds`; in a study's first trial what is not suggested yet is taken to
-    be as wide as what is. `scale` None reads the sum from these ranges: 1 when no upper bound is above 1, else searched from
+    be 0 to 1, or as wide as what is. `scale` None reads the sum from these ranges: 1 when no upper bound is above 1, else searched from
     0.3 to the largest. `frozen` weights need not be suggested. `knobs` maps names of further float
     parameters to their ranges; they join the same model. `floors` and
     `exact` are in the study's own directions: `exact` maps the number of an objective to a function from points (n, K + E),
@@ -76,7 +77,6 @@ class SimplexGPSampler(BaseSampler):
         shared = [name for name in self.knobs if name in self.members]
         if shared:
             raise ValueError(f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of that name; give the knob another")
-        self._others = RandomSampler(seed=seed)
         self._lock = RLock()
         self._proposers: dict[tuple[Any, ...], SimplexGP] = {}
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
@@ -100,7 +100,7 @@ class SimplexGPSampler(BaseSampler):
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """The planned weight of `param_name`; the whole row is planned when its first member is suggested."""
         if param_name not in self.names:
-            return self._others.sample_independent(study, trial, param_name, param_distribution)
+            return self._other(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
         self._refuse(param_name, param_distribution)
         with self._lock:
             value = self._planned(study, trial, param_name, param_distribution)
@@ -126,8 +126,11 @@ class SimplexGPSampler(BaseSampler):
         stderrs_of(trial, len(study.directions))
 
     def reseed_rng(self) -> None:
-        """Nothing to reseed for the weights: proposals depend on the trial's number."""
-        self._others.reseed_rng()
+        """Nothing to reseed: proposals depend on the trial's number."""
+
+    def _other(self, number: int, name: str) -> RandomSampler:
+        """For a parameter that the model does not see: by seed, trial and name, so that neither resuming nor other processes repeat draws."""
+        return RandomSampler(seed=int(np.random.default_rng([self.seed, number, crc32(name.encode())]).integers(2**31)))
 
     def _refuse(self, name: str, distribution: BaseDistribution) -> None:
         kind = "weight" if name in self.members else "knob"
@@ -176,7 +179,9 @@ class SimplexGPSampler(BaseSampler):
             try:
                 domain = weight_domain(self.members, scale=domain.scale, bounds=bounds, frozen={**self.frozen, **held}, max_nonzero=self.max_nonzero)
             except ValueError as error:
-                raise ValueError(f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}") from None
+                told = {name: tuple(map(float, limits)) for name, limits in bounds.items()}
+                raise ValueError(f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}. Unless they were enqueued, "
+                                 f"give the sampler bounds={told}: a study's first trial cannot know the ranges of what is suggested last") from None
             row.update(zip(self.members, map(float, domain.repair(point[None, : len(self.members)])[0]), strict=True))
         return {name: float(fixed.get(name, value)) for name, value in row.items()}
 
@@ -199,7 +204,7 @@ class SimplexGPSampler(BaseSampler):
         return any(all(abs(params.get(name, np.inf) - value) <= CLOSE for name, value in row.items()) for params in others)
 
     def _proposer(self, directions: Sequence[StudyDirection], ranges: Ranges) -> SimplexGP:
-        widest = max([high for _, high in ranges.values()], default=1.0)
+        widest = max([1.0, *(high for _, high in ranges.values())])
         scale = self.scale or ((1.0, 1.0) if widest <= 1.0 else (DEFAULT_LOWEST_SCALE, float(widest)))
         bounds = self._bounds(ranges, widest, scale[1])
         key = (tuple(directions), scale, tuple(bounds.items()))

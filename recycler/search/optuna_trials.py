@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,9 +46,9 @@ def stderrs_of(trial: FrozenTrial, num_objectives: int) -> list[float]:
     """Standard errors (T,) of a trial from its user attribute "stderr", 0 where unknown: one number for all objectives, or one each;
     None, NaN, 0 and infinity mean unknown. Raises ValueError that names the trial and the attribute for anything else."""
     told = trial.user_attrs.get(STDERR)
-    each = list(told) if isinstance(told, (list, tuple)) else [told] * num_objectives
+    each = list(told) if isinstance(told, (list, tuple, np.ndarray)) else [told] * num_objectives
     cause = ""
-    if any(not (one is None or (isinstance(one, (int, float)) and not isinstance(one, bool))) for one in each):
+    if any(not (one is None or (isinstance(one, Real) and not isinstance(one, bool))) for one in each):
         cause = "is not made of numbers"
     elif len(each) != num_objectives:
         cause = f"has {len(each)} numbers, and the study has {num_objectives} objectives"

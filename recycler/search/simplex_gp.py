@@ -202,7 +202,10 @@ class SimplexGP:
     def _fresh(self, known: Floats, rng: np.random.Generator) -> Floats:
         """A sparse random point that is not `known`, within the floors of exact columns where one of those drawn is."""
         for _ in range(100):
-            points = self._within(distinct(scattered(self.domain, rng, NUM_BLIND), known))
+            points = scattered(self.domain, rng, NUM_BLIND)
+            if self._model.exact:  # few members are a matter of luck among mixtures, and may be all that a floor allows
+                points = np.concatenate([points, thinned(self.domain, rng, points, NUM_BLIND), alone(self.domain, rng)])
+            points = self._within(distinct(points, known))
             if len(points):
                 return points[0]
         raise Exhausted("every allowed point has been proposed already; widen the bounds or stop the search")
@@ -228,9 +231,9 @@ class SimplexGP:
         """How far (n,) points are below the floors of exact columns, as shares of these floors, the worst of them; 0 where none is."""
         found = np.zeros(len(points))
         lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.asarray(self.floors, dtype=float)
-        for column, value in self._model.exact.items():
+        for column, values in self._model.known(points).items():
             if not np.isnan(lowest[column]):
-                found = np.maximum(found, (lowest[column] - value(points)) / max(abs(lowest[column]), CLOSE))
+                found = np.maximum(found, (lowest[column] - values) / max(abs(lowest[column]), CLOSE))
         return found
 
     def _affordable(self, points: Floats) -> Mask:

@@ -21,6 +21,7 @@ from recycler.search.linked_gp import LINKS, LinkedGP
 PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
 
+DEPTHS = 10.0  # 15 searches of the bench that were kept reach 4.8
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 LARGEST = 1e30  # a value beyond is that of a broken merge: infinite, or with squares and products that are
 
@@ -83,7 +84,7 @@ class Surrogate:
         if key == self._fitted:
             return
         self._guessed = [t for t in range(scored.values.shape[1]) if t not in self.exact]
-        errors, values = _floored(scored.stderrs)[:, self._guessed], scored.values[:, self._guessed]
+        errors, values = _floored(scored.stderrs)[:, self._guessed], _caught(scored.values[:, self._guessed])
         prior = self._prior(scored.weights)
         self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
         rest = values - prior * self._slopes
@@ -96,13 +97,21 @@ class Surrogate:
         """Posterior mean and sd, each (n, T)."""
         pairs = [gp.predict(points) for gp in self._gps]
         mean = np.stack([mean for mean, _ in pairs], axis=1) + self._prior(points) * self._slopes
-        known = {column: value(points) for column, value in self.exact.items()}
+        known = self.known(points)
         return self._joined(mean, known), self._joined(np.stack([sd for _, sd in pairs], axis=1), dict.fromkeys(known, 0.0))
 
     def median(self, points: Floats) -> Floats:
         """Posterior median (n, T): the mean's order at a fraction of its cost."""
         found = np.stack([gp.median(points) for gp in self._gps], axis=1) + self._prior(points) * self._slopes
-        return self._joined(found, {column: value(points) for column, value in self.exact.items()})
+        return self._joined(found, self.known(points))
+
+    def known(self, points: Floats) -> dict[int, Floats]:
+        """Values (n,) of the exact columns at points (n, D). Raises ValueError that names a column whose function gives no such thing."""
+        found = {column: np.asarray(value(points), dtype=float) for column, value in self.exact.items()}
+        for column, values in found.items():
+            if values.shape != (len(points),) or not np.isfinite(values).all():
+                raise ValueError(f"exact of objective {column} must give {len(points)} finite numbers for {len(points)} points, got {values.shape}: {values.ravel()[:3]}")
+        return found
 
     def dead(self, scored: Observations) -> Mask:
         """(T,) True for an objective whose scores spread no more than their standard errors say *and* which no trial
@@ -129,7 +138,7 @@ class Surrogate:
     def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
         """Joint draws (count, n, T)."""
         drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
-        return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, {column: value(points) for column, value in self.exact.items()})
+        return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, self.known(points))
 
     def _prior(self, points: Floats) -> Floats:
         """(n, T) without the exact columns."""
@@ -152,6 +161,14 @@ def _floored(stderrs: Floats) -> Floats:
     """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not certainty."""
     floor = [np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T]
     return np.maximum(stderrs, floor)
+
+
+def _caught(values: Floats) -> Floats:
+    """Values (n, T) of which none lies further below its column's median than DEPTHS times the way from there to the best, or to the
+    lower quartile: a merge that broke is bad, and how bad (a perplexity of 1e6) shall not hide what sets the good ones apart."""
+    quarter, middle, best = np.quantile(values, (0.25, 0.5, 1.0), axis=0)
+    reach = DEPTHS * np.maximum(best - middle, middle - quarter)
+    return np.where(reach > 0, np.maximum(values, middle - reach), values)
 
 
 def _slope(prior: Floats, values: Floats) -> float:
