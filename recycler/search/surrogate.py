@@ -21,7 +21,7 @@ from recycler.search.linked_gp import LINKS, LinkedGP
 PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
 
-DEPTHS = 10.0  # 15 searches of the bench that were kept reach 4.8
+DEPTHS = 5.0  # 15 searches of the bench that were kept reach 4.8
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
 LARGEST = 1e30  # a value beyond is that of a broken merge: infinite, or with squares and products that are
 
