@@ -36,7 +36,7 @@ def seen(truth, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return places, truth(places) + ERROR * np.random.default_rng(4).standard_normal(count), np.full(count, ERROR)
 
 
-@pytest.mark.parametrize("share", LINKS)
+@pytest.mark.parametrize("share", [np.inf, *LINKS])
 def test_a_link_comes_back_from_where_it_went_and_its_slope_is_its_derivative(share):
     link, values, step = Link(-0.3, share * 0.8, 1.3), np.linspace(-0.3, 1.2, 31), 1e-6
     assert link.back(link.forward(values)) == pytest.approx(values, abs=1e-12)

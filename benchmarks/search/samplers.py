@@ -61,7 +61,7 @@ def ablate(proposer: SimplexGP, without: str) -> None:
     elif without == "linear":
         proposer._model.features = _Unlinear(**vars(features))
     elif without == "link":
-        proposer._model.links = (np.inf,)
+        proposer._model.links = ()
     elif without == "ahead":
         proposer.ahead = ()
     elif without == "patience":

@@ -7,6 +7,7 @@ from typing import Any
 
 from recycler.costs import benchmarks
 from recycler.report import Front, knee, search_to_holdout, weights_by_group
+from recycler.runs import noise_said
 from recycler.types import Role, Score, Trial
 
 MANY_ROWS = 4  # of weights; more are summed up
@@ -33,7 +34,7 @@ def front_table(front: Front, role: Role = "search") -> str:
     rows += [[], *(row(trial, "", "") for trial in front.baselines if trial.number not in shown)]
     volumes = {"front": front.front, "members": front.members, "uniform soup": [front.uniform], "greedy soup": [front.greedy]}
     said = ", ".join(f"{name} {volume:.4g}" for name, trials in volumes.items() if (volume := front.hypervolume(trials, role)) is not None)
-    notice = "".join(f"{line}\n" for line in _together(front)) + "".join(f"{name} moves with no weights beyond its noise: it has no say in the front\n" for name in front.smoothed.dead)
+    notice = "".join(f"{line}\n" for line in (*_together(front), *map(noise_said, front.smoothed.dead)))
     notice += "" if front.floors_kept else "No trial keeps every floor: this is the front without floors\n"
     return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n{_gaps(front)}"
 

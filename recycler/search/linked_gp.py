@@ -3,7 +3,7 @@
 An answer is right when each of its tokens is, so the chance of it is about exp(-loss), and the loss is what is smooth in
 the weights: near its best merge it is a quadratic, which the kernel knows, where the score itself is a bump with flat
 ground around it, which no stationary kernel fits well. Which scale a benchmark has is not asked: the evidence of the
-trials decides between LINKS, by the likelihood of the values with the Jacobian of the map (Snelson, Rasmussen and
+trials decides between it and LINKS, by the likelihood of the values with the Jacobian of the map (Snelson, Rasmussen and
 Ghahramani 2004, "Warped Gaussian processes", eq. 5).
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from recycler.search.gp import MAX_FIT_POINTS, Features, Floats, WeightGP
 
-LINKS = (np.inf, 1.0, 0.3, 0.1)  # how far the floor lies below the lowest score, as a share of the scores' range
+LINKS = (1.0, 0.3, 0.1)  # how far the floor lies below the lowest score, as a share of the scores' range; the score itself is always tried
 MAX_CHOICE_POINTS = 80  # the link is chosen on at most so many trials
 BEYOND = 1.0  # nothing is believed further above the best score than this share of the range: the inverse is an exponential
 NODES, SHARES = np.polynomial.hermite_e.hermegauss(9)
@@ -61,7 +61,7 @@ class LinkedGP:
         score itself: a score that is low by bad luck would count for little, one that is high by good luck for much.
         """
         low, reach = float(values.min()), float(np.ptp(values))
-        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links if share < np.inf and reach > 0]
+        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links if reach > 0]
         plain = WeightGP(self.features).fit(points, values, stderrs, most=MAX_CHOICE_POINTS)
         likely = np.maximum(plain.mean_at(points), low)
 

@@ -135,10 +135,11 @@ class SimplexGP:
         if not rows.size:
             raise ValueError("no trial has all its scores, so there is no front")
         mean, sd = np.full_like(observed.values, np.nan), np.full_like(observed.values, np.nan)
-        self._model.fit(observed.complete())
-        mean[rows], sd[rows] = self._model.predict(observed.weights[rows])
+        scored = observed.complete()
+        self._model.fit(scored)
+        mean[rows], sd[rows] = self._model.predict(scored.weights)
         total_sd = np.sqrt(sd**2 + self._model.common_noise * observed.stderrs**2)
-        dead = self._model.dead(observed.complete())
+        dead = self._model.dead(scored)
         chosen = np.flatnonzero(non_dominated(mean[:, ~dead]))
         chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
         chance = probability_non_dominated(mean[:, ~dead], sd[:, ~dead], seed=self.seed)
@@ -231,9 +232,10 @@ class SimplexGP:
         """How far (n,) points are below the floors of exact columns, as shares of these floors, the worst of them; 0 where none is."""
         found = np.zeros(len(points))
         lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.asarray(self.floors, dtype=float)
-        for column, values in self._model.known(points).items():
-            if not np.isnan(lowest[column]):
-                found = np.maximum(found, (lowest[column] - values) / max(abs(lowest[column]), CLOSE))
+        bounded = [column for column in self._model.exact if not np.isnan(lowest[column])]
+        known = self._model.known(points) if bounded else {}
+        for column in bounded:
+            found = np.maximum(found, (lowest[column] - known[column]) / max(abs(lowest[column]), CLOSE))
         return found
 
     def _affordable(self, points: Floats) -> Mask:
