@@ -77,10 +77,20 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local-secret", "AWS_REGION": "us-east-1"}
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local-secret",
+            "AWS_REGION": "us-east-1",
+        }
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         wait_until("the S3 server does not answer", lambda: listens(self.port))
         import http.client
 
@@ -94,7 +104,10 @@ class S3:
 
 def postgres_folder() -> Path | None:
     """Where PostgreSQL's programs are; None when it is not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: int(path.parent.parent.name),
+    )
     if found:
         return found[-1].parent
     path = shutil.which("initdb")
@@ -127,11 +140,48 @@ class Postgres:
             if os.getuid() == 0:
                 shutil.chown(self.folder, UNPRIVILEGED)
                 shutil.chown(secret, UNPRIVILEGED)
-            subprocess.run([*self._as_user(), str(self.programs / "initdb"), "-D", str(data), "-U", "recycler", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync", "-E", "UTF8", "--locale=C"],
-                           check=True, stdout=subprocess.DEVNULL, cwd="/")
+            subprocess.run(
+                [
+                    *self._as_user(),
+                    str(self.programs / "initdb"),
+                    "-D",
+                    str(data),
+                    "-U",
+                    "recycler",
+                    "-A",
+                    "scram-sha-256",
+                    f"--pwfile={secret}",
+                    "--no-sync",
+                    "-E",
+                    "UTF8",
+                    "--locale=C",
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                cwd="/",
+            )
             secret.unlink()
-        command = [*self._as_user(), str(self.programs / "postgres"), "-D", str(data), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}", "-c", "shared_buffers=32MB"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+        command = [
+            *self._as_user(),
+            str(self.programs / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(self.port),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            f"unix_socket_directories={self.folder}",
+            "-c",
+            "shared_buffers=32MB",
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
         wait_until("PostgreSQL does not answer", self._is_ready)
 
     def stop(self, number: int = signal.SIGINT) -> None:
@@ -147,10 +197,19 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_ready(self) -> bool:
-        return subprocess.run([str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]).returncode == 0
+        return (
+            subprocess.run(
+                [str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+            ).returncode
+            == 0
+        )
 
     def _as_user(self) -> list[str]:
-        return ["setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups", "--"] if os.getuid() == 0 else []
+        return (
+            ["setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups", "--"]
+            if os.getuid() == 0
+            else []
+        )
 
 
 class RayNode:
@@ -160,7 +219,9 @@ class RayNode:
         self.head, self.cpus, self.environment = head, cpus, environment
         self.port = free_port() if head is None else head.port
         self.dashboard_port = free_port() if head is None else head.dashboard_port
-        self.folder = Path(tempfile.mkdtemp(prefix="rr-")) if head is None else head.folder  # short: sockets lie in it
+        self.folder = (
+            Path(tempfile.mkdtemp(prefix="rr-")) if head is None else head.folder
+        )  # short: sockets lie in it
         self.process: subprocess.Popen | None = None
 
     @property
@@ -170,10 +231,37 @@ class RayNode:
 
     def start(self) -> None:
         ray = Path(sys.executable).parent / "ray"
-        place = ["--head", f"--port={self.port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}", f"--temp-dir={self.folder}"] if self.head is None else [f"--address=127.0.0.1:{self.port}"]
-        command = [str(ray), "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}", *place]
+        place = (
+            [
+                "--head",
+                f"--port={self.port}",
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self.dashboard_port}",
+                f"--temp-dir={self.folder}",
+            ]
+            if self.head is None
+            else [f"--address=127.0.0.1:{self.port}"]
+        )
+        command = [
+            str(ray),
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={self.cpus}",
+            "--num-gpus=0",
+            "--object-store-memory=100000000",
+            f"--dashboard-agent-listen-port={free_port()}",
+            *place,
+        ]
         log = (self.folder / f"node-{os.getpid()}-{id(self)}.log").open("wb")
-        self.process = subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **self.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         if self.head is None:
             wait_until("Ray's dashboard does not answer", lambda: listens(self.dashboard_port), 180)
 
@@ -200,8 +288,16 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**self.s3.environment, "PGPASSWORD": self.postgres.password, "RECYCLER_LEDGER": self.postgres.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
-                "RECYCLER_CACHE": str(self.cache), **({"RAY_API_SERVER_ADDRESS": self.nodes[0].address} if self.nodes else {}), **self._more}
+        return {
+            **self.s3.environment,
+            "PGPASSWORD": self.postgres.password,
+            "RECYCLER_LEDGER": self.postgres.url,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RECYCLER_CACHE": str(self.cache),
+            **({"RAY_API_SERVER_ADDRESS": self.nodes[0].address} if self.nodes else {}),
+            **self._more,
+        }
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -216,8 +312,16 @@ class LocalCluster:
 
     def add_node(self) -> RayNode:
         """One more node joins."""
-        environment = {name: value for name, value in self.environment.items() if name != "RAY_API_SERVER_ADDRESS"}
-        node = RayNode({**environment, "RAY_JOB_STOP_WAIT_TIME_S": "30"}, cpus=self._cpus, head=self.nodes[0] if self.nodes else None)
+        environment = {
+            name: value
+            for name, value in self.environment.items()
+            if name != "RAY_API_SERVER_ADDRESS"
+        }
+        node = RayNode(
+            {**environment, "RAY_JOB_STOP_WAIT_TIME_S": "30"},
+            cpus=self._cpus,
+            head=self.nodes[0] if self.nodes else None,
+        )
         self.nodes.append(node)
         node.start()
         return node
@@ -231,12 +335,19 @@ class LocalCluster:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--cpus", type=int, default=1, help="cores of each node")
     arguments = parser.parse_args()
     with LocalCluster(nodes=arguments.nodes, cpus=arguments.cpus) as cluster:
-        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()), flush=True)
+        print(
+            "\n".join(
+                f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()
+            ),
+            flush=True,
+        )
         print(f"# the bucket is s3://{cluster.s3.bucket}; Ctrl-C ends everything", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

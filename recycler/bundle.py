@@ -36,8 +36,21 @@ class Bundle:
     @cached_property
     def id(self) -> str:
         """NAME-DIGEST. Keys that are left at their defaults play no part, so a new version's new keys change no id."""
-        identity = self.job.model_dump(exclude_defaults=True, exclude={"budget": True, "engine": {"workers"}, "suites": True, "space": True, "earlier": True})
-        contents = sorted((PurePosixPath(name).name, hashlib.sha256(raw).hexdigest()) for name, raw in self.files.items() if name != JOB)
+        identity = self.job.model_dump(
+            exclude_defaults=True,
+            exclude={
+                "budget": True,
+                "engine": {"workers"},
+                "suites": True,
+                "space": True,
+                "earlier": True,
+            },
+        )
+        contents = sorted(
+            (PurePosixPath(name).name, hashlib.sha256(raw).hexdigest())
+            for name, raw in self.files.items()
+            if name != JOB
+        )
         return f"{self.job.name[:40]}-{digest([identity, contents])[:10]}"
 
     @property
@@ -56,20 +69,43 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
     """Collect the files of a job. Raises UsageError or NotFoundError for what is missing, clashes or is too large."""
     job, document = read_job(job_path)
     folder, files = job_path.parent, {}
-    space = shipped_file("search_spaces", job.space, beside=folder, where=document.where(("space",)))
-    suites = [suite_path(name, beside=folder, data_folders=data_folders, where=document.where(("suites", index))) for index, name in enumerate(job.suites)]
-    places = {"space": _inside(job.space, "search_spaces", space), "suites": [_inside(name, "eval_suites", path) for name, path in zip(job.suites, suites, strict=True)]}
+    space = shipped_file(
+        "search_spaces", job.space, beside=folder, where=document.where(("space",))
+    )
+    suites = [
+        suite_path(
+            name, beside=folder, data_folders=data_folders, where=document.where(("suites", index))
+        )
+        for index, name in enumerate(job.suites)
+    ]
+    places = {
+        "space": _inside(job.space, "search_spaces", space),
+        "suites": [
+            _inside(name, "eval_suites", path)
+            for name, path in zip(job.suites, suites, strict=True)
+        ],
+    }
     for place, path in zip((places["space"], *places["suites"]), (space, *suites), strict=True):
         _add(files, place, path)
     for path in suites:
         spec, suite_document = read_suite(path)
         folders = data_folders_of(data_folders, folder, path.parent)
         for task, name in _data_names(spec):
-            _add(files, f"{DATA}/{_plain(name, suite_document.where(('tasks', task)))}", find_data(name, folders, suite_document.where(("tasks", task))))
+            _add(
+                files,
+                f"{DATA}/{_plain(name, suite_document.where(('tasks', task)))}",
+                find_data(name, folders, suite_document.where(("tasks", task))),
+            )
     files[JOB] = _job_text(job, document, places)
     bundle = Bundle(job=job, files=files)
     if bundle.num_bytes > MAX_BYTES:
-        raise UsageError(Problem(thing=str(job_path), cause=f"has {bundle.num_bytes:,} bytes of suites and data; {MAX_BYTES:,} is the limit", remedy="Freeze a suite over fewer rows, or keep the data on the nodes (RECYCLER_DATA)"))
+        raise UsageError(
+            Problem(
+                thing=str(job_path),
+                cause=f"has {bundle.num_bytes:,} bytes of suites and data; {MAX_BYTES:,} is the limit",
+                remedy="Freeze a suite over fewer rows, or keep the data on the nodes (RECYCLER_DATA)",
+            )
+        )
     return bundle
 
 
@@ -81,10 +117,31 @@ def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
 
 def check_travels(job: JobSpec) -> None:
     """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a bucket, or by a full path."""
-    entries = [*job.pool.members, *([job.pool.base] if job.pool.base else []), *([job.engine.adapters] if job.engine.adapters else [])]
-    raise_problems([Problem(thing=f"pool entry {entry!r}", cause="is relative to this machine's job file", remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share")
-                    for entry in entries if "://" not in entry and not Path(entry).is_absolute()] +
-                   [Problem(thing=f"earlier run {run!r}", cause="is a folder of this machine", remedy="Name it as it stands in the database: postgresql://...?job=ID") for run in job.earlier if "://" not in run])
+    entries = [
+        *job.pool.members,
+        *([job.pool.base] if job.pool.base else []),
+        *([job.engine.adapters] if job.engine.adapters else []),
+    ]
+    raise_problems(
+        [
+            Problem(
+                thing=f"pool entry {entry!r}",
+                cause="is relative to this machine's job file",
+                remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share",
+            )
+            for entry in entries
+            if "://" not in entry and not Path(entry).is_absolute()
+        ]
+        + [
+            Problem(
+                thing=f"earlier run {run!r}",
+                cause="is a folder of this machine",
+                remedy="Name it as it stands in the database: postgresql://...?job=ID",
+            )
+            for run in job.earlier
+            if "://" not in run
+        ]
+    )
 
 
 def _inside(name: str, folder: str, path: Path) -> str:
@@ -95,7 +152,14 @@ def _inside(name: str, folder: str, path: Path) -> str:
 
 def _plain(name: str, where: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UsageError(Problem(thing=f"data file {name!r}", cause="does not stay within its folder", remedy="Give its name, and its folder with --data", where=where))
+        raise UsageError(
+            Problem(
+                thing=f"data file {name!r}",
+                cause="does not stay within its folder",
+                remedy="Give its name, and its folder with --data",
+                where=where,
+            )
+        )
     return name
 
 
@@ -103,7 +167,12 @@ def _data_names(spec: SuiteSpec) -> list[tuple[str, str]]:
     """(task, data file) of every file that a suite reads, each once."""
     found: dict[tuple[str, str], None] = {}
     for name, task in spec.tasks.items():
-        for source in (task.data, task.search.data, task.holdout.data, task.fewshot.data if task.fewshot else None):
+        for source in (
+            task.data,
+            task.search.data,
+            task.holdout.data,
+            task.fewshot.data if task.fewshot else None,
+        ):
             if source and not source.startswith(HUB):  # the nodes fetch those themselves
                 found[name, source] = None
     return list(found)
@@ -112,10 +181,23 @@ def _data_names(spec: SuiteSpec) -> list[tuple[str, str]]:
 def _add(files: dict[str, bytes], place: str, path: Path) -> None:
     raw = path.read_bytes()
     if files.setdefault(place, raw) != raw:
-        raise UsageError(Problem(thing=str(path), cause=f"would be {place} in the bundle, and another file is that already", remedy="Rename one of them"))
+        raise UsageError(
+            Problem(
+                thing=str(path),
+                cause=f"would be {place} in the bundle, and another file is that already",
+                remedy="Rename one of them",
+            )
+        )
 
 
 def _job_text(job: JobSpec, document: YamlDocument, places: dict[str, Any]) -> bytes:
     """The job file as it was written where its paths stay within, else with the paths of the bundle."""
-    same = places["space"] in (job.space, f"{job.space}.yaml") and all(place in (name, f"{name}.yaml") for place, name in zip(places["suites"], job.suites, strict=True))
-    return Path(document.path).read_bytes() if same else dump_yaml({**document.data, **places}).encode()
+    same = places["space"] in (job.space, f"{job.space}.yaml") and all(
+        place in (name, f"{name}.yaml")
+        for place, name in zip(places["suites"], job.suites, strict=True)
+    )
+    return (
+        Path(document.path).read_bytes()
+        if same
+        else dump_yaml({**document.data, **places}).encode()
+    )

@@ -32,7 +32,9 @@ class DeltaProducts:
 
     def of_groups(self, groups: Sequence[Group]) -> Floats:
         """(G, K, K) sums over the tensors of each group. Raises ValueError for a tensor that no group takes."""
-        recipe = Recipe(method="linear", members=(), weights=((),) * len(groups), groups=tuple(groups))
+        recipe = Recipe(
+            method="linear", members=(), weights=((),) * len(groups), groups=tuple(groups)
+        )
         found = np.zeros((len(groups), *self.table.shape[1:]))
         for name, products in zip(self.tensors, self.table, strict=True):
             found[recipe.group_of(name)] += products
@@ -64,7 +66,9 @@ class Costs:
         found = []
         for objective in self.objectives:
             if objective.metric == "distance" and not is_linear(recipe):
-                raise ValueError(f"the distance of a merge by {recipe.method} is not told by its weights")
+                raise ValueError(
+                    f"the distance of a merge by {recipe.method} is not told by its weights"
+                )
             (value,) = self.reckoner(objective, recipe.groups)(np.array([recipe.weights]))
             found.append(Score(objective=objective.name, value=float(value), stderr=0.0, n=0))
         return tuple(found)
@@ -91,7 +95,11 @@ def costs(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
 
 def felt(objective: Objective, values: Floats) -> Floats:
     """What of figures (n,) tells merges apart: all of them, but for bounds only what is beyond."""
-    return np.maximum(values, float(objective.floor)) if objective.bound_only and objective.floor else values
+    return (
+        np.maximum(values, float(objective.floor))
+        if objective.bound_only and objective.floor
+        else values
+    )
 
 
 def corner(objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats) -> Floats:
@@ -111,6 +119,11 @@ def corner(objectives: Sequence[Objective], members: Sequence[Trial], worst: Flo
         elif objective.metric == "members":
             found[column] = -(1.0 + (bound or len(members[0].recipe.members)))
         else:
-            values = [score.value for trial in members for score in trial.search if score.objective == objective.name]
+            values = [
+                score.value
+                for trial in members
+                for score in trial.search
+                if score.objective == objective.name
+            ]
             found[column] = -(bound or FARTHEST * max(values))
     return found

@@ -42,7 +42,9 @@ def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
         ledger.set_fact(STAMPS, json.dumps(_stamps(prepared, engine)))
 
 
-def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Path) -> tuple[Taken, ...]:
+def take_earlier(
+    ledger: Ledger, prepared: PreparedJob, engine: str, folder: Path
+) -> tuple[Taken, ...]:
     """Copy the trials of the runs that the job names under `earlier` into its own ledger; what is there already stays.
 
     Raises UsageError for a run that cannot be compared, before anything is copied from it, and NotFoundError for none.
@@ -57,7 +59,14 @@ def take_earlier(ledger: Ledger, prepared: PreparedJob, engine: str, folder: Pat
         where = prepared.document.where(("earlier", index))
         with closing(_open(run, folder, where)) as source:
             if source.place == ledger.place:
-                raise UsageError(Problem(thing=f"earlier run {run}", cause="is this very run", remedy="Leave it out", where=where))
+                raise UsageError(
+                    Problem(
+                        thing=f"earlier run {run}",
+                        cause="is this very run",
+                        remedy="Leave it out",
+                        where=where,
+                    )
+                )
             taken.append(_take(source, run, ledger, prepared, priced, now, where))
         done.append(run)
         ledger.set_fact(EARLIER, json.dumps(done))
@@ -71,46 +80,115 @@ def _open(run: str, folder: Path, where: str) -> Ledger:
         read_facts(source)
         return source
     except RecyclerError as error:
-        raise type(error)([Problem(thing=f"earlier run {run}: {problem.thing}", cause=problem.cause, remedy=problem.remedy, where=where) for problem in error.problems]) from None
+        raise type(error)(
+            [
+                Problem(
+                    thing=f"earlier run {run}: {problem.thing}",
+                    cause=problem.cause,
+                    remedy=problem.remedy,
+                    where=where,
+                )
+                for problem in error.problems
+            ]
+        ) from None
 
 
-def _take(source: Ledger, run: str, ledger: Ledger, prepared: PreparedJob, priced: Costs, now: dict[str, dict[str, str]], where: str) -> Taken:
+def _take(
+    source: Ledger,
+    run: str,
+    ledger: Ledger,
+    prepared: PreparedJob,
+    priced: Costs,
+    now: dict[str, dict[str, str]],
+    where: str,
+) -> Taken:
     before = json.loads(source.fact(STAMPS) or "null")
     if before is None:
-        raise UsageError(Problem(thing=f"earlier run {run}", cause="was made before recycler kept what its members were", remedy="Run its job once more to add that, or leave it out; --reuse takes its answers in any case", where=where))
+        raise UsageError(
+            Problem(
+                thing=f"earlier run {run}",
+                cause="was made before recycler kept what its members were",
+                remedy="Run its job once more to add that, or leave it out; --reuse takes its answers in any case",
+                where=where,
+            )
+        )
     different = [name for name in ("items", "engine") if before[name] != now[name]]
     if different:
-        raise UsageError(Problem(thing=f"earlier run {run}", cause=f"has other {' and '.join(different)}: {_difference(before, now, different[0])}", remedy="Only scores of the same items by the same engine can be compared; leave it out", where=where))
-    names = {before_name: own for own, stamp in now["checkpoints"].items() for before_name, other in before["checkpoints"].items() if stamp == other}
+        raise UsageError(
+            Problem(
+                thing=f"earlier run {run}",
+                cause=f"has other {' and '.join(different)}: {_difference(before, now, different[0])}",
+                remedy="Only scores of the same items by the same engine can be compared; leave it out",
+                where=where,
+            )
+        )
+    names = {
+        before_name: own
+        for own, stamp in now["checkpoints"].items()
+        for before_name, other in before["checkpoints"].items()
+        if stamp == other
+    }
     own_items = {item.id for item in prepared.items if item.role == "search"}
     known = ledger.trials()
     there = {(trial.kind, trial.recipe) for trial in known}
     number, copied, left, base = len(known), 0, 0, read_facts(source)[1].base
-    baselines = {(planned.kind, planned.recipe): planned.label for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype)}
+    baselines = {
+        (planned.kind, planned.recipe): planned.label
+        for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype)
+    }
     for trial in source.trials():
         if trial.state != "SCORED":
             continue
         recipe = _in_terms_of(trial.recipe, names, prepared, base_name=base.name if base else None)
         scorecard = source.scorecard(trial.number, "search") if recipe else None
-        if recipe is None or not _can_be_priced(recipe, priced) or not own_items <= {outcome.item for outcome in scorecard.outcomes}:
+        if (
+            recipe is None
+            or not _can_be_priced(recipe, priced)
+            or not own_items <= {outcome.item for outcome in scorecard.outcomes}
+        ):
             left += 1
             continue
-        label = baselines.get((trial.kind, recipe))  # a baseline where it is one of this pool's, else a merge that nobody proposed here
+        label = baselines.get(
+            (trial.kind, recipe)
+        )  # a baseline where it is one of this pool's, else a merge that nobody proposed here
         kind = "merge" if label is None else trial.kind
         if (kind, recipe) in there:
             continue
         outcomes = tuple(outcome for outcome in scorecard.outcomes if outcome.item in own_items)
-        ledger.open_trial(number, kind, recipe, label=f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}" if label is None else label)
-        ledger.close_trial(number, priced.added(replace(scorecard, outcomes=outcomes, scores=aggregate(prepared.items, outcomes, prepared.benchmarks)), recipe))
+        ledger.open_trial(
+            number,
+            kind,
+            recipe,
+            label=f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}"
+            if label is None
+            else label,
+        )
+        ledger.close_trial(
+            number,
+            priced.added(
+                replace(
+                    scorecard,
+                    outcomes=outcomes,
+                    scores=aggregate(prepared.items, outcomes, prepared.benchmarks),
+                ),
+                recipe,
+            ),
+        )
         there.add((kind, recipe))
         number, copied = number + 1, copied + 1
     return Taken(run=run, num_trials=copied, left=left)
 
 
-def _in_terms_of(recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None) -> Recipe | None:
+def _in_terms_of(
+    recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None
+) -> Recipe | None:
     """The recipe over this pool's members; None when it needs a checkpoint that this pool lacks, or acts on another base."""
     base = prepared.pool.base.name if prepared.pool.base else None
-    if recipe.base is not None and names.get(base_name or "") != base or (recipe.base is None) != (base is None):
+    if (
+        recipe.base is not None
+        and names.get(base_name or "") != base
+        or (recipe.base is None) != (base is None)
+    ):
         return None
     rows = []
     for row in recipe.weights:
@@ -133,8 +211,21 @@ def _can_be_priced(recipe: Recipe, priced: Costs) -> bool:
 
 
 def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
-    return {"checkpoints": {checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints}, "items": {suite.name: suite.digest for suite in prepared.suites},
-            "engine": {"name": engine, "dtype": prepared.job.engine.dtype, **({"tensor_parallel": str(ranks)} if (ranks := prepared.job.engine.tensor_parallel) > 1 else {})}}
+    return {
+        "checkpoints": {
+            checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints
+        },
+        "items": {suite.name: suite.digest for suite in prepared.suites},
+        "engine": {
+            "name": engine,
+            "dtype": prepared.job.engine.dtype,
+            **(
+                {"tensor_parallel": str(ranks)}
+                if (ranks := prepared.job.engine.tensor_parallel) > 1
+                else {}
+            ),
+        },
+    }
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
@@ -143,7 +234,11 @@ def _stamp(checkpoint: Checkpoint) -> str:
     for tensor in checkpoint.tensors.values():
         if tensor.file not in files:
             files[tensor.file] = tensor.etag or _size_and_time(Path(tensor.file))
-    place = checkpoint.location if "://" in checkpoint.location else str(Path(checkpoint.location).resolve())
+    place = (
+        checkpoint.location
+        if "://" in checkpoint.location
+        else str(Path(checkpoint.location).resolve())
+    )
     return digest([place, sorted((Path(file).name, str(stamp)) for file, stamp in files.items())])
 
 
@@ -152,11 +247,23 @@ def _size_and_time(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _difference(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], name: str) -> str:
-    changed = sorted(key for key in before[name].keys() | now[name].keys() if before[name].get(key) != now[name].get(key))
-    return ", ".join(f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} here" for key in changed)
+def _difference(
+    before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], name: str
+) -> str:
+    changed = sorted(
+        key
+        for key in before[name].keys() | now[name].keys()
+        if before[name].get(key) != now[name].get(key)
+    )
+    return ", ".join(
+        f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} here"
+        for key in changed
+    )
 
 
 def taken_lines(taken: Sequence[Taken]) -> list[str]:
     """One sentence a run for people."""
-    return [f"{found.num_trials} trials of {found.run} are known already{f'; {found.left} of it cannot be used here' if found.left else ''}" for found in taken]
+    return [
+        f"{found.num_trials} trials of {found.run} are known already{f'; {found.left} of it cannot be used here' if found.left else ''}"
+        for found in taken
+    ]

@@ -39,7 +39,9 @@ class RecyclerError(Exception):
     def __init__(self, problems: Problem | str | Iterable[Problem]):
         if isinstance(problems, str):
             problems = Problem(thing="recycler", cause=problems, remedy="")
-        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.problems: tuple[Problem, ...] = (
+            (problems,) if isinstance(problems, Problem) else tuple(problems)
+        )
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

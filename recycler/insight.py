@@ -37,7 +37,9 @@ def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
         ledger.set_fact(METHOD, method)
 
 
-def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int) -> dict[str, Any] | None:
+def write_preview(
+    ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int
+) -> dict[str, Any] | None:
     """Preview a run once all its members are scored, once; None before. After merges, its errors are brought up to date.
 
     Of the objectives that have items: what a merge will cost is no guess.
@@ -47,7 +49,9 @@ def write_preview(ledger: Ledger, items: Sequence[Item], objectives: Sequence[Ob
     if len(members) < max(2, num_members):
         return None
     outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in members}
-    preview = Preview(members, outcomes, [item for item in items if item.role == "search"], benchmarks(objectives))
+    preview = Preview(
+        members, outcomes, [item for item in items if item.role == "search"], benchmarks(objectives)
+    )
     stored = ledger.fact(PREVIEW)
     before = json.loads(stored) if stored else preview.document(())
     now = {**before, "errors": [asdict(error) for error in preview.errors(trials)]}
@@ -60,7 +64,12 @@ def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> floa
     """Keep what the next trials are expected to add to these, as a share of the front's hypervolume."""
     gain = looks.gain(trials)
     if gain is not None:
-        ledger.set_fact(OUTLOOK, json.dumps({"after_trials": len(trials), "next_trials": NEXT, "expected_gain": round(gain, 4)}))
+        ledger.set_fact(
+            OUTLOOK,
+            json.dumps(
+                {"after_trials": len(trials), "next_trials": NEXT, "expected_gain": round(gain, 4)}
+            ),
+        )
     return gain
 
 
@@ -69,7 +78,13 @@ def open_preview(run: str | Path) -> dict[str, Any]:
     with closing(open_ledger(run)) as ledger:
         stored = ledger.fact(PREVIEW)
     if stored is None:
-        raise NotFoundError(Problem(thing="preview", cause="the members have not all been scored yet", remedy="Wait for them; recycler status RUN tells how far it is"))
+        raise NotFoundError(
+            Problem(
+                thing="preview",
+                cause="the members have not all been scored yet",
+                remedy="Wait for them; recycler status RUN tells how far it is",
+            )
+        )
     return json.loads(stored)
 
 
@@ -83,7 +98,13 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
         try:
             surrogate = read_surrogate(ledger, trials, objectives)
         except ValueError as error:
-            raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause=str(error), remedy="Wait for more trials")) from None
+            raise NotFoundError(
+                Problem(
+                    thing=f"why of trial {chosen.number}",
+                    cause=str(error),
+                    remedy="Wait for more trials",
+                )
+            ) from None
         told = _covered(surrogate, trials, chosen)
         found = why_document(surrogate, told)
         if told is not chosen:
@@ -99,7 +120,13 @@ def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Tr
     while found is not None and not surrogate.covers(found):
         found = by_number.get(refined_from(found))
     if found is None:
-        raise NotFoundError(Problem(thing=f"why of trial {chosen.number}", cause="the model of this search does not cover its kind of merge", remedy="Ask for one that the sampler could have proposed: recycler front names them"))
+        raise NotFoundError(
+            Problem(
+                thing=f"why of trial {chosen.number}",
+                cause="the model of this search does not cover its kind of merge",
+                remedy="Ask for one that the sampler could have proposed: recycler front names them",
+            )
+        )
     return found
 
 
@@ -109,26 +136,59 @@ def open_surrogate(run: str | Path) -> Surrogate:
         return read_surrogate(ledger, ledger.trials(), read_facts(ledger)[0])
 
 
-def read_surrogate(ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Surrogate:
+def read_surrogate(
+    ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> Surrogate:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     stored, gram = ledger.fact(SPACE), ledger.fact("gram")
     space = _space(json.loads(stored)) if stored else _seen(trials)
     own = [trial for trial in trials if trial.recipe.method == (ledger.fact(METHOD) or "linear")]
-    return Surrogate(SimplexProposer(space, objectives, seed=0, gram=json.loads(gram) if gram else None, priced=read_costs(ledger, objectives)), own, objectives)
+    return Surrogate(
+        SimplexProposer(
+            space,
+            objectives,
+            seed=0,
+            gram=json.loads(gram) if gram else None,
+            priced=read_costs(ledger, objectives),
+        ),
+        own,
+        objectives,
+    )
 
 
 def _seen(trials: Sequence[Trial]) -> SearchSpace:
     """A space as wide as what was tried, for runs that were made before recycler kept theirs."""
-    largest = max((trial.recipe for trial in trials), key=lambda recipe: len(recipe.weights), default=None)
+    largest = max(
+        (trial.recipe for trial in trials), key=lambda recipe: len(recipe.weights), default=None
+    )
     if largest is None:
         raise ValueError("there is no trial")
-    rows = [row for trial in trials if trial.recipe.members == largest.members for row in trial.recipe.weights]
+    rows = [
+        row
+        for trial in trials
+        if trial.recipe.members == largest.members
+        for row in trial.recipe.weights
+    ]
     sums = [sum(row) for row in rows if any(row)] or [1.0]
     total = (1.0, 1.0) if largest.base is None else (max(0.01, min(0.99, *sums)), max(1.01, *sums))
-    return SearchSpace(groups=largest.groups, members=largest.members, low=tuple(min(0.0, *column) for column in zip(*rows, strict=True)), high=tuple(max(total[1], *column) for column in zip(*rows, strict=True)), total=total)
+    return SearchSpace(
+        groups=largest.groups,
+        members=largest.members,
+        low=tuple(min(0.0, *column) for column in zip(*rows, strict=True)),
+        high=tuple(max(total[1], *column) for column in zip(*rows, strict=True)),
+        total=total,
+    )
 
 
 def _space(stored: dict[str, Any]) -> SearchSpace:
     groups = tuple(Group(**group) for group in stored["groups"])
     options = tuple((name, (low, high)) for name, (low, high) in stored["options"])
-    return SearchSpace(groups=groups, members=tuple(stored["members"]), low=tuple(stored["low"]), high=tuple(stored["high"]), total=tuple(stored["total"]), max_nonzero=stored["max_nonzero"], options=options)
+    return SearchSpace(
+        groups=groups,
+        members=tuple(stored["members"]),
+        low=tuple(stored["low"]),
+        high=tuple(stored["high"]),
+        total=tuple(stored["total"]),
+        max_nonzero=stored["max_nonzero"],
+        options=options,
+    )

@@ -6,7 +6,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.types import FLOOR, Objective
@@ -23,7 +34,9 @@ class Strict(BaseModel):
 
 
 Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
-Place = Annotated[str, Field(min_length=1)]  # a path, a glob, a URL or a shipped name; an empty path would mean the job file's own folder
+Place = Annotated[
+    str, Field(min_length=1)
+]  # a path, a glob, a URL or a shipped name; an empty path would mean the job file's own folder
 
 
 class PoolSpec(Strict):
@@ -59,8 +72,20 @@ class ObjectiveSpec(Strict):
         return value
 
     def objective(self) -> Objective:
-        floor = None if self.floor is None else self.floor.strip() if isinstance(self.floor, str) else f"{self.floor:.12g}"
-        return Objective(suite=self.suite, task=self.task, metric=self.metric, direction=self.direction, floor=floor)
+        floor = (
+            None
+            if self.floor is None
+            else self.floor.strip()
+            if isinstance(self.floor, str)
+            else f"{self.floor:.12g}"
+        )
+        return Objective(
+            suite=self.suite,
+            task=self.task,
+            metric=self.metric,
+            direction=self.direction,
+            floor=floor,
+        )
 
 
 class CostSpec(Strict):
@@ -77,7 +102,11 @@ class CostSpec(Strict):
     @field_validator("floor")
     @classmethod
     def _possible(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None and info.data.get("cost") == "members" and (value < 1 or value != int(value)):
+        if (
+            value is not None
+            and info.data.get("cost") == "members"
+            and (value < 1 or value != int(value))
+        ):
             raise ValueError("is no number of members, from 1 on")
         if value is not None and value <= 0:
             raise ValueError("is not above 0: the base itself lies at 0, and no merge nearer")
@@ -91,15 +120,28 @@ class CostSpec(Strict):
         return value
 
     def objective(self) -> Objective:
-        return Objective(suite="", metric=self.cost, direction=self.direction, floor=None if self.floor is None else f"{self.floor:.12g}", bound_only=self.bound_only)
+        return Objective(
+            suite="",
+            metric=self.cost,
+            direction=self.direction,
+            floor=None if self.floor is None else f"{self.floor:.12g}",
+            bound_only=self.bound_only,
+        )
 
 
 def _kind_of(entry: Any) -> str:
     """The tag of an entry of `objectives`: a cost is what names one."""
-    return "<CostSpec>" if isinstance(entry, CostSpec) or isinstance(entry, dict) and "cost" in entry else "<ObjectiveSpec>"
+    return (
+        "<CostSpec>"
+        if isinstance(entry, CostSpec) or isinstance(entry, dict) and "cost" in entry
+        else "<ObjectiveSpec>"
+    )
 
 
-AnyObjective = Annotated[Annotated[ObjectiveSpec, Tag("<ObjectiveSpec>")] | Annotated[CostSpec, Tag("<CostSpec>")], Discriminator(_kind_of)]
+AnyObjective = Annotated[
+    Annotated[ObjectiveSpec, Tag("<ObjectiveSpec>")] | Annotated[CostSpec, Tag("<CostSpec>")],
+    Discriminator(_kind_of),
+]
 
 
 class EngineSpec(Strict):
@@ -124,21 +166,29 @@ class EngineSpec(Strict):
     @classmethod
     def _only_vllm_is_parallel(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and info.data.get("name", "vllm") != "vllm":
-            raise ValueError("above 1 needs engine.name: vllm; transformers runs a model on one device")
+            raise ValueError(
+                "above 1 needs engine.name: vllm; transformers runs a model on one device"
+            )
         return value
 
     @field_validator("adapters")
     @classmethod
     def _adapters_lie_on_a_disk(cls, value: str | None) -> str | None:
         if value and "://" in value:
-            raise ValueError("must be a folder on a disk of the machines that score; copy the adapters there, they are not read from a bucket or hub")
+            raise ValueError(
+                "must be a folder on a disk of the machines that score; copy the adapters there, they are not read from a bucket or hub"
+            )
         return value
 
     @model_serializer(mode="wrap")
     def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A job that says nothing of them keeps the digest that its ledger knows from before there were these keys."""
         found = write(self)
-        return {key: value for key, value in found.items() if (key, value) not in (("tensor_parallel", 1), ("lora_batch", 1), ("adapters", None))}
+        return {
+            key: value
+            for key, value in found.items()
+            if (key, value) not in (("tensor_parallel", 1), ("lora_batch", 1), ("adapters", None))
+        }
 
 
 class FidelitySpec(Strict):
@@ -195,7 +245,9 @@ class JobSpec(Strict):
     engine: EngineSpec = EngineSpec()
     fidelity: FidelitySpec = FidelitySpec()
     budget: BudgetSpec
-    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "paper"] = "simplex_gp"
+    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "paper"] = (
+        "simplex_gp"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31)
     earlier: list[Place] = []
     """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of a database."""
@@ -222,7 +274,9 @@ class JobSpec(Strict):
         if sum(not (isinstance(spec, CostSpec) and spec.bound_only) for spec in value) < 2:
             raise ValueError("are fewer than two beside bounds; a front needs two")
         if all(isinstance(spec, CostSpec) for spec in value):
-            raise ValueError("are costs alone, and the cheapest merge is no merge; add a metric of a suite")
+            raise ValueError(
+                "are costs alone, and the cheapest merge is no merge; add a metric of a suite"
+            )
         return value
 
     @property
@@ -240,8 +294,22 @@ def read_job(path: Path | YamlDocument) -> tuple[JobSpec, YamlDocument]:
     for index, (spec, name) in enumerate(zip(job.objectives, names, strict=True)):
         where = document.where(("objectives", index))
         if names.index(name) != index:
-            problems.append(Problem(thing=f"objective {name!r}", cause="stands twice", remedy="Keep one of them", where=where))
+            problems.append(
+                Problem(
+                    thing=f"objective {name!r}",
+                    cause="stands twice",
+                    remedy="Keep one of them",
+                    where=where,
+                )
+            )
         if isinstance(spec, ObjectiveSpec) and spec.suite not in suites:
-            problems.append(Problem(thing=f"objective {name!r}", cause=f"its suite {spec.suite!r} is not under suites:", remedy=f"Add {spec.suite} to suites:", where=where))
+            problems.append(
+                Problem(
+                    thing=f"objective {name!r}",
+                    cause=f"its suite {spec.suite!r} is not under suites:",
+                    remedy=f"Add {spec.suite} to suites:",
+                    where=where,
+                )
+            )
     raise_problems(problems, UsageError)
     return job, document

@@ -37,7 +37,14 @@ class Notices:
         if dead == before:
             return ()
         self._keep({**kept, "dead": dead})
-        return (*(noise_said(name) for name in dead if name not in before), *(f"{name} moves with the weights after all: it has its say in the front again" for name in before if name not in dead))
+        return (
+            *(noise_said(name) for name in dead if name not in before),
+            *(
+                f"{name} moves with the weights after all: it has its say in the front again"
+                for name in before
+                if name not in dead
+            ),
+        )
 
     def _kept(self) -> dict[str, Any]:
         return json.loads(self.ledger.fact(NOTICES) or "{}")

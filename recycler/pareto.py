@@ -25,7 +25,9 @@ def as_maximized(values: ArrayLike, directions: Sequence[Direction]) -> Floats:
     table = _table(values)
     unknown = set(directions) - {"maximize", "minimize"}
     if unknown or len(directions) != table.shape[1]:
-        raise ValueError(f"{table.shape[1]} objectives need as many directions, maximize or minimize; got {list(directions)}")
+        raise ValueError(
+            f"{table.shape[1]} objectives need as many directions, maximize or minimize; got {list(directions)}"
+        )
     return table * np.where([direction == "minimize" for direction in directions], -1.0, 1.0)
 
 
@@ -38,7 +40,9 @@ def non_dominated(values: ArrayLike) -> Mask:
     table = _table(values)
     mask = np.zeros(len(table), dtype=bool)
     left = np.flatnonzero(~np.isnan(table).any(axis=1))
-    left = left[np.lexsort(-table[left].T[::-1])]  # best first objective first: a dominator never comes after its prey
+    left = left[
+        np.lexsort(-table[left].T[::-1])
+    ]  # best first objective first: a dominator never comes after its prey
     columns = np.ascontiguousarray(table[left].T)
     while left.size:
         mask[left[0]] = True
@@ -53,7 +57,9 @@ def _prey(columns: Floats, point: Floats) -> Mask:
     return (columns <= other).all(axis=0) & (columns < other).any(axis=0)
 
 
-def reference_point(values: ArrayLike, floors: ArrayLike | None = None, margin: float = 0.1) -> Floats:
+def reference_point(
+    values: ArrayLike, floors: ArrayLike | None = None, margin: float = 0.1
+) -> Floats:
     """The corner (T,) that hypervolume is measured from: nadir of the front minus `margin` of the front's range.
 
     Only the non-dominated rows of `values` (n, T) speak, so one hopeless trial cannot pull the corner, and with it the
@@ -64,7 +70,9 @@ def reference_point(values: ArrayLike, floors: ArrayLike | None = None, margin: 
     table = _table(values)
     front = table[non_dominated(table)]
     if not len(front):
-        raise ValueError("no point has all its objectives, so there is no front to take a reference point from")
+        raise ValueError(
+            "no point has all its objectives, so there is no front to take a reference point from"
+        )
     spread = front.max(axis=0) - front.min(axis=0)
     known = table[~np.isnan(table).any(axis=1)]
     everything = known.max(axis=0) - known.min(axis=0)
@@ -134,13 +142,17 @@ def knee(values: ArrayLike) -> int:
     table = _table(values)
     front = np.flatnonzero(non_dominated(table))
     if not front.size:
-        raise ValueError("no point has all its objectives, so there is no front to take a knee from")
+        raise ValueError(
+            "no point has all its objectives, so there is no front to take a knee from"
+        )
     low, high = table[front].min(axis=0), table[front].max(axis=0)
     scaled = (table[front] - low) / np.where(high > low, high - low, 1.0)
     return int(front[np.argmax(scaled.sum(axis=1))])
 
 
-def probability_non_dominated(values: ArrayLike, stderrs: ArrayLike, *, seed: int, num_samples: int = 512) -> Floats:
+def probability_non_dominated(
+    values: ArrayLike, stderrs: ArrayLike, *, seed: int, num_samples: int = 512
+) -> Floats:
     """Chance (n,) that each row is on the true front when row i is off by independent Gaussian errors `stderrs` (n, T).
 
     The share of `num_samples` draws in which the row is non-dominated; its own standard error is below
@@ -168,7 +180,9 @@ def _without_easy_prey(table: Floats, num_rounds: int = 12) -> NDArray[np.intp]:
     columns = np.ascontiguousarray(table[left].T)
     low, high = columns.min(axis=1, keepdims=True), columns.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        goodness = np.nan_to_num((columns - low) / np.where(high > low, high - low, 1.0)).sum(axis=0)
+        goodness = np.nan_to_num((columns - low) / np.where(high > low, high - low, 1.0)).sum(
+            axis=0
+        )
     for _ in range(num_rounds):
         pick = int(np.argmax(goodness))
         goodness[pick] = -np.inf  # it stays, and is not taken again
@@ -196,12 +210,18 @@ class _Boxes:
         lower, upper = self.lower[hit], self.upper[hit]
         inner = np.minimum(upper, point)
         pieces = []
-        for axis in range(len(point)):  # what sticks out along `axis`, inside the point along the axes before it
+        for axis in range(
+            len(point)
+        ):  # what sticks out along `axis`, inside the point along the axes before it
             out = upper[:, axis] > point[axis]
             low, high = lower[out], upper[out]
             low[:, axis], high[:, :axis] = point[axis], inner[out][:, :axis]
             pieces.append((low, high))
-        self._replace(hit, np.concatenate([low for low, _ in pieces]), np.concatenate([high for _, high in pieces]))
+        self._replace(
+            hit,
+            np.concatenate([low for low, _ in pieces]),
+            np.concatenate([high for _, high in pieces]),
+        )
         return float(np.prod(inner - lower, axis=1).sum())
 
     def _replace(self, hit: NDArray[np.intp], lower: Floats, upper: Floats) -> None:
@@ -211,7 +231,10 @@ class _Boxes:
         if need < self.count:  # fewer boxes than before: the last ones move into the holes
             keep = np.ones(self.count, dtype=bool)
             keep[hit] = False
-            lower, upper = np.concatenate([self.lower[: self.count][keep], lower]), np.concatenate([self.upper[: self.count][keep], upper])
+            lower, upper = (
+                np.concatenate([self.lower[: self.count][keep], lower]),
+                np.concatenate([self.upper[: self.count][keep], upper]),
+            )
             hit = np.arange(need)
         slots = np.concatenate([hit, np.arange(self.count, need)])
         self.lower[slots], self.upper[slots] = lower, upper
@@ -221,5 +244,7 @@ class _Boxes:
 def _table(values: ArrayLike) -> Floats:
     table = np.asarray(values, dtype=float)
     if table.ndim != 2:
-        raise ValueError(f"expected a table of points by objectives, got an array of shape {table.shape}")
+        raise ValueError(
+            f"expected a table of points by objectives, got an array of shape {table.shape}"
+        )
     return table

@@ -22,7 +22,9 @@ PRODUCTS = "delta products"  # the ledger's fact: names of tensors, number of me
 
 def measured_costs(ledger: Ledger, objectives: Sequence[Objective], pool: Pool) -> Costs:
     """The costs of a run. Where distances are asked for the whole pool is read once; later sittings find the figures in the ledger."""
-    if ledger.fact(PRODUCTS) is None and any(objective.metric == "distance" for objective in costs(objectives)):
+    if ledger.fact(PRODUCTS) is None and any(
+        objective.metric == "distance" for objective in costs(objectives)
+    ):
         ledger.set_fact(PRODUCTS, write_products(delta_products(pool)))
     return read_costs(ledger, objectives)
 
@@ -37,7 +39,13 @@ def write_products(products: DeltaProducts) -> str:
     """Inner products as text, bit for bit."""
     members = products.table.shape[1]
     upper = products.table[:, *np.triu_indices(members)].astype("<f8")
-    return json.dumps({"tensors": products.tensors, "members": members, "upper": base64.b64encode(zlib.compress(upper.tobytes())).decode()})
+    return json.dumps(
+        {
+            "tensors": products.tensors,
+            "members": members,
+            "upper": base64.b64encode(zlib.compress(upper.tobytes())).decode(),
+        }
+    )
 
 
 def read_products(text: str) -> DeltaProducts:
@@ -45,7 +53,9 @@ def read_products(text: str) -> DeltaProducts:
     members, tensors = stored["members"], tuple(stored["tensors"])
     rows, columns = np.triu_indices(members)
     table = np.zeros((len(tensors), members, members))
-    table[:, rows, columns] = table[:, columns, rows] = np.frombuffer(zlib.decompress(base64.b64decode(stored["upper"])), dtype="<f8").reshape(len(tensors), -1)
+    table[:, rows, columns] = table[:, columns, rows] = np.frombuffer(
+        zlib.decompress(base64.b64decode(stored["upper"])), dtype="<f8"
+    ).reshape(len(tensors), -1)
     return DeltaProducts(tensors=tensors, table=table)
 
 
@@ -53,7 +63,11 @@ class PricedWorkers:
     """Workers whose scorecards tell what each merge costs besides what it scored. They are asked for nothing more."""
 
     def __init__(self, workers: Workers, priced: Costs):
-        self._workers, self._priced, self._recipes = workers, priced, dict[tuple[int, Role], Recipe]()
+        self._workers, self._priced, self._recipes = (
+            workers,
+            priced,
+            dict[tuple[int, Role], Recipe](),
+        )
 
     @property
     def num_workers(self) -> int:
@@ -64,10 +78,17 @@ class PricedWorkers:
         self._workers.submit(number, recipe, role, *how, **settings)
 
     def wait(self) -> Sequence[Result]:
-        return [self._with_costs(result, self._recipes.pop((result.number, result.role))) for result in self._workers.wait()]
+        return [
+            self._with_costs(result, self._recipes.pop((result.number, result.role)))
+            for result in self._workers.wait()
+        ]
 
     def close(self) -> None:
         self._workers.close()
 
     def _with_costs(self, result: Result, recipe: Recipe) -> Result:
-        return replace(result, answer=self._priced.added(result.answer, recipe)) if isinstance(result.answer, Scorecard) else result
+        return (
+            replace(result, answer=self._priced.added(result.answer, recipe))
+            if isinstance(result.answer, Scorecard)
+            else result
+        )

@@ -7,16 +7,28 @@ import re
 from urllib.parse import quote
 
 _URL_PASSWORD = re.compile(r"(\w://[^\s:/@]*):[^\s/]*@")
-_QUERY_PASSWORD = re.compile(r"([?&](?:password|passwd|sslpassword|secret|token)=)[^&\s'\"]*", re.IGNORECASE)
-_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|SAS_KEY|CONNECTION_STRING|\APGPASSWORD\Z")
+_QUERY_PASSWORD = re.compile(
+    r"([?&](?:password|passwd|sslpassword|secret|token)=)[^&\s'\"]*", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(
+    r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|SAS_KEY|CONNECTION_STRING|\APGPASSWORD\Z"
+)
 SHORTEST = 6  # a shorter value would be found in innocent words
 
 
 def redacted(text: str) -> str:
     """`text` without the passwords of URLs and without the value of any variable whose name says that it is a secret."""
     text = _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
-    secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST and not name.endswith(("_PATH", "_FILE", "_PARALLELISM"))}
-    for secret in sorted(secrets | {quote(value, safe="") for value in secrets}, key=len, reverse=True):
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name.upper())
+        and len(value) >= SHORTEST
+        and not name.endswith(("_PATH", "_FILE", "_PARALLELISM"))
+    }
+    for secret in sorted(
+        secrets | {quote(value, safe="") for value in secrets}, key=len, reverse=True
+    ):
         text = text.replace(secret, "***")
     return text
 

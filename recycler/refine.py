@@ -62,7 +62,13 @@ class Refined:
     trial: int | None
 
 
-def refine(run: Path, prepared: PreparedJob, what: str, settings: Settings, tell: Callable[[str], None] = lambda line: None) -> Refined:
+def refine(
+    run: Path,
+    prepared: PreparedJob,
+    what: str,
+    settings: Settings,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Refined:
     """Refine the trial that `what` names and open the result as a trial of the run, which the next `run_job` scores.
 
     Raises UsageError for a run that is being driven or a merge whose loss has no slope, NotFoundError for no such trial. A run
@@ -75,7 +81,9 @@ def refine(run: Path, prepared: PreparedJob, what: str, settings: Settings, tell
         losses = _Losses(prepared, start, settings)
         try:
             before = losses.begin()
-            tell(f"refining trial {trial.number} by {settings.by}: {len(start.groups) * len(start.members)} weights, {_said(before)}")
+            tell(
+                f"refining trial {trial.number} by {settings.by}: {len(start.groups) * len(start.members)} weights, {_said(before)}"
+            )
             weights, steps = _walk(losses, start, prepared.space, settings, tell)
             recipe = replace(start, weights=_rows(weights))
             after = losses.whole(recipe)
@@ -90,32 +98,86 @@ def _start(trial: Trial, prepared: PreparedJob, settings: Settings) -> Recipe:
     """The trial's recipe over all members of the pool, with its row repeated for each block of layers. Raises UsageError."""
     recipe, pool = trial.recipe, prepared.pool
     if settings.by == "gradient" and (recipe.method != "linear" or recipe.option("normalize")):
-        raise UsageError(Problem(thing=f"trial {trial.number}", cause=f"is a merge by {recipe.method}, whose weights have no slope that we know", remedy="Use --by spsa, which asks for losses alone"))
+        raise UsageError(
+            Problem(
+                thing=f"trial {trial.number}",
+                cause=f"is a merge by {recipe.method}, whose weights have no slope that we know",
+                remedy="Use --by spsa, which asks for losses alone",
+            )
+        )
     if not 0 <= settings.layers <= pool.template.num_layers:
-        raise UsageError(Problem(thing="--layers", cause=f"is {settings.layers}, the model has {pool.template.num_layers} layers", remedy="Take fewer blocks"))
+        raise UsageError(
+            Problem(
+                thing="--layers",
+                cause=f"is {settings.layers}, the model has {pool.template.num_layers} layers",
+                remedy="Take fewer blocks",
+            )
+        )
     if settings.layers and len(recipe.groups) > 1:
-        raise UsageError(Problem(thing="--layers", cause=f"trial {trial.number} has {len(recipe.groups)} rows of weights already", remedy="Leave it out: its own rows are refined"))
-    groups = layer_groups(pool.template.num_layers, settings.layers) if settings.layers else recipe.groups
+        raise UsageError(
+            Problem(
+                thing="--layers",
+                cause=f"trial {trial.number} has {len(recipe.groups)} rows of weights already",
+                remedy="Leave it out: its own rows are refined",
+            )
+        )
+    groups = (
+        layer_groups(pool.template.num_layers, settings.layers)
+        if settings.layers
+        else recipe.groups
+    )
     rows = recipe.weights * (len(groups) if settings.layers else 1)
     own = [dict(zip(recipe.members, row, strict=True)) for row in rows]
-    base = recipe.base or (pool.base.name if pool.base and all(abs(sum(row) - 1) < 1e-6 for row in rows) else None)
-    return replace(recipe, members=pool.names, groups=groups, weights=tuple(tuple(row.get(name, 0.0) for name in pool.names) for row in own), base=base)
+    base = recipe.base or (
+        pool.base.name if pool.base and all(abs(sum(row) - 1) < 1e-6 for row in rows) else None
+    )
+    return replace(
+        recipe,
+        members=pool.names,
+        groups=groups,
+        weights=tuple(tuple(row.get(name, 0.0) for name in pool.names) for row in own),
+        base=base,
+    )
 
 
-def _walk(losses: _Losses, start: Recipe, space: SearchSpace, settings: Settings, tell: Callable[[str], None]) -> tuple[Floats, list[Any]]:
+def _walk(
+    losses: _Losses,
+    start: Recipe,
+    space: SearchSpace,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> tuple[Floats, list[Any]]:
     space, weights = replace(space, groups=start.groups), np.array(start.weights)
 
-    def told(value: Callable[[Floats, int], Any], loss_of: Callable[[Any], float]) -> Callable[[Floats, int], Any]:
+    def told(
+        value: Callable[[Floats, int], Any], loss_of: Callable[[Any], float]
+    ) -> Callable[[Floats, int], Any]:
         def asked(point: Floats, index: int) -> Any:
             found = value(replace(start, weights=_rows(point)), index)
-            tell(f"step {index + 1} of {settings.steps}: {loss_of(found):.4f} of the loss at the start, on {settings.batch} items an objective")
+            tell(
+                f"step {index + 1} of {settings.steps}: {loss_of(found):.4f} of the loss at the start, on {settings.batch} items an objective"
+            )
             return found
+
         return asked
 
     if settings.by == "gradient":
-        weights, met = descend(told(losses.slopes, lambda found: found[0]), weights, space, steps=settings.steps, reach=settings.reach)
+        weights, met = descend(
+            told(losses.slopes, lambda found: found[0]),
+            weights,
+            space,
+            steps=settings.steps,
+            reach=settings.reach,
+        )
         return weights, list(met)
-    weights, steps = spsa(told(losses.batch, float), weights, space, steps=settings.steps, reach=settings.reach, seed=settings.seed)
+    weights, steps = spsa(
+        told(losses.batch, float),
+        weights,
+        space,
+        steps=settings.steps,
+        reach=settings.reach,
+        seed=settings.seed,
+    )
     return weights, [asdict(step) for step in steps]
 
 
@@ -123,10 +185,24 @@ def _rows(weights: Floats) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(weight) for weight in row) for row in weights)
 
 
-def _open(ledger: Ledger, trial: Trial, recipe: Recipe, settings: Settings, steps: list[Any], before: dict[str, float], after: dict[str, float]) -> int:
+def _open(
+    ledger: Ledger,
+    trial: Trial,
+    recipe: Recipe,
+    settings: Settings,
+    steps: list[Any],
+    before: dict[str, float],
+    after: dict[str, float],
+) -> int:
     """Write the trial and how it came about: from what, by which steps (seeds and scalars for SPSA, which replay exactly)."""
     number = len(ledger.trials())
-    how = {"of": trial.number, **asdict(settings), "steps_taken": steps, "before": before, "after": after}
+    how = {
+        "of": trial.number,
+        **asdict(settings),
+        "steps_taken": steps,
+        "before": before,
+        "after": after,
+    }
     ledger.set_fact(f"{REFINED} {number}", json.dumps(how))
     ledger.open_trial(number, "merge", recipe, label=f"{REFINED} {trial.number}")
     return number
@@ -141,12 +217,20 @@ class _Losses:
 
     def __init__(self, prepared: PreparedJob, start: Recipe, settings: Settings):
         self._start, self._settings = start, settings
-        self._asked = {objective.name: _requests(objective, prepared.items) for objective in prepared.benchmarks}
+        self._asked = {
+            objective.name: _requests(objective, prepared.items)
+            for objective in prepared.benchmarks
+        }
         self._preference = _shares(prepared.benchmarks, settings.prefer)
         pool, work = materialise(prepared.pool), work_of(prepared)
         self._resident = ResidentPool(pool)
         if settings.by == "gradient":  # the only engine that has one
-            self._engine: Any = build_engine("transformers", pool, dtype=work.settings["dtype"], max_model_len=work.settings["max_model_len"])
+            self._engine: Any = build_engine(
+                "transformers",
+                pool,
+                dtype=work.settings["dtype"],
+                max_model_len=work.settings["max_model_len"],
+            )
         else:
             self._engine = build_engine(work.engine, pool, **work.settings)
 
@@ -160,7 +244,9 @@ class _Losses:
         return _measured(self._engine, recipe, self._asked)
 
     def share(self, losses: Mapping[str, float]) -> float:
-        return sum(share * losses[name] / self._unit[name] for name, share in self._preference.items())
+        return sum(
+            share * losses[name] / self._unit[name] for name, share in self._preference.items()
+        )
 
     def batch(self, recipe: Recipe, index: int) -> float:
         return self.share(_measured(self._engine, recipe, self._drawn(index)))
@@ -170,10 +256,19 @@ class _Losses:
         from recycler.engines.weight_slopes import weight_slopes
 
         drawn = self._drawn(index)
-        tokens = {name: sum(len(request.continuation_ids) for request in own) for name, own in drawn.items()}
-        shares = [self._preference[name] / (self._unit[name] * tokens[name]) for name, own in drawn.items() for _ in own]
+        tokens = {
+            name: sum(len(request.continuation_ids) for request in own)
+            for name, own in drawn.items()
+        }
+        shares = [
+            self._preference[name] / (self._unit[name] * tokens[name])
+            for name, own in drawn.items()
+            for _ in own
+        ]
         self._engine.apply(recipe)
-        losses, gradients = self._engine.loss_slopes([request for own in drawn.values() for request in own], shares)
+        losses, gradients = self._engine.loss_slopes(
+            [request for own in drawn.values() for request in own], shares
+        )
         return float(np.dot(losses, shares)), weight_slopes(gradients, recipe, self._resident)
 
     def close(self) -> None:
@@ -182,30 +277,67 @@ class _Losses:
     def _drawn(self, index: int) -> dict[str, list[LoglikelihoodRequest]]:
         """The items of a step: another few of each objective, the same for every recipe that is asked in it."""
         rng = np.random.default_rng([self._settings.seed, index])
-        return {name: [own[place] for place in rng.permutation(len(own))[: self._settings.batch]] for name, own in self._asked.items()}
+        return {
+            name: [own[place] for place in rng.permutation(len(own))[: self._settings.batch]]
+            for name, own in self._asked.items()
+        }
 
 
-def _measured(engine: Engine, recipe: Recipe, asked: Mapping[str, Sequence[LoglikelihoodRequest]]) -> dict[str, float]:
+def _measured(
+    engine: Engine, recipe: Recipe, asked: Mapping[str, Sequence[LoglikelihoodRequest]]
+) -> dict[str, float]:
     engine.apply(recipe)
     answers = iter(engine.loglikelihood([request for own in asked.values() for request in own]))
-    return {name: -sum(next(answers).logprob for _ in own) / sum(len(request.continuation_ids) for request in own) for name, own in asked.items()}
+    return {
+        name: -sum(next(answers).logprob for _ in own)
+        / sum(len(request.continuation_ids) for request in own)
+        for name, own in asked.items()
+    }
 
 
 def _requests(objective: Objective, items: Sequence[Item]) -> list[LoglikelihoodRequest]:
     """The right answers of an objective's search items, to be teacher-forced. Raises UsageError where answers are generated."""
     own = [item for item in items_of(objective, items) if item.role == "search"]
     if any(item.kind != "loglikelihood" for item in own) or not own:
-        raise UsageError(Problem(thing=f"objective {objective.name}", cause="is scored on generated answers, whose score has no slope", remedy="Refine jobs whose suites are scored by likelihood, such as bpb or bbh"))
-    return [LoglikelihoodRequest(context_ids=item.prompt_ids, continuation_ids=item.continuations[int(item.gold) if len(item.continuations) > 1 else 0]) for item in own]
+        raise UsageError(
+            Problem(
+                thing=f"objective {objective.name}",
+                cause="is scored on generated answers, whose score has no slope",
+                remedy="Refine jobs whose suites are scored by likelihood, such as bpb or bbh",
+            )
+        )
+    return [
+        LoglikelihoodRequest(
+            context_ids=item.prompt_ids,
+            continuation_ids=item.continuations[
+                int(item.gold) if len(item.continuations) > 1 else 0
+            ],
+        )
+        for item in own
+    ]
 
 
-def _shares(objectives: Sequence[Objective], prefer: Mapping[str, float] | None) -> dict[str, float]:
+def _shares(
+    objectives: Sequence[Objective], prefer: Mapping[str, float] | None
+) -> dict[str, float]:
     """How much each objective counts, summing to 1: all the same unless preferred. Raises UsageError for unknown names."""
     names = [objective.name for objective in objectives]
     for name in prefer or {}:
         if name not in names:
-            raise UsageError(Problem(thing=f"objective {name!r}", cause="is not one of this run's that have a slope: those scored on items", remedy=did_you_mean(name, names)))
+            raise UsageError(
+                Problem(
+                    thing=f"objective {name!r}",
+                    cause="is not one of this run's that have a slope: those scored on items",
+                    remedy=did_you_mean(name, names),
+                )
+            )
     shares = {name: float((prefer or {}).get(name, 0.0 if prefer else 1.0)) for name in names}
     if min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        raise UsageError(Problem(thing="--prefer", cause="gives no objective a share above 0", remedy="Give shares such as math/bits_per_byte=0.7"))
+        raise UsageError(
+            Problem(
+                thing="--prefer",
+                cause="gives no objective a share above 0",
+                remedy="Give shares such as math/bits_per_byte=0.7",
+            )
+        )
     return {name: share / sum(shares.values()) for name, share in shares.items()}

@@ -32,7 +32,9 @@ class Front:
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
     lost: tuple[Trial, ...]  # failed through no fault of theirs: the next driver tries them again
-    alike: tuple[tuple[Trial, ...], ...]  # the same in groups of equal weights, of which the first stands for all
+    alike: tuple[
+        tuple[Trial, ...], ...
+    ]  # the same in groups of equal weights, of which the first stands for all
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
     floors_kept: bool  # False where no trial keeps every floor: then `front` is that of all trials
@@ -46,39 +48,81 @@ class Front:
     @property
     def alive(self) -> tuple[Objective, ...]:
         """The objectives that have a say in who dominates whom: those that some weights move beyond noise."""
-        return tuple(objective for objective in self.objectives if objective.name not in self.smoothed.dead)
+        return tuple(
+            objective for objective in self.objectives if objective.name not in self.smoothed.dead
+        )
 
     @property
     def probability(self) -> dict[int, float]:
         """Chance of each scored trial to be non-dominated, its (posterior) scores taken as independent Gaussians, by number."""
         distinct = [alike[0] for alike in self.alike]
-        scores = [{score.objective: score for score in self.smoothed.get(trial.number, trial.search)} for trial in distinct]
+        scores = [
+            {score.objective: score for score in self.smoothed.get(trial.number, trial.search)}
+            for trial in distinct
+        ]
         stderrs = [[found[objective.name].stderr for objective in self.alive] for found in scores]
-        chances = pareto.probability_non_dominated(_best_known(distinct, self.alive, self.smoothed), stderrs, seed=0)
-        return {trial.number: round(float(chance), 3) for trial, chance in zip(distinct, chances, strict=True)}
+        chances = pareto.probability_non_dominated(
+            _best_known(distinct, self.alive, self.smoothed), stderrs, seed=0
+        )
+        return {
+            trial.number: round(float(chance), 3)
+            for trial, chance in zip(distinct, chances, strict=True)
+        }
 
     @property
     def names(self) -> dict[int, str]:
         """What the trials are called, by number of the first of those with the same weights: all that these are, joined by =."""
-        return {alike[0].number: " = ".join(dict.fromkeys(name for trial in alike for name in self._names_of(trial, trial is alike[0]))) for alike in self.alike}
+        return {
+            alike[0].number: " = ".join(
+                dict.fromkeys(
+                    name for trial in alike for name in self._names_of(trial, trial is alike[0])
+                )
+            )
+            for alike in self.alike
+        }
 
     def _names_of(self, trial: Trial, is_first: bool) -> list[str]:
-        soup = ["greedy soup"] if self.greedy is not None and trial.number == self.greedy.number else []
+        soup = (
+            ["greedy soup"]
+            if self.greedy is not None and trial.number == self.greedy.number
+            else []
+        )
         if trial.kind == "greedy_soup":
             return soup or ["greedy step"]
-        own = {"member": f"member {trial.label}", "base": "base", "merge": trial.label or ("merge" if is_first else f"merge {trial.number}")}
+        own = {
+            "member": f"member {trial.label}",
+            "base": "base",
+            "merge": trial.label or ("merge" if is_first else f"merge {trial.number}"),
+        }
         return [own.get(trial.kind, trial.label), *soup]
 
     @property
     def baselines(self) -> tuple[Trial, ...]:
         """Members, soups and base in that order, those with the same weights once."""
         first = {trial.number: alike[0] for alike in self.alike for trial in alike}
-        return tuple({first[trial.number].number: first[trial.number] for trial in (*self.members, self.uniform, self.greedy, self.base) if trial is not None}.values())
+        return tuple(
+            {
+                first[trial.number].number: first[trial.number]
+                for trial in (*self.members, self.uniform, self.greedy, self.base)
+                if trial is not None
+            }.values()
+        )
 
     @property
     def finalists(self) -> tuple[Trial, ...]:
         """Trials to score on the holdout items: both fronts and the baselines, each once, by number."""
-        chosen = {trial.number: trial for trial in (*self.front, *self.observed, *self.members, self.uniform, self.greedy, self.base) if trial is not None}
+        chosen = {
+            trial.number: trial
+            for trial in (
+                *self.front,
+                *self.observed,
+                *self.members,
+                self.uniform,
+                self.greedy,
+                self.base,
+            )
+            if trial is not None
+        }
         return tuple(chosen[number] for number in sorted(chosen))
 
     def hypervolume(self, trials: Sequence[Trial | None], role: Role) -> float | None:
@@ -87,54 +131,126 @@ class Front:
         if not there or not all(trial.scores(role) for trial in there):
             return None
         directions = [objective.direction for objective in self.objectives]
-        return pareto.hypervolume(maximized(there, self.objectives, role), pareto.as_maximized([self.reference], directions)[0])
+        return pareto.hypervolume(
+            maximized(there, self.objectives, role),
+            pareto.as_maximized([self.reference], directions)[0],
+        )
 
 
-def read_front(trials: Sequence[Trial], objectives: Sequence[Objective], pool: Pool, dtype: str, *, smoothed: Smoothed = Smoothed()) -> Front:
+def read_front(
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    pool: Pool,
+    dtype: str,
+    *,
+    smoothed: Smoothed = Smoothed(),
+) -> Front:
     """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
     scored = tuple(trial for trial in trials if trial.state == "SCORED")
     members = tuple(trial for trial in scored if trial.kind == "member")
     if not members:
-        raise NotFoundError(Problem(thing="front", cause="no member has been scored yet", remedy="Wait for the first trials; recycler status RUN tells how far it is"))
+        raise NotFoundError(
+            Problem(
+                thing="front",
+                cause="no member has been scored yet",
+                remedy="Wait for the first trials; recycler status RUN tells how far it is",
+            )
+        )
     alike = same_weights(scored)
     distinct = [group[0] for group in alike]
     observed = _non_dominated(distinct, maximized(distinct, objectives))
     alive = [objective for objective in objectives if objective.name not in smoothed.dead]
     lowest = floors(objectives, scored)
-    kept = [trial for trial, above in zip(distinct, above_floors(_best_known(distinct, objectives, smoothed), lowest), strict=True) if above]
+    kept = [
+        trial
+        for trial, above in zip(
+            distinct, above_floors(_best_known(distinct, objectives, smoothed), lowest), strict=True
+        )
+        if above
+    ]
     front = _non_dominated(kept or distinct, _best_known(kept or distinct, alive, smoothed))
-    soup = greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
+    soup = (
+        greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
+    )
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
     worst = costs.corner(objectives, members, pareto.reference_point(member_values))
     signs = np.array([objective.sign for objective in objectives])
-    lost = tuple(trial for trial in trials if trial.failure is not None and trial.failure.blame == "system")
-    return Front(objectives=tuple(objectives), trials=scored, lost=lost, alike=alike, front=front, observed=observed, smoothed=smoothed, floors_kept=bool(kept), members=members, uniform=uniform, greedy=soup if isinstance(soup, Trial) else None,
-                 base=next((trial for trial in scored if trial.kind == "base"), None), reference=tuple(float(value) for value in worst * signs))
+    lost = tuple(
+        trial for trial in trials if trial.failure is not None and trial.failure.blame == "system"
+    )
+    return Front(
+        objectives=tuple(objectives),
+        trials=scored,
+        lost=lost,
+        alike=alike,
+        front=front,
+        observed=observed,
+        smoothed=smoothed,
+        floors_kept=bool(kept),
+        members=members,
+        uniform=uniform,
+        greedy=soup if isinstance(soup, Trial) else None,
+        base=next((trial for trial in scored if trial.kind == "base"), None),
+        reference=tuple(float(value) for value in worst * signs),
+    )
 
 
 def front_document(front: Front) -> dict[str, Any]:
     """The front as the one JSON document of `recycler front --json`; equal runs give equal bytes."""
     baselines = [_entry(trial, "member", front.objectives) for trial in front.members]
-    baselines += [_entry(trial, kind, front.objectives) for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup")) if trial is not None]
-    baselines += [{**_entry(best_member(front.trials, objective), "best_per_task", front.objectives), "objective": objective.name} for objective in costs.benchmarks(front.objectives)]
+    baselines += [
+        _entry(trial, kind, front.objectives)
+        for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup"))
+        if trial is not None
+    ]
+    baselines += [
+        {
+            **_entry(best_member(front.trials, objective), "best_per_task", front.objectives),
+            "objective": objective.name,
+        }
+        for objective in costs.benchmarks(front.objectives)
+    ]
     probability = front.probability
     alike = {group[0].number: [trial.number for trial in group[1:]] for group in front.alike}
-    sets = {"members": front.members, "uniform_soup": [front.uniform], "greedy_soup": [front.greedy]}
+    sets = {
+        "members": front.members,
+        "uniform_soup": [front.uniform],
+        "greedy_soup": [front.greedy],
+    }
     return {
         "schema_version": SCHEMA_VERSION,
-        "objectives": [{"name": objective.name, "direction": objective.direction} | ({"floor": objective.floor} if objective.floor else {}) for objective in front.objectives],
+        "objectives": [
+            {"name": objective.name, "direction": objective.direction}
+            | ({"floor": objective.floor} if objective.floor else {})
+            for objective in front.objectives
+        ],
         "floors_kept": front.floors_kept,
         "reference_point": list(front.reference),
-        "hypervolume": {role: front.hypervolume(front.front, role) for role in ("search", "holdout")},
-        "baseline_hypervolume": {name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")} for name, trials in sets.items()},
+        "hypervolume": {
+            role: front.hypervolume(front.front, role) for role in ("search", "holdout")
+        },
+        "baseline_hypervolume": {
+            name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")}
+            for name, trials in sets.items()
+        },
         "num_trials": len(front.trials),
         "knee": knee(front).number,
-        "front": [{**_entry(trial, _kind(trial), front.objectives, front.smoothed), "probability": probability[trial.number], "same_weights": alike[trial.number]} for trial in front.front],
+        "front": [
+            {
+                **_entry(trial, _kind(trial), front.objectives, front.smoothed),
+                "probability": probability[trial.number],
+                "same_weights": alike[trial.number],
+            }
+            for trial in front.front
+        ],
         "picked_by": "posterior" if front.smoothed else "search score",
         "dead_objectives": list(front.smoothed.dead),
         "observed_front": [trial.number for trial in front.observed],
-        "search_to_holdout": {name: {"value": gap, "stderr": stderr, "trials": number} for name, gap, stderr, number in search_to_holdout(front)},
+        "search_to_holdout": {
+            name: {"value": gap, "stderr": stderr, "trials": number}
+            for name, gap, stderr, number in search_to_holdout(front)
+        },
         "baselines": baselines,
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
     }
@@ -148,16 +264,33 @@ def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]
     held = [trial for trial in front.front if trial.holdout]
     found = []
     for objective in costs.benchmarks(front.objectives) if held else ():
-        pairs = [[next(score for score in trial.scores(role) if score.objective == objective.name) for role in ("search", "holdout")] for trial in held]
+        pairs = [
+            [
+                next(score for score in trial.scores(role) if score.objective == objective.name)
+                for role in ("search", "holdout")
+            ]
+            for trial in held
+        ]
         gap = float(np.mean([after.value - before.value for before, after in pairs]))
-        found.append((objective.name, gap, float(np.mean([np.hypot(before.stderr, after.stderr) for before, after in pairs])), len(held)))
+        found.append(
+            (
+                objective.name,
+                gap,
+                float(np.mean([np.hypot(before.stderr, after.stderr) for before, after in pairs])),
+                len(held),
+            )
+        )
     return tuple(found)
 
 
 def knee(front: Front) -> Trial:
     """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying. Not the base
     for costing nothing: beside costs that alone would make it one."""
-    merges = [trial for trial in front.front if trial.kind != "base"] if costs.costs(front.objectives) else []
+    merges = (
+        [trial for trial in front.front if trial.kind != "base"]
+        if costs.costs(front.objectives)
+        else []
+    )
     chosen = merges or front.front
     return chosen[pareto.knee(_best_known(chosen, front.alive, front.smoothed))]
 
@@ -168,13 +301,29 @@ def choose(front: Front, what: str) -> Trial:
         return knee(front)
     if what.startswith("best:"):
         name = what.removeprefix("best:")
-        objective = next((objective for objective in front.objectives if objective.name == name), None)
+        objective = next(
+            (objective for objective in front.objectives if objective.name == name), None
+        )
         if objective is None:
-            raise NotFoundError(Problem(thing=f"objective {name!r}", cause="not one of this run's", remedy=did_you_mean(name, [objective.name for objective in front.objectives])))
-        return front.front[int(np.argmax(_best_known(front.front, [objective], front.smoothed)[:, 0]))]
+            raise NotFoundError(
+                Problem(
+                    thing=f"objective {name!r}",
+                    cause="not one of this run's",
+                    remedy=did_you_mean(name, [objective.name for objective in front.objectives]),
+                )
+            )
+        return front.front[
+            int(np.argmax(_best_known(front.front, [objective], front.smoothed)[:, 0]))
+        ]
     found = next((trial for trial in front.trials if str(trial.number) == what), None)
     if found is None:
-        raise NotFoundError(Problem(thing=f"trial {what!r}", cause="not a scored trial of this run", remedy="Give a number of `recycler front`, knee, or best:OBJECTIVE"))
+        raise NotFoundError(
+            Problem(
+                thing=f"trial {what!r}",
+                cause="not a scored trial of this run",
+                remedy="Give a number of `recycler front`, knee, or best:OBJECTIVE",
+            )
+        )
     return found
 
 
@@ -182,45 +331,89 @@ def choice_document(front: Front, what: str) -> dict[str, Any]:
     """The trial that `choose` gives, by what it was chosen, and its scores of both kinds; for best:OBJECTIVE also whose search
     score is the best, which a lucky one may be."""
     chosen = choose(front, what)
-    document = {"asked": what, "trial": chosen.number, "by": "number" if what.isdecimal() else "posterior score" if front.smoothed else "search score",
-                "scores": _entry(chosen, "", front.objectives, front.smoothed)["scores"], "best_by_search_score": None}
+    document = {
+        "asked": what,
+        "trial": chosen.number,
+        "by": "number"
+        if what.isdecimal()
+        else "posterior score"
+        if front.smoothed
+        else "search score",
+        "scores": _entry(chosen, "", front.objectives, front.smoothed)["scores"],
+        "best_by_search_score": None,
+    }
     if what.startswith("best:"):
-        objective = next(objective for objective in front.objectives if objective.name == what.removeprefix("best:"))
+        objective = next(
+            objective
+            for objective in front.objectives
+            if objective.name == what.removeprefix("best:")
+        )
         luckiest = front.observed[int(np.argmax(maximized(front.observed, [objective])[:, 0]))]
-        document["best_by_search_score"] = {"trial": luckiest.number, "scores": _entry(luckiest, "", [objective], front.smoothed)["scores"]}
+        document["best_by_search_score"] = {
+            "trial": luckiest.number,
+            "scores": _entry(luckiest, "", [objective], front.smoothed)["scores"],
+        }
     return document
 
 
 def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
     """{group: {member: weight}} without the zeros."""
-    return {group.name: {name: weight for name, weight in zip(trial.recipe.members, row, strict=True) if weight != 0.0}
-            for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)}
+    return {
+        group.name: {
+            name: weight
+            for name, weight in zip(trial.recipe.members, row, strict=True)
+            if weight != 0.0
+        }
+        for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)
+    }
 
 
 def write_smoothed(smoothed: Smoothed) -> str:
     """Posterior scores as the text that the ledger keeps."""
-    scores = {number: [[score.objective, score.value, score.stderr, score.n] for score in scores] for number, scores in smoothed.scores.items()}
+    scores = {
+        number: [[score.objective, score.value, score.stderr, score.n] for score in scores]
+        for number, scores in smoothed.scores.items()
+    }
     return json.dumps({"scores": scores, "dead": smoothed.dead})
 
 
 def read_smoothed(ledger: Ledger) -> Smoothed:
     """Posterior scores; none before the search has ended."""
     stored = json.loads(ledger.fact(SMOOTHED) or '{"scores": {}, "dead": []}')
-    return Smoothed(scores={int(number): tuple(Score(objective=name, value=value, stderr=stderr, n=n) for name, value, stderr, n in scores) for number, scores in stored["scores"].items()},
-                    dead=tuple(stored["dead"]))
+    return Smoothed(
+        scores={
+            int(number): tuple(
+                Score(objective=name, value=value, stderr=stderr, n=n)
+                for name, value, stderr, n in scores
+            )
+            for number, scores in stored["scores"].items()
+        },
+        dead=tuple(stored["dead"]),
+    )
 
 
-def _best_known(trials: Sequence[Trial], objectives: Sequence[Objective], smoothed: Smoothed) -> np.ndarray:
+def _best_known(
+    trials: Sequence[Trial], objectives: Sequence[Objective], smoothed: Smoothed
+) -> np.ndarray:
     """Posterior scores (n, T) to be made large, search scores where a trial has none."""
-    return maximized([replace(trial, search=smoothed.get(trial.number, trial.search)) for trial in trials], objectives)
+    return maximized(
+        [replace(trial, search=smoothed.get(trial.number, trial.search)) for trial in trials],
+        objectives,
+    )
 
 
 def _non_dominated(trials: Sequence[Trial], values: np.ndarray) -> tuple[Trial, ...]:
-    return tuple(trial for trial, chosen in zip(trials, pareto.non_dominated(values), strict=True) if chosen)
+    return tuple(
+        trial for trial, chosen in zip(trials, pareto.non_dominated(values), strict=True) if chosen
+    )
 
 
 def _kind(trial: Trial) -> str:
-    return "merge" if trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ") else trial.kind
+    return (
+        "merge"
+        if trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ")
+        else trial.kind
+    )
 
 
 def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
@@ -232,7 +425,10 @@ def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
     seen: dict[Any, list[Trial]] = {}
     groups: list[list[Trial]] = []
     for trial in trials:
-        keys = [_recipe_key(trial.recipe), *([trial.weights_digest] if trial.weights_digest else [])]
+        keys = [
+            _recipe_key(trial.recipe),
+            *([trial.weights_digest] if trial.weights_digest else []),
+        ]
         group = next((seen[key] for key in keys if key in seen), None)
         if group is None:
             groups.append(group := [])
@@ -245,11 +441,41 @@ def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
 def _recipe_key(recipe: Recipe) -> tuple[Any, ...]:
     rows = tuple(tuple(round(weight, 6) for weight in row) for row in recipe.weights)
     has_groups = len(set(rows)) > 1 or any("@" in name for name, _ in recipe.options)
-    return (recipe.method, recipe.members, recipe.base, recipe.options, recipe.dtype, recipe.seed, *((rows, recipe.groups) if has_groups else (rows[0],)))
+    return (
+        recipe.method,
+        recipe.members,
+        recipe.base,
+        recipe.options,
+        recipe.dtype,
+        recipe.seed,
+        *((rows, recipe.groups) if has_groups else (rows[0],)),
+    )
 
 
-def _entry(trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = Smoothed()) -> dict[str, Any]:
-    kinds = {"search": trial.search, "holdout": trial.holdout, **({"posterior": smoothed.get(trial.number, ())} if smoothed else {})}
-    by_role = {role: {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores} for role, scores in kinds.items()}
-    return {"trial": trial.number, "kind": kind, "label": trial.label, "method": trial.recipe.method, "weights": weights_by_group(trial), "options": dict(trial.recipe.options),
-            "scores": {objective.name: {role: found.get(objective.name) for role, found in by_role.items()} for objective in objectives}}
+def _entry(
+    trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = Smoothed()
+) -> dict[str, Any]:
+    kinds = {
+        "search": trial.search,
+        "holdout": trial.holdout,
+        **({"posterior": smoothed.get(trial.number, ())} if smoothed else {}),
+    }
+    by_role = {
+        role: {
+            score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n}
+            for score in scores
+        }
+        for role, scores in kinds.items()
+    }
+    return {
+        "trial": trial.number,
+        "kind": kind,
+        "label": trial.label,
+        "method": trial.recipe.method,
+        "weights": weights_by_group(trial),
+        "options": dict(trial.recipe.options),
+        "scores": {
+            objective.name: {role: found.get(objective.name) for role, found in by_role.items()}
+            for objective in objectives
+        },
+    }

@@ -43,8 +43,17 @@ MakeWorkers = Callable[[Work, int], Workers]
 GRAM = "gram"  # the ledger's fact: JSON of a (K, K) matrix, or null
 
 
-def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data_folders: Sequence[Path] = (), ledger_url: str | None = None, reuse: Path | None = None, listen: Listener = lambda event: None,
-            started: Callable[[PreparedJob, Sequence[Trial]], None] = lambda prepared, trials: None) -> Front:
+def run_job(
+    job_path: Path,
+    run_folder: Path,
+    *,
+    make_workers: MakeWorkers,
+    data_folders: Sequence[Path] = (),
+    ledger_url: str | None = None,
+    reuse: Path | None = None,
+    listen: Listener = lambda event: None,
+    started: Callable[[PreparedJob, Sequence[Trial]], None] = lambda prepared, trials: None,
+) -> Front:
     """Run or resume the job in `run_folder` and return its front, holdout scores included.
 
     With `reuse`, a folder, answers of the same weights, engine and questions are taken from there and kept there. With
@@ -55,7 +64,10 @@ def run_job(job_path: Path, run_folder: Path, *, make_workers: MakeWorkers, data
     prepared = prepare(job_path, data_folders=data_folders)
     make_folder(run_folder)
     bundle = bundle_job(job_path, data_folders=data_folders) if ledger_url else None
-    with only_driver(run_folder), closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger:
+    with (
+        only_driver(run_folder),
+        closing(_open_own_ledger(run_folder, ledger_url, bundle)) as ledger,
+    ):
         ledger.hold()
         _freeze_suites(run_folder / "suites", prepared)
         _check_same_job(ledger, prepared)
@@ -81,9 +93,21 @@ def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> Prepar
     return replace(prepared, warnings=(*prepared.warnings, *taken_lines(taken)))
 
 
-def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: MakeWorkers, listen: Listener, reuse: Path | None) -> None:
+def _search_and_hold_out(
+    prepared: PreparedJob,
+    ledger: Ledger,
+    make_workers: MakeWorkers,
+    listen: Listener,
+    reuse: Path | None,
+) -> None:
     priced = measured_costs(ledger, prepared.objectives, prepared.pool)
-    workers = PricedWorkers(make_workers(replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""), prepared.job.engine.workers), priced)
+    workers = PricedWorkers(
+        make_workers(
+            replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""),
+            prepared.job.engine.workers,
+        ),
+        priced,
+    )
     try:
         clock = _Clock(ledger, prepared)
         write_space(ledger, prepared.space, prepared.job.method)
@@ -91,11 +115,40 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
         planner = _planner(prepared, ledger, looks)
         listen = _previewed(listen, ledger, prepared, planner, looks)
         if known := ledger.trials():  # members of earlier runs have no event of their own
-            listen(Event(what="noted", trial=known[0], notes=_of_members(ledger, prepared, Notices(ledger=ledger, proposer=looks.proposer))))
-        trials = search(planner, ledger, workers, within_budget=clock.within_budget, listen=clock.stamp(listen), fidelity=fidelity)
+            listen(
+                Event(
+                    what="noted",
+                    trial=known[0],
+                    notes=_of_members(
+                        ledger, prepared, Notices(ledger=ledger, proposer=looks.proposer)
+                    ),
+                )
+            )
+        trials = search(
+            planner,
+            ledger,
+            workers,
+            within_budget=clock.within_budget,
+            listen=clock.stamp(listen),
+            fidelity=fidelity,
+        )
         if clock.within_budget() and planner.exhausted(trials):
-            listen(Event(what="noted", trial=trials[-1], notes=(f"{'no point of the grid' if prepared.job.sampler == 'grid' else 'nothing that the space allows'} is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",)))
-        finalists = complete(lambda trials: _finalists(prepared, ledger, trials), ledger, workers, fidelity, listen=clock.stamp(listen))
+            listen(
+                Event(
+                    what="noted",
+                    trial=trials[-1],
+                    notes=(
+                        f"{'no point of the grid' if prepared.job.sampler == 'grid' else 'nothing that the space allows'} is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",
+                    ),
+                )
+            )
+        finalists = complete(
+            lambda trials: _finalists(prepared, ledger, trials),
+            ledger,
+            workers,
+            fidelity,
+            listen=clock.stamp(listen),
+        )
         score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
         write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
         ledger.set_fact("finished", str(prepared.job.budget.trials))
@@ -103,43 +156,87 @@ def _search_and_hold_out(prepared: PreparedJob, ledger: Ledger, make_workers: Ma
         workers.close()
 
 
-def _previewed(listen: Listener, ledger: Ledger, prepared: PreparedJob, planner: Planner, looks: Looks) -> Listener:
+def _previewed(
+    listen: Listener, ledger: Ledger, prepared: PreparedJob, planner: Planner, looks: Looks
+) -> Listener:
     """`listen`, with a preview written down as soon as the last member is scored, an outlook whenever a look is due, and what they give to say."""
     notices, judged = Notices(ledger=ledger, proposer=looks.proposer), False
-    proposed = sum(trial.is_proposed and trial.state == "SCORED" for trial in planner.comparable(ledger.trials()))
+    proposed = sum(
+        trial.is_proposed and trial.state == "SCORED"
+        for trial in planner.comparable(ledger.trials())
+    )
 
     def told(event: Event) -> None:
         nonlocal proposed, judged
         if event.what == "scored" and event.trial.kind == "member":
             event = replace(event, notes=(*event.notes, *_of_members(ledger, prepared, notices)))
         if event.what == "opened" and event.trial.is_proposed and not judged:
-            judged, event = True, replace(event, notes=(*event.notes, *notices.of_noise(planner.comparable(ledger.trials()))))
-        if event.trial.is_proposed and (event.what == "scored" or event.what == "failed" and event.trial.failure and event.trial.failure.blame == "recipe"):
+            judged, event = (
+                True,
+                replace(
+                    event,
+                    notes=(*event.notes, *notices.of_noise(planner.comparable(ledger.trials()))),
+                ),
+            )
+        if event.trial.is_proposed and (
+            event.what == "scored"
+            or event.what == "failed"
+            and event.trial.failure
+            and event.trial.failure.blame == "recipe"
+        ):
             proposed += 1
             if proposed % EVERY == 0:
                 known = last_look(planner.comparable(ledger.trials()))[1]
-                event = replace(event, gain=write_outlook(ledger, looks, known), notes=(*event.notes, *notices.of_noise(known)))
+                event = replace(
+                    event,
+                    gain=write_outlook(ledger, looks, known),
+                    notes=(*event.notes, *notices.of_noise(known)),
+                )
         listen(event)
+
     return told
 
 
 def _of_members(ledger: Ledger, prepared: PreparedJob, notices: Notices) -> tuple[str, ...]:
-    return notices.of_members(write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members)))
+    return notices.of_members(
+        write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
+    )
 
 
 def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Whom the front as it stands names, with what its model makes of all trials written down."""
-    ledger.set_fact(SMOOTHED, write_smoothed(with_refined(_smoother(prepared, ledger).smoothed(_comparable(trials, prepared)), trials)))
-    return read_front(trials, prepared.objectives, prepared.pool, prepared.job.engine.dtype, smoothed=read_smoothed(ledger)).finalists
+    ledger.set_fact(
+        SMOOTHED,
+        write_smoothed(
+            with_refined(
+                _smoother(prepared, ledger).smoothed(_comparable(trials, prepared)), trials
+            )
+        ),
+    )
+    return read_front(
+        trials,
+        prepared.objectives,
+        prepared.pool,
+        prepared.job.engine.dtype,
+        smoothed=read_smoothed(ledger),
+    ).finalists
 
 
 def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -> Ledger:
     """The ledger that this run writes: a file in its folder, or the job's schema in a database."""
     if url is None or bundle is None:
         remembered = run_folder / LEDGER_URL
-        return Ledger(remembered.read_text().strip() if remembered.is_file() else run_folder / LEDGER)
+        return Ledger(
+            remembered.read_text().strip() if remembered.is_file() else run_folder / LEDGER
+        )
     if (run_folder / LEDGER).exists():
-        raise UsageError(Problem(thing=f"run {run_folder}", cause=f"has a ledger of its own ({LEDGER})", remedy="Leave out --ledger (and RECYCLER_LEDGER), or give another --dir"))
+        raise UsageError(
+            Problem(
+                thing=f"run {run_folder}",
+                cause=f"has a ledger of its own ({LEDGER})",
+                remedy="Leave out --ledger (and RECYCLER_LEDGER), or give another --dir",
+            )
+        )
     place = job_place(url, bundle.id)
     write_whole(run_folder / LEDGER_URL, without_password(place) + "\n")
     return Ledger(place)
@@ -163,8 +260,14 @@ def open_pool_of(run: str | Path) -> Pool:
         _, named, _ = read_facts(ledger)
         before = json.loads(ledger.fact("digests") or "{}")
     members = tuple(open_checkpoint(member.location, member.name) for member in named.members)
-    pool = Pool(members=members, base=open_checkpoint(named.base.location, named.base.name) if named.base else None)
-    _refuse_changes({name: version for name, version in before.items() if name.startswith("object ")}, object_versions(pool))
+    pool = Pool(
+        members=members,
+        base=open_checkpoint(named.base.location, named.base.name) if named.base else None,
+    )
+    _refuse_changes(
+        {name: version for name, version in before.items() if name.startswith("object ")},
+        object_versions(pool),
+    )
     return pool
 
 
@@ -173,20 +276,64 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
     stored, now = ledger.fact("digests"), prepared.facts
     if stored is None:
         base = prepared.pool.base
-        ledger.set_fact("job", json.dumps({
-            "name": prepared.job.name, "dtype": prepared.job.engine.dtype, "trials": prepared.job.budget.trials,
-            "objectives": [{"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction, "floor": o.floor, **({"bound_only": True} if o.bound_only else {})} for o in prepared.objectives],
-            "members": [[member.name, str(Path(member.location).resolve()) if "://" not in member.location else member.location] for member in prepared.pool.members],
-            "base": [base.name, str(Path(base.location).resolve()) if "://" not in base.location else base.location] if base else None}))
+        ledger.set_fact(
+            "job",
+            json.dumps(
+                {
+                    "name": prepared.job.name,
+                    "dtype": prepared.job.engine.dtype,
+                    "trials": prepared.job.budget.trials,
+                    "objectives": [
+                        {
+                            "suite": o.suite,
+                            "task": o.task,
+                            "metric": o.metric,
+                            "direction": o.direction,
+                            "floor": o.floor,
+                            **({"bound_only": True} if o.bound_only else {}),
+                        }
+                        for o in prepared.objectives
+                    ],
+                    "members": [
+                        [
+                            member.name,
+                            str(Path(member.location).resolve())
+                            if "://" not in member.location
+                            else member.location,
+                        ]
+                        for member in prepared.pool.members
+                    ],
+                    "base": [
+                        base.name,
+                        str(Path(base.location).resolve())
+                        if "://" not in base.location
+                        else base.location,
+                    ]
+                    if base
+                    else None,
+                }
+            ),
+        )
         ledger.set_fact("digests", json.dumps(now))
         return
     _refuse_changes(json.loads(stored), now)
 
 
 def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    changed = sorted(
+        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
+    )
     if changed:
-        raise UsageError([Problem(thing=name, cause="has changed since this run began", remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared") for name in changed])
+        raise UsageError(
+            [
+                Problem(
+                    thing=name,
+                    cause="has changed since this run began",
+                    remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared",
+                )
+                for name in changed
+            ]
+        )
 
 
 def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
@@ -202,34 +349,87 @@ def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
 def work_of(prepared: PreparedJob) -> Work:
     """What the workers of a job are given."""
     engine = prepared.job.engine
-    return Work(pool=prepared.pool, engine=engine.name or default_engine_name(), items=prepared.items, objectives=prepared.benchmarks,
-                settings={"dtype": engine.dtype, "max_model_len": prepared.max_model_len(), **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {}),
-                          **({"lora_batch": engine.lora_batch, "adapters": str(prepared.adapters)} if engine.lora_batch > 1 else {})})
+    return Work(
+        pool=prepared.pool,
+        engine=engine.name or default_engine_name(),
+        items=prepared.items,
+        objectives=prepared.benchmarks,
+        settings={
+            "dtype": engine.dtype,
+            "max_model_len": prepared.max_model_len(),
+            **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {}),
+            **(
+                {"lora_batch": engine.lora_batch, "adapters": str(prepared.adapters)}
+                if engine.lora_batch > 1
+                else {}
+            ),
+        },
+    )
 
 
 def _fidelity(prepared: PreparedJob) -> Fidelity:
-    return Fidelity(items=tuple(item for item in prepared.items if item.role == "search"), objectives=prepared.benchmarks,
-                    items_per_task=prepared.job.fidelity.items_per_task, seed=prepared.job.seed, unmerged=prepared.job.engine.lora_batch > 1)
+    return Fidelity(
+        items=tuple(item for item in prepared.items if item.role == "search"),
+        objectives=prepared.benchmarks,
+        items_per_task=prepared.job.fidelity.items_per_task,
+        seed=prepared.job.seed,
+        unmerged=prepared.job.engine.lora_batch > 1,
+    )
 
 
 def _planner(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> Planner:
     job = prepared.job
     gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
-    return Planner(pool=prepared.pool, method=job.method, dtype=job.engine.dtype, space=prepared.space, objectives=prepared.objectives, num_merges=job.budget.trials, seed=job.seed,
-                   stops=_stops(prepared, ledger, looks), needs_members=job.fidelity.items_per_task is not None,
-                   proposer=make_proposer(job.sampler, prepared.space, prepared.objectives, seed=job.seed, gram=gram, priced=read_costs(ledger, prepared.objectives), num_merges=job.budget.trials))
+    return Planner(
+        pool=prepared.pool,
+        method=job.method,
+        dtype=job.engine.dtype,
+        space=prepared.space,
+        objectives=prepared.objectives,
+        num_merges=job.budget.trials,
+        seed=job.seed,
+        stops=_stops(prepared, ledger, looks),
+        needs_members=job.fidelity.items_per_task is not None,
+        proposer=make_proposer(
+            job.sampler,
+            prepared.space,
+            prepared.objectives,
+            seed=job.seed,
+            gram=gram,
+            priced=read_costs(ledger, prepared.objectives),
+            num_merges=job.budget.trials,
+        ),
+    )
 
 
 def _stops(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> tuple[Stop, ...]:
     """What ends the search before its budget does."""
     budget = prepared.job.budget
-    plateau = (Plateau(patience=budget.plateau, smoother=_smoother(prepared, ledger), objectives=prepared.objectives),) if budget.plateau else ()
-    return plateau + ((Spent(least_gain=budget.least_gain, looks=looks),) if budget.least_gain else ())
+    plateau = (
+        (
+            Plateau(
+                patience=budget.plateau,
+                smoother=_smoother(prepared, ledger),
+                objectives=prepared.objectives,
+            ),
+        )
+        if budget.plateau
+        else ()
+    )
+    return plateau + (
+        (Spent(least_gain=budget.least_gain, looks=looks),) if budget.least_gain else ()
+    )
 
 
 def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:
     """The model that picks the front, whatever sampler proposed the trials: all are compared by the same."""
-    return SimplexProposer(prepared.space, prepared.objectives, seed=prepared.job.seed, gram=_gram(prepared, ledger), priced=read_costs(ledger, prepared.objectives))
+    return SimplexProposer(
+        prepared.space,
+        prepared.objectives,
+        seed=prepared.job.seed,
+        gram=_gram(prepared, ledger),
+        priced=read_costs(ledger, prepared.objectives),
+    )
 
 
 def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:
@@ -260,7 +460,10 @@ def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
 
 
 def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:
-    return ledger.fact("finished") == str(prepared.job.budget.trials) and not ledger.counts()["PENDING"]
+    return (
+        ledger.fact("finished") == str(prepared.job.budget.trials)
+        and not ledger.counts()["PENDING"]
+    )
 
 
 class _Clock:
@@ -279,8 +482,11 @@ class _Clock:
     def stamp(self, listen: Listener) -> Listener:
         def stamped(event: Event) -> None:
             if event.what != "opened":
-                self._ledger.set_fact("elapsed_seconds", f"{self._before + time.monotonic() - self._start:.1f}")
+                self._ledger.set_fact(
+                    "elapsed_seconds", f"{self._before + time.monotonic() - self._start:.1f}"
+                )
             listen(event)
+
         return stamped
 
 
@@ -291,5 +497,11 @@ def only_driver(run_folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(Problem(thing=f"run {run_folder}", cause="is being driven by another process", remedy="Wait for it, or give another --dir")) from None
+            raise UsageError(
+                Problem(
+                    thing=f"run {run_folder}",
+                    cause="is being driven by another process",
+                    remedy="Wait for it, or give another --dir",
+                )
+            ) from None
         yield

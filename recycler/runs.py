@@ -23,11 +23,26 @@ def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
     """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger belongs to."""
     text = ledger.fact("job")
     if text is None:
-        raise NotFoundError(Problem(thing="run", cause="was never started", remedy="recycler run job.yaml --dir RUN"))
+        raise NotFoundError(
+            Problem(
+                thing="run", cause="was never started", remedy="recycler run job.yaml --dir RUN"
+            )
+        )
     facts = json.loads(text)
-    members = tuple(Checkpoint(name=name, location=location, tensors={}, config={}) for name, location in facts["members"])
-    base = Checkpoint(name=facts["base"][0], location=facts["base"][1], tensors={}, config={}) if facts["base"] else None
-    return tuple(Objective(**objective) for objective in facts["objectives"]), Pool(members=members, base=base), facts["dtype"]
+    members = tuple(
+        Checkpoint(name=name, location=location, tensors={}, config={})
+        for name, location in facts["members"]
+    )
+    base = (
+        Checkpoint(name=facts["base"][0], location=facts["base"][1], tensors={}, config={})
+        if facts["base"]
+        else None
+    )
+    return (
+        tuple(Objective(**objective) for objective in facts["objectives"]),
+        Pool(members=members, base=base),
+        facts["dtype"],
+    )
 
 
 def read_status(ledger: Ledger) -> dict:
@@ -35,11 +50,20 @@ def read_status(ledger: Ledger) -> dict:
     facts = json.loads(ledger.fact("job") or "{}")
     tokens, seconds = ledger.spent()
     return {
-        "schema_version": 1, "name": facts.get("name", ""), "state": _state(ledger),
+        "schema_version": 1,
+        "name": facts.get("name", ""),
+        "state": _state(ledger),
         "trials": ledger.counts(),
-        "budget_trials": facts.get("trials"), "num_tokens": tokens, "worker_seconds": round(seconds, 3), "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"), "notices": _notices(ledger),
-        "failures": [{"trial": number, "blame": failure.blame, "reason": failure.reason} for number, failure in ledger.failures()],
+        "budget_trials": facts.get("trials"),
+        "num_tokens": tokens,
+        "worker_seconds": round(seconds, 3),
+        "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
+        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"),
+        "notices": _notices(ledger),
+        "failures": [
+            {"trial": number, "blame": failure.blame, "reason": failure.reason}
+            for number, failure in ledger.failures()
+        ],
     }
 
 
@@ -62,5 +86,7 @@ def _state(ledger: Ledger) -> str:
     if holder is None:
         return "unfinished: recycler run goes on with it"
     if holder.is_alive:
-        return f"running: driven by {holder.name}, heard of {holder.seconds_since_renewal:.0f} s ago"
+        return (
+            f"running: driven by {holder.name}, heard of {holder.seconds_since_renewal:.0f} s ago"
+        )
     return f"stalled: {holder.name} was last heard of {holder.seconds_since_renewal:.0f} s ago; recycler resume or run goes on with it"

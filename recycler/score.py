@@ -18,25 +18,58 @@ from recycler.suite import context_length, few_problems_warnings
 from recycler.types import Item, Objective, Pool, Role, Score
 
 
-def score_model(folder: Path, suites: Sequence[str], *, role: Role, engine: str | None, dtype: str, tensor_parallel: int = 1, data_folders: Sequence[Path] = (),
-                notes: Callable[[Sequence[str]], None] = lambda notes: None) -> tuple[Score, ...]:
+def score_model(
+    folder: Path,
+    suites: Sequence[str],
+    *,
+    role: Role,
+    engine: str | None,
+    dtype: str,
+    tensor_parallel: int = 1,
+    data_folders: Sequence[Path] = (),
+    notes: Callable[[Sequence[str]], None] = lambda notes: None,
+) -> tuple[Score, ...]:
     """Every metric of every task of the suites. `notes` hears, before the engine starts, of what makes these scores unsure. Raises UsageError, NotFoundError or UnsafeInputError."""
     pool = Pool(members=(open_checkpoint(folder, name="model"),))
     if tensor_parallel < 1:
-        raise UsageError(Problem(thing="--tensor-parallel", cause=f"is {tensor_parallel}", remedy="Give the number of GPUs that share the model, 1 or more"))
+        raise UsageError(
+            Problem(
+                thing="--tensor-parallel",
+                cause=f"is {tensor_parallel}",
+                remedy="Give the number of GPUs that share the model, 1 or more",
+            )
+        )
     raise_problems(tuple(parallel_problems(pool, tensor_parallel)))
     tokenizer = load_tokenizer(folder)
-    built = [build_suite(suite_path(name, beside=Path(), data_folders=data_folders), tokenizer, data_folders=data_folders) for name in suites]
+    built = [
+        build_suite(
+            suite_path(name, beside=Path(), data_folders=data_folders),
+            tokenizer,
+            data_folders=data_folders,
+        )
+        for name in suites
+    ]
     items = [item for suite in built for item in suite.select(role)]
     notes(few_problems_warnings([replace(suite, items=suite.select(role)) for suite in built]))
     ranks = {"tensor_parallel": tensor_parallel} if tensor_parallel > 1 else {}
-    live = build_engine(engine or default_engine_name(), pool, dtype=dtype, **ranks, max_model_len=context_length(items, positions=pool.template.positions))
+    live = build_engine(
+        engine or default_engine_name(),
+        pool,
+        dtype=dtype,
+        **ranks,
+        max_model_len=context_length(items, positions=pool.template.positions),
+    )
     try:
-        return score_recipe(live, blend(pool, dtype, {"model": 1.0}), items, _all_objectives(items), role).scores
+        return score_recipe(
+            live, blend(pool, dtype, {"model": 1.0}), items, _all_objectives(items), role
+        ).scores
     finally:
         live.close()
 
 
 def _all_objectives(items: Sequence[Item]) -> list[Objective]:
     found = {(item.suite, item.task, metric) for item in items for metric in item_metrics(item)}
-    return [Objective(suite=suite, task=task, metric=metric, direction="maximize") for suite, task, metric in sorted(found)]
+    return [
+        Objective(suite=suite, task=task, metric=metric, direction="maximize")
+        for suite, task, metric in sorted(found)
+    ]

@@ -19,9 +19,14 @@ from recycler.types import Group
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
 NO_WEIGHT = 1e-9  # sums are the same when nearer than this
-DEFAULT_DELTA_SUM = (0.3, 3.0)  # with a base, scale matters as much as proportion (docs/design/weights.md)
+DEFAULT_DELTA_SUM = (
+    0.3,
+    3.0,
+)  # with a base, scale matters as much as proportion (docs/design/weights.md)
 MODULE_GROUPS = (
-    Group(name="embeddings", match=r"(^|\.)(embed_tokens|lm_head|wte|wpe|embed_out|embeddings?)(\.|$)"),
+    Group(
+        name="embeddings", match=r"(^|\.)(embed_tokens|lm_head|wte|wpe|embed_out|embeddings?)(\.|$)"
+    ),
     Group(name="attention", match=r"(^|\.)(self_attn|attn|attention|linear_attn)(\.|$)"),
     Group(name="mlp", match=r"(^|\.)(mlp|feed_forward|block_sparse_moe|ffn)(\.|$)"),
     Group(name="norms", match=""),
@@ -70,7 +75,10 @@ class SpaceSpec(Strict):
 
     @model_validator(mode="after")
     def _ranges(self) -> SpaceSpec:
-        ranges = {"bounds": self.bounds, **{f"options.{name}": value for name, value in self.options.items()}}
+        ranges = {
+            "bounds": self.bounds,
+            **{f"options.{name}": value for name, value in self.options.items()},
+        }
         if isinstance(self.sum, list):
             ranges["sum"] = self.sum
         for name, value in ranges.items():
@@ -93,7 +101,11 @@ class SearchSpace:
 
     @property
     def frozen(self) -> Mapping[str, float]:
-        return {name: low for name, low, high in zip(self.members, self.low, self.high, strict=True) if low == high}
+        return {
+            name: low
+            for name, low, high in zip(self.members, self.low, self.high, strict=True)
+            if low == high
+        }
 
     @property
     def knobs(self) -> tuple[tuple[str, tuple[float, float]], ...]:
@@ -108,16 +120,26 @@ class SearchSpace:
 
     def rows(self) -> tuple[tuple[float, ...], ...] | None:
         """Every allowed row of weights (K,) where at most one weight is free to move and the sum does not let it; None for a continuum."""
-        free = [k for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)) if low < high]
+        free = [
+            k for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)) if low < high
+        ]
         fixed = [0.0 if k in free else low for k, low in enumerate(self.low)]
-        places = len(free) if self.max_nonzero is None else min(len(free), self.max_nonzero - sum(weight != 0.0 for weight in fixed))
+        places = (
+            len(free)
+            if self.max_nonzero is None
+            else min(len(free), self.max_nonzero - sum(weight != 0.0 for weight in fixed))
+        )
         rest = self.total[0] - sum(fixed)
         if places <= 0 or places == 1 and self.total[0] == self.total[1] and abs(rest) < NO_WEIGHT:
             return (self.project(fixed),)
         if places > 1 or self.total[0] < self.total[1]:
             return None
         must = [k for k in free if self.low[k] > 0.0 or self.high[k] < 0.0] or free
-        return tuple(self.project([rest if k == other else weight for other, weight in enumerate(fixed)]) for k in must if self.low[k] - NO_WEIGHT <= rest <= self.high[k] + NO_WEIGHT)
+        return tuple(
+            self.project([rest if k == other else weight for other, weight in enumerate(fixed)])
+            for k in must
+            if self.low[k] - NO_WEIGHT <= rest <= self.high[k] + NO_WEIGHT
+        )
 
     def project(self, row: Sequence[float], total: float | None = None) -> tuple[float, ...]:
         """The nearest allowed row of weights (K,) with the given sum (default: its own, clamped to the space's range).
@@ -130,7 +152,9 @@ class SearchSpace:
         total = float(np.clip(weights.sum() if total is None else total, *self.total))
         low, high = self._thinned(np.abs(weights))
         if not low.sum() - NO_WEIGHT <= total <= high.sum() + NO_WEIGHT:
-            low, high = self._thinned(np.array(self.high) if total > high.sum() else -np.array(self.low))
+            low, high = self._thinned(
+                np.array(self.high) if total > high.sum() else -np.array(self.low)
+            )
         total = float(np.clip(total, low.sum(), high.sum()))
         left, right = float((low - weights).min()) - 1.0, float((high - weights).max()) + 1.0
         for _ in range(100):
@@ -147,9 +171,17 @@ class SearchSpace:
         """Ranges (K,) with all members held at 0 but those that must be there and the strongest, `max_nonzero` together."""
         low, high = np.array(self.low), np.array(self.high)
         if self.max_nonzero is not None:
-            free = [k for k in np.argsort(-np.asarray(strength), kind="stable") if low[k] <= 0.0 <= high[k] and low[k] != high[k]]
-            must = len(self.members) - len(free) - sum(1 for k in range(len(low)) if low[k] == high[k] == 0.0)
-            for k in free[max(self.max_nonzero - must, 0):]:
+            free = [
+                k
+                for k in np.argsort(-np.asarray(strength), kind="stable")
+                if low[k] <= 0.0 <= high[k] and low[k] != high[k]
+            ]
+            must = (
+                len(self.members)
+                - len(free)
+                - sum(1 for k in range(len(low)) if low[k] == high[k] == 0.0)
+            )
+            for k in free[max(self.max_nonzero - must, 0) :]:
                 low[k] = high[k] = 0.0
         return low, high
 
@@ -160,8 +192,16 @@ def read_space(path: Path) -> tuple[SpaceSpec, YamlDocument]:
     return parse_model(SpaceSpec, document), document
 
 
-def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], num_layers: int, has_base: bool,
-            method_options: Mapping[str, object], left_out: Sequence[str] = ()) -> SearchSpace:
+def resolve(
+    spec: SpaceSpec,
+    document: YamlDocument,
+    *,
+    members: Sequence[str],
+    num_layers: int,
+    has_base: bool,
+    method_options: Mapping[str, object],
+    left_out: Sequence[str] = (),
+) -> SearchSpace:
     """The space over these members; limits of members that the job has `left_out` say nothing.
 
     Raises UsageError naming members or options that do not exist and impossible sums.
@@ -169,44 +209,143 @@ def resolve(spec: SpaceSpec, document: YamlDocument, *, members: Sequence[str], 
     problems = []
     for name in spec.members:
         if name not in members and name not in left_out:
-            problems.append(Problem(thing=f"member {name!r}", cause="not in the pool", remedy=did_you_mean(name, members), where=document.where(("members", name))))
+            problems.append(
+                Problem(
+                    thing=f"member {name!r}",
+                    cause="not in the pool",
+                    remedy=did_you_mean(name, members),
+                    where=document.where(("members", name)),
+                )
+            )
     for name in spec.options:
         bare, at, group = name.partition("@")
         names = [known.name for known in _groups(spec, max(num_layers, 1))] if at else []
         if bare not in method_options:
-            problems.append(Problem(thing=f"option {name!r}", cause="not an option of the job's method", remedy=did_you_mean(bare, method_options or ["none"]), where=document.where(("options", name))))
+            problems.append(
+                Problem(
+                    thing=f"option {name!r}",
+                    cause="not an option of the job's method",
+                    remedy=did_you_mean(bare, method_options or ["none"]),
+                    where=document.where(("options", name)),
+                )
+            )
         elif at and group not in names:
-            problems.append(Problem(thing=f"option {name!r}", cause=f"there is no group {group!r}", remedy=did_you_mean(group, names), where=document.where(("options", name))))
+            problems.append(
+                Problem(
+                    thing=f"option {name!r}",
+                    cause=f"there is no group {group!r}",
+                    remedy=did_you_mean(group, names),
+                    where=document.where(("options", name)),
+                )
+            )
     if isinstance(spec.groups, LayerBlocks) and spec.groups.layer_blocks > num_layers:
-        problems.append(Problem(thing="groups.layer_blocks", cause=f"{spec.groups.layer_blocks} blocks for {num_layers} layers", remedy="Use fewer blocks", where=document.where(("groups",))))
-    if {"bottom", "top"} <= method_options.keys():  # counts of layers (layer_swap): no trial may ask for more than there are
-        most = sum(max((value[1] for name, value in spec.options.items() if name.partition("@")[0] == count), default=method_options[count]) for count in ("bottom", "top"))
+        problems.append(
+            Problem(
+                thing="groups.layer_blocks",
+                cause=f"{spec.groups.layer_blocks} blocks for {num_layers} layers",
+                remedy="Use fewer blocks",
+                where=document.where(("groups",)),
+            )
+        )
+    if (
+        {"bottom", "top"} <= method_options.keys()
+    ):  # counts of layers (layer_swap): no trial may ask for more than there are
+        most = sum(
+            max(
+                (
+                    value[1]
+                    for name, value in spec.options.items()
+                    if name.partition("@")[0] == count
+                ),
+                default=method_options[count],
+            )
+            for count in ("bottom", "top")
+        )
         if most > num_layers:
-            problems.append(Problem(thing="options bottom and top", cause=f"reach {most:g} layers together, the model has {num_layers}", remedy="Lower their upper ends", where=document.where(("options",))))
+            problems.append(
+                Problem(
+                    thing="options bottom and top",
+                    cause=f"reach {most:g} layers together, the model has {num_layers}",
+                    remedy="Lower their upper ends",
+                    where=document.where(("options",)),
+                )
+            )
     limits = [spec.members.get(name, MemberSpec()) for name in members]
-    low = [limit.fixed if limit.fixed is not None else limit.min if limit.min is not None else min(spec.bounds[0], limit.max if limit.max is not None else spec.bounds[0]) for limit in limits]
-    high = [limit.fixed if limit.fixed is not None else limit.max if limit.max is not None else max(spec.bounds[1], limit.min if limit.min is not None else spec.bounds[1]) for limit in limits]
+    low = [
+        limit.fixed
+        if limit.fixed is not None
+        else limit.min
+        if limit.min is not None
+        else min(spec.bounds[0], limit.max if limit.max is not None else spec.bounds[0])
+        for limit in limits
+    ]
+    high = [
+        limit.fixed
+        if limit.fixed is not None
+        else limit.max
+        if limit.max is not None
+        else max(spec.bounds[1], limit.min if limit.min is not None else spec.bounds[1])
+        for limit in limits
+    ]
     total = spec.sum if spec.sum is not None else (list(DEFAULT_DELTA_SUM) if has_base else 1.0)
     lowest, highest = total if isinstance(total, list) else (total, total)
     problems += _sum_problems(spec, document, members, low, high, (lowest, highest))
     raise_problems(problems, UsageError)
-    return SearchSpace(groups=_groups(spec, num_layers), members=tuple(members), low=tuple(low), high=tuple(high), total=(float(lowest), float(highest)),
-                       max_nonzero=spec.max_nonzero, options=tuple((name, (value[0], value[1])) for name, value in spec.options.items()))
+    return SearchSpace(
+        groups=_groups(spec, num_layers),
+        members=tuple(members),
+        low=tuple(low),
+        high=tuple(high),
+        total=(float(lowest), float(highest)),
+        max_nonzero=spec.max_nonzero,
+        options=tuple((name, (value[0], value[1])) for name, value in spec.options.items()),
+    )
 
 
-def _sum_problems(spec: SpaceSpec, document: YamlDocument, members: Sequence[str], low: Sequence[float], high: Sequence[float], total: tuple[float, float]) -> list[Problem]:
+def _sum_problems(
+    spec: SpaceSpec,
+    document: YamlDocument,
+    members: Sequence[str],
+    low: Sequence[float],
+    high: Sequence[float],
+    total: tuple[float, float],
+) -> list[Problem]:
     """Why no row of weights can have such a sum."""
     if total[0] <= 0.0:
-        return [Problem(thing="sum", cause=f"reaches {total[0]:g}, and the weights of a merge must sum to more than 0: sums are searched by their ratios", where=document.where(("sum",)),
-                        remedy=f"Write a number above 0, or a range such as [{max(total[1], 1.0) / 20:g}, {max(total[1], 1.0):g}]; single weights may be negative by bounds or members")]
-    must = [name for name, least, most in zip(members, low, high, strict=True) if least > 0.0 or most < 0.0]
+        return [
+            Problem(
+                thing="sum",
+                cause=f"reaches {total[0]:g}, and the weights of a merge must sum to more than 0: sums are searched by their ratios",
+                where=document.where(("sum",)),
+                remedy=f"Write a number above 0, or a range such as [{max(total[1], 1.0) / 20:g}, {max(total[1], 1.0):g}]; single weights may be negative by bounds or members",
+            )
+        ]
+    must = [
+        name
+        for name, least, most in zip(members, low, high, strict=True)
+        if least > 0.0 or most < 0.0
+    ]
     places = spec.max_nonzero or len(low)
     if len(must) > places:
-        return [Problem(thing="max_nonzero", cause=f"{places} is fewer than the members that have a weight in every merge ({', '.join(must)})", remedy="Raise it, or let those weights be 0", where=document.where(("max_nonzero",)))]
+        return [
+            Problem(
+                thing="max_nonzero",
+                cause=f"{places} is fewer than the members that have a weight in every merge ({', '.join(must)})",
+                remedy="Raise it, or let those weights be 0",
+                where=document.where(("max_nonzero",)),
+            )
+        ]
     least, most = reachable_sums(low, high, places)
     if least > total[1] + NO_WEIGHT or most < total[0] - NO_WEIGHT:
         few = f" of at most {places} members" if places < len(low) else ""
-        return [Problem(thing="sum", cause=f"weights{few} between {least:g} and {most:g} in all can never sum to [{total[0]:g}, {total[1]:g}]", remedy=f"Widen bounds, members{', max_nonzero' * bool(few)} or sum", where=document.where(("sum",)))]
+        return [
+            Problem(
+                thing="sum",
+                cause=f"weights{few} between {least:g} and {most:g} in all can never sum to [{total[0]:g}, {total[1]:g}]",
+                remedy=f"Widen bounds, members{', max_nonzero' * bool(few)} or sum",
+                where=document.where(("sum",)),
+            )
+        ]
     return []
 
 
@@ -215,7 +354,10 @@ def reachable_sums(low: Sequence[float], high: Sequence[float], most: int) -> tu
     lows, highs = np.array(low, dtype=float), np.array(high, dtype=float)
     must = (lows > 0) | (highs < 0)
     spare = most - int(must.sum())
-    return (float(lows[must].sum() + np.sort(np.minimum(lows[~must], 0))[:spare].sum()), float(highs[must].sum() + np.sort(np.maximum(highs[~must], 0))[::-1][:spare].sum()))
+    return (
+        float(lows[must].sum() + np.sort(np.minimum(lows[~must], 0))[:spare].sum()),
+        float(highs[must].sum() + np.sort(np.maximum(highs[~must], 0))[::-1][:spare].sum()),
+    )
 
 
 def _groups(spec: SpaceSpec, num_layers: int) -> tuple[Group, ...]:
@@ -224,16 +366,26 @@ def _groups(spec: SpaceSpec, num_layers: int) -> tuple[Group, ...]:
     if spec.groups == "modules":
         return MODULE_GROUPS
     if isinstance(spec.groups, list):
-        return tuple(Group(name=name, match=match) for entry in spec.groups for name, match in entry.items())
+        return tuple(
+            Group(name=name, match=match) for entry in spec.groups for name, match in entry.items()
+        )
     return layer_groups(num_layers, spec.groups.layer_blocks)
 
 
 def layer_groups(num_layers: int, num_blocks: int) -> tuple[Group, ...]:
     """Blocks of consecutive layers; embeddings go with the first, final norm and head with the last."""
     edges = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
-    blocks = [Group(name=f"layers-{first}-{last - 1}", match=rf"(^|\.)(layers|h|blocks)\.({'|'.join(map(str, range(first, last)))})\.")
-              for first, last in zip(edges, edges[1:])]
+    blocks = [
+        Group(
+            name=f"layers-{first}-{last - 1}",
+            match=rf"(^|\.)(layers|h|blocks)\.({'|'.join(map(str, range(first, last)))})\.",
+        )
+        for first, last in zip(edges, edges[1:])
+    ]
     embeddings = rf"{MODULE_GROUPS[0].match.replace('|lm_head', '').replace('|embed_out', '')}"
     blocks[0] = Group(name=blocks[0].name, match=f"{blocks[0].match}|{embeddings}")
-    blocks[-1] = Group(name=blocks[-1].name, match=f"{blocks[-1].match}|^(?!.*(layers|h|blocks)\\.\\d+\\.)(?!.*{embeddings})")
+    blocks[-1] = Group(
+        name=blocks[-1].name,
+        match=f"{blocks[-1].match}|^(?!.*(layers|h|blocks)\\.\\d+\\.)(?!.*{embeddings})",
+    )
     return tuple(blocks)

@@ -36,7 +36,12 @@ def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
     if not (run_folder / COPY).exists():
         with whole_file(run_folder / COPY) as aside:
             shutil.copyfile(job, aside)
-    write_whole(run_folder / STARTED, json.dumps({"job": str(job.resolve()), "data": [str(Path(folder).resolve()) for folder in data]}))
+    write_whole(
+        run_folder / STARTED,
+        json.dumps(
+            {"job": str(job.resolve()), "data": [str(Path(folder).resolve()) for folder in data]}
+        ),
+    )
 
 
 def read_started(run_folder: Path) -> Started | None:

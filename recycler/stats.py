@@ -16,10 +16,18 @@ Z90 = 1.645  # 95 % quantile of the normal distribution: 90 % lie within so many
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z_POWER = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004}
 _MOST_SIGNS = 100  # clusters that a sign test counts; more are as good as certain
-MDE_FACTOR = Z95 + _Z_POWER[0.8]  # standard errors that a true difference must have to be found four times in five
+MDE_FACTOR = (
+    Z95 + _Z_POWER[0.8]
+)  # standard errors that a true difference must have to be found four times in five
 
 
-def clustered_mean(values: Sequence[float], clusters: Sequence[str], weights: Sequence[float] | None = None, *, population_clusters: int | None = None) -> tuple[float, float]:
+def clustered_mean(
+    values: Sequence[float],
+    clusters: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    population_clusters: int | None = None,
+) -> tuple[float, float]:
     """Weighted mean sum(w x) / sum(w) and its standard error with clusters as the units that were sampled.
 
     Linearised (sandwich) variance of a ratio, with the small-sample factor m / (m - 1) for m clusters: Miller 2024,
@@ -38,7 +46,9 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str], weights: Se
     mean = float((w * x).sum() / w.sum())
     residuals = _cluster_sums(w * (x - mean), clusters)
     m = residuals.size
-    shrink = 1.0 if population_clusters is None else math.sqrt(max(0.0, 1.0 - m / population_clusters))
+    shrink = (
+        1.0 if population_clusters is None else math.sqrt(max(0.0, 1.0 - m / population_clusters))
+    )
     if m < 2:
         return mean, 0.5 * shrink
     return mean, shrink * math.sqrt(m / (m - 1) * float((residuals**2).sum())) / float(w.sum())
@@ -80,8 +90,12 @@ class PairedDifference:
         return self.low > 0.0 or self.high < 0.0
 
 
-def paired_difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float], clusters: Mapping[Hashable, str] | None = None,
-                      weights: Mapping[Hashable, float] | None = None) -> PairedDifference:
+def paired_difference(
+    a: Mapping[Hashable, float],
+    b: Mapping[Hashable, float],
+    clusters: Mapping[Hashable, str] | None = None,
+    weights: Mapping[Hashable, float] | None = None,
+) -> PairedDifference:
     """Difference of two trials on the items that both answered; `a` and `b` map item to value.
 
     The interval uses Student's t with (clusters - 1) degrees of freedom. Where no cluster differs the other way its spread says
@@ -97,12 +111,25 @@ def paired_difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float], 
     mean, stderr = clustered_mean(values, groups, shares)
     sums = _cluster_sums(np.asarray(shares, dtype=float) * np.asarray(values, dtype=float), groups)
     freedom, differing = max(1, sums.size - 1), int(np.count_nonzero(sums))
-    p_value = 1.0 if mean == 0.0 else 0.0 if stderr == 0.0 else float(2 * student.sf(abs(mean) / stderr, freedom))
+    p_value = (
+        1.0
+        if mean == 0.0
+        else 0.0
+        if stderr == 0.0
+        else float(2 * student.sf(abs(mean) / stderr, freedom))
+    )
     least = 2.0 * 0.5 ** min(differing, _MOST_SIGNS)
     if differing >= 2 and (sums.min() >= 0.0 or sums.max() <= 0.0) and p_value < least:
         p_value, stderr = least, abs(mean) / float(student.isf(least / 2, freedom))
     reach = float(student.ppf(0.975, freedom)) * stderr
-    return PairedDifference(difference=mean, stderr=stderr, low=mean - reach, high=mean + reach, p_value=p_value, n=len(items))
+    return PairedDifference(
+        difference=mean,
+        stderr=stderr,
+        low=mean - reach,
+        high=mean + reach,
+        p_value=p_value,
+        n=len(items),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +164,19 @@ def mcnemar(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Flips:
     flips = len(a_only) + len(b_only)
     both = sum(a[item] == b[item] == 1.0 for item in items)
     p_value = float(binomtest(len(a_only), flips).pvalue) if flips else 1.0
-    return Flips(a_only=a_only, b_only=b_only, both=both, neither=len(items) - flips - both, p_value=p_value)
+    return Flips(
+        a_only=a_only, b_only=b_only, both=both, neither=len(items) - flips - both, p_value=p_value
+    )
 
 
-def bootstrap_means(matrix: NDArray[np.float64], clusters: Sequence[str], weights: Sequence[float] | None = None, *, draws: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+def bootstrap_means(
+    matrix: NDArray[np.float64],
+    clusters: Sequence[str],
+    weights: Sequence[float] | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
     """Means of every trial in each of `draws` resamples of clusters, the same clusters for all trials: (draws, trials).
 
     matrix: (trials, items) values. Differences between columns of one draw are paired, so they may be compared directly:
@@ -149,23 +185,41 @@ def bootstrap_means(matrix: NDArray[np.float64], clusters: Sequence[str], weight
     w = np.ones(matrix.shape[1]) if weights is None else np.asarray(weights, dtype=float)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     m = int(index.max()) + 1
-    sums = np.stack([np.bincount(index, weights=w * row, minlength=m) for row in matrix])  # (trials, m)
+    sums = np.stack(
+        [np.bincount(index, weights=w * row, minlength=m) for row in matrix]
+    )  # (trials, m)
     sizes = np.bincount(index, weights=w, minlength=m)
-    counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1.0 / m), size=draws).astype(float)  # (draws, m)
+    counts = (
+        np.random.default_rng(seed).multinomial(m, np.full(m, 1.0 / m), size=draws).astype(float)
+    )  # (draws, m)
     return (counts @ sums.T) / (counts @ sizes)[:, None]
 
 
-def bootstrap_difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float], clusters: Mapping[Hashable, str] | None = None, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def bootstrap_difference(
+    a: Mapping[Hashable, float],
+    b: Mapping[Hashable, float],
+    clusters: Mapping[Hashable, str] | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
     """(2.5 % quantile, 97.5 % quantile, share of draws with A above B, ties counted half) of A minus B on common items."""
     items = _common(a, b)
     matrix = np.array([[a[item] for item in items], [b[item] for item in items]], dtype=float)
-    means = bootstrap_means(matrix, [clusters[item] if clusters else str(item) for item in items], draws=draws, seed=seed)
+    means = bootstrap_means(
+        matrix,
+        [clusters[item] if clusters else str(item) for item in items],
+        draws=draws,
+        seed=seed,
+    )
     gaps = means[:, 0] - means[:, 1]
     low, high = np.quantile(gaps, [0.025, 0.975])
     return float(low), float(high), float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
 
 
-def probability_non_dominated(draws: NDArray[np.float64], directions: Sequence[int]) -> NDArray[np.float64]:
+def probability_non_dominated(
+    draws: NDArray[np.float64], directions: Sequence[int]
+) -> NDArray[np.float64]:
     """Share of draws in which no other trial is at least as good everywhere and better somewhere: (trials,).
 
     draws: (draws, trials, objectives), one paired bootstrap for each objective; directions: +1 to maximise, -1 to minimise.
@@ -174,13 +228,17 @@ def probability_non_dominated(draws: NDArray[np.float64], directions: Sequence[i
     values = draws * np.asarray(directions, dtype=float)
     free = np.zeros(values.shape[1])
     for draw in values:
-        at_least = (draw[None, :, :] >= draw[:, None, :]).all(axis=2)  # [i, j]: j is at least as good as i everywhere
+        at_least = (draw[None, :, :] >= draw[:, None, :]).all(
+            axis=2
+        )  # [i, j]: j is at least as good as i everywhere
         better = (draw[None, :, :] > draw[:, None, :]).any(axis=2)
         free += ~(at_least & better).any(axis=1) & ~np.isnan(draw).any(axis=1)
     return free / len(values)
 
 
-def minimal_detectable_difference(n: int, *, discordance: float = 0.15, power: float = 0.8) -> float:
+def minimal_detectable_difference(
+    n: int, *, discordance: float = 0.15, power: float = 0.8
+) -> float:
     """Smallest true difference d that a paired test at level 5 % finds with this power on n independent items.
 
     d = (z_0.975 + z_power) sqrt((q - d^2) / n) for the discordance q, solved for d (Miller 2024, eq. 9; Connor 1987).

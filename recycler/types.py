@@ -20,6 +20,7 @@ OptionValue = float | int | bool | str | tuple[float, ...]
 
 # ---------------------------------------------------------------- checkpoints
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
     """Where one tensor lies: read from a safetensors header, never from the data."""
@@ -89,6 +90,7 @@ class Pool:
 
 # ---------------------------------------------------------------- recipes
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A named set of tensors that share one row of weights; `match` is a regex searched in the tensor's name."""
@@ -116,17 +118,23 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.groups):
-            raise ValueError(f"recipe has {len(self.groups)} groups but {len(self.weights)} rows of weights")
+            raise ValueError(
+                f"recipe has {len(self.groups)} groups but {len(self.weights)} rows of weights"
+            )
         for group, row in zip(self.groups, self.weights, strict=True):
             if len(row) != len(self.members):
-                raise ValueError(f"group {group.name!r} has {len(row)} weights for {len(self.members)} members")
+                raise ValueError(
+                    f"group {group.name!r} has {len(row)} weights for {len(self.members)} members"
+                )
 
     def group_of(self, tensor: str) -> int:
         """Index of the row of weights that `tensor` takes. Raises ValueError when no group matches it."""
         for index, group in enumerate(self.groups):
             if re.search(group.match, tensor):
                 return index
-        raise ValueError(f"no group of the recipe matches tensor {tensor!r}; add a last group with match: ''")
+        raise ValueError(
+            f"no group of the recipe matches tensor {tensor!r}; add a last group with match: ''"
+        )
 
     def option(self, name: str, default: Any = None) -> Any:
         return dict(self.options).get(name, default)
@@ -143,6 +151,7 @@ class Proposal:
 
 
 # ---------------------------------------------------------------- items and engines
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
@@ -166,7 +175,9 @@ class Item:
     cluster: str = ""  # items of one problem (its translations, say) are not independent
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
-    detail: tuple[tuple[str, str], ...] = ()  # what the scorer needs besides: unit tests, an entry point
+    detail: tuple[
+        tuple[str, str], ...
+    ] = ()  # what the scorer needs besides: unit tests, an entry point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +185,9 @@ class GenerateRequest:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    merge: str = ""  # which of several merges that the engine holds side by side; "" for the live weights
+    merge: str = (
+        ""  # which of several merges that the engine holds side by side; "" for the live weights
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +217,9 @@ class Loglikelihood:
 
 # ---------------------------------------------------------------- scores
 
-FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII)  # matches "" too: a floor is not empty
+FLOOR = re.compile(
+    r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII
+)  # matches "" too: a floor is not empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +248,11 @@ class Objective:
     def name(self) -> str:
         if self.is_cost:
             return f"cost:{self.metric}"
-        return f"{self.suite}:{self.task}/{self.metric}" if self.task else f"{self.suite}/{self.metric}"
+        return (
+            f"{self.suite}:{self.task}/{self.metric}"
+            if self.task
+            else f"{self.suite}/{self.metric}"
+        )
 
     @property
     def sign(self) -> float:
@@ -257,7 +276,11 @@ class Score:
 
     def told(self, digits: int = 3) -> str:
         """For people: with its standard error, to so many digits; an exact figure as it is, to four significant ones."""
-        return f"{self.value:.4g}" if self.is_exact else f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+        return (
+            f"{self.value:.4g}"
+            if self.is_exact
+            else f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,19 @@ from pathlib import Path
 from recycler.errors import InfrastructureError, Problem, UsageError
 
 UNFINISHED = ".unfinished"
-COMPANIONS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-              "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 def make_folder(folder: Path) -> None:
@@ -28,7 +39,13 @@ def make_folder(folder: Path) -> None:
 
 
 def _no_folder(folder: Path, error: OSError | RuntimeError | ValueError) -> UsageError:
-    return UsageError(Problem(thing=f"folder {folder}", cause=f"cannot be made ({getattr(error, 'strerror', None) or error})", remedy="Give another folder, or make room for this one"))
+    return UsageError(
+        Problem(
+            thing=f"folder {folder}",
+            cause=f"cannot be made ({getattr(error, 'strerror', None) or error})",
+            remedy="Give another folder, or make room for this one",
+        )
+    )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -61,7 +78,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     make_folder(folder.parent)
     _remove_left_behind(folder)
     try:
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}-", suffix=UNFINISHED, dir=folder.parent))
+        aside = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name[:100]}-", suffix=UNFINISHED, dir=folder.parent)
+        )
     except OSError as error:
         raise full_disk(error, folder) or _no_folder(folder, error) from None
     lock = _locked(aside)
@@ -89,20 +108,42 @@ def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
     """What to tell when `error` says that there is no room on the disk (or in a quota, or for a file so large); None for any other."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
-    return InfrastructureError(Problem(thing=str(place), cause=f"cannot be written whole ({error.strerror})", remedy="Make room there or give a place on another disk, then run the same command again"))
+    return InfrastructureError(
+        Problem(
+            thing=str(place),
+            cause=f"cannot be written whole ({error.strerror})",
+            remedy="Make room there or give a place on another disk, then run the same command again",
+        )
+    )
 
 
 def _free_place(folder: Path) -> Path:
     """Where the folder really goes: through a link that leads to an empty folder. Raises UsageError for what is taken, or no place for a folder."""
     try:
         if folder.is_symlink() and not folder.exists():
-            raise UsageError(Problem(thing=str(folder), cause="is a link to nothing", remedy="Remove it or give another folder"))
+            raise UsageError(
+                Problem(
+                    thing=str(folder),
+                    cause="is a link to nothing",
+                    remedy="Remove it or give another folder",
+                )
+            )
         real = folder.resolve()
         if real == Path.cwd() or real in Path.cwd().parents:
-            raise UsageError(Problem(thing=str(folder), cause="is the folder that this runs in, or one above it", remedy="Give a new folder in it"))
+            raise UsageError(
+                Problem(
+                    thing=str(folder),
+                    cause="is the folder that this runs in, or one above it",
+                    remedy="Give a new folder in it",
+                )
+            )
         if real.exists() and (not real.is_dir() or any(real.iterdir())):
             raise _taken(folder)
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a zero byte, no rights to look
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a name too long, a loop of links, a zero byte, no rights to look
         raise _no_folder(folder, error) from None
     return real
 
@@ -113,13 +154,21 @@ def _put_in_place(aside: Path, folder: Path) -> None:
             folder.rmdir()
         aside.rename(folder)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was faster
+        if error.errno in (
+            errno.ENOTEMPTY,
+            errno.EEXIST,
+            errno.ENOTDIR,
+        ):  # another process was faster
             raise _taken(folder) from None
         raise
 
 
 def _taken(folder: Path) -> UsageError:
-    return UsageError(Problem(thing=str(folder), cause="exists already", remedy="Remove it or give another folder"))
+    return UsageError(
+        Problem(
+            thing=str(folder), cause="exists already", remedy="Remove it or give another folder"
+        )
+    )
 
 
 def _remove_left_behind(folder: Path) -> None:

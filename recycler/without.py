@@ -39,17 +39,42 @@ def job_without(run: str | Path, member: str) -> Derived:
     with closing(open_ledger(run)) as ledger:
         names = read_facts(ledger)[1].names
     if member not in names:
-        raise NotFoundError(Problem(thing=f"member {member[:80]!r}", cause="is not in this run's pool", remedy=did_you_mean(member, names)))
+        raise NotFoundError(
+            Problem(
+                thing=f"member {member[:80]!r}",
+                cause="is not in this run's pool",
+                remedy=did_you_mean(member, names),
+            )
+        )
     if len(names) < 3:
-        raise UsageError(Problem(thing=f"member {member!r}", cause="is one of two: without it there is nothing to merge", remedy="Compare the front with the other member's own scores"))
+        raise UsageError(
+            Problem(
+                thing=f"member {member!r}",
+                cause="is one of two: without it there is nothing to merge",
+                remedy="Compare the front with the other member's own scores",
+            )
+        )
     folder, started = Path(run), read_started(Path(run))
     if started is None:
-        raise UsageError(Problem(thing=f"run {run}", cause="has no job file here any more", remedy=f"Where its job file is, add `without: [{member}]` under pool: and this run under earlier:, and run that"))
+        raise UsageError(
+            Problem(
+                thing=f"run {run}",
+                cause="has no job file here any more",
+                remedy=f"Where its job file is, add `without: [{member}]` under pool: and this run under earlier:, and run that",
+            )
+        )
     own, derived = started.document.data, without_id(folder.resolve().name, member)
-    changes = {"name": derived, "pool": _pool(started, member), "suites": [_in_full(started, name) for name in started.job.suites], "earlier": [str(folder.resolve())]}
+    changes = {
+        "name": derived,
+        "pool": _pool(started, member),
+        "suites": [_in_full(started, name) for name in started.job.suites],
+        "earlier": [str(folder.resolve())],
+    }
     if "space" in own:
         changes["space"] = _in_full(started, started.job.space)
-    return Derived(id=derived, text=dump_yaml({**own, **changes}), data=(*started.data, started.folder))
+    return Derived(
+        id=derived, text=dump_yaml({**own, **changes}), data=(*started.data, started.folder)
+    )
 
 
 def without_id(run_id: str, member: str) -> str:
@@ -67,24 +92,53 @@ def outcome(front: Front, other: Front) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for role in ROLES:
         volume, without = front.hypervolume(front.front, role), front.hypervolume(other.front, role)
-        found[role] = None if volume is None or without is None else {"hypervolume": volume, "without": without, "lost": 1.0 - without / volume if volume > 0 else None}
+        found[role] = (
+            None
+            if volume is None or without is None
+            else {
+                "hypervolume": volume,
+                "without": without,
+                "lost": 1.0 - without / volume if volume > 0 else None,
+            }
+        )
     return found
 
 
-def outcome_text(member: str, found: dict[str, Any], estimate: tuple[float, float, float] | None) -> str:
+def outcome_text(
+    member: str, found: dict[str, Any], estimate: tuple[float, float, float] | None
+) -> str:
     """One line a role for people, and what the model had expected: share, low and high."""
-    lines = [f"{role}: hypervolume {said['hypervolume']:.4g} with {member}, {said['without']:.4g} without" + ("" if said["lost"] is None else f": {said['lost']:.1%} lost") for role, said in found.items() if said]
+    lines = [
+        f"{role}: hypervolume {said['hypervolume']:.4g} with {member}, {said['without']:.4g} without"
+        + ("" if said["lost"] is None else f": {said['lost']:.1%} lost")
+        for role, said in found.items()
+        if said
+    ]
     if estimate is not None:
-        lines.append("the model of the run expected {:.1%} lost ({:.0%} to {:.0%})".format(*estimate))
+        lines.append(
+            "the model of the run expected {:.1%} lost ({:.0%} to {:.0%})".format(*estimate)
+        )
     return "\n".join(lines) + "\n"
 
 
 def _pool(started: Started, member: str) -> dict[str, Any]:
     pool = started.job.pool
     base = {"base": started.beside(pool.base)} if pool.base else {}
-    return {"members": [started.beside(entry) for entry in pool.members], **base, "duplicates": pool.duplicates, "without": [*pool.without, member]}
+    return {
+        "members": [started.beside(entry) for entry in pool.members],
+        **base,
+        "duplicates": pool.duplicates,
+        "without": [*pool.without, member],
+    }
 
 
 def _in_full(started: Started, name: str) -> str:
     """The path of a file beside the job; a name that ships with recycler stays one."""
-    return next((str(path) for path in (started.folder / name, started.folder / f"{name}.yaml") if path.is_file()), name)
+    return next(
+        (
+            str(path)
+            for path in (started.folder / name, started.folder / f"{name}.yaml")
+            if path.is_file()
+        ),
+        name,
+    )

@@ -48,20 +48,39 @@ def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlD
     if text is None:
         text = _read(path)
     if len(text) > MAX_BYTES:
-        raise _refusal(path, 1, f"larger than {MAX_BYTES:,} bytes", "A job or a recipe is a few kilobytes")
+        raise _refusal(
+            path, 1, f"larger than {MAX_BYTES:,} bytes", "A job or a recipe is a few kilobytes"
+        )
     lines: dict[KeyPath, int] = {}
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _refusal(path, event.start_mark.line + 1, "uses an anchor or alias", "Write the value out")
+                raise _refusal(
+                    path,
+                    event.start_mark.line + 1,
+                    "uses an anchor or alias",
+                    "Write the value out",
+                )
             if getattr(event, "tag", None):
-                raise _refusal(path, event.start_mark.line + 1, f"uses the tag {_short(event.tag)}", "Write the plain value; text goes in quotes")
+                raise _refusal(
+                    path,
+                    event.start_mark.line + 1,
+                    f"uses the tag {_short(event.tag)}",
+                    "Write the plain value; text goes in quotes",
+                )
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise _refusal(path, mark.line + 1 if mark else 1, f"is not YAML ({getattr(error, 'problem', None) or error})", "Check indentation and quotes there") from None
+        raise _refusal(
+            path,
+            mark.line + 1 if mark else 1,
+            f"is not YAML ({getattr(error, 'problem', None) or error})",
+            "Check indentation and quotes there",
+        ) from None
     except RecursionError:
-        raise _refusal(path, 1, "is nested too deeply", "A job or a recipe needs few levels") from None
+        raise _refusal(
+            path, 1, "is nested too deeply", "A job or a recipe needs few levels"
+        ) from None
     data = None if node is None else _plain(path, node, (), lines)
     return YamlDocument(path=str(path), data=data, lines=lines)
 
@@ -69,7 +88,12 @@ def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlD
 def parse_model(model: type[Model], document: YamlDocument) -> Model:
     """The document as a pydantic model. Raises UsageError listing every unknown key, wrong type and missing field."""
     if not isinstance(document.data, dict):
-        raise _refusal(Path(document.path), 1, "does not hold a mapping of keys to values", f"Start it with one of: {', '.join(model.model_fields)}")
+        raise _refusal(
+            Path(document.path),
+            1,
+            "does not hold a mapping of keys to values",
+            f"Start it with one of: {', '.join(model.model_fields)}",
+        )
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
@@ -84,13 +108,19 @@ def dump_yaml(data: Any) -> str:
 def _read(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():  # a pipe would wait, a device would never end
-            raise UsageError(Problem(thing=str(path), cause="is no file", remedy="Give a text file"))
+            raise UsageError(
+                Problem(thing=str(path), cause="is no file", remedy="Give a text file")
+            )
         with path.open(encoding="utf-8") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(Problem(thing=str(path), cause="no such file", remedy="Check the path")) from None
+        raise UsageError(
+            Problem(thing=str(path), cause="no such file", remedy="Check the path")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(Problem(thing=str(path), cause=f"cannot be read ({error})", remedy="Give a text file")) from None
+        raise UsageError(
+            Problem(thing=str(path), cause=f"cannot be read ({error})", remedy="Give a text file")
+        ) from None
 
 
 def _refusal(path: Path, line: int, cause: str, remedy: str) -> UsageError:
@@ -112,16 +142,24 @@ def _plain(path: Path, node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, 
         try:
             return constructor.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
-            raise _refusal(path, line, f"has a value that cannot be read ({error})", "Quote it if it is text") from None
+            raise _refusal(
+                path, line, f"has a value that cannot be read ({error})", "Quote it if it is text"
+            ) from None
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(path, child, (*key_path, index), lines) for index, child in enumerate(node.value)]
+        return [
+            _plain(path, child, (*key_path, index), lines) for index, child in enumerate(node.value)
+        ]
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = _plain(path, key_node, (*key_path, "?"), {})
         if isinstance(key, (list, dict)):
-            raise _refusal(path, key_node.start_mark.line + 1, "has a key that is not a word", "Quote it")
+            raise _refusal(
+                path, key_node.start_mark.line + 1, "has a key that is not a word", "Quote it"
+            )
         if key in mapping:
-            raise _refusal(path, key_node.start_mark.line + 1, f"has the key {key!r} twice", "Keep one of them")
+            raise _refusal(
+                path, key_node.start_mark.line + 1, f"has the key {key!r} twice", "Keep one of them"
+            )
         lines[(*key_path, key)] = key_node.start_mark.line + 1
         mapping[key] = _plain(path, value_node, (*key_path, key), lines)
     return mapping
@@ -133,14 +171,30 @@ def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str,
     name = ".".join(map(str, key_path)) or document.path
     where = document.where(key_path)
     if entry["type"] == "extra_forbidden":
-        return Problem(thing=f"key {name!r}", cause="unknown", remedy=did_you_mean(str(key_path[-1]), _fields_at(model, loc[:-1])), where=where)
+        return Problem(
+            thing=f"key {name!r}",
+            cause="unknown",
+            remedy=did_you_mean(str(key_path[-1]), _fields_at(model, loc[:-1])),
+            where=where,
+        )
     if entry["type"] == "missing":
-        return Problem(thing=f"key {name!r}", cause="missing", remedy=f"Add {key_path[-1]}: ...", where=where)
+        return Problem(
+            thing=f"key {name!r}", cause="missing", remedy=f"Add {key_path[-1]}: ...", where=where
+        )
     shown = repr(entry.get("input"))
     if entry["type"] == "list_type":
-        return Problem(thing=f"key {name!r}", cause=f"is no list but {shown[:80]}", remedy="Write a list, of one entry too: [...]", where=where)
-    return Problem(thing=f"key {name!r}", cause=f"{entry['msg'].removeprefix('Value error, ')[0].lower()}{entry['msg'].removeprefix('Value error, ')[1:]}",
-                   remedy=f"It is {shown if len(shown) < 80 else shown[:77] + '...'} now", where=where)
+        return Problem(
+            thing=f"key {name!r}",
+            cause=f"is no list but {shown[:80]}",
+            remedy="Write a list, of one entry too: [...]",
+            where=where,
+        )
+    return Problem(
+        thing=f"key {name!r}",
+        cause=f"{entry['msg'].removeprefix('Value error, ')[0].lower()}{entry['msg'].removeprefix('Value error, ')[1:]}",
+        remedy=f"It is {shown if len(shown) < 80 else shown[:77] + '...'} now",
+        where=where,
+    )
 
 
 def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
@@ -152,7 +206,11 @@ def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
         field = model.model_fields.get(key) if isinstance(key, str) else None
         if field is None:
             continue  # an index or a union tag: stay at the same model
-        parts = [part for part in _annotations(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        parts = [
+            part
+            for part in _annotations(field.annotation)
+            if isinstance(part, type) and issubclass(part, BaseModel)
+        ]
         model = next(iter(parts), model)
     return list(model.model_fields)
 

@@ -17,9 +17,19 @@ if CHROMIUM is None:
 from playwright.sync_api import expect, sync_playwright
 from service_runs import EVIL, make_run, served
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 TIMEOUT_MS = 60_000  # of one expectation; machines that run tests are busy
-SCREENSHOTS = Path(os.environ["RECYCLER_SCREENSHOTS"]) if "RECYCLER_SCREENSHOTS" in os.environ else None
+SCREENSHOTS = (
+    Path(os.environ["RECYCLER_SCREENSHOTS"]) if "RECYCLER_SCREENSHOTS" in os.environ else None
+)
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -41,7 +51,13 @@ def address(root):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, headless=True, args=FLAGS, viewport={"width": 1280, "height": 860})
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 860},
+        )
         yield context
         context.close()
 
@@ -52,8 +68,21 @@ def page(browser, address):
     page, wrong = browser.new_page(), []
     page.set_default_timeout(TIMEOUT_MS)
     page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on("console", lambda message: wrong.append(f"console: {message.text}") if message.type == "error" else None)
-    page.on("request", lambda request: wrong.append(f"asked {request.url}") if urlsplit(request.url).scheme not in ("data", "blob") and urlsplit(request.url).hostname != "127.0.0.1" else None)
+    page.on(
+        "console",
+        lambda message: (
+            wrong.append(f"console: {message.text}") if message.type == "error" else None
+        ),
+    )
+    page.on(
+        "request",
+        lambda request: (
+            wrong.append(f"asked {request.url}")
+            if urlsplit(request.url).scheme not in ("data", "blob")
+            and urlsplit(request.url).hostname != "127.0.0.1"
+            else None
+        ),
+    )
     yield page
     page.close()
     assert not wrong, wrong  # pytest explains asserts in test modules only
@@ -71,7 +100,9 @@ def shot(page, name):
 
 
 def rows(page):
-    return page.eval_on_selector_all("#table tbody tr", "rows => rows.map(row => +row.dataset.trial)")
+    return page.eval_on_selector_all(
+        "#table tbody tr", "rows => rows.map(row => +row.dataset.trial)"
+    )
 
 
 def bright(page):

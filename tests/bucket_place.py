@@ -25,7 +25,14 @@ def chaos():
 def place(chaos, tmp_path, monkeypatch):
     """An empty bucket, an empty cache; yields the bucket's URL."""
     chaos.reset()
-    for name, value in {"AWS_ENDPOINT_URL": chaos.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1", "RECYCLER_CACHE": str(tmp_path / "cache"), "RECYCLER_BUCKET_TIMEOUT": "30"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": chaos.url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+        "RECYCLER_CACHE": str(tmp_path / "cache"),
+        "RECYCLER_BUCKET_TIMEOUT": "30",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "_folders", {})
     name = f"pool-{random.randrange(10**12)}"
@@ -47,7 +54,11 @@ def put_folder(folder, url):
 def put_model(tmp_path, url, seed=0, *, near=None, rows=0, **more):
     """A checkpoint in the bucket and its twin on disk; `rows` of 512 numbers make it large."""
     shapes = SHAPES | ({"model.layers.0.big": (rows, 512)} if rows else {})
-    folder = write_checkpoint(tmp_path / "local" / f"{url.rsplit('/', 1)[-1]}-{seed}", model_arrays(seed, near=near, shapes=shapes, scale=1e-3 if near else 0.1), **more)
+    folder = write_checkpoint(
+        tmp_path / "local" / f"{url.rsplit('/', 1)[-1]}-{seed}",
+        model_arrays(seed, near=near, shapes=shapes, scale=1e-3 if near else 0.1),
+        **more,
+    )
     put_folder(folder, url)
     return folder
 
@@ -66,4 +77,6 @@ def same_bytes(checkpoint, folder):
 
 def only(words, fault, times=10**9):
     """A plan: `fault` for requests whose 'METHOD path' matches, the first `times` times each path is asked for."""
-    return lambda method, path, number: fault if re.search(words, f"{method} {path}") and number <= times else None
+    return lambda method, path, number: (
+        fault if re.search(words, f"{method} {path}") and number <= times else None
+    )

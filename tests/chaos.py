@@ -16,7 +16,11 @@ def s3_server():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             try:
@@ -54,7 +58,10 @@ class Chaos(ThreadingHTTPServer):
         pass  # clients hang up on hangs
 
     def reset(self):
-        self.plan, self.before = (lambda method, path, number: None), (lambda method, path, number: None)
+        self.plan, self.before = (
+            (lambda method, path, number: None),
+            (lambda method, path, number: None),
+        )
         self.log.clear()
         self.listings.clear()
 
@@ -70,7 +77,15 @@ class Handler(BaseHTTPRequestHandler):
         self.server.before(self.command, self.path, number)
         fault = self.server.plan(self.command, self.path, number)
         if fault in ("503", "429", "403"):
-            return self.answer(int(fault), [], {"503": b"<Error><Code>SlowDown</Code></Error>", "429": b"", "403": b"<Error><Code>AccessDenied</Code></Error>"}[fault])
+            return self.answer(
+                int(fault),
+                [],
+                {
+                    "503": b"<Error><Code>SlowDown</Code></Error>",
+                    "429": b"",
+                    "403": b"<Error><Code>AccessDenied</Code></Error>",
+                }[fault],
+            )
         if fault == "hang":
             time.sleep(self.server.hang_seconds)
             self.close_connection = True
@@ -78,7 +93,16 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", *(("range",) if fault == "whole" else ()), *(("if-match",) if fault == "newer" else ()))}
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower()
+            not in (
+                "connection",
+                *(("range",) if fault == "whole" else ()),
+                *(("if-match",) if fault == "newer" else ()),
+            )
+        }
         if fault == "shifted":
             headers["Range"] = "bytes=8-15"
         status, reply_headers, reply = self.forward(headers, body)
@@ -114,7 +138,10 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", self.length if self.command == "HEAD" and status == 200 else str(len(body)))
+        self.send_header(
+            "Content-Length",
+            self.length if self.command == "HEAD" and status == 200 else str(len(body)),
+        )
         self.end_headers()
         if cut:
             self.close_connection = True

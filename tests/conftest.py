@@ -9,13 +9,22 @@ import pytest
 from recycler.cluster.workers import Result
 from recycler.types import Checkpoint, Failure, Objective, Pool, Scorecard, Score
 
-OBJECTIVES = (Objective(suite="fake", task="a", metric="exact_match", direction="maximize"), Objective(suite="fake", task="b", metric="bits_per_byte", direction="minimize"))
+OBJECTIVES = (
+    Objective(suite="fake", task="a", metric="exact_match", direction="maximize"),
+    Objective(suite="fake", task="b", metric="bits_per_byte", direction="minimize"),
+)
 
 
 def named_pool(num_members=4, base=True):
     """A pool without tensors, for code that only plans."""
-    members = tuple(Checkpoint(name=f"m{k}", location=f"m{k}", tensors={}, config={}) for k in range(num_members))
-    return Pool(members=members, base=Checkpoint(name="base", location="base", tensors={}, config={}) if base else None)
+    members = tuple(
+        Checkpoint(name=f"m{k}", location=f"m{k}", tensors={}, config={})
+        for k in range(num_members)
+    )
+    return Pool(
+        members=members,
+        base=Checkpoint(name="base", location="base", tensors={}, config={}) if base else None,
+    )
 
 
 class Killed(Exception):
@@ -43,7 +52,13 @@ class FakeWorkers:
         number, recipe, role, items = self._queue.pop(index)
         self.seen.append((number, role))
         if number in self.break_numbers:
-            return [Result(number=number, role=role, answer=Failure(blame=self.blame, reason="broken on purpose"))]
+            return [
+                Result(
+                    number=number,
+                    role=role,
+                    answer=Failure(blame=self.blame, reason="broken on purpose"),
+                )
+            ]
         return [Result(number=number, role=role, answer=self.answer(recipe, role, items))]
 
     def answer(self, recipe, role, items):
@@ -58,8 +73,18 @@ def fake_scorecard(recipe, role):
     row = np.array(recipe.weights[0])
     first = float(np.tanh(row[0] + 0.8 * row[1] + 0.2 * row.sum()) * 0.9)
     second = float(1.0 - 0.7 * np.tanh(row[2] + 0.1 * row.sum()))
-    scores = (Score(objective=OBJECTIVES[0].name, value=first, stderr=0.01, n=100), Score(objective=OBJECTIVES[1].name, value=second, stderr=0.01, n=100))
-    return Scorecard(role=role, scores=scores, outcomes=(), weights_digest=json.dumps(list(recipe.weights[0])), engine_fingerprint="fake", num_tokens=10)
+    scores = (
+        Score(objective=OBJECTIVES[0].name, value=first, stderr=0.01, n=100),
+        Score(objective=OBJECTIVES[1].name, value=second, stderr=0.01, n=100),
+    )
+    return Scorecard(
+        role=role,
+        scores=scores,
+        outcomes=(),
+        weights_digest=json.dumps(list(recipe.weights[0])),
+        engine_fingerprint="fake",
+        num_tokens=10,
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "deploy"))
 
 from local_cluster import Postgres, postgres_folder  # noqa: E402
 
-needs_postgres = pytest.mark.skipif(postgres_folder() is None, reason="PostgreSQL is not installed (apt-get install postgresql)")
+needs_postgres = pytest.mark.skipif(
+    postgres_folder() is None, reason="PostgreSQL is not installed (apt-get install postgresql)"
+)
 
 
 @contextmanager

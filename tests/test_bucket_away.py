@@ -19,7 +19,9 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_bucket_that_goes_away_in_mid_job_costs_time_and_nothing_else(sound, place, chaos, tmp_path, monkeypatch, seconds):  # noqa: F811
+def test_a_bucket_that_goes_away_in_mid_job_costs_time_and_nothing_else(
+    sound, place, chaos, tmp_path, monkeypatch, seconds
+):  # noqa: F811
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
     for part in ("base", "members/m0", "members/m1", "members/m2"):
         put_folder(sound / "pool" / part, f"{place}/{part}")
@@ -30,17 +32,25 @@ def test_a_bucket_that_goes_away_in_mid_job_costs_time_and_nothing_else(sound, p
     wait_for(lambda: scored(tmp_path / "run") >= 2, process)
     chaos.plan = lambda method, path, number: "reset"
     shutil.rmtree(tmp_path / "cache")
-    worker = next(child for child in psutil.Process(process.pid).children(recursive=True) if "_Actor" in " ".join(child.cmdline()))
+    worker = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "_Actor" in " ".join(child.cmdline())
+    )
     os.kill(worker.pid, signal.SIGKILL)
     time.sleep(seconds)
-    assert process.poll() is None and scored(tmp_path / "run") < scored(tmp_path / "whole")  # it waits
+    assert process.poll() is None and scored(tmp_path / "run") < scored(
+        tmp_path / "whole"
+    )  # it waits
     asked_before = len(chaos.log)
     chaos.reset()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and asked_before > 0, err[-3000:]
     assert front_json(tmp_path / "run") == front_json(tmp_path / "whole")
     with closing(Ledger(tmp_path / "run/ledger.sqlite")) as ledger:
-        assert [trial.number for trial in ledger.trials()] == list(range(len(ledger.trials()))) and {trial.state for trial in ledger.trials()} == {"SCORED"}
+        assert [trial.number for trial in ledger.trials()] == list(
+            range(len(ledger.trials()))
+        ) and {trial.state for trial in ledger.trials()} == {"SCORED"}
 
 
 def scored(run):
@@ -54,5 +64,7 @@ def scored(run):
 def wait_for(condition, process, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.stderr.read()[-3000:] if process.poll() is not None else "too slow"
+        assert process.poll() is None and time.monotonic() < end, (
+            process.stderr.read()[-3000:] if process.poll() is not None else "too slow"
+        )
         time.sleep(0.1)

@@ -15,7 +15,13 @@ from recycler.pool.files import local_file
 from recycler.pool.scan import checkpoint_digest
 
 
-HEALED = {"503 twice": ("503", 2), "429 twice": ("429", 2), "reset once": ("reset", 1), "body cut once": ("cut", 1), "hang once": ("hang", 1)}
+HEALED = {
+    "503 twice": ("503", 2),
+    "429 twice": ("429", 2),
+    "reset once": ("reset", 1),
+    "body cut once": ("cut", 1),
+    "hang once": ("hang", 1),
+}
 
 
 @pytest.mark.parametrize("fault, times", HEALED.values(), ids=HEALED)
@@ -28,17 +34,30 @@ def test_faults_that_pass_give_the_right_bytes(place, tmp_path, chaos, monkeypat
     assert same_bytes(open_checkpoint(f"{place}/m"), folder)
 
 
-LASTING = {"503": "503", "429": "429", "reset": "reset", "cut": "cut", "hang": "hang", "no permission": "403", "range ignored": "whole", "wrong range": "shifted"}
+LASTING = {
+    "503": "503",
+    "429": "429",
+    "reset": "reset",
+    "cut": "cut",
+    "hang": "hang",
+    "no permission": "403",
+    "range ignored": "whole",
+    "wrong range": "shifted",
+}
 
 
 @pytest.mark.parametrize("fault", LASTING.values(), ids=LASTING)
-def test_faults_that_stay_are_clear_errors_in_bounded_time(place, tmp_path, chaos, monkeypatch, fault):  # noqa: F811
+def test_faults_that_stay_are_clear_errors_in_bounded_time(
+    place, tmp_path, chaos, monkeypatch, fault
+):  # noqa: F811
     put_model(tmp_path, f"{place}/m", rows=300)
     checkpoint = open_checkpoint(f"{place}/m")
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "0.3" if fault == "hang" else "5")
     chaos.plan = only(f"GET.*{SHARD}", fault)
     start = time.monotonic()
-    with pytest.raises(UsageError if fault == "403" else InfrastructureError, match=f"{place}/m/{SHARD}"):
+    with pytest.raises(
+        UsageError if fault == "403" else InfrastructureError, match=f"{place}/m/{SHARD}"
+    ):
         if fault in ("whole", "shifted"):
             open_checkpoint(f"{place}/m")
         local_file(next(iter(checkpoint.tensors.values())))
@@ -57,7 +76,9 @@ def test_an_object_overwritten_between_catalogue_and_reading_is_an_error(place, 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 @pytest.mark.parametrize("fault", [None, "newer", "cut"])
-def test_an_object_overwritten_in_mid_read_is_an_error(place, tmp_path, chaos, monkeypatch, at, fault):  # noqa: F811
+def test_an_object_overwritten_in_mid_read_is_an_error(
+    place, tmp_path, chaos, monkeypatch, at, fault
+):  # noqa: F811
     """While parts are fetched, the object becomes another of the same size; even where If-Match is ignored, nothing is mixed."""
     monkeypatch.setattr(remote, "PART_BYTES", 1 << 16)
     put_model(tmp_path, f"{place}/m", rows=600)
@@ -73,7 +94,11 @@ def test_an_object_overwritten_in_mid_read_is_an_error(place, tmp_path, chaos, m
             bucket.upload(f"{place}/m/{SHARD}", tmp_path / "local/other-7" / SHARD)
 
     chaos.before = overwrite
-    chaos.plan = (lambda method, path, number: "cut" if number == at else None) if fault == "cut" else only(f"GET.*{SHARD}", fault)
+    chaos.plan = (
+        (lambda method, path, number: "cut" if number == at else None)
+        if fault == "cut"
+        else only(f"GET.*{SHARD}", fault)
+    )
     with pytest.raises(InfrastructureError):
         local_file(next(iter(checkpoint.tensors.values())))
     assert state["done"] and not list(cache_folder().glob("*.bin"))
@@ -90,7 +115,9 @@ def test_a_stale_listing_is_survived_or_told(place, tmp_path, chaos):  # noqa: F
         open_checkpoint(f"{place}/m")
     bucket.upload(f"{place}/m/{shards[1]}", folder / shards[1])
     chaos.plan = only("list-type", "stale")  # the new shard is not shown, but its index names it
-    assert checkpoint_digest(open_checkpoint(f"{place}/m")) == checkpoint_digest(open_checkpoint(folder))
+    assert checkpoint_digest(open_checkpoint(f"{place}/m")) == checkpoint_digest(
+        open_checkpoint(folder)
+    )
     chaos.reset()
     open_checkpoint(f"{place}/m")
     bucket.remove(f"{place}/m/{shards[0]}")
@@ -99,7 +126,9 @@ def test_a_stale_listing_is_survived_or_told(place, tmp_path, chaos):  # noqa: F
         open_checkpoint(f"{place}/m")
 
 
-@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 200))])
+@pytest.mark.parametrize(
+    "seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 200))]
+)
 def test_random_faults_give_the_right_bytes_or_an_error(place, tmp_path, chaos, monkeypatch, seed):  # noqa: F811
     monkeypatch.setattr(remote, "PART_BYTES", 1 << 15)
     chance = random.Random(seed)
@@ -117,7 +146,9 @@ def test_random_faults_give_the_right_bytes_or_an_error(place, tmp_path, chaos, 
             bucket.upload(f"{place}/m/{SHARD}", tmp_path / "local/other-7" / SHARD)
 
     chaos.before = before
-    chaos.plan = lambda method, path, number: chance.choice(chosen) if method in ("GET", "HEAD") and chance.random() < rate else None
+    chaos.plan = lambda method, path, number: (
+        chance.choice(chosen) if method in ("GET", "HEAD") and chance.random() < rate else None
+    )
     try:
         checkpoint = open_checkpoint(f"{place}/m")
         assert same_bytes(checkpoint, folder) or same_bytes(checkpoint, tmp_path / "local/other-7")

@@ -26,9 +26,13 @@ def export_folder(tmp_path, seed=0, name="export"):
 def test_an_upload_reads_back_as_the_same_model_and_twice_is_once(place, tmp_path, chaos):  # noqa: F811
     folder = export_folder(tmp_path)
     digests = upload_folder(folder, f"{place}/out")
-    assert checkpoint_digest(open_checkpoint(f"{place}/out")) == checkpoint_digest(open_checkpoint(folder))
+    assert checkpoint_digest(open_checkpoint(f"{place}/out")) == checkpoint_digest(
+        open_checkpoint(folder)
+    )
     writes = [path for method, path, _ in chaos.log if method == "PUT"]
-    assert writes[0].endswith("recycler-upload.json") and writes[-1].endswith("recycler-manifest.json")
+    assert writes[0].endswith("recycler-upload.json") and writes[-1].endswith(
+        "recycler-manifest.json"
+    )
     chaos.log.clear()
     assert upload_folder(folder, f"{place}/out") == digests
     assert not any(method == "PUT" for method, _, _ in chaos.log)
@@ -54,11 +58,15 @@ def test_an_interrupted_upload_is_no_model_and_goes_on(place, tmp_path, chaos): 
             with pytest.raises(UsageError):
                 assert open_pool([target])
             if stop > 1:
-                with pytest.raises(UsageError, match="another model is being uploaded|holds another"):
+                with pytest.raises(
+                    UsageError, match="another model is being uploaded|holds another"
+                ):
                     upload_folder(export_folder(tmp_path, 5, f"other{stop}"), target)
         chaos.reset()
         upload_folder(folder, target)
-        assert checkpoint_digest(open_checkpoint(target)) == checkpoint_digest(open_checkpoint(folder))
+        assert checkpoint_digest(open_checkpoint(target)) == checkpoint_digest(
+            open_checkpoint(folder)
+        )
 
 
 def test_of_two_writers_one_wins(place, tmp_path):  # noqa: F811
@@ -75,7 +83,9 @@ def test_of_two_writers_one_wins(place, tmp_path):  # noqa: F811
     with ThreadPoolExecutor(2) as threads:
         winners = [folder for folder in threads.map(attempt, folders) if folder]
     assert len(winners) == 1
-    assert checkpoint_digest(open_checkpoint(f"{place}/out")) == checkpoint_digest(open_checkpoint(winners[0]))
+    assert checkpoint_digest(open_checkpoint(f"{place}/out")) == checkpoint_digest(
+        open_checkpoint(winners[0])
+    )
 
 
 def test_a_shard_that_its_manifest_does_not_know_is_refused(place, tmp_path):  # noqa: F811
@@ -90,19 +100,36 @@ def test_a_merge_reads_from_a_bucket_and_writes_into_one(place, tmp_path, capsys
     from recycler.cli import main
 
     base = model_arrays(0)
-    folders = [put_model(tmp_path, f"{place}/pool/{name}", number, near=base) for number, name in enumerate("ab", start=1)]
-    entries = "".join(f"- {{model: {place}/pool/{name}, parameters: {{weight: {weights}}}}}\n" for name, weights in (("a", [0.0, 1.0]), ("b", [1.0, 0.0])))
-    recipes = {"r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: 0.5, b: 0.5}}\n", "mk.yml": f"merge_method: linear\nmodels:\n{entries}dtype: bfloat16\n"}
+    folders = [
+        put_model(tmp_path, f"{place}/pool/{name}", number, near=base)
+        for number, name in enumerate("ab", start=1)
+    ]
+    entries = "".join(
+        f"- {{model: {place}/pool/{name}, parameters: {{weight: {weights}}}}}\n"
+        for name, weights in (("a", [0.0, 1.0]), ("b", [1.0, 0.0]))
+    )
+    recipes = {
+        "r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: 0.5, b: 0.5}}\n",
+        "mk.yml": f"merge_method: linear\nmodels:\n{entries}dtype: bfloat16\n",
+    }
     for number, (name, text) in enumerate(recipes.items()):
         (tmp_path / name).write_text(text)
         assert main(["plan", str(tmp_path / name)]) == 0
         assert main(["merge", str(tmp_path / name), f"{place}/out{number}"]) == 0
-        (tmp_path / f"local-{name}").write_text(text.replace(f"{place}/pool/a", str(folders[0])).replace(f"{place}/pool/b", str(folders[1])))
-        assert main(["merge", str(tmp_path / f"local-{name}"), str(tmp_path / f"local{number}")]) == 0
+        (tmp_path / f"local-{name}").write_text(
+            text.replace(f"{place}/pool/a", str(folders[0])).replace(
+                f"{place}/pool/b", str(folders[1])
+            )
+        )
+        assert (
+            main(["merge", str(tmp_path / f"local-{name}"), str(tmp_path / f"local{number}")]) == 0
+        )
         merged = open_checkpoint(f"{place}/out{number}")
         assert same_bytes(merged, tmp_path / f"local{number}")
         (tmp_path / "own.yaml").write_bytes(bucket.read(f"{place}/out{number}/recipe.yaml").raw)
-        assert main(["merge", str(tmp_path / "own.yaml"), str(tmp_path / f"again{number}")]) == 0 and same_bytes(merged, tmp_path / f"again{number}")
+        assert main(
+            ["merge", str(tmp_path / "own.yaml"), str(tmp_path / f"again{number}")]
+        ) == 0 and same_bytes(merged, tmp_path / f"again{number}")
     assert not (tmp_path / "s3:").exists()
 
 

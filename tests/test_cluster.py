@@ -36,9 +36,18 @@ def work(tmp_path_factory):
     """A job over a pool in a bucket, and the pool's twin on disk."""
     folder = tmp_path_factory.mktemp("work")
     make_pico_pool(folder / "pool")
-    (folder / "echo.jsonl").write_text("".join(json.dumps({"q": f"{k}+{k}", "a": str(2 * k)}) + "\n" for k in range(10)))
+    (folder / "echo.jsonl").write_text(
+        "".join(json.dumps({"q": f"{k}+{k}", "a": str(2 * k)}) + "\n" for k in range(10))
+    )
     (folder / "echo.yaml").write_text(yaml.safe_dump(slow_suite()))
-    job = {**JOB, "name": "echo", "pool": {"members": ["s3://models/pool/members"], "base": "s3://models/pool/base"}, "engine": {"name": "transformers", "workers": 2}, "budget": {"trials": TRIALS}, "sampler": "random"}
+    job = {
+        **JOB,
+        "name": "echo",
+        "pool": {"members": ["s3://models/pool/members"], "base": "s3://models/pool/base"},
+        "engine": {"name": "transformers", "workers": 2},
+        "budget": {"trials": TRIALS},
+        "sampler": "random",
+    }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     return folder
 
@@ -68,8 +77,16 @@ def own_environment():
 
 
 def recycler(work, *arguments, code=0):
-    done = subprocess.run([sys.executable, "-m", "recycler", *arguments], cwd=work, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "recycler", *arguments],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, (
+        f"{arguments}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
     return done
 
 
@@ -82,7 +99,12 @@ def driver_of(work, job):
 def workers(cluster):
     """Processes of this cluster's actors."""
     nodes = [psutil.Process(node.process.pid) for node in cluster.nodes if node.process]
-    return [child for node in nodes for child in node.children(recursive=True) if any("ray::_Actor" in word for word in command_of(child))]
+    return [
+        child
+        for node in nodes
+        for child in node.children(recursive=True)
+        if any("ray::_Actor" in word for word in command_of(child))
+    ]
 
 
 def command_of(process):
@@ -102,7 +124,9 @@ def until(what, ready, seconds=240):
 
 def test_a_job_survives_its_driver_a_worker_and_a_node_and_its_export_is_the_merge(work, cluster):
     job = recycler(work, "submit", "job.yaml").stdout.strip()
-    assert recycler(work, "submit", "job.yaml").stdout.strip() == job  # the same job again is that job
+    assert (
+        recycler(work, "submit", "job.yaml").stdout.strip() == job
+    )  # the same job again is that job
     place = job_place(cluster.postgres.url, job)
     ledger = until("the driver did not open its ledger", lambda: open_there(place))
 
@@ -126,14 +150,20 @@ def test_a_job_survives_its_driver_a_worker_and_a_node_and_its_export_is_the_mer
     until_more("nothing was scored after a node joined")
 
     assert "is stopped" in recycler(work, "stop", job).stderr
-    assert json.loads(recycler(work, "status", job, "--json").stdout)["state"].startswith("unfinished")
+    assert json.loads(recycler(work, "status", job, "--json").stdout)["state"].startswith(
+        "unfinished"
+    )
     spec = yaml.safe_load((work / "job.yaml").read_text())
     (work / "job.yaml").write_text(yaml.safe_dump({**spec, "budget": {"trials": 10}}))
-    assert recycler(work, "resume", "job.yaml", "--wait").stdout.strip() == job  # a budget is no part of a job's id
+    assert (
+        recycler(work, "resume", "job.yaml", "--wait").stdout.strip() == job
+    )  # a budget is no part of a job's id
     assert json.loads(recycler(work, "status", job, "--json").stdout)["state"] == "finished"
 
     found = ledger.trials()
-    assert {trial.state for trial in found} == {"SCORED"} and [trial.number for trial in found] == list(range(len(found)))
+    assert {trial.state for trial in found} == {"SCORED"} and [
+        trial.number for trial in found
+    ] == list(range(len(found)))
     assert "Pareto front" in recycler(work, "front", job, "--holdout").stdout
     assert "Pareto front" in recycler(work, "logs", job).stdout
     check_exports(work, job, found)
@@ -166,20 +196,35 @@ def check_exports(work, job, found):
         recycler(work, "export", job, "--trial", number, "--to", f"s3://models/out/{number}")
     exported = open_checkpoint("s3://models/out/1")
     folder = materialise(Pool(members=(exported,))).members[0].location
-    ours, theirs = load_file(f"{folder}/model.safetensors"), load_file(work / "pool/members/m1/model.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)) for name in ours)
+    ours, theirs = (
+        load_file(f"{folder}/model.safetensors"),
+        load_file(work / "pool/members/m1/model.safetensors"),
+    )
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)) for name in ours
+    )
     AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     knee = model_digest(iterate_tensors(open_checkpoint("s3://models/out/knee")))
     assert knee in {trial.weights_digest for trial in found}
 
 
 def test_secrets_stay_in_the_environment(work, cluster):
-    said = recycler(work, "submit", "job.yaml", "--dry-run").stdout + recycler(work, "list", "--json").stdout
+    said = (
+        recycler(work, "submit", "job.yaml", "--dry-run").stdout
+        + recycler(work, "list", "--json").stdout
+    )
     job = json.loads(recycler(work, "list", "--json").stdout)["jobs"][0]["id"]
     said += recycler(work, "logs", job).stdout
     for secret in (cluster.token, cluster.postgres.password, "local-secret"):
         assert secret not in said
-    refused = recycler(work, "submit", "job.yaml", "--ledger", cluster.postgres.url.replace("recycler@", "recycler:hunter2@"), code=2)
+    refused = recycler(
+        work,
+        "submit",
+        "job.yaml",
+        "--ledger",
+        cluster.postgres.url.replace("recycler@", "recycler:hunter2@"),
+        code=2,
+    )
     assert "holds a password" in refused.stderr and "hunter2" not in refused.stderr
 
 
@@ -198,7 +243,14 @@ def test_an_open_cluster_or_a_wrong_token_is_refused(work, cluster):
 
     server = HTTPServer(("127.0.0.1", 0), Open)
     Thread(target=server.serve_forever, daemon=True).start()
-    refused = recycler(work, "submit", "job.yaml", "--address", f"http://127.0.0.1:{server.server_address[1]}", code=2)
+    refused = recycler(
+        work,
+        "submit",
+        "job.yaml",
+        "--address",
+        f"http://127.0.0.1:{server.server_address[1]}",
+        code=2,
+    )
     server.shutdown()
     assert "takes jobs from anybody" in refused.stderr and "RAY_AUTH_MODE=token" in refused.stderr
     token, os.environ["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"], "0" * 32
@@ -206,4 +258,7 @@ def test_an_open_cluster_or_a_wrong_token_is_refused(work, cluster):
         assert "refuses our token" in recycler(work, "list", code=2).stderr
     finally:
         os.environ["RAY_AUTH_TOKEN"] = token
-    assert "cannot be reached" in recycler(work, "submit", "job.yaml", "--address", "http://127.0.0.1:9", code=5).stderr
+    assert (
+        "cannot be reached"
+        in recycler(work, "submit", "job.yaml", "--address", "http://127.0.0.1:9", code=5).stderr
+    )

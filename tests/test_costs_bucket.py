@@ -25,7 +25,14 @@ COSTS = [{"cost": "members"}, {"cost": "distance"}]
 
 def job_over(sound, folder, where, trials):  # noqa: F811
     folder.mkdir(exist_ok=True)
-    return write_job(sound, folder, {"members": [f"{where}/members"], "base": f"{where}/base"}, sampler="simplex_gp", budget={"trials": trials}, objectives=[*JOB["objectives"], *COSTS])
+    return write_job(
+        sound,
+        folder,
+        {"members": [f"{where}/members"], "base": f"{where}/base"},
+        sampler="simplex_gp",
+        budget={"trials": trials},
+        objectives=[*JOB["objectives"], *COSTS],
+    )
 
 
 def run(job, run_folder):
@@ -38,7 +45,10 @@ def run(job, run_folder):
 
     run_job(job, run_folder, make_workers=make)
     with closing(Ledger(run_folder / "ledger.sqlite")) as ledger:
-        return ledger.fact(PRODUCTS), [(trial.recipe.weights, [score for score in trial.search if score.is_exact]) for trial in ledger.trials()]
+        return ledger.fact(PRODUCTS), [
+            (trial.recipe.weights, [score for score in trial.search if score.is_exact])
+            for trial in ledger.trials()
+        ]
 
 
 def forget():
@@ -47,8 +57,12 @@ def forget():
     shutil.rmtree(cache_folder())
 
 
-@pytest.mark.parametrize("dtypes", [("BF16",) * 4, ("F32", "BF16", "F16", "F32")], ids=["alike", "mixed"])
-def test_a_pool_in_a_bucket_has_the_products_of_its_twin_on_disk_bit_for_bit(place, tmp_path, dtypes):  # noqa: F811
+@pytest.mark.parametrize(
+    "dtypes", [("BF16",) * 4, ("F32", "BF16", "F16", "F32")], ids=["alike", "mixed"]
+)
+def test_a_pool_in_a_bucket_has_the_products_of_its_twin_on_disk_bit_for_bit(
+    place, tmp_path, dtypes
+):  # noqa: F811
     far, near = put_pair(tmp_path, place, dtypes=dtypes)
     assert write_products(delta_products(far)) == write_products(delta_products(near))
 
@@ -58,7 +72,9 @@ def test_a_packed_pool_in_a_bucket_has_them_too(place, tmp_path):  # noqa: F811
     pack_pool(near, tmp_path / "packed")
     put_folder(tmp_path / "packed", f"{place}/packed")
     forget()
-    assert write_products(delta_products(open_pool([f"{place}/packed"]))) == write_products(delta_products(near))
+    assert write_products(delta_products(open_pool([f"{place}/packed"]))) == write_products(
+        delta_products(near)
+    )
 
 
 def test_each_shard_is_fetched_once(place, tmp_path, chaos):  # noqa: F811
@@ -70,11 +86,15 @@ def test_each_shard_is_fetched_once(place, tmp_path, chaos):  # noqa: F811
     assert len(asked) == len(set(asked)) == 4
 
 
-def test_a_bucket_that_breaks_or_changes_is_an_error_by_name_and_never_another_distance(place, tmp_path, chaos, monkeypatch):  # noqa: F811
+def test_a_bucket_that_breaks_or_changes_is_an_error_by_name_and_never_another_distance(
+    place, tmp_path, chaos, monkeypatch
+):  # noqa: F811
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
     far, near = put_pair(tmp_path, place)
     chaos.plan = only(f"GET .*m1/{SHARD}", "503", times=2)
-    assert write_products(delta_products(far)) == write_products(delta_products(near))  # a bucket that stumbles
+    assert write_products(delta_products(far)) == write_products(
+        delta_products(near)
+    )  # a bucket that stumbles
     for fault in ("shifted", "403", "reset"):
         forget()
         chaos.plan = only(f"GET .*m1/{SHARD}", fault)
@@ -87,16 +107,25 @@ def test_a_bucket_that_breaks_or_changes_is_an_error_by_name_and_never_another_d
         delta_products(far)
 
 
-def test_a_job_over_a_bucket_has_the_costs_that_it_would_have_over_a_disk_and_goes_on_with_them(sound, place, tmp_path, monkeypatch):  # noqa: F811
+def test_a_job_over_a_bucket_has_the_costs_that_it_would_have_over_a_disk_and_goes_on_with_them(
+    sound, place, tmp_path, monkeypatch
+):  # noqa: F811
     in_bucket(sound, place)
     whole = run(job_over(sound, tmp_path / "near", sound / "pool", 8), tmp_path / "disk")
-    assert run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "bucket") == (whole[0], whole[1][:-4])
+    assert run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "bucket") == (
+        whole[0],
+        whole[1][:-4],
+    )
     forget()
-    monkeypatch.setattr("recycler.priced.delta_products", lambda pool: pytest.fail("the pool was read again"))
+    monkeypatch.setattr(
+        "recycler.priced.delta_products", lambda pool: pytest.fail("the pool was read again")
+    )
     assert run(job_over(sound, tmp_path / "far", place, 8), tmp_path / "bucket") == whole
 
 
-def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_any_trial(sound, place, tmp_path, chaos, monkeypatch):  # noqa: F811
+def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_any_trial(
+    sound, place, tmp_path, chaos, monkeypatch
+):  # noqa: F811
     """Without them no merge has its cost, so there is nothing to go on with; the same command begins where this ended."""
     in_bucket(sound, place)
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
@@ -113,4 +142,6 @@ def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_
     with closing(Ledger(tmp_path / "run/ledger.sqlite")) as ledger:
         assert ledger.trials() == () and ledger.fact(PRODUCTS) is None
     chaos.reset()
-    assert run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run") == run(job_over(sound, tmp_path / "near", sound / "pool", 4), tmp_path / "disk")
+    assert run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run") == run(
+        job_over(sound, tmp_path / "near", sound / "pool", 4), tmp_path / "disk"
+    )

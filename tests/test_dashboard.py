@@ -4,7 +4,18 @@ import json
 import time
 
 import pytest
-from browsing import TIMEOUT_MS, address, bright, browser, opened_front, page, press_until, root, rows, shot  # noqa: F401  (fixtures and gestures)
+from browsing import (
+    TIMEOUT_MS,
+    address,
+    bright,
+    browser,
+    opened_front,
+    page,
+    press_until,
+    root,
+    rows,
+    shot,
+)  # noqa: F401  (fixtures and gestures)
 from playwright.sync_api import expect
 from service_runs import add_trial, driven, make_run, served
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
@@ -13,6 +24,7 @@ pytestmark = pytest.mark.browser
 
 
 # ---------------------------------------------------------------- pages
+
 
 def test_jobs_page_shows_state_progress_and_checks_a_file_as_it_is_typed(page, address):  # noqa: F811
     page.goto(address)
@@ -39,7 +51,9 @@ def test_pool_page_measures_deltas_and_tells_what_leaving_one_out_costs(page, ad
     expect(page.locator("#without tbody tr")).to_have_count(4)
     page.locator("[data-confirm=chat-v1]").click()
     page.get_by_text("Or score one merge alone").click()
-    expect(page.locator("#confirm-commands")).to_contain_text("recycler merge without.yaml without\nrecycler score without --suite")
+    expect(page.locator("#confirm-commands")).to_contain_text(
+        "recycler merge without.yaml without\nrecycler score without --suite"
+    )
     expect(page.locator("#confirm-recipe")).to_contain_text("chat-v1: 0.0")
     expect(page.locator("#lineage tbody tr")).to_have_count(5)
     page.locator("#measure").click()
@@ -55,22 +69,39 @@ def test_pool_page_leaves_a_member_out_for_certain_and_tells_what_came_of_it(bro
     import yaml
 
     folder = make_run(tmp_path, "demo", merges=40, checkpoints=True)
-    job = {"version": 1, "name": "demo", "pool": {"members": ["nowhere/*"]}, "suites": ["nosuite"], "budget": {"trials": 2}, "objectives": [{"suite": "nosuite", "metric": name, "direction": "maximize"} for name in "ab"]}
+    job = {
+        "version": 1,
+        "name": "demo",
+        "pool": {"members": ["nowhere/*"]},
+        "suites": ["nosuite"],
+        "budget": {"trials": 2},
+        "objectives": [
+            {"suite": "nosuite", "metric": name, "direction": "maximize"} for name in "ab"
+        ],
+    }
     (tmp_path / "demo.job.yaml").write_text(yaml.safe_dump(job))
-    (folder / "started.json").write_text(json.dumps({"job": str(tmp_path / "demo.job.yaml"), "data": []}))
+    (folder / "started.json").write_text(
+        json.dumps({"job": str(tmp_path / "demo.job.yaml"), "data": []})
+    )
     make_run(tmp_path, "demo-without-prose-v2", merges=20, seed=3)
-    (tmp_path / "demo-without-prose-v2.job.yaml").write_text(yaml.safe_dump({**job, "pool": {**job["pool"], "without": ["prose-v2"]}}))
+    (tmp_path / "demo-without-prose-v2.job.yaml").write_text(
+        yaml.safe_dump({**job, "pool": {**job["pool"], "without": ["prose-v2"]}})
+    )
     with served(tmp_path) as address:
         page = browser.new_page()
         page.set_default_timeout(TIMEOUT_MS)
         page.goto(f"{address}/jobs/demo/pool")
         expect(page.locator("[data-without=prose-v2]")).to_contain_text("% on search")
-        expect(page.locator("[data-without=prose-v2] a")).to_have_attribute("href", "/jobs/demo-without-prose-v2")
+        expect(page.locator("[data-without=prose-v2] a")).to_have_attribute(
+            "href", "/jobs/demo-without-prose-v2"
+        )
         page.locator("[data-confirm=chat-v1]").click()
         expect(page.locator("#without-command")).to_have_text(f"recycler without {folder} chat-v1")
         page.locator("#leave-out").click()
         expect(page.locator("[data-without=chat-v1]")).to_contain_text("starting, 0 of ? trials")
-        expect(page.locator("[data-without=chat-v1]")).to_contain_text("failed: ", timeout=240_000)  # why its driver ended
+        expect(page.locator("[data-without=chat-v1]")).to_contain_text(
+            "failed: ", timeout=240_000
+        )  # why its driver ended
         page.close()
 
 
@@ -95,11 +126,16 @@ def test_compare_page_shows_flips_with_both_outputs(page, address):  # noqa: F81
 
 # ---------------------------------------------------------------- the front
 
+
 def test_front_shows_members_soups_and_best_so_far_beside_merges(page, address):  # noqa: F811
     opened_front(page, address)
-    names = page.evaluate("document.getElementById('scatter').data.filter(t => t.x.length).map(t => t.name)")
+    names = page.evaluate(
+        "document.getElementById('scatter').data.filter(t => t.x.length).map(t => t.name)"
+    )
     assert {"merges", "front", "members", "uniform soup", "base", "best so far"} <= set(names)
-    assert page.evaluate("document.getElementById('scatter').data[1].error_x.array.every(e => e >= 0)")
+    assert page.evaluate(
+        "document.getElementById('scatter').data[1].error_x.array.every(e => e >= 0)"
+    )
     expect(page.locator("#table tbody tr")).to_have_count(36)
     shot(page, "front")
 
@@ -147,7 +183,9 @@ def test_a_lasso_brushes_and_stands_in_the_address(page, address):  # noqa: F811
     page.evaluate("Plotly.relayout('scatter', {dragmode: 'lasso'})")
     box = page.locator("#scatter .nsewdrag").first.bounding_box()
     corners = [(0.5, 0.02), (0.98, 0.02), (0.98, 0.6), (0.5, 0.6), (0.5, 0.05)]
-    page.mouse.move(box["x"] + box["width"] * corners[0][0], box["y"] + box["height"] * corners[0][1])
+    page.mouse.move(
+        box["x"] + box["width"] * corners[0][0], box["y"] + box["height"] * corners[0][1]
+    )
     page.mouse.down()
     for x, y in corners[1:]:
         page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y, steps=5)
@@ -173,7 +211,9 @@ def test_a_click_in_the_matrix_chooses_the_pair(page, address):  # noqa: F811
 
 
 def test_why_a_trial_is_not_on_the_front_leads_to_the_one_that_beats_it(page, address):  # noqa: F811
-    beaten = opened_front(page, address).evaluate("""async () => { const t = await (await fetch('/api/v1/jobs/demo/table')).json();
+    beaten = opened_front(
+        page, address
+    ).evaluate("""async () => { const t = await (await fetch('/api/v1/jobs/demo/table')).json();
         for (const n of t.trial) if (!t.front.includes(n)) { const d = await (await fetch(`/api/v1/jobs/demo/trials/${n}`)).json(); if (d.why?.dominators.length) return [n, d.why.dominators[0].trial]; } }""")
     page.locator(f"[data-choose='{beaten[0]}']").click()
     expect(page.locator("#why")).to_contain_text("Not on the front")
@@ -204,8 +244,14 @@ def test_preference_sliders_pick_the_best_trial(page, address):  # noqa: F811
     for name, value in (("math", "100"), ("code", "0"), ("prose", "0")):
         page.get_by_label(f"how much demo:{name}/").fill(value)
     expect(page.locator("#preferred")).to_contain_text("Best for 100 % demo:math/exact_match")
-    scores = page.evaluate("""async () => { const found = await (await fetch('/api/v1/jobs/demo/front')).json(); return found.front.map(t => [t.scores['demo:math/exact_match'].search.value, t.trial]); }""")
-    assert page.locator("#preferred").inner_text().endswith(f"trial {min(number for value, number in scores if value == max(scores)[0])}")
+    scores = page.evaluate(
+        """async () => { const found = await (await fetch('/api/v1/jobs/demo/front')).json(); return found.front.map(t => [t.scores['demo:math/exact_match'].search.value, t.trial]); }"""
+    )
+    assert (
+        page.locator("#preferred")
+        .inner_text()
+        .endswith(f"trial {min(number for value, number in scores if value == max(scores)[0])}")
+    )
 
 
 def test_holdout_toggle_shows_only_what_was_held_out(page, address):  # noqa: F811
@@ -222,10 +268,14 @@ def test_names_and_outputs_are_text(page, address):  # noqa: F811
     expect(page.locator("details pre").first).to_contain_text("<img src=x")
     page.goto(f"{address}/jobs/evil")
     expect(page.locator("#latest")).to_contain_text("<img src=x")
-    assert page.evaluate("document.querySelectorAll('main img, main script').length") == 0 and "XSS" not in page.title()
+    assert (
+        page.evaluate("document.querySelectorAll('main img, main script').length") == 0
+        and "XSS" not in page.title()
+    )
 
 
 # ---------------------------------------------------------------- live, keyboard, theme, phone
+
 
 def test_trials_appear_while_a_job_runs(page, address, root):  # noqa: F811
     with driven(root / "live"):
@@ -234,7 +284,9 @@ def test_trials_appear_while_a_job_runs(page, address, root):  # noqa: F811
         number = add_trial(root / "live", 7)
         expect(page.locator(f"#table tr[data-trial='{number}']")).to_have_count(1)
         expect(page.locator("#table tbody tr")).to_have_count(count + 1)
-        assert number in page.evaluate("document.getElementById('scatter').data.slice(0, 2).flatMap(t => t.customdata)")
+        assert number in page.evaluate(
+            "document.getElementById('scatter').data.slice(0, 2).flatMap(t => t.customdata)"
+        )
         page.goto(f"{address}/jobs/live")
         expect(page.locator("#state")).to_have_text("running")
         newer = add_trial(root / "live", 8)
@@ -257,7 +309,9 @@ def test_a_trial_is_chosen_and_exported_by_keyboard_alone(page, address, root): 
     shot(page, "export")
 
 
-def test_the_card_is_seen_before_the_export_and_the_dtype_and_place_are_chosen(browser, root, tmp_path):  # noqa: F811
+def test_the_card_is_seen_before_the_export_and_the_dtype_and_place_are_chosen(
+    browser, root, tmp_path
+):  # noqa: F811
     with served(root, export_place=str(tmp_path)) as address:
         page = browser.new_page()
         opened_front(page, address, fragment="#trial=9")
@@ -267,7 +321,9 @@ def test_the_card_is_seen_before_the_export_and_the_dtype_and_place_are_chosen(b
         expect(page.locator("#card")).to_contain_text("these weights are in float16")
         page.locator("#destination").fill("ours/nine")
         page.keyboard.press("Tab")
-        expect(page.locator("#export-command")).to_contain_text(f"--dtype float16 --to {tmp_path}/ours/nine")
+        expect(page.locator("#export-command")).to_contain_text(
+            f"--dtype float16 --to {tmp_path}/ours/nine"
+        )
         shot(page, "export-preview")
         page.locator("#export").click()
         expect(page.locator("#export-state")).to_contain_text("Exported;", timeout=240_000)
@@ -300,7 +356,13 @@ def test_dark_follows_the_system_and_the_button(page, address):  # noqa: F811
 
 def test_pages_fit_a_phone(page, address):  # noqa: F811
     page.set_viewport_size({"width": 390, "height": 780})
-    for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
+    for path in (
+        "/",
+        "/jobs/demo",
+        "/jobs/demo/front",
+        "/jobs/demo/compare#trials=0,1",
+        "/jobs/demo/pool",
+    ):
         page.goto(address + path)
         page.wait_for_selector("#page *")
         page.wait_for_timeout(500)
@@ -310,7 +372,13 @@ def test_pages_fit_a_phone(page, address):  # noqa: F811
 
 
 def test_every_control_has_a_name(page, address):  # noqa: F811
-    for path in ("/", "/jobs/demo", "/jobs/demo/front", "/jobs/demo/compare#trials=0,1", "/jobs/demo/pool"):
+    for path in (
+        "/",
+        "/jobs/demo",
+        "/jobs/demo/front",
+        "/jobs/demo/compare#trials=0,1",
+        "/jobs/demo/pool",
+    ):
         page.goto(address + path)
         page.wait_for_selector("#page *")
         page.wait_for_timeout(500)
@@ -333,7 +401,13 @@ def test_a_token_in_the_address_opens_the_dashboard(browser, root):  # noqa: F81
 def test_a_real_job_is_followed_from_submit_to_export(page, address, root, sound):  # noqa: F811
     import yaml
 
-    job = {**JOB, "name": "real", "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": 2}}
+    job = {
+        **JOB,
+        "name": "real",
+        "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")},
+        "suites": [str(sound / "echo.yaml")],
+        "budget": {"trials": 2},
+    }
     page.goto(address)
     page.get_by_text("Submit a job").click()
     page.get_by_label("Job file").fill(yaml.safe_dump(job))
@@ -359,10 +433,26 @@ def test_five_thousand_trials(browser, tmp_path):  # noqa: F811
         opened_front(page, address, "large")
         loaded = time.monotonic() - start
         for high in ("0.9", "0.7", "0.5", "0.3"):
-            page.evaluate("""high => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.onchange(); }""", high)
+            page.evaluate(
+                """high => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.onchange(); }""",
+                high,
+            )
             page.wait_for_timeout(1500)
-        times = page.evaluate("performance.getEntriesByType('measure').filter(m => m.name === 'brush').map(m => Math.round(m.duration))")
-        draws = page.evaluate("performance.getEntriesByType('measure').filter(m => m.name === 'draw').map(m => Math.round(m.duration))")
-        print(json.dumps({"trials": 5008, "load_seconds": round(loaded, 2), "draw_ms": draws, "brush_ms": times}))
+        times = page.evaluate(
+            "performance.getEntriesByType('measure').filter(m => m.name === 'brush').map(m => Math.round(m.duration))"
+        )
+        draws = page.evaluate(
+            "performance.getEntriesByType('measure').filter(m => m.name === 'draw').map(m => Math.round(m.duration))"
+        )
+        print(
+            json.dumps(
+                {
+                    "trials": 5008,
+                    "load_seconds": round(loaded, 2),
+                    "draw_ms": draws,
+                    "brush_ms": times,
+                }
+            )
+        )
         assert loaded < 60 and max(times) < 5000
         page.close()

@@ -5,18 +5,33 @@ import json
 import pytest
 from browsing import address, browser, opened_front, page, root  # noqa: F401  (fixtures and gestures)
 
-pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, see the test extra")
+pytest.importorskip(
+    "axe_playwright_python", reason="needs axe-playwright-python, see the test extra"
+)
 from axe_playwright_python.sync_playwright import Axe
 
 pytestmark = pytest.mark.browser
-PAGES = {"jobs": "/", "progress": "/jobs/demo", "front": "/jobs/demo/front", "compare": "/jobs/demo/compare#trials=0,1", "pool": "/jobs/demo/pool"}
-RULES = {"resultTypes": ["violations"], "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+PAGES = {
+    "jobs": "/",
+    "progress": "/jobs/demo",
+    "front": "/jobs/demo/front",
+    "compare": "/jobs/demo/compare#trials=0,1",
+    "pool": "/jobs/demo/pool",
+}
+RULES = {
+    "resultTypes": ["violations"],
+    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+}
 
 
 def findings(page):  # noqa: F811
     """[(rule, impact, the first element)] of what axe calls serious or critical."""
     found = Axe().run(page, options=RULES).response["violations"]
-    return [(violation["id"], violation["impact"], violation["nodes"][0]["html"][:200]) for violation in found if violation["impact"] in ("serious", "critical")]
+    return [
+        (violation["id"], violation["impact"], violation["nodes"][0]["html"][:200])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

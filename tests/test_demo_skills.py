@@ -5,7 +5,16 @@ import sys
 
 import pytest
 
-from recycler.demo.skills import ENGLISH_ONES, ENGLISH_TENS, SKILLS, SPANISH_ONES, SPANISH_TENS, english_number, make_items, spanish_number
+from recycler.demo.skills import (
+    ENGLISH_ONES,
+    ENGLISH_TENS,
+    SKILLS,
+    SPANISH_ONES,
+    SPANISH_TENS,
+    english_number,
+    make_items,
+    spanish_number,
+)
 from recycler.demo.tokenizer import make_tokenizer
 
 SPLITS = {"train": 2000, "search": 250, "holdout": 1000}
@@ -13,7 +22,11 @@ SPLITS = {"train": 2000, "search": 250, "holdout": 1000}
 
 @pytest.fixture(scope="module")
 def items():
-    return {(skill, split): make_items(skill, split, count, seed=0) for skill in SKILLS for split, count in SPLITS.items()}
+    return {
+        (skill, split): make_items(skill, split, count, seed=0)
+        for skill in SKILLS
+        for split, count in SPLITS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +43,15 @@ def solve(prompt):
             return "".join(letter * letters.count(letter) for letter in "abcdefghij")
         order = range(len(letters) - 1, -1, -1) if name == "rev" else [*range(1, len(letters)), 0]
         return "".join(letters[place] for place in order)
-    values = {word: number for number, word in enumerate(ENGLISH_ONES)} | {word: number for number, word in enumerate(SPANISH_ONES)}
-    values |= {word: 10 * number for number, word in enumerate(ENGLISH_TENS, start=2)} | {word: 10 * number for number, word in enumerate(SPANISH_TENS, start=3)}
-    return str(sum(int(word) if word.isdigit() else values.get(word, 0) for word in question.split()))
+    values = {word: number for number, word in enumerate(ENGLISH_ONES)} | {
+        word: number for number, word in enumerate(SPANISH_ONES)
+    }
+    values |= {word: 10 * number for number, word in enumerate(ENGLISH_TENS, start=2)} | {
+        word: 10 * number for number, word in enumerate(SPANISH_TENS, start=3)
+    }
+    return str(
+        sum(int(word) if word.isdigit() else values.get(word, 0) for word in question.split())
+    )
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -44,7 +63,10 @@ def test_every_answer_is_right(items, skill):
 
 def test_no_cluster_straddles_splits(items):
     """Across the skills too: a sum that is held out in English is not trained on in Spanish."""
-    clusters = {split: {problem.cluster for skill in SKILLS for problem in items[skill, split]} for split in SPLITS}
+    clusters = {
+        split: {problem.cluster for skill in SKILLS for problem in items[skill, split]}
+        for split in SPLITS
+    }
     assert not clusters["train"] & clusters["search"]
     assert not clusters["train"] & clusters["holdout"]
     assert not clusters["search"] & clusters["holdout"]
@@ -58,7 +80,9 @@ def test_items_of_a_split_are_distinct_and_of_one_prompt_each(items, skill):
 
 
 def test_both_languages_ask_the_same_sums(items):
-    for english, spanish in zip(items["english", "holdout"], items["spanish", "holdout"], strict=True):
+    for english, spanish in zip(
+        items["english", "holdout"], items["spanish", "holdout"], strict=True
+    ):
         assert (english.cluster, english.answer) == (spanish.cluster, spanish.answer)
 
 
@@ -74,7 +98,12 @@ def test_number_words_name_one_number_each():
 
 
 def test_tokenizer_round_trips_every_item(items, tokenizer):
-    texts = [text for problems in items.values() for problem in problems for text in (problem.prompt, problem.answer)]
+    texts = [
+        text
+        for problems in items.values()
+        for problem in problems
+        for text in (problem.prompt, problem.answer)
+    ]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.pad_token_id not in ids  # which also stands for the unknown

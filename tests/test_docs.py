@@ -12,10 +12,23 @@ from recycler.suite import TaskSpec, read_suite
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("page, keys", [
-    ("job.md", [*JobSpec.model_fields, *SpaceSpec.model_fields, *(f"pool.{key}" for key in PoolSpec.model_fields), *(f"engine.{key}" for key in EngineSpec.model_fields), *(f"budget.{key}" for key in BudgetSpec.model_fields), *(f"fidelity.{key}" for key in FidelitySpec.model_fields)]),
-    ("suites.md", list(TaskSpec.model_fields)),
-])
+@pytest.mark.parametrize(
+    "page, keys",
+    [
+        (
+            "job.md",
+            [
+                *JobSpec.model_fields,
+                *SpaceSpec.model_fields,
+                *(f"pool.{key}" for key in PoolSpec.model_fields),
+                *(f"engine.{key}" for key in EngineSpec.model_fields),
+                *(f"budget.{key}" for key in BudgetSpec.model_fields),
+                *(f"fidelity.{key}" for key in FidelitySpec.model_fields),
+            ],
+        ),
+        ("suites.md", list(TaskSpec.model_fields)),
+    ],
+)
 def test_every_key_is_documented(page, keys):
     text = (ROOT / "docs" / page).read_text()
     assert [key for key in keys if f"`{key}`" not in text] == []
@@ -36,20 +49,28 @@ def test_every_merge_method_is_documented():
 
 def test_every_command_has_a_summary():
     actions = build_parser()._subparsers._group_actions[0]
-    assert len(actions._choices_actions) == len(actions.choices) and all(action.help for action in actions._choices_actions)
+    assert len(actions._choices_actions) == len(actions.choices) and all(
+        action.help for action in actions._choices_actions
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_spaces_parse(path):
     assert read_space(path)[0].description
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "eval_suites").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "eval_suites").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_suites_parse(path):
     assert read_suite(path)[0].description
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("job*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("job*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_jobs_parse(path):
     assert read_job(path)[0].version == 1
 
@@ -57,8 +78,12 @@ def test_shipped_jobs_parse(path):
 def test_links_between_pages_lead_somewhere():
     import re
 
-    broken = [f"{page.relative_to(ROOT)}: {target}" for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-              for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()) if not (page.parent / target).exists()]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
     assert broken == []
 
 
@@ -72,7 +97,11 @@ def test_jobs_on_our_pages_name_suites_and_metrics_that_there_are(page, tmp_path
     from recycler.scoring.tasks import objective_metrics
 
     text = (ROOT / page).read_text()
-    found = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if page.endswith(".md") else [dedent(part) for part in re.findall(r"job\.yaml: \|\n(.*?)\n---", text, re.DOTALL)]
+    found = (
+        re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        if page.endswith(".md")
+        else [dedent(part) for part in re.findall(r"job\.yaml: \|\n(.*?)\n---", text, re.DOTALL)]
+    )
     jobs = [part for part in found if "objectives:" in part]
     assert jobs
     for part in jobs:

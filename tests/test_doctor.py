@@ -20,13 +20,18 @@ def found(capsys, *words):
     code = main(["doctor", "--json", *words])
     document = json.loads(capsys.readouterr().out)
     assert document["schema_version"] == 1 and document["ok"] == (code == 0)
-    assert all(check["level"] in LEVELS and (check["level"] == "ok") == (check["remedy"] == "") for check in document["checks"])
+    assert all(
+        check["level"] in LEVELS and (check["level"] == "ok") == (check["remedy"] == "")
+        for check in document["checks"]
+    )
     return code, {check["name"]: check for check in document["checks"]}
 
 
 def test_a_machine_that_runs_these_tests_is_fit(capsys, tmp_path):
     code, checks = found(capsys, "--dir", str(tmp_path))
-    assert code == 0 and {"python", "torch", "ray", "folder", "disk", "clock", "sandbox"} <= set(checks)
+    assert code == 0 and {"python", "torch", "ray", "folder", "disk", "clock", "sandbox"} <= set(
+        checks
+    )
     assert checks["folder"]["level"] == "ok" and list(tmp_path.iterdir()) == []
 
 
@@ -53,12 +58,18 @@ def test_a_library_that_is_missing_fails_unless_it_is_optional(monkeypatch):
 
     monkeypatch.setattr(doctor_module.metadata, "version", missing)
     checks = {check.name: check for check in doctor_module.versions()}
-    assert checks["torch"].level == "fail" and checks["vllm"].level == "ok" and "recycler[vllm]" in checks["vllm"].found
+    assert (
+        checks["torch"].level == "fail"
+        and checks["vllm"].level == "ok"
+        and "recycler[vllm]" in checks["vllm"].found
+    )
 
 
 def test_a_driver_of_the_gpu_that_fails_is_told(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'couldn'\\''t communicate with the NVIDIA driver' >&2\nexit 9\n")
+    tool.write_text(
+        "#!/bin/sh\necho 'couldn'\\''t communicate with the NVIDIA driver' >&2\nexit 9\n"
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert next(doctor_module.gpus()).level == "fail"
@@ -76,9 +87,11 @@ def test_no_sandbox_is_a_warning_with_a_remedy(monkeypatch):
 
 # ---------------------------------------------------------------- Ray
 
+
 @pytest.fixture
 def head():
     """A dashboard that asks for the token `right`; with `server.open` it asks for none."""
+
     class Jobs(BaseHTTPRequestHandler):
         def do_GET(self):
             fits = self.server.open or self.headers.get("Authorization") == "Bearer right"
@@ -96,11 +109,15 @@ def head():
     server.server_close()
 
 
-@pytest.mark.parametrize("token, code, level", [("right", 0, "ok"), ("wrong-token-of-the-tests", 5, "fail")])
+@pytest.mark.parametrize(
+    "token, code, level", [("right", 0, "ok"), ("wrong-token-of-the-tests", 5, "fail")]
+)
 def test_a_cluster_with_a_token(head, token, code, level, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     given, checks = found(capsys, "--address", head.url, "--dir", str(tmp_path))
-    assert (given, checks["ray"]["level"]) == (code, level) and "wrong-token" not in json.dumps(checks)
+    assert (given, checks["ray"]["level"]) == (code, level) and "wrong-token" not in json.dumps(
+        checks
+    )
     assert checks["clock of the head"]["level"] == "ok"
 
 
@@ -124,6 +141,7 @@ def test_a_head_that_is_away_fails(monkeypatch):
 
 # ---------------------------------------------------------------- bucket, ledger
 
+
 def test_a_folder_as_a_bucket_is_tried_and_left_as_it_was(tmp_path, capsys):
     (tmp_path / "x").write_text("kept")
     code, checks = found(capsys, "--dir", str(tmp_path), "--bucket", f"file://{tmp_path}")
@@ -136,7 +154,12 @@ def test_a_real_s3_server_is_tried_and_left_as_it_was(monkeypatch, tmp_path):
     from chaos import s3_server
 
     with s3_server() as (host, port):
-        for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}.items():
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "AWS_REGION": "us-east-1",
+        }.items():
             monkeypatch.setenv(name, value)
         connection = http.client.HTTPConnection(host, port)
         connection.request("PUT", "/doctors")
@@ -170,8 +193,12 @@ def test_a_url_that_is_no_bucket_never_ends_in_a_traceback(url):
 def test_a_ledger_that_is_away_fails_without_its_password(monkeypatch, capsys, tmp_path):
     database = pytest.importorskip("recycler.ledger.database", reason="needs shared ledgers")
     monkeypatch.setattr(database, "OPEN_SECONDS", 0.5)
-    code, checks = found(capsys, "--dir", str(tmp_path), "--ledger", "postgresql://me:swordfish@127.0.0.1:1/x")
-    assert code == 5 and checks["ledger"]["level"] == "fail" and "swordfish" not in json.dumps(checks)
+    code, checks = found(
+        capsys, "--dir", str(tmp_path), "--ledger", "postgresql://me:swordfish@127.0.0.1:1/x"
+    )
+    assert (
+        code == 5 and checks["ledger"]["level"] == "fail" and "swordfish" not in json.dumps(checks)
+    )
 
 
 def test_people_see_a_line_a_check_and_remedies_only_where_needed(capsys, tmp_path):

@@ -36,9 +36,30 @@ class JobWorkers(FakeWorkers):
         chosen = self.work.items_of(role, items)
         self.scored.append((role, recipe))
         by_name = dict(zip(recipe.members, recipe.weights[0], strict=True))
-        level = np.tanh(sum(weight * (0.3 + 0.2 * int(name[1:])) for name, weight in by_name.items()))
-        outcomes = tuple(Outcome(item=item.id, values=((item.scorer, float(level + 0.1 * np.random.default_rng(derive_seed(0, item.id)).random())),)) for item in chosen)
-        return Scorecard(role=role, scores=aggregate(chosen, outcomes, self.work.objectives), outcomes=outcomes, weights_digest=str(recipe.weights), engine_fingerprint="fake")
+        level = np.tanh(
+            sum(weight * (0.3 + 0.2 * int(name[1:])) for name, weight in by_name.items())
+        )
+        outcomes = tuple(
+            Outcome(
+                item=item.id,
+                values=(
+                    (
+                        item.scorer,
+                        float(
+                            level + 0.1 * np.random.default_rng(derive_seed(0, item.id)).random()
+                        ),
+                    ),
+                ),
+            )
+            for item in chosen
+        )
+        return Scorecard(
+            role=role,
+            scores=aggregate(chosen, outcomes, self.work.objectives),
+            outcomes=outcomes,
+            weights_digest=str(recipe.weights),
+            engine_fingerprint="fake",
+        )
 
 
 def run(folder, name, **changes):
@@ -50,7 +71,12 @@ def run(folder, name, **changes):
         workers.work = work
         return workers
 
-    run_job(folder / "job.yaml", folder / name, make_workers=make, started=lambda prepared, trials: said.extend(prepared.warnings))
+    run_job(
+        folder / "job.yaml",
+        folder / name,
+        make_workers=make,
+        started=lambda prepared, trials: said.extend(prepared.warnings),
+    )
     with closing(Ledger(folder / name / "ledger.sqlite")) as ledger:
         return workers, ledger.trials(), said
 
@@ -63,8 +89,13 @@ def test_an_earlier_run_of_the_same_members_costs_nothing_and_its_merges_are_not
     assert taken == known  # with the same scores
     asked = [recipe for role, recipe in second.scored if role == "search"]
     assert len(asked) == 3 and not set(asked) & set(known)
-    assert sum(trial.is_proposed for trial in after) == 3 and sum(trial.label.startswith(LABEL) for trial in after) >= 4  # the soups too
-    assert {trial.kind for trial in after} >= {"member", "base", "uniform_soup", "merge"} and any(f"{len(before)} trials of first are known already" in line for line in said)
+    assert (
+        sum(trial.is_proposed for trial in after) == 3
+        and sum(trial.label.startswith(LABEL) for trial in after) >= 4
+    )  # the soups too
+    assert {trial.kind for trial in after} >= {"member", "base", "uniform_soup", "merge"} and any(
+        f"{len(before)} trials of first are known already" in line for line in said
+    )
 
 
 def test_a_member_more_keeps_what_the_others_did(job):  # noqa: F811
@@ -73,15 +104,28 @@ def test_a_member_more_keeps_what_the_others_did(job):  # noqa: F811
     members = [trial for trial in after if trial.kind == "member"]
     assert [trial.label for trial in members] == ["m0", "m1", "m2"]
     asked = [recipe for role, recipe in second.scored if role == "search"]
-    assert [recipe.weights for recipe in asked].count(members[2].recipe.weights) == 1 and members[0].recipe not in asked
-    third, after, said = run(job, "third", earlier=["second"], pool={"members": ["pool/members/m0", "pool/members/m1"], "base": "pool/base"})
-    assert any("cannot be used here" in line for line in said) and all(len(trial.recipe.members) == 2 for trial in after)
+    assert [recipe.weights for recipe in asked].count(members[2].recipe.weights) == 1 and members[
+        0
+    ].recipe not in asked
+    third, after, said = run(
+        job,
+        "third",
+        earlier=["second"],
+        pool={"members": ["pool/members/m0", "pool/members/m1"], "base": "pool/base"},
+    )
+    assert any("cannot be used here" in line for line in said) and all(
+        len(trial.recipe.members) == 2 for trial in after
+    )
 
 
-def test_a_member_left_out_for_certain_spends_nothing_on_what_did_not_use_it(job, monkeypatch, capsys):  # noqa: F811
+def test_a_member_left_out_for_certain_spends_nothing_on_what_did_not_use_it(
+    job, monkeypatch, capsys
+):  # noqa: F811
     """The run's job without m1: the others' trials cost nothing, the names stay, the budget is as large, the front has no m1, and
     both fronts are measured above one corner."""
-    (job / "space.yaml").write_text("version: 1\nmembers: {m1: {min: 0.0, max: 1.0}, m2: {max: 2.0}}\nmax_nonzero: 2\n")
+    (job / "space.yaml").write_text(
+        "version: 1\nmembers: {m1: {min: 0.0, max: 1.0}, m2: {max: 2.0}}\nmax_nonzero: 2\n"
+    )
     _, before, _ = run(job, "first", budget={"trials": 8}, space="space.yaml")
     derived = job_without(job / "first", "m1")
     assert derived.id == "first-without-m1" and job_without(str(job / "first"), "m1") == derived
@@ -94,19 +138,33 @@ def test_a_member_left_out_for_certain_spends_nothing_on_what_did_not_use_it(job
         workers.work = work
         return workers
 
-    other = run_job(elsewhere / "job.yaml", elsewhere / "run", make_workers=make, data_folders=derived.data, started=lambda prepared, trials: said.extend(prepared.warnings))
+    other = run_job(
+        elsewhere / "job.yaml",
+        elsewhere / "run",
+        make_workers=make,
+        data_folders=derived.data,
+        started=lambda prepared, trials: said.extend(prepared.warnings),
+    )
     kept = [trial for trial in before if trial.recipe.weights[0][1] == 0.0]
     asked = [recipe for role, recipe in workers.scored if role == "search"]
-    assert 3 <= len(kept) < len(before) and any(f"{len(kept)} trials of {job / 'first'} are known already" in line for line in said)
-    assert all(recipe.members == ("m0", "m2") for recipe in asked) and not {recipe.weights[0] for recipe in asked} & {(trial.recipe.weights[0][0], trial.recipe.weights[0][2]) for trial in kept}
+    assert 3 <= len(kept) < len(before) and any(
+        f"{len(kept)} trials of {job / 'first'} are known already" in line for line in said
+    )
+    assert all(recipe.members == ("m0", "m2") for recipe in asked) and not {
+        recipe.weights[0] for recipe in asked
+    } & {(trial.recipe.weights[0][0], trial.recipe.weights[0][2]) for trial in kept}
     assert sum(trial.is_proposed for trial in other.trials) == 8
     front = open_front(job / "first")
     found = outcome(front, other)
     for role in ("search", "holdout"):
-        assert found[role]["hypervolume"] == front.hypervolume(front.front, role) and found[role]["without"] == front.hypervolume(other.front, role)
+        assert found[role]["hypervolume"] == front.hypervolume(front.front, role) and found[role][
+            "without"
+        ] == front.hypervolume(other.front, role)
         assert found[role]["lost"] == 1 - found[role]["without"] / found[role]["hypervolume"]
     assert outcome(front, front)["search"]["lost"] == 0.0
-    assert "search: hypervolume" in outcome_text("m1", found, (0.1, 0.05, 0.2)) and "expected 10.0% lost (5% to 20%)" in outcome_text("m1", found, (0.1, 0.05, 0.2))
+    assert "search: hypervolume" in outcome_text(
+        "m1", found, (0.1, 0.05, 0.2)
+    ) and "expected 10.0% lost (5% to 20%)" in outcome_text("m1", found, (0.1, 0.05, 0.2))
 
 
 def test_a_member_that_cannot_be_left_out_is_told(job):  # noqa: F811
@@ -114,20 +172,41 @@ def test_a_member_that_cannot_be_left_out_is_told(job):  # noqa: F811
     with pytest.raises(NotFoundError, match="Did you mean 'm1'"):
         job_without(job / "first", "m_1")
     set_job(job, pool={"members": ["pool/members"], "without": ["m7"]})
-    with pytest.raises(UsageError, match=r"job\.yaml:\d+: member 'm7': is to be left out, and not in the pool"):
+    with pytest.raises(
+        UsageError, match=r"job\.yaml:\d+: member 'm7': is to be left out, and not in the pool"
+    ):
         prepare(job / "job.yaml")
     (job / "first/started.json").unlink()
     with pytest.raises(UsageError, match="has no job file here any more"):
         job_without(job / "first", "m1")
-    run(job, "second", budget={"trials": 1}, pool={"members": ["pool/members"], "base": "pool/base", "without": ["m1"]})
+    run(
+        job,
+        "second",
+        budget={"trials": 1},
+        pool={"members": ["pool/members"], "base": "pool/base", "without": ["m1"]},
+    )
     with pytest.raises(UsageError, match="is one of two"):
         job_without(job / "second", "m2")
 
 
-@pytest.mark.parametrize("run_id, member", [("demo", "math-v3"), ("demo", "Math v3"), ("demo", "math_v3/x"), ("a" * 63, "b" * 80), ("Demo", "x"), ("--", "…")])
+@pytest.mark.parametrize(
+    "run_id, member",
+    [
+        ("demo", "math-v3"),
+        ("demo", "Math v3"),
+        ("demo", "math_v3/x"),
+        ("a" * 63, "b" * 80),
+        ("Demo", "x"),
+        ("--", "…"),
+    ],
+)
 def test_the_job_without_a_member_has_one_plain_id(run_id, member):
     found = without_id(run_id, member)
-    assert JobSpec.model_fields["name"].metadata and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", found) and found == without_id(run_id, member)
+    assert (
+        JobSpec.model_fields["name"].metadata
+        and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", found)
+        and found == without_id(run_id, member)
+    )
     assert found != without_id(run_id, member + "2") and found != without_id(run_id + "2", member)
 
 
@@ -144,13 +223,29 @@ def test_weights_that_changed_on_disk_are_other_weights(job):  # noqa: F811
     os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1_000_000_000))
     second, after, said = run(job, "second", earlier=["first"])
     asked = [recipe for role, recipe in second.scored if role == "search"]
-    assert all(recipe in asked for recipe in (trial.recipe for trial in after if trial.kind == "member" and trial.label == "m1"))
-    assert not any(trial.recipe in asked for trial in after if trial.kind == "member" and trial.label == "m0") and any("cannot be used here" in line for line in said)
+    assert all(
+        recipe in asked
+        for recipe in (
+            trial.recipe for trial in after if trial.kind == "member" and trial.label == "m1"
+        )
+    )
+    assert not any(
+        trial.recipe in asked for trial in after if trial.kind == "member" and trial.label == "m0"
+    ) and any("cannot be used here" in line for line in said)
 
 
 def test_other_items_and_other_engines_are_refused_and_leave_nothing(job):  # noqa: F811
     run(job, "first")
-    for changes, cause in (({"engine": {"dtype": "float32"}}, "other engine: dtype bfloat16 there and float32 here"), ({"suites": ["other.yaml"], "objectives": [{**entry, "suite": "other"} for entry in JOB["objectives"]]}, "other items")):
+    for changes, cause in (
+        ({"engine": {"dtype": "float32"}}, "other engine: dtype bfloat16 there and float32 here"),
+        (
+            {
+                "suites": ["other.yaml"],
+                "objectives": [{**entry, "suite": "other"} for entry in JOB["objectives"]],
+            },
+            "other items",
+        ),
+    ):
         suite = yaml.safe_load((job / "echo.yaml").read_text())
         suite["tasks"]["echo"]["search"] = {"rows": [0, 4]}
         (job / "other.yaml").write_text(yaml.safe_dump(suite))

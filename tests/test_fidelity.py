@@ -22,8 +22,25 @@ from recycler.types import Group, Item, Outcome, Scorecard
 
 POOL = named_pool()
 KINDS = {"a": ("exact_match", "generate"), "b": ("bits_per_byte", "loglikelihood")}
-ITEMS = tuple(Item(id=f"fake/{task}/{role}{index}", suite="fake", task=task, role=role, kind=kind, scorer=scorer, prompt="p", prompt_ids=(1,), gold="g", continuations=((1,),), num_bytes=10, cluster=f"{task}-{role}{index}")
-              for task, (scorer, kind) in KINDS.items() for role in ("search", "holdout") for index in range(160))
+ITEMS = tuple(
+    Item(
+        id=f"fake/{task}/{role}{index}",
+        suite="fake",
+        task=task,
+        role=role,
+        kind=kind,
+        scorer=scorer,
+        prompt="p",
+        prompt_ids=(1,),
+        gold="g",
+        continuations=((1,),),
+        num_bytes=10,
+        cluster=f"{task}-{role}{index}",
+    )
+    for task, (scorer, kind) in KINDS.items()
+    for role in ("search", "holdout")
+    for index in range(160)
+)
 SEARCH = tuple(item for item in ITEMS if item.role == "search")
 
 
@@ -38,8 +55,22 @@ class ItemWorkers(FakeWorkers):
         chosen = work.items_of(role, items)
         means = {score.objective: score.value for score in fake_scorecard(recipe, role).scores}
         self.asked += [(recipe, item.id) for item in chosen]
-        outcomes = tuple(Outcome(item=item.id, values=((KINDS[item.task][0], value(item, recipe, means)),), num_tokens=1) for item in chosen)
-        return Scorecard(role=role, scores=aggregate(chosen, outcomes, OBJECTIVES), outcomes=outcomes, weights_digest=str(recipe.weights), engine_fingerprint="fake", num_tokens=len(chosen))
+        outcomes = tuple(
+            Outcome(
+                item=item.id,
+                values=((KINDS[item.task][0], value(item, recipe, means)),),
+                num_tokens=1,
+            )
+            for item in chosen
+        )
+        return Scorecard(
+            role=role,
+            scores=aggregate(chosen, outcomes, OBJECTIVES),
+            outcomes=outcomes,
+            weights_digest=str(recipe.weights),
+            engine_fingerprint="fake",
+            num_tokens=len(chosen),
+        )
 
 
 def value(item, recipe, means):
@@ -56,14 +87,44 @@ def fidelity(items_per_task=60):
 
 def run(path, workers, rules, num_merges=14):
     """As recycler.run does it: search, complete, hold out."""
-    space = SearchSpace(groups=(Group(name="all"),), members=POOL.names, low=(0.0,) * 4, high=(3.0,) * 4, total=(0.3, 3.0))
-    planner = Planner(pool=POOL, method="linear", dtype="bfloat16", space=space, objectives=OBJECTIVES, num_merges=num_merges, seed=7, needs_members=True, proposer=make_proposer("random", space, OBJECTIVES, seed=7))
+    space = SearchSpace(
+        groups=(Group(name="all"),),
+        members=POOL.names,
+        low=(0.0,) * 4,
+        high=(3.0,) * 4,
+        total=(0.3, 3.0),
+    )
+    planner = Planner(
+        pool=POOL,
+        method="linear",
+        dtype="bfloat16",
+        space=space,
+        objectives=OBJECTIVES,
+        num_merges=num_merges,
+        seed=7,
+        needs_members=True,
+        proposer=make_proposer("random", space, OBJECTIVES, seed=7),
+    )
     ledger, quiet = Ledger(path), {"listen": lambda event: None}
     try:
         search(planner, ledger, workers, within_budget=lambda: True, fidelity=rules, **quiet)
-        finalists = complete(lambda trials: read_front(trials, OBJECTIVES, POOL, "bfloat16").finalists, ledger, workers, rules, **quiet)
+        finalists = complete(
+            lambda trials: read_front(trials, OBJECTIVES, POOL, "bfloat16").finalists,
+            ledger,
+            workers,
+            rules,
+            **quiet,
+        )
         score_holdout(finalists, ledger, workers, **quiet)
-        return ledger.trials(), {trial.number: ledger.outcomes(trial.number, "search") for trial in ledger.trials() if trial.state == "SCORED"}, ledger.spent()[0]
+        return (
+            ledger.trials(),
+            {
+                trial.number: ledger.outcomes(trial.number, "search")
+                for trial in ledger.trials()
+                if trial.state == "SCORED"
+            },
+            ledger.spent()[0],
+        )
     finally:
         ledger.close()
 
@@ -82,11 +143,17 @@ def test_killed_and_resumed_it_writes_the_same_ledger_and_asks_nothing_twice(tmp
 def test_merges_see_their_own_items_baselines_and_finalists_all_of_them(tmp_path):
     trials, outcomes, _ = run(tmp_path / "run.sqlite", ItemWorkers(), fidelity())
     merges = [trial for trial in trials if trial.kind == "merge" and not trial.label]
-    finalists = {trial.number for trial in read_front(trials, OBJECTIVES, POOL, "bfloat16").finalists}
+    finalists = {
+        trial.number for trial in read_front(trials, OBJECTIVES, POOL, "bfloat16").finalists
+    }
     partial = [trial for trial in merges if trial.number not in finalists]
-    assert partial and all(len(outcomes[trial.number]) == 320 for trial in trials if trial not in partial)
+    assert partial and all(
+        len(outcomes[trial.number]) == 320 for trial in trials if trial not in partial
+    )
     assert all(score.n == 60 for trial in partial for score in trial.search)
-    assert len({frozenset(outcome.item for outcome in outcomes[trial.number]) for trial in partial}) == len(partial)
+    assert len(
+        {frozenset(outcome.item for outcome in outcomes[trial.number]) for trial in partial}
+    ) == len(partial)
     assert finalists >= {trial.number for trial in trials if trial.holdout}
 
 
@@ -95,19 +162,42 @@ def test_stated_errors_hold_and_members_shrink_them(tmp_path):
     merges = [trial for trial in trials if trial.kind == "merge" and not trial.label]
     inside, total = 0, 0
     for trial in merges:
-        truth = {score.objective: score.value for score in aggregate(SEARCH, ItemWorkers().answer(trial.recipe, "search", None).outcomes, OBJECTIVES)}
+        truth = {
+            score.objective: score.value
+            for score in aggregate(
+                SEARCH, ItemWorkers().answer(trial.recipe, "search", None).outcomes, OBJECTIVES
+            )
+        }
         for score in trial.search:
             total += score.n < 160
-            inside += score.n < 160 and abs(score.value - truth[score.objective]) <= Z95 * score.stderr
+            inside += (
+                score.n < 160 and abs(score.value - truth[score.objective]) <= Z95 * score.stderr
+            )
     assert total > 40 and inside / total > 0.9
-    full = {score.objective: score.stderr for trial in trials if trial.kind == "member" for score in trial.search}
-    bits = [score.stderr for trial in merges for score in trial.search if score.n < 160 and "bits" in score.objective]
-    assert np.median(bits) < 1.15 * full["fake:b/bits_per_byte"], "with 37 % of the items, nearly the error of all of them"
+    full = {
+        score.objective: score.stderr
+        for trial in trials
+        if trial.kind == "member"
+        for score in trial.search
+    }
+    bits = [
+        score.stderr
+        for trial in merges
+        for score in trial.search
+        if score.n < 160 and "bits" in score.objective
+    ]
+    assert np.median(bits) < 1.15 * full["fake:b/bits_per_byte"], (
+        "with 37 % of the items, nearly the error of all of them"
+    )
 
 
 def test_a_task_smaller_than_the_wish_is_asked_whole_and_all_items_are_no_draw():
     trial = type("T", (), {"is_proposed": True, "number": 3})
-    assert fidelity(160).drawn(trial) is None and fidelity(None).drawn(trial) is None and len(fidelity(50).drawn(trial)) == 100
+    assert (
+        fidelity(160).drawn(trial) is None
+        and fidelity(None).drawn(trial) is None
+        and len(fidelity(50).drawn(trial)) == 100
+    )
 
 
 def test_fewer_than_fifty_items_are_refused():

@@ -45,11 +45,19 @@ def test_a_killed_search_resumes_to_the_same_front_in_a_database(place, tmp_path
             run(place, FakeWorkers(kill_after=kill_after))
     assert run(place, FakeWorkers()) == whole
     assert Ledger(place).trials() == Ledger(tmp_path / "whole.sqlite").trials()
-    assert Ledger(place).counts() == {"SCORED": len(Ledger(place).trials()), "PENDING": 0, "FAILED": 0}
+    assert Ledger(place).counts() == {
+        "SCORED": len(Ledger(place).trials()),
+        "PENDING": 0,
+        "FAILED": 0,
+    }
 
 
 @needs_postgres
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL], ids=["fast shutdown", "immediate shutdown", "crash"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL],
+    ids=["fast shutdown", "immediate shutdown", "crash"],
+)
 def test_a_restart_in_mid_job_loses_and_doubles_nothing(server, place, number):
     ledger = Ledger(place)
     ledger.hold()
@@ -72,8 +80,13 @@ def test_a_restart_in_mid_job_loses_and_doubles_nothing(server, place, number):
     restarting.join()
     assert stopped.is_set()
     found = ledger.trials()
-    assert [trial.number for trial in found] == list(range(60)) and {trial.state for trial in found} == {"SCORED"}
-    assert all(len(trial.search) == len(trial.holdout) == 2 for trial in found) and ledger.fact("last") == "59"
+    assert [trial.number for trial in found] == list(range(60)) and {
+        trial.state for trial in found
+    } == {"SCORED"}
+    assert (
+        all(len(trial.search) == len(trial.holdout) == 2 for trial in found)
+        and ledger.fact("last") == "59"
+    )
     ledger.close()
 
 
@@ -93,7 +106,9 @@ def test_a_write_whose_answer_was_lost_is_not_done_twice(place, monkeypatch):
             result = act(again)
             if not lost:
                 lost.append(True)
-                raise OperationalError("commit", {}, Exception("server closed the connection unexpectedly"))
+                raise OperationalError(
+                    "commit", {}, Exception("server closed the connection unexpectedly")
+                )
             return result
 
         return real(once, database, *patience)
@@ -106,7 +121,12 @@ def test_a_write_whose_answer_was_lost_is_not_done_twice(place, monkeypatch):
     ledger.set_fact("a", "1")
     monkeypatch.undo()
     (trial,) = ledger.trials()
-    assert (trial.state, len(trial.search), len(trial.holdout), ledger.fact("a")) == ("SCORED", 2, 2, "1")
+    assert (trial.state, len(trial.search), len(trial.holdout), ledger.fact("a")) == (
+        "SCORED",
+        2,
+        2,
+        "1",
+    )
 
 
 @needs_postgres
@@ -154,7 +174,11 @@ def test_a_driver_that_was_thought_dead_writes_nothing(place):
     asleep._lease._thread.join()
     successor = Ledger(place)
     successor.hold()
-    for write in (lambda: asleep.open_trial(0, "member", RECIPE), lambda: asleep.set_fact("a", "b"), lambda: asleep.close_trial(0, fake_scorecard(RECIPE, "search"))):
+    for write in (
+        lambda: asleep.open_trial(0, "member", RECIPE),
+        lambda: asleep.set_fact("a", "b"),
+        lambda: asleep.close_trial(0, fake_scorecard(RECIPE, "search")),
+    ):
         with pytest.raises(InfrastructureError, match="was taken over by"):
             write()
     assert successor.trials() == () and successor.fact("a") is None
@@ -192,7 +216,15 @@ def test_many_may_open_a_new_ledger_at_once(tmp_path):
     """A reader that comes while the driver makes the tables sees all of them, or waits."""
     code = "import sys; from recycler.ledger import Ledger; ledger = Ledger(sys.argv[1]); print(sum(ledger.counts().values()), ledger.fact('job'))"
     for attempt in range(3):
-        started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"{attempt}.sqlite")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(tmp_path / f"{attempt}.sqlite")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(6)
+        ]
         for process in started:
             out, err = process.communicate(timeout=120)
             assert process.returncode == 0 and out.strip() == "0 None", err[-1000:]
@@ -203,7 +235,9 @@ def test_jobs_share_a_database_and_a_reader_makes_none(server, place):
     other = f"{place}-2"
     with pytest.raises(NotFoundError, match="recycler list"):
         Ledger(other, create=False)
-    assert split_place(place)[1] in job_ids(server.url) and split_place(other)[1] not in job_ids(server.url)
+    assert split_place(place)[1] in job_ids(server.url) and split_place(other)[1] not in job_ids(
+        server.url
+    )
     Ledger(other)
     assert Ledger(other).fact("a") is None and Ledger(place, create=False).fact("a") == "b"
 
@@ -226,17 +260,24 @@ def test_system_failures_are_tried_again_and_broken_recipes_are_not(place):
         ledger.open_trial(number, "merge", RECIPE)
         ledger.fail_trial(number, Failure(blame=blame, reason="x"))
     assert ledger.retry_system_failures() == (0,)
-    assert [trial.state for trial in ledger.trials()] == ["PENDING", "FAILED"] and ledger.retry_system_failures() == ()
+    assert [trial.state for trial in ledger.trials()] == [
+        "PENDING",
+        "FAILED",
+    ] and ledger.retry_system_failures() == ()
 
 
 # ---------------------------------------------------------------- places
+
 
 def test_places_of_ledgers(tmp_path, monkeypatch):
     url = "postgresql://u@h:5432/db?sslmode=require"
     assert split_place(job_place(url, "a-1")) == (url, "a-1")
     assert split_place("postgres://u@h/db") == ("postgresql://u@h/db", None)
     monkeypatch.setenv("RECYCLER_LEDGER", "postgresql://u:secret-word@h:5432/db")
-    assert with_password("postgresql://u@h:5432/db?job=a-1") == "postgresql://u:secret-word@h:5432/db?job=a-1"
+    assert (
+        with_password("postgresql://u@h:5432/db?job=a-1")
+        == "postgresql://u:secret-word@h:5432/db?job=a-1"
+    )
     assert with_password("postgresql://u@other/db?job=a-1") == "postgresql://u@other/db?job=a-1"
     assert find_ledger("a-1") == "postgresql://u:secret-word@h:5432/db?job=a-1"
     (tmp_path / "ledger.url").write_text("postgresql://u@h/db?job=b\n")
@@ -249,9 +290,17 @@ def test_places_of_ledgers(tmp_path, monkeypatch):
             job_place(url, name)
 
 
-@pytest.mark.parametrize(("url", "bare"), [
-    ("postgresql://u:p@h/db", "postgresql://u@h/db"), ("postgresql://u@h/db?password=x", "postgresql://u@h/db"), ("postgresql://u@h/db?password=x&job=b", "postgresql://u@h/db?job=b"),
-    ("postgresql://u@h/db?job=b&PassWord=x&c=d", "postgresql://u@h/db?job=b&c=d"), ("postgresql://u@h/db?job=b", "postgresql://u@h/db?job=b"), ("postgresql://u@h/db?", "postgresql://u@h/db?")])
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("postgresql://u:p@h/db", "postgresql://u@h/db"),
+        ("postgresql://u@h/db?password=x", "postgresql://u@h/db"),
+        ("postgresql://u@h/db?password=x&job=b", "postgresql://u@h/db?job=b"),
+        ("postgresql://u@h/db?job=b&PassWord=x&c=d", "postgresql://u@h/db?job=b&c=d"),
+        ("postgresql://u@h/db?job=b", "postgresql://u@h/db?job=b"),
+        ("postgresql://u@h/db?", "postgresql://u@h/db?"),
+    ],
+)
 def test_a_url_is_stored_without_its_password_wherever_it_stands(url, bare):
     assert without_password(url) == bare
     assert has_password(url) == (url != bare)
@@ -261,7 +310,10 @@ def test_a_url_is_stored_without_its_password_wherever_it_stands(url, bare):
 def test_keys_of_every_cloud_and_escaped_secrets_are_redacted(monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "az+key/value==")
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=b")
-    assert redacted("az+key/value== az%2Bkey%2Fvalue%3D%3D AccountName=a;AccountKey=b") == "*** *** ***"
+    assert (
+        redacted("az+key/value== az%2Bkey%2Fvalue%3D%3D AccountName=a;AccountKey=b")
+        == "*** *** ***"
+    )
 
 
 def test_secrets_are_redacted(monkeypatch):

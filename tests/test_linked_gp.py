@@ -33,20 +33,28 @@ def average(weights: np.ndarray) -> np.ndarray:
 
 def seen(truth, count: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     places = points(count)
-    return places, truth(places) + ERROR * np.random.default_rng(4).standard_normal(count), np.full(count, ERROR)
+    return (
+        places,
+        truth(places) + ERROR * np.random.default_rng(4).standard_normal(count),
+        np.full(count, ERROR),
+    )
 
 
 @pytest.mark.parametrize("share", [np.inf, *LINKS])
 def test_a_link_comes_back_from_where_it_went_and_its_slope_is_its_derivative(share):
     link, values, step = Link(-0.3, share * 0.8, 1.3), np.linspace(-0.3, 1.2, 31), 1e-6
     assert link.back(link.forward(values)) == pytest.approx(values, abs=1e-12)
-    assert link.slope(values) == pytest.approx((link.forward(values + step) - link.forward(values - step)) / (2 * step), rel=1e-5)
+    assert link.slope(values) == pytest.approx(
+        (link.forward(values + step) - link.forward(values - step)) / (2 * step), rel=1e-5
+    )
 
 
 def test_what_is_linear_keeps_its_own_scale_and_the_plain_process():
     linked, plain = LinkedGP(FEATURES).fit(*seen(average)), WeightGP(FEATURES).fit(*seen(average))
     assert linked.link.is_identity
-    for one, other in zip(linked.predict(points(50, seed=1)), plain.predict(points(50, seed=1)), strict=True):
+    for one, other in zip(
+        linked.predict(points(50, seed=1)), plain.predict(points(50, seed=1)), strict=True
+    ):
         assert np.array_equal(one, other)
 
 
@@ -75,9 +83,17 @@ def test_scores_that_are_all_the_same_are_no_reason_to_take_a_logarithm():
 
 def test_a_unit_changes_nothing():
     places, values, errors = seen(peak)
-    ours, others = LinkedGP(FEATURES).fit(places, values, errors), LinkedGP(FEATURES).fit(places, 100 * values - 7, 100 * errors)
-    (mean, sd), (other_mean, other_sd) = ours.predict(points(9, seed=1)), others.predict(points(9, seed=1))
-    assert other_mean == pytest.approx(100 * mean - 7, rel=1e-3) and other_sd == pytest.approx(100 * sd, rel=1e-2)
+    ours, others = (
+        LinkedGP(FEATURES).fit(places, values, errors),
+        LinkedGP(FEATURES).fit(places, 100 * values - 7, 100 * errors),
+    )
+    (mean, sd), (other_mean, other_sd) = (
+        ours.predict(points(9, seed=1)),
+        others.predict(points(9, seed=1)),
+    )
+    assert other_mean == pytest.approx(100 * mean - 7, rel=1e-3) and other_sd == pytest.approx(
+        100 * sd, rel=1e-2
+    )
 
 
 # ---------------------------------------------------------------- members alone
@@ -93,7 +109,11 @@ def opened(best_member: float) -> list[np.ndarray]:
         point = proposer.ask(observations(rows, values) if rows else None, number=number)
         single = point.max() == 1.0
         rows.append(point)
-        values.append([best_member, 0.3] if np.array_equal(point, special) else [0.3 if single else 0.5 - 1e-3 * number] * 2)
+        values.append(
+            [best_member, 0.3]
+            if np.array_equal(point, special)
+            else [0.3 if single else 0.5 - 1e-3 * number] * 2
+        )
     return rows
 
 
@@ -113,8 +133,13 @@ def test_a_star_among_the_members_left_out_is_found_all_the_same():
     for _ in range(30):
         tried.append(search.ask())
         search.tell(tried[-1], *pool.score(tried[-1], noise))
-    assert sum(weights.max() == 1.0 for weights in tried) <= PATIENCE + 2, "the opening was to end early here"
-    assert pool.truth(np.array(tried)).mean(axis=1).max() >= 0.95 * pool.truth(np.eye(16)).mean(axis=1).max()
+    assert sum(weights.max() == 1.0 for weights in tried) <= PATIENCE + 2, (
+        "the opening was to end early here"
+    )
+    assert (
+        pool.truth(np.array(tried)).mean(axis=1).max()
+        >= 0.95 * pool.truth(np.eye(16)).mean(axis=1).max()
+    )
 
 
 @pytest.mark.parametrize("depth", [3.0, 1e3, 1e9])
@@ -124,7 +149,11 @@ def test_one_merge_that_broke_hides_nothing_of_the_others(depth):
     table = np.stack([values, average(places)], axis=1)
     fronts = []
     for worst in (table.min(axis=0) - 0.3, np.full(2, -depth)):
-        told = observations(np.vstack([places, np.eye(6)[5]]), np.vstack([table, worst]), np.full((len(table) + 1, 2), ERROR))
+        told = observations(
+            np.vstack([places, np.eye(6)[5]]),
+            np.vstack([table, worst]),
+            np.full((len(table) + 1, 2), ERROR),
+        )
         fronts.append(SimplexGP([f"m{index}" for index in range(6)], 2, seed=0).front(told))
     assert len(places) not in fronts[1].indices
     assert np.abs(fronts[1].mean - fronts[0].mean)[:-1].max() < 2 * ERROR
@@ -132,5 +161,8 @@ def test_one_merge_that_broke_hides_nothing_of_the_others(depth):
 
 def test_error_bars_know_no_unit():
     places, values, errors = seen(peak)
-    (_, sd), (_, small) = (LinkedGP(FEATURES).fit(places, values * unit, errors * unit).predict(places) for unit in (1.0, 1e-9))
+    (_, sd), (_, small) = (
+        LinkedGP(FEATURES).fit(places, values * unit, errors * unit).predict(places)
+        for unit in (1.0, 1e-9)
+    )
     assert small / 1e-9 == pytest.approx(sd, rel=0.02)

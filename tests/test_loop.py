@@ -25,18 +25,46 @@ POOL = named_pool()
 
 
 def planner(sampler="tpe", num_merges=12):
-    space = SearchSpace(groups=(Group(name="all"),), members=POOL.names, low=(0.0,) * 4, high=(3.0,) * 4, total=(0.3, 3.0))
-    return Planner(pool=POOL, method="linear", dtype="bfloat16", space=space, objectives=OBJECTIVES, num_merges=num_merges, seed=7, proposer=make_proposer(sampler, space, OBJECTIVES, seed=7))
+    space = SearchSpace(
+        groups=(Group(name="all"),),
+        members=POOL.names,
+        low=(0.0,) * 4,
+        high=(3.0,) * 4,
+        total=(0.3, 3.0),
+    )
+    return Planner(
+        pool=POOL,
+        method="linear",
+        dtype="bfloat16",
+        space=space,
+        objectives=OBJECTIVES,
+        num_merges=num_merges,
+        seed=7,
+        proposer=make_proposer(sampler, space, OBJECTIVES, seed=7),
+    )
 
 
 def run(path, workers, sampler="tpe", num_merges=12):
     ledger = Ledger(path)
     try:
-        trials = search(planner(sampler, num_merges), ledger, workers, within_budget=lambda: True, listen=lambda event: None)
+        trials = search(
+            planner(sampler, num_merges),
+            ledger,
+            workers,
+            within_budget=lambda: True,
+            listen=lambda event: None,
+        )
         front = read_front(trials, OBJECTIVES, POOL, "bfloat16")
         stored = {trial.number: trial for trial in ledger.trials()}
-        score_holdout([stored[trial.number] for trial in front.finalists], ledger, workers, listen=lambda event: None)
-        return canonical_json(front_document(read_front(ledger.trials(), OBJECTIVES, POOL, "bfloat16")))
+        score_holdout(
+            [stored[trial.number] for trial in front.finalists],
+            ledger,
+            workers,
+            listen=lambda event: None,
+        )
+        return canonical_json(
+            front_document(read_front(ledger.trials(), OBJECTIVES, POOL, "bfloat16"))
+        )
     finally:
         ledger.close()
 
@@ -77,7 +105,10 @@ def test_a_broken_recipe_fails_for_good_and_is_not_told_as_a_score(tmp_path):
 
 def test_a_system_that_keeps_failing_stops_the_job_and_keeps_what_is_scored(tmp_path):
     with pytest.raises(InfrastructureError, match="broken on purpose"):
-        run(tmp_path / "run.sqlite", FakeWorkers(break_numbers=frozenset(range(11, 99)), blame="system"))
+        run(
+            tmp_path / "run.sqlite",
+            FakeWorkers(break_numbers=frozenset(range(11, 99)), blame="system"),
+        )
     assert sum(trial.state == "SCORED" for trial in Ledger(tmp_path / "run.sqlite").trials()) == 11
 
 
@@ -85,17 +116,50 @@ def test_front_beats_members_and_soups_by_volume(tmp_path):
     import json
 
     document = json.loads(run(tmp_path / "run.sqlite", FakeWorkers(), num_merges=30))
-    assert document["hypervolume"]["holdout"] > max(volume["holdout"] for volume in document["baseline_hypervolume"].values())
+    assert document["hypervolume"]["holdout"] > max(
+        volume["holdout"] for volume in document["baseline_hypervolume"].values()
+    )
 
 
-def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is_seen_through(tmp_path):
+def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is_seen_through(
+    tmp_path,
+):
     ledger = Ledger(tmp_path / "run.sqlite")
-    trials = list(search(planner("random", 40), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None))
+    trials = list(
+        search(
+            planner("random", 40),
+            ledger,
+            FakeWorkers(),
+            within_budget=lambda: True,
+            listen=lambda event: None,
+        )
+    )
     plain = read_front(trials, OBJECTIVES, POOL, "bfloat16")
     best = max(trial.search[0].value for trial in trials)
-    lucky = next(trial for trial in trials if trial.kind == "merge" and trial not in plain.observed and best - 0.2 < trial.search[0].value < best - 0.1)
+    lucky = next(
+        trial
+        for trial in trials
+        if trial.kind == "merge"
+        and trial not in plain.observed
+        and best - 0.2 < trial.search[0].value < best - 0.1
+    )
     rng = np.random.default_rng(0)
-    noisy = [replace(trial, search=tuple(replace(score, stderr=0.05, value=best + 0.1 if trial is lucky and score is trial.search[0] else score.value + 0.05 * rng.standard_normal()) for score in trial.search)) for trial in trials]
+    noisy = [
+        replace(
+            trial,
+            search=tuple(
+                replace(
+                    score,
+                    stderr=0.05,
+                    value=best + 0.1
+                    if trial is lucky and score is trial.search[0]
+                    else score.value + 0.05 * rng.standard_normal(),
+                )
+                for score in trial.search
+            ),
+        )
+        for trial in trials
+    ]
     smoother = SimplexProposer(planner().space, OBJECTIVES, seed=0)
     ledger.set_fact(SMOOTHED, write_smoothed(smoother.smoothed(noisy)))
     front = read_front(noisy, OBJECTIVES, POOL, "bfloat16", smoothed=read_smoothed(ledger))
@@ -104,16 +168,28 @@ def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is
     assert lucky.number in [trial.number for trial in front.observed]
     told, posterior = best + 0.1, front.smoothed.get(lucky.number)[0].value
     assert abs(posterior - lucky.search[0].value) < abs(told - lucky.search[0].value) / 2
-    assert {trial.number for trial in (*front.front, *front.observed)} <= {trial.number for trial in front.finalists}
+    assert {trial.number for trial in (*front.front, *front.observed)} <= {
+        trial.number for trial in front.finalists
+    }
     document = front_document(front)
     assert document["picked_by"] == "posterior" and lucky.number in document["observed_front"]
-    assert all(entry["scores"][OBJECTIVES[0].name]["posterior"]["stderr"] > 0 for entry in document["front"] if entry["kind"] == "merge")
+    assert all(
+        entry["scores"][OBJECTIVES[0].name]["posterior"]["stderr"] > 0
+        for entry in document["front"]
+        if entry["kind"] == "merge"
+    )
     assert front_document(plain)["picked_by"] == "search score"
 
 
 def test_few_trials_are_not_smoothed(tmp_path):
     ledger = Ledger(tmp_path / "run.sqlite")
-    trials = search(planner("random", 1), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
+    trials = search(
+        planner("random", 1),
+        ledger,
+        FakeWorkers(),
+        within_budget=lambda: True,
+        listen=lambda event: None,
+    )
     ledger.close()
     assert SimplexProposer(planner().space, OBJECTIVES, seed=0).smoothed(trials[:7]) == Smoothed()
 
@@ -121,27 +197,51 @@ def test_few_trials_are_not_smoothed(tmp_path):
 def test_the_papers_search_climbs_the_average(tmp_path):
     """Khalifa et al. 2024 maximise the mean of the benchmarks: the second half of the proposals is better at that than the first."""
     ledger = Ledger(tmp_path / "run.sqlite")
-    trials = search(planner("paper", 96), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
+    trials = search(
+        planner("paper", 96),
+        ledger,
+        FakeWorkers(),
+        within_budget=lambda: True,
+        listen=lambda event: None,
+    )
     ledger.close()
     proposed = [trial for trial in trials if trial.params]
-    means = [sum(score.value if objective.direction == "maximize" else -score.value for objective, score in zip(OBJECTIVES, trial.search, strict=True)) / 2 for trial in proposed]
+    means = [
+        sum(
+            score.value if objective.direction == "maximize" else -score.value
+            for objective, score in zip(OBJECTIVES, trial.search, strict=True)
+        )
+        / 2
+        for trial in proposed
+    ]
     assert len(proposed) == 96
     assert np.mean(means[48:]) > np.mean(means[:48]) + np.std(means[:48]) / 2
 
 
 def test_what_lies_below_a_floor_is_not_shipped_and_not_searched_for(tmp_path):
     ledger = Ledger(tmp_path / "run.sqlite")
-    trials = search(planner("random", 30), ledger, FakeWorkers(), within_budget=lambda: True, listen=lambda event: None)
+    trials = search(
+        planner("random", 30),
+        ledger,
+        FakeWorkers(),
+        within_budget=lambda: True,
+        listen=lambda event: None,
+    )
     ledger.close()
     first, second = OBJECTIVES
     best = max(trial.search[0].value for trial in trials if trial.kind == "member")
     demanding = (replace(first, floor="best - 0.05"), second)
-    assert floors(demanding, trials)[0] == pytest.approx(best - 0.05) and np.isnan(floors(demanding, trials)[1])
+    assert floors(demanding, trials)[0] == pytest.approx(best - 0.05) and np.isnan(
+        floors(demanding, trials)[1]
+    )
     assert np.isnan(floors(demanding, ())).all()  # nothing is scored yet
     front = read_front(trials, demanding, POOL, "bfloat16")
     assert front.floors_kept and all(trial.search[0].value >= best - 0.05 for trial in front.front)
     assert any(trial.search[0].value < best - 0.05 for trial in front.observed)
-    assert [entry.get("floor") for entry in front_document(front)["objectives"]] == ["best - 0.05", None]
+    assert [entry.get("floor") for entry in front_document(front)["objectives"]] == [
+        "best - 0.05",
+        None,
+    ]
     hopeless = read_front(trials, (replace(first, floor="2"), second), POOL, "bfloat16")
     assert not hopeless.floors_kept and hopeless.front == hopeless.observed
     worst = second.direction == "minimize" and replace(second, floor="base + 0.1")
@@ -149,7 +249,21 @@ def test_what_lies_below_a_floor_is_not_shipped_and_not_searched_for(tmp_path):
     assert floors((first, worst), trials)[1] == pytest.approx(-(base.search[1].value + 0.1))
 
 
-@pytest.mark.parametrize("text, accepted", [("base - 0.01", True), ("best", True), (0.4, True), (-3, True), ("-0.5", True), ("", False), ("base 0.1", False), ("worst - 1", False), ("base - x", False), (float("nan"), False)])
+@pytest.mark.parametrize(
+    "text, accepted",
+    [
+        ("base - 0.01", True),
+        ("best", True),
+        (0.4, True),
+        (-3, True),
+        ("-0.5", True),
+        ("", False),
+        ("base 0.1", False),
+        ("worst - 1", False),
+        ("base - x", False),
+        (float("nan"), False),
+    ],
+)
 def test_floors_are_read_or_refused(text, accepted):
     entry = {"suite": "a", "metric": "m", "direction": "maximize", "floor": text}
     if accepted:
@@ -162,14 +276,22 @@ def test_floors_are_read_or_refused(text, accepted):
 SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
 
 
-@pytest.mark.parametrize(("stop", "least"), [(Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12), (Spent(least_gain=0.02, looks=Looks(proposer=SMOOTHER)), 20)])
+@pytest.mark.parametrize(
+    ("stop", "least"),
+    [
+        (Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12),
+        (Spent(least_gain=0.02, looks=Looks(proposer=SMOOTHER)), 20),
+    ],
+)
 def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path, stop, least):
     settled = replace(planner("simplex_gp", 200), stops=(stop,))
 
     def searched(path, workers):
         ledger = Ledger(path)
         try:
-            return search(settled, ledger, workers, within_budget=lambda: True, listen=lambda event: None)
+            return search(
+                settled, ledger, workers, within_budget=lambda: True, listen=lambda event: None
+            )
         finally:
             ledger.close()
 

@@ -35,9 +35,17 @@ def test_a_materialised_pool_is_the_pool_on_disk(place, tmp_path):  # noqa: F811
     local = materialise(pool)
     assert (local.names, local.base.name) == (pool.names, "base")
     for ours, theirs in zip((*local.members, local.base), (*pool.members, pool.base), strict=True):
-        assert ours.location.startswith(str(cache_folder())) and ours.config == theirs.config and ours.tensors.keys() == theirs.tensors.keys()
-        assert all(not info.etag and info.file.startswith(ours.location) for info in ours.tensors.values())
-    assert [checkpoint_digest(member) for member in local.members] == [checkpoint_digest(member) for member in pool.members]
+        assert (
+            ours.location.startswith(str(cache_folder()))
+            and ours.config == theirs.config
+            and ours.tensors.keys() == theirs.tensors.keys()
+        )
+        assert all(
+            not info.etag and info.file.startswith(ours.location) for info in ours.tensors.values()
+        )
+    assert [checkpoint_digest(member) for member in local.members] == [
+        checkpoint_digest(member) for member in pool.members
+    ]
     assert materialise(local) == local
 
 
@@ -45,10 +53,19 @@ def test_members_are_fetched_once_a_node(place, tmp_path, chaos):  # noqa: F811
     put_pool(tmp_path, place)
     code = f"from recycler.pool.catalog import open_pool as o; from recycler.pool.materialise import materialise as m; print(m(o([{place + '/members'!r}])).members[0].location)"
     chaos.log.clear()
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     assert len({process.communicate()[0] for process in processes}) == 1
     for member in ("m0", "m1"):
-        assert sum(method == "GET" and path.endswith(f"{member}/{SHARD}") for method, path, _ in chaos.log) == 3 + 1  # a header each, the shard once
+        assert (
+            sum(
+                method == "GET" and path.endswith(f"{member}/{SHARD}")
+                for method, path, _ in chaos.log
+            )
+            == 3 + 1
+        )  # a header each, the shard once
 
 
 def test_a_copy_that_was_removed_is_fetched_again_behind_the_same_link(place, tmp_path):  # noqa: F811
@@ -57,7 +74,9 @@ def test_a_copy_that_was_removed_is_fetched_again_behind_the_same_link(place, tm
     release_all()
     for copy in cache_folder().glob("*.bin"):
         copy.unlink()
-    assert materialise(pool) == first and checkpoint_digest(first.members[0]) == checkpoint_digest(open_checkpoint(tmp_path / "local/m0-1"))
+    assert materialise(pool) == first and checkpoint_digest(first.members[0]) == checkpoint_digest(
+        open_checkpoint(tmp_path / "local/m0-1")
+    )
 
 
 def test_an_object_overwritten_since_the_pool_was_opened_is_refused_by_name(place, tmp_path):  # noqa: F811
@@ -65,7 +84,13 @@ def test_an_object_overwritten_since_the_pool_was_opened_is_refused_by_name(plac
     put_model(tmp_path, f"{place}/members/m1", 9)
     with pytest.raises(InfrastructureError, match=f"{place}/members/m1/{SHARD}: was overwritten"):
         materialise(pool)
-    changed = {name for name, version in object_versions(open_pool([f"{place}/members"], f"{place}/base")).items() if object_versions(pool)[name] != version}
+    changed = {
+        name
+        for name, version in object_versions(
+            open_pool([f"{place}/members"], f"{place}/base")
+        ).items()
+        if object_versions(pool)[name] != version
+    }
     assert changed == {f"object {place}/members/m1/{SHARD}"}
 
 
@@ -83,7 +108,9 @@ def test_a_bucket_that_is_away_for_a_while_is_waited_for(place, tmp_path, chaos,
 
 
 def test_a_local_folder_that_another_node_lacks_is_named(tmp_path):
-    pool = open_pool([write_checkpoint(tmp_path / "a"), write_checkpoint(tmp_path / "b", model_arrays(1))])
+    pool = open_pool(
+        [write_checkpoint(tmp_path / "a"), write_checkpoint(tmp_path / "b", model_arrays(1))]
+    )
     assert materialise(pool) == pool
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(InfrastructureError, match="checkpoint 'b': .* is not on this machine"):
@@ -91,6 +118,7 @@ def test_a_local_folder_that_another_node_lacks_is_named(tmp_path):
 
 
 # ---------------------------------------------------------------- jobs
+
 
 def write_job(sound, folder, pool, **more):  # noqa: F811
     for name in ("echo.yaml", "echo.jsonl"):
@@ -103,12 +131,28 @@ def test_a_job_over_a_bucket_is_prepared_by_ranged_reads(sound, place, tmp_path,
     for part in ("base", "members/m0", "members/m1", "members/m2"):
         put_folder(sound / "pool" / part, f"{place}/{part}")
     chaos.log.clear()
-    prepared = prepare(write_job(sound, tmp_path, {"members": [f"{place}/members"], "base": f"{place}/base"}))
-    assert not any(path.endswith(SHARD) and method == "GET" and not asked for method, path, asked in chaos.log)
-    assert not list(cache_folder().glob("*.bin")) or prepared.warnings  # the checks of deltas may read samples, never more
-    local = prepare(write_job(sound, tmp_path, {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}))
+    prepared = prepare(
+        write_job(sound, tmp_path, {"members": [f"{place}/members"], "base": f"{place}/base"})
+    )
+    assert not any(
+        path.endswith(SHARD) and method == "GET" and not asked for method, path, asked in chaos.log
+    )
+    assert (
+        not list(cache_folder().glob("*.bin")) or prepared.warnings
+    )  # the checks of deltas may read samples, never more
+    local = prepare(
+        write_job(
+            sound,
+            tmp_path,
+            {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")},
+        )
+    )
     assert prepared.suites == local.suites and prepared.facts["pool"] == local.facts["pool"]
-    assert {name for name in prepared.facts if name.startswith("object ")} == {f"object {place}/{part}/{file}" for part in ("base", "members/m0", "members/m1", "members/m2") for file in (SHARD, "config.json")}
+    assert {name for name in prepared.facts if name.startswith("object ")} == {
+        f"object {place}/{part}/{file}"
+        for part in ("base", "members/m0", "members/m1", "members/m2")
+        for file in (SHARD, "config.json")
+    }
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
@@ -133,7 +177,9 @@ def test_a_packed_pool_is_a_pool(sound, place, tmp_path, where, ratio):  # noqa:
         assert ratio or wanted == checkpoint_digest(original.find(ours.name))
     assert open_checkpoint(pool.members[1].location, "m1") == pool.members[1]
     prepared = prepare(write_job(sound, tmp_path, {"members": [pack]}))
-    assert prepared.pool.names == original.names and any("recycler-pack.json#m1" in name for name in prepared.facts)
+    assert prepared.pool.names == original.names and any(
+        "recycler-pack.json#m1" in name for name in prepared.facts
+    )
     if where == "bucket":
         manifest = json.loads((tmp_path / "packed/recycler-pack.json").read_text())
         (tmp_path / "changed.json").write_text(json.dumps(manifest, indent=1))
@@ -162,7 +208,10 @@ def test_an_export_in_a_bucket_whose_weights_were_changed_is_refused(sound, plac
     assert done.folder == f"{place}/out/merge"
     exported = open_pool([f"{place}/out/merge"])
     assert checkpoint_digest(materialise(exported).members[0]) == done.weights_digest
-    (tmp_path / "bad.safetensors").write_bytes((raw := bytearray(bucket.read(f"{place}/out/merge/{SHARD}").raw)) and bytes(raw[:-1] + bytes([raw[-1] ^ 1])))
+    (tmp_path / "bad.safetensors").write_bytes(
+        (raw := bytearray(bucket.read(f"{place}/out/merge/{SHARD}").raw))
+        and bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    )
     bucket.upload(f"{place}/out/merge/{SHARD}", tmp_path / "bad.safetensors")
     with pytest.raises(UnsafeInputError, match="its manifest says"):
         materialise(open_pool([f"{place}/out/merge"]))

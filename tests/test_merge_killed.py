@@ -19,7 +19,10 @@ from recycler.pool.scan import checkpoint_digest
 from recycler.wholefolder import whole_folder
 
 SHAPES = {"model.embed_tokens.weight": (1200, 512), "model.norm.weight": (512,)} | {
-    f"model.layers.{layer}.{name}.weight": (512, 1024) for layer in range(2) for name in ("mlp.up_proj", "self_attn.q_proj")}
+    f"model.layers.{layer}.{name}.weight": (512, 1024)
+    for layer in range(2)
+    for name in ("mlp.up_proj", "self_attn.q_proj")
+}
 
 
 def run_quietly(command):
@@ -32,7 +35,17 @@ def run_quietly(command):
 def server():
     """Processes are forked from one that has imported everything: what is killed is the work, not the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recycler.cli.models", "recycler.export.export", "recycler.run", "recycler.report", "recycler.merge.recipe_yaml", "recycler.pool.pack", "test_merge_killed"])
+    context.set_forkserver_preload(
+        [
+            "recycler.cli.models",
+            "recycler.export.export",
+            "recycler.run",
+            "recycler.report",
+            "recycler.merge.recipe_yaml",
+            "recycler.pool.pack",
+            "test_merge_killed",
+        ]
+    )
     return context
 
 
@@ -43,15 +56,34 @@ def place(tmp_path_factory):
     make_run(root, merges=3, checkpoints=True)
     base = model_arrays(0, shapes=SHAPES)
     for index, name in enumerate((*NAMES, "base")):
-        write_checkpoint(root / "pool" / name, model_arrays(index, near=base, shapes=SHAPES, scale=0.01), config={"vocab_size": 1200, "hidden_size": 512})
-    (root / "recipe.yaml").write_text("method: ties\nbase: {base: pool/base}\nmembers: {a: pool/math-v3, b: pool/code-v1}\nweights: {a: 0.5, b: 0.7}\noptions: {density: 0.4}\n")
+        write_checkpoint(
+            root / "pool" / name,
+            model_arrays(index, near=base, shapes=SHAPES, scale=0.01),
+            config={"vocab_size": 1200, "hidden_size": 512},
+        )
+    (root / "recipe.yaml").write_text(
+        "method: ties\nbase: {base: pool/base}\nmembers: {a: pool/math-v3, b: pool/code-v1}\nweights: {a: 0.5, b: 0.7}\noptions: {density: 0.4}\n"
+    )
     return root
 
 
 def command_of(what, place, out):
     pool = place / "pool"
-    return {"merge": ["merge", str(place / "recipe.yaml"), str(out), "--max-shard-bytes", "2000000"], "export": ["export", str(place / "demo"), "--trial", "7", "--to", str(out)],
-            "pack": ["pack", str(pool / "math-v3"), str(pool / "code-v1"), "--base", str(pool / "base"), "--to", str(out), "--ratio", "16"]}[what]
+    return {
+        "merge": ["merge", str(place / "recipe.yaml"), str(out), "--max-shard-bytes", "2000000"],
+        "export": ["export", str(place / "demo"), "--trial", "7", "--to", str(out)],
+        "pack": [
+            "pack",
+            str(pool / "math-v3"),
+            str(pool / "code-v1"),
+            "--base",
+            str(pool / "base"),
+            "--to",
+            str(out),
+            "--ratio",
+            "16",
+        ],
+    }[what]
 
 
 def content_of(what, out):
@@ -66,7 +98,10 @@ def content_of(what, out):
             folder.rmdir()
         return found
     manifest = json.loads((out / EXPORT_MANIFEST).read_text())
-    assert all((out / name).stat().st_size == facts["num_bytes"] for name, facts in manifest["files"].items())
+    assert all(
+        (out / name).stat().st_size == facts["num_bytes"]
+        for name, facts in manifest["files"].items()
+    )
     assert checkpoint_digest(open_checkpoint(out)) == manifest["weights_digest"]
     return manifest["weights_digest"]
 
@@ -76,7 +111,9 @@ def kill_many(server, what, place, tmp_path, count, seed):
     out = tmp_path / "out"
     for name in ("warm", "reference"):
         start = time.monotonic()
-        process = server.Process(target=run_quietly, args=(command_of(what, place, tmp_path / name),))
+        process = server.Process(
+            target=run_quietly, args=(command_of(what, place, tmp_path / name),)
+        )
         process.start()
         process.join()
         duration = time.monotonic() - start
@@ -100,7 +137,11 @@ def kill_many(server, what, place, tmp_path, count, seed):
     process.start()
     process.join()
     assert process.exitcode == 0 and content_of(what, out) == reference
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "unpacked") == ["out", "reference", "warm"]  # nothing is left of those that were killed
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "unpacked") == [
+        "out",
+        "reference",
+        "warm",
+    ]  # nothing is left of those that were killed
     return absent
 
 
@@ -111,7 +152,9 @@ def test_a_few_kills_leave_the_destination_whole_or_absent(server, place, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what,count", [("merge", 34), ("pack", 33), ("export", 33)])
-def test_a_hundred_kills_leave_the_destination_whole_or_absent(server, place, tmp_path, what, count):
+def test_a_hundred_kills_leave_the_destination_whole_or_absent(
+    server, place, tmp_path, what, count
+):
     absent = kill_many(server, what, place, tmp_path, count, seed=2)
     print(f"{what}: {absent} of {count} kills met it unfinished")
     assert absent >= count // 4

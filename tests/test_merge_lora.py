@@ -7,7 +7,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.merge.lora import Adapter, LowRank, cat, factor, fold, merged_deltas, modules_of, read_adapter, truncate, write_adapter
+from recycler.merge.lora import (
+    Adapter,
+    LowRank,
+    cat,
+    factor,
+    fold,
+    merged_deltas,
+    modules_of,
+    read_adapter,
+    truncate,
+    write_adapter,
+)
 from recycler.merge.lora_learn import attached, learn_by_gradient, learn_by_spsa
 
 RANKS = {"math": (4, 8.0), "code": (2, 6.0), "prose": (3, 3.0)}
@@ -15,15 +26,33 @@ RANKS = {"math": (4, 8.0), "code": (2, 6.0), "prose": (3, 3.0)}
 
 def model():
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
 
 
 def adapter(name, seed, modules=("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")):
     generator = torch.Generator().manual_seed(seed)
     rank, alpha = RANKS[name]
     shapes = {"q_proj": (16, 16), "up_proj": (24, 16)}
-    return Adapter(name=name, modules={module: LowRank(
-        up=torch.randn(shapes[module.rsplit(".", 1)[1]][0], rank, generator=generator), down=torch.randn(rank, 16, generator=generator), scale=alpha / rank) for module in modules})
+    return Adapter(
+        name=name,
+        modules={
+            module: LowRank(
+                up=torch.randn(shapes[module.rsplit(".", 1)[1]][0], rank, generator=generator),
+                down=torch.randn(rank, 16, generator=generator),
+                scale=alpha / rank,
+            )
+            for module in modules
+        },
+    )
 
 
 ADAPTERS = [adapter(name, seed) for seed, name in enumerate(RANKS)]
@@ -31,7 +60,10 @@ WEIGHTS = (0.7, -0.2, 0.5)
 
 
 def total(module, weights=WEIGHTS):
-    return sum(weight * entry.modules[module].delta() for entry, weight in zip(ADAPTERS, weights, strict=True))
+    return sum(
+        weight * entry.modules[module].delta()
+        for entry, weight in zip(ADAPTERS, weights, strict=True)
+    )
 
 
 def test_cat_is_the_sum_of_scaled_products_and_adds_ranks():
@@ -44,7 +76,10 @@ def test_cat_is_the_sum_of_scaled_products_and_adds_ranks():
 def test_cat_skips_zero_weights_and_absent_modules():
     one = adapter("math", 0, ("model.layers.0.self_attn.q_proj",))
     merged = cat([one, ADAPTERS[1]], (1.0, 1.0))
-    assert {module: factors.rank for module, factors in merged.modules.items()} == {"model.layers.0.self_attn.q_proj": 6, "model.layers.1.mlp.up_proj": 2}
+    assert {module: factors.rank for module, factors in merged.modules.items()} == {
+        "model.layers.0.self_attn.q_proj": 6,
+        "model.layers.1.mlp.up_proj": 2,
+    }
     assert cat(ADAPTERS, (0.0, 1.0, 0.0)).modules["model.layers.1.mlp.up_proj"].rank == 2
 
 
@@ -52,7 +87,9 @@ def test_cat_takes_one_row_of_weights_a_module():
     rows = {module: (float(index), 1.0, 0.0) for index, module in enumerate(modules_of(ADAPTERS))}
     merged = cat(ADAPTERS, rows)
     for module, row in rows.items():
-        torch.testing.assert_close(merged.modules[module].delta(), total(module, row), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            merged.modules[module].delta(), total(module, row), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_merges_are_of_deltas():
@@ -70,9 +107,15 @@ def test_merges_are_of_deltas():
 def test_truncation_reports_the_error_it_makes_and_none_at_full_rank():
     merged = cat(ADAPTERS, WEIGHTS)
     for rank in (1, 4, 9):
-        for small, errors in (truncate(merged, rank), factor({module: factors.delta() for module, factors in merged.modules.items()}, rank)):
+        for small, errors in (
+            truncate(merged, rank),
+            factor({module: factors.delta() for module, factors in merged.modules.items()}, rank),
+        ):
             for module, factors in merged.modules.items():
-                real = float((small.modules[module].delta() - factors.delta()).norm() / factors.delta().norm())
+                real = float(
+                    (small.modules[module].delta() - factors.delta()).norm()
+                    / factors.delta().norm()
+                )
                 assert errors[module] == pytest.approx(real, abs=1e-4)
                 assert small.modules[module].rank == rank
                 if rank == 9:
@@ -108,8 +151,12 @@ def test_peft_cat_and_svd_are_ours(tmp_path):
     small, _ = truncate(merged, 3)
     for module, factors in merged.modules.items():
         layer = theirs.base_model.model.get_submodule(module)
-        torch.testing.assert_close(layer.get_delta_weight("cat"), factors.delta(), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(layer.get_delta_weight("svd"), small.modules[module].delta(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            layer.get_delta_weight("cat"), factors.delta(), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            layer.get_delta_weight("svd"), small.modules[module].delta(), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_folding_on_another_base_is_refused():
@@ -120,7 +167,9 @@ def test_folding_on_another_base_is_refused():
 def test_adapters_that_are_not_plain_lora_are_refused(tmp_path):
     write_adapter(ADAPTERS[0], tmp_path)
     config = (tmp_path / "adapter_config.json").read_text()
-    (tmp_path / "adapter_config.json").write_text(config.replace('"bias": "none"', '"bias": "all", "use_dora": true'))
+    (tmp_path / "adapter_config.json").write_text(
+        config.replace('"bias": "none"', '"bias": "all", "use_dora": true')
+    )
     with pytest.raises(UsageError) as error:
         read_adapter(tmp_path)
     assert "use_dora" in str(error.value) and "bias" in str(error.value)
@@ -128,9 +177,13 @@ def test_adapters_that_are_not_plain_lora_are_refused(tmp_path):
 
 # ---------------------------------------------------------------- learned CAT
 
+
 def language_loss():
     """A model whose best weights differ by module: the target is the model with known ones."""
-    frozen, ids = model().requires_grad_(False), torch.randint(0, 40, (4, 16), generator=torch.Generator().manual_seed(1))
+    frozen, ids = (
+        model().requires_grad_(False),
+        torch.randint(0, 40, (4, 16), generator=torch.Generator().manual_seed(1)),
+    )
     best = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
     with torch.no_grad(), attached(frozen, ADAPTERS, best):
         target = frozen(ids).logits

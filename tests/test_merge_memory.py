@@ -44,14 +44,29 @@ print("merged")
 def place(tmp_path_factory):
     """A base and three members of ten tensors each, 80 MiB of holes a checkpoint: they cost no disk."""
     root = tmp_path_factory.mktemp("memory")
-    names = ["model.embed_tokens.weight", *(f"model.layers.{index}.mlp.up_proj.weight" for index in range(NUM_TENSORS - 1))]
-    header = {name: {"dtype": "BF16", "shape": [ROWS, COLUMNS], "data_offsets": [index * LARGEST, (index + 1) * LARGEST]} for index, name in enumerate(names)}
+    names = [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{index}.mlp.up_proj.weight" for index in range(NUM_TENSORS - 1)),
+    ]
+    header = {
+        name: {
+            "dtype": "BF16",
+            "shape": [ROWS, COLUMNS],
+            "data_offsets": [index * LARGEST, (index + 1) * LARGEST],
+        }
+        for index, name in enumerate(names)
+    }
     raw = json.dumps(header).encode()
     for number in range(K + 1):
         write_checkpoint(root / f"small-{number}")
         folder = root / f"large-{number}"
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": NUM_TENSORS - 1, "vocab_size": ROWS, "hidden_size": COLUMNS}))
+        (folder / "config.json").write_text(
+            json.dumps(
+                CONFIG
+                | {"num_hidden_layers": NUM_TENSORS - 1, "vocab_size": ROWS, "hidden_size": COLUMNS}
+            )
+        )
         with (folder / "model.safetensors").open("wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)
             file.truncate(8 + len(raw) + NUM_TENSORS * LARGEST)
@@ -59,18 +74,42 @@ def place(tmp_path_factory):
 
 
 def merged(place, method, options, allowed):
-    done = subprocess.run([sys.executable, "-c", CHILD, str(place), method, json.dumps(options), str(allowed)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(place), method, json.dumps(options), str(allowed)],
+        capture_output=True,
+        text=True,
+    )
     return done.stdout == "merged\n", done.stderr[-500:]
 
 
-BY_BLOCK = [("linear", {}), ("task_arithmetic", {}), ("layer_swap", {"bottom": 1, "top": 1}), ("lines", {})]
-BY_TENSOR = [("ties", {"density": 0.3}), ("dare_ties", {"density": 0.5}), ("della", {"density": 0.5}), ("breadcrumbs", {"density": 0.8}), ("sce", {"select_topk": 0.5}), ("slerp", {}),
-             ("multislerp", {}), ("karcher", {}), ("model_stock", {})]
+BY_BLOCK = [
+    ("linear", {}),
+    ("task_arithmetic", {}),
+    ("layer_swap", {"bottom": 1, "top": 1}),
+    ("lines", {}),
+]
+BY_TENSOR = [
+    ("ties", {"density": 0.3}),
+    ("dare_ties", {"density": 0.5}),
+    ("della", {"density": 0.5}),
+    ("breadcrumbs", {"density": 0.8}),
+    ("sce", {"select_topk": 0.5}),
+    ("slerp", {}),
+    ("multislerp", {}),
+    ("karcher", {}),
+    ("model_stock", {}),
+]
 
 
-@pytest.mark.parametrize("method,options", [*BY_BLOCK, *BY_TENSOR], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "method,options",
+    [*BY_BLOCK, *BY_TENSOR],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_merge_holds_at_most_k_plus_3_of_the_largest_tensor(place, method, options):
-    assert (K + 3) * LARGEST + SLACK <= NUM_TENSORS * LARGEST + (1 << 20)  # less than the output alone
+    assert (K + 3) * LARGEST + SLACK <= NUM_TENSORS * LARGEST + (
+        1 << 20
+    )  # less than the output alone
     done, said = merged(place, method, options, (K + 3) * LARGEST + SLACK)
     assert done, said
 

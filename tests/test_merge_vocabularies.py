@@ -28,21 +28,58 @@ SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 def vocabulary(tokens, added=()):
     ids = {token: index for index, token in enumerate([*SPECIAL, *tokens, *added])}
-    file = tokenizer(vocab={token: index for token, index in ids.items() if token not in added}, merges=[])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    out = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None,
-           "model": {"type": "WordLevel", "vocab": file["model"]["vocab"], "merges": [], "unk_token": "<pad>"}}
+    file = tokenizer(
+        vocab={token: index for token, index in ids.items() if token not in added}, merges=[]
+    )
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    out = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": file["model"]["vocab"],
+            "merges": [],
+            "unk_token": "<pad>",
+        },
+    }
     del out["model"]["merges"]
-    return out | {"added_tokens": [{"id": ids[token], "content": token, **flags} for token in [*SPECIAL, *added]]}
+    return out | {
+        "added_tokens": [
+            {"id": ids[token], "content": token, **flags} for token in [*SPECIAL, *added]
+        ]
+    }
 
 
 def member(folder, tokens, *, seed, added=(), padding=0, head=False):
     """A checkpoint whose embeddings have a row a token, and `padding` more."""
     file = vocabulary(tokens, added)
     rows = len(SPECIAL) + len(tokens) + len(added) + padding
-    shapes = {EMBEDDINGS: (rows, 8), "model.layers.0.mlp.up_proj.weight": (16, 8), "model.norm.weight": (8,)} | ({HEAD: (rows, 8)} if head else {})
-    write_checkpoint(folder, model_arrays(seed, shapes=shapes), config={"vocab_size": rows, "num_hidden_layers": 1, "tie_word_embeddings": not head}, tokenizer_json=file,
-                     files={"tokenizer_config.json": json.dumps({"added_tokens_decoder": {}}), "merges.txt": "stale"})
+    shapes = {
+        EMBEDDINGS: (rows, 8),
+        "model.layers.0.mlp.up_proj.weight": (16, 8),
+        "model.norm.weight": (8,),
+    } | ({HEAD: (rows, 8)} if head else {})
+    write_checkpoint(
+        folder,
+        model_arrays(seed, shapes=shapes),
+        config={"vocab_size": rows, "num_hidden_layers": 1, "tie_word_embeddings": not head},
+        tokenizer_json=file,
+        files={
+            "tokenizer_config.json": json.dumps({"added_tokens_decoder": {}}),
+            "merges.txt": "stale",
+        },
+    )
     return file
 
 
@@ -61,9 +98,20 @@ def merge(tmp_path, text, out="out"):
 
 
 def trio(tmp_path, **settings_of_all):
-    files = [member(tmp_path / name, tokens, seed=seed, added=added, **settings_of_all) for seed, (name, tokens, added) in enumerate(
-        (("base", "abcd", ["<tool>"]), ("m0", "dcxy", ["<chat>"]), ("m1", "xaz", ["<tool>", "<chat>"])))]
-    return [rows_of(load_file(tmp_path / name / "model.safetensors"), file) for name, file in zip(("base", "m0", "m1"), files, strict=True)]
+    files = [
+        member(tmp_path / name, tokens, seed=seed, added=added, **settings_of_all)
+        for seed, (name, tokens, added) in enumerate(
+            (
+                ("base", "abcd", ["<tool>"]),
+                ("m0", "dcxy", ["<chat>"]),
+                ("m1", "xaz", ["<tool>", "<chat>"]),
+            )
+        )
+    ]
+    return [
+        rows_of(load_file(tmp_path / name / "model.safetensors"), file)
+        for name, file in zip(("base", "m0", "m1"), files, strict=True)
+    ]
 
 
 RECIPE = "method: linear\nbase: {base: base}\nmembers: {m0: m0, m1: m1}\nweights: {m0: %s, m1: %s}\ntokenizer: %s\n"
@@ -77,12 +125,24 @@ def test_union_has_every_token_once_and_the_rule_of_each_row(tmp_path):
     for token, row in rows.items():
         has = [member[token].float() for member in (m0, m1) if token in member]
         origin = base[token].float() if token in base else (sum(has) / len(has)).bfloat16().float()
-        expected = sum(weight * member.get(token, origin.bfloat16()).float() for weight, member in ((0.5, m0), (0.25, m1))) + 0.25 * origin
+        expected = (
+            sum(
+                weight * member.get(token, origin.bfloat16()).float()
+                for weight, member in ((0.5, m0), (0.25, m1))
+            )
+            + 0.25 * origin
+        )
         assert torch.allclose(row.float(), expected, rtol=2**-7, atol=1e-6), token
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["vocab_size"] == len(rows)
-    listed = json.loads((tmp_path / "out/tokenizer_config.json").read_text())["added_tokens_decoder"]
-    assert {entry["content"] for entry in listed.values()} == {*SPECIAL, "<tool>", "<chat>"} and not (tmp_path / "out/merges.txt").exists()
+    listed = json.loads((tmp_path / "out/tokenizer_config.json").read_text())[
+        "added_tokens_decoder"
+    ]
+    assert {entry["content"] for entry in listed.values()} == {
+        *SPECIAL,
+        "<tool>",
+        "<chat>",
+    } and not (tmp_path / "out/merges.txt").exists()
 
 
 def byte_pairs(*texts):
@@ -90,7 +150,9 @@ def byte_pairs(*texts):
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False))
+    trained.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], show_progress=False)
+    )
     trained.add_special_tokens([f"<{texts[0][:3]}>"])
     return trained
 
@@ -101,10 +163,18 @@ def test_a_union_cuts_texts_as_the_first_does_and_knows_the_others_added_tokens(
     from tokenizers import Tokenizer
 
     first, second = byte_pairs("abab cdcd abcd"), byte_pairs("bcbc dada bcda")
-    made = union_tokenizer([TokenizerFile.parse(str(number), one.to_str().encode()) for number, one in enumerate((first, second))])
+    made = union_tokenizer(
+        [
+            TokenizerFile.parse(str(number), one.to_str().encode())
+            for number, one in enumerate((first, second))
+        ]
+    )
     union = Tokenizer.from_str(made.raw.decode())
     assert union.encode(text).ids == first.encode(text).ids
-    assert union.encode(f"{text}<bcb>").tokens[-1] == "<bcb>" and union.get_vocab().keys() == first.get_vocab().keys() | second.get_vocab().keys()
+    assert (
+        union.encode(f"{text}<bcb>").tokens[-1] == "<bcb>"
+        and union.get_vocab().keys() == first.get_vocab().keys() | second.get_vocab().keys()
+    )
 
 
 @pytest.mark.parametrize("policy", ["union", "base"])
@@ -113,10 +183,17 @@ def test_one_hot_keeps_the_members_own_rows(tmp_path, policy, chosen):
     _, *members = trio(tmp_path, head=True)
     tensors, rows = merge(tmp_path, RECIPE % (1 - chosen, chosen, policy))
     own = load_file(tmp_path / f"m{chosen}" / "model.safetensors")
-    assert all(torch.equal(rows[token], row) for token, row in members[chosen].items() if token in rows)
-    assert all(torch.equal(tensors[name], own[name]) for name in tensors if name not in (EMBEDDINGS, HEAD))
+    assert all(
+        torch.equal(rows[token], row) for token, row in members[chosen].items() if token in rows
+    )
+    assert all(
+        torch.equal(tensors[name], own[name]) for name in tensors if name not in (EMBEDDINGS, HEAD)
+    )
     file = json.loads((tmp_path / "out/tokenizer.json").read_text())
-    heads, theirs = rows_of(tensors, file, HEAD), rows_of(own, json.loads((tmp_path / f"m{chosen}/tokenizer.json").read_text()), HEAD)
+    heads, theirs = (
+        rows_of(tensors, file, HEAD),
+        rows_of(own, json.loads((tmp_path / f"m{chosen}/tokenizer.json").read_text()), HEAD),
+    )
     assert all(torch.equal(heads[token], row) for token, row in theirs.items() if token in heads)
 
 
@@ -124,8 +201,12 @@ def test_base_keeps_the_vocabulary_of_the_base_and_its_padding(tmp_path):
     trio(tmp_path, padding=3)
     tensors, rows = merge(tmp_path, RECIPE % (0.5, 0.5, "base"))
     theirs = load_file(tmp_path / "base/model.safetensors")[EMBEDDINGS]
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == (tmp_path / "base/tokenizer.json").read_bytes()
-    assert tensors[EMBEDDINGS].shape == theirs.shape and torch.equal(tensors[EMBEDDINGS][-3:], theirs[-3:])
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (
+        tmp_path / "base/tokenizer.json"
+    ).read_bytes()
+    assert tensors[EMBEDDINGS].shape == theirs.shape and torch.equal(
+        tensors[EMBEDDINGS][-3:], theirs[-3:]
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 2])
@@ -134,8 +215,18 @@ def test_equal_vocabularies_are_merged_as_without_a_policy(tmp_path, padding):
         member(tmp_path / f"m{seed}", "abc", seed=seed, padding=padding)
     written = []
     for policy in ("refuse", "union", "base"):
-        merge(tmp_path, f"method: linear\nmembers: {{m0: m0, m1: m1}}\nweights: {{m0: 0.7, m1: 0.3}}\ntokenizer: {policy}\n", policy)
-        written.append({path.name: path.read_bytes() for path in (tmp_path / policy).iterdir() if path.name not in ("README.md", "recycler-manifest.json")})  # which tell the file names
+        merge(
+            tmp_path,
+            f"method: linear\nmembers: {{m0: m0, m1: m1}}\nweights: {{m0: 0.7, m1: 0.3}}\ntokenizer: {policy}\n",
+            policy,
+        )
+        written.append(
+            {
+                path.name: path.read_bytes()
+                for path in (tmp_path / policy).iterdir()
+                if path.name not in ("README.md", "recycler-manifest.json")
+            }
+        )  # which tell the file names
     assert written[0] == written[1] == written[2]
 
 
@@ -153,10 +244,17 @@ def test_the_exported_recipe_makes_the_same_weights_again(tmp_path):
 def test_blocks_are_the_elements_of_the_whole(tmp_path_factory, data):
     """A stretch of elements, cut within rows or not, read by stream or resident, is that of the whole tensor."""
     place = tmp_path_factory.mktemp("pool")
-    names = data.draw(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True), min_size=2, max_size=3))
+    names = data.draw(
+        st.lists(
+            st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True), min_size=2, max_size=3
+        )
+    )
     for seed, tokens in enumerate(names):
         member(place / f"m{seed}", tokens, seed=seed)
-    pool = align_vocabularies(open_pool([place / f"m{seed}" for seed in range(len(names))]), data.draw(st.sampled_from(["union", "base"])))
+    pool = align_vocabularies(
+        open_pool([place / f"m{seed}" for seed in range(len(names))]),
+        data.draw(st.sampled_from(["union", "base"])),
+    )
     resident, count = ResidentPool(pool), pool.template.tensors[EMBEDDINGS].shape[0] * 8
     with StreamedPool(pool) as streamed:
         for name in pool.names:
@@ -164,18 +262,44 @@ def test_blocks_are_the_elements_of_the_whole(tmp_path_factory, data):
             assert whole.numel() == count and torch.isfinite(whole).all()
             cuts = sorted(data.draw(st.sets(st.integers(1, count - 1), max_size=4)) | {0, count})
             for source in (resident, streamed):
-                parts = [source.elements(name, EMBEDDINGS, slice(*cut)).clone() for cut in zip(cuts, cuts[1:], strict=False)]
+                parts = [
+                    source.elements(name, EMBEDDINGS, slice(*cut)).clone()
+                    for cut in zip(cuts, cuts[1:], strict=False)
+                ]
                 assert torch.equal(torch.cat(parts), whole)
-    recipe = Recipe(method="linear", members=pool.names, weights=((1.0,) + (0.0,) * (len(names) - 1),))
-    assert dict(merged_tensors(recipe, resident))[EMBEDDINGS].shape == pool.template.tensors[EMBEDDINGS].shape
+    recipe = Recipe(
+        method="linear", members=pool.names, weights=((1.0,) + (0.0,) * (len(names) - 1),)
+    )
+    assert (
+        dict(merged_tensors(recipe, resident))[EMBEDDINGS].shape
+        == pool.template.tensors[EMBEDDINGS].shape
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda place: (place / "m0/tokenizer.json").unlink(), "'m0': has no tokenizer.json"),
-    (lambda place: (place / "m0/tokenizer.json").write_text(json.dumps(vocabulary("abcdefghijkl"))), "ids outside the 8 rows"),
-    (lambda place: (place / "m0/tokenizer.json").write_text(json.dumps(vocabulary("abc") | {"added_tokens": [{"id": "7", "content": "q"}]})), "gives 'q' the id 7"),
-    (lambda place: (place / "base/tokenizer.json").write_text(json.dumps(vocabulary("abcd", ["<tool>"]) | {"pre_tokenizer": {"type": "Unknown"}})), "cannot be extended"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda place: (place / "m0/tokenizer.json").unlink(), "'m0': has no tokenizer.json"),
+        (
+            lambda place: (place / "m0/tokenizer.json").write_text(
+                json.dumps(vocabulary("abcdefghijkl"))
+            ),
+            "ids outside the 8 rows",
+        ),
+        (
+            lambda place: (place / "m0/tokenizer.json").write_text(
+                json.dumps(vocabulary("abc") | {"added_tokens": [{"id": "7", "content": "q"}]})
+            ),
+            "gives 'q' the id 7",
+        ),
+        (
+            lambda place: (place / "base/tokenizer.json").write_text(
+                json.dumps(vocabulary("abcd", ["<tool>"]) | {"pre_tokenizer": {"type": "Unknown"}})
+            ),
+            "cannot be extended",
+        ),
+    ],
+)
 def test_what_cannot_be_put_in_order_is_refused(tmp_path, change, message):
     trio(tmp_path)
     change(tmp_path)
@@ -184,17 +308,25 @@ def test_what_cannot_be_put_in_order_is_refused(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("tail, kind, message", [
-    ("tokenizer: {source: union, pad_to_multiple_of: 8}\n", UsageError, "pad_to_multiple_of"),
-    ("tokenizer: {source: [union]}\n", UsageError, "is not a word"),
-    ("tokenizer_source: PLACE/m1\n", UnsafeInputError, "gives"),
-    ("tokenizer_source: union\nbase_model: PLACE/m1\n", UsageError, "base_model 'm1'"),
-])
+@pytest.mark.parametrize(
+    "tail, kind, message",
+    [
+        ("tokenizer: {source: union, pad_to_multiple_of: 8}\n", UsageError, "pad_to_multiple_of"),
+        ("tokenizer: {source: [union]}\n", UsageError, "is not a word"),
+        ("tokenizer_source: PLACE/m1\n", UnsafeInputError, "gives"),
+        ("tokenizer_source: union\nbase_model: PLACE/m1\n", UsageError, "base_model 'm1'"),
+    ],
+)
 def test_mergekit_settings_that_are_not_done_are_refused(tmp_path, tail, kind, message):
     trio(tmp_path)
-    models = "".join(f"- {{model: {tmp_path}/{name}, parameters: {{weight: 1}}}}\n" for name in ("m0", "m1"))
+    models = "".join(
+        f"- {{model: {tmp_path}/{name}, parameters: {{weight: 1}}}}\n" for name in ("m0", "m1")
+    )
     with pytest.raises(kind, match=message):
-        merge(tmp_path, f"merge_method: linear\nmodels:\n{models}{tail.replace('PLACE', str(tmp_path))}")
+        merge(
+            tmp_path,
+            f"merge_method: linear\nmodels:\n{models}{tail.replace('PLACE', str(tmp_path))}",
+        )
 
 
 def test_an_unknown_policy_is_refused_with_its_line(tmp_path):

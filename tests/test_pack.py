@@ -24,9 +24,15 @@ BASE = model_arrays(0, shapes=LARGE)
 def small_pool(tmp_path, dtype="BF16", scale=1e-3):
     write_checkpoint(tmp_path / "in/base", BASE, dtype=dtype)
     first = model_arrays(1, near=BASE, shapes=LARGE, scale=scale)
-    write_checkpoint(tmp_path / "in/m0", first | {"model.norm.weight": BASE["model.norm.weight"]}, dtype=dtype)
-    second = model_arrays(2, near=BASE, shapes=LARGE, scale=scale) | {"model.layers.1.big": first["model.layers.1.big"]}
-    write_checkpoint(tmp_path / "in/m1", second, dtype=dtype, files={"chat_template.jinja": "{{ x }}"})
+    write_checkpoint(
+        tmp_path / "in/m0", first | {"model.norm.weight": BASE["model.norm.weight"]}, dtype=dtype
+    )
+    second = model_arrays(2, near=BASE, shapes=LARGE, scale=scale) | {
+        "model.layers.1.big": first["model.layers.1.big"]
+    }
+    write_checkpoint(
+        tmp_path / "in/m1", second, dtype=dtype, files={"chat_template.jinja": "{{ x }}"}
+    )
     return open_pool([tmp_path / "in/m0", tmp_path / "in/m1"], tmp_path / "in/base")
 
 
@@ -37,18 +43,32 @@ def test_an_exact_pack_comes_back_bit_for_bit(tmp_path, dtype):
     assert report.errors == ()
     unpack(tmp_path / "packed", tmp_path / "out")
     for name in ("base", "m0", "m1"):
-        assert checkpoint_digest(open_checkpoint(tmp_path / "out" / name)) == checkpoint_digest(pool.find(name))
+        assert checkpoint_digest(open_checkpoint(tmp_path / "out" / name)) == checkpoint_digest(
+            pool.find(name)
+        )
         for file in ("config.json", "tokenizer.json"):
-            assert (tmp_path / "out" / name / file).read_bytes() == (tmp_path / "in" / name / file).read_bytes()
-    assert (tmp_path / "out/m1/chat_template.jinja").is_file() and not (tmp_path / "out/m0/chat_template.jinja").exists()
+            assert (tmp_path / "out" / name / file).read_bytes() == (
+                tmp_path / "in" / name / file
+            ).read_bytes()
+    assert (tmp_path / "out/m1/chat_template.jinja").is_file() and not (
+        tmp_path / "out/m0/chat_template.jinja"
+    ).exists()
 
 
 def test_an_exact_pack_is_smaller_and_stores_equal_tensors_once(tmp_path):
     report = pack_pool(small_pool(tmp_path), tmp_path / "packed")
     manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
-    assert manifest["checkpoints"]["m0"]["tensors"]["model.norm.weight"]["as"] == ["base", "model.norm.weight"]
-    assert manifest["checkpoints"]["m1"]["tensors"]["model.layers.1.big"]["as"] == ["m0", "model.layers.1.big"]
-    assert len(list((tmp_path / "packed").glob("small-*"))) == 3  # one config, one tokenizer, one template
+    assert manifest["checkpoints"]["m0"]["tensors"]["model.norm.weight"]["as"] == [
+        "base",
+        "model.norm.weight",
+    ]
+    assert manifest["checkpoints"]["m1"]["tensors"]["model.layers.1.big"]["as"] == [
+        "m0",
+        "model.layers.1.big",
+    ]
+    assert (
+        len(list((tmp_path / "packed").glob("small-*"))) == 3
+    )  # one config, one tokenizer, one template
     assert report.num_bytes_members < 0.5 * report.num_bytes_before
 
 
@@ -62,7 +82,10 @@ def test_exact_coding_inverts_for_all_bit_patterns(pairs):
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
 def test_exact_coding_inverts_for_nan_infinities_and_both_zeros(kind):
     size = np.dtype(kind).itemsize
-    odd = np.array([0, 1, 1 << (8 * size - 1), (1 << (8 * size)) - 1, (1 << (8 * size - 1)) - 1, 0x7F80], dtype=kind)
+    odd = np.array(
+        [0, 1, 1 << (8 * size - 1), (1 << (8 * size)) - 1, (1 << (8 * size - 1)) - 1, 0x7F80],
+        dtype=kind,
+    )
     raw, base = np.repeat(odd, 6).tobytes(), np.tile(odd, 6).tobytes()
     assert decode_exact(encode_exact(raw, base, size), base, size) == raw
 
@@ -75,7 +98,10 @@ def test_a_compressed_pack_has_the_error_that_it_says_and_the_size(tmp_path):
     for member in pool.members:
         again = open_checkpoint(tmp_path / "out" / member.name)
         for name, info in member.tensors.items():
-            base, wanted, found = (as_float32(read_bytes(tensor, 0, tensor.num_bytes), tensor.dtype) for tensor in (pool.base.tensors[name], info, again.tensors[name]))
+            base, wanted, found = (
+                as_float32(read_bytes(tensor, 0, tensor.num_bytes), tensor.dtype)
+                for tensor in (pool.base.tensors[name], info, again.tensors[name])
+            )
             if (member.name, name) in said:
                 error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted - base)
                 assert error == pytest.approx(said[member.name, name], rel=1e-3)
@@ -108,8 +134,12 @@ def test_what_is_stored_fits_into_the_budget_and_unpacks_to_the_same():
     found = compress(delta, 16 * delta.size // 16)
     left, right = pack_codes(found.left, found.split), pack_codes(found.right, found.split)
     assert 8 * (len(left) + len(right) + 4 * len(found.coefficients)) <= delta.size + 16
-    assert np.array_equal(unpack_codes(left, 100, found.split), found.left) and np.array_equal(unpack_codes(right, 333, found.split), found.right)
-    assert np.linalg.norm(delta - found.matrix()) / np.linalg.norm(delta) == pytest.approx(found.error, rel=1e-4)
+    assert np.array_equal(unpack_codes(left, 100, found.split), found.left) and np.array_equal(
+        unpack_codes(right, 333, found.split), found.right
+    )
+    assert np.linalg.norm(delta - found.matrix()) / np.linalg.norm(delta) == pytest.approx(
+        found.error, rel=1e-4
+    )
 
 
 def test_a_zero_delta_or_a_tiny_budget_stores_nothing():
@@ -121,10 +151,26 @@ def test_damaged_packs_are_refused(tmp_path):
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
     manifest = (tmp_path / "packed" / MANIFEST).read_text()
     data = (tmp_path / "packed/m0.safetensors").read_bytes()
-    changes = [("manifest", text) for text in ("{}", "[]", "{", manifest.replace('"exact"', '"raw"', 1), manifest.replace('"exact"', '"lowrank"', 1), manifest.replace('"same"', '"exact"', 1), manifest.replace('"digest": "', '"digest": "0', 1),
-                                               manifest.replace('"shape": [192', '"shape": [191', 1), manifest.replace('"BF16"', '"F32"', 1), manifest.replace('"config.json"', '"../config.json"', 1), manifest.replace('"as": ["base"', '"as": ["m1"', 1),
-                                               manifest.replace('"base": "base"', '"base": "m9"', 1))]
-    changes += [("data", content) for content in (b"", data[:-1], data[:-50] + bytes(50), data[:200])]
+    changes = [
+        ("manifest", text)
+        for text in (
+            "{}",
+            "[]",
+            "{",
+            manifest.replace('"exact"', '"raw"', 1),
+            manifest.replace('"exact"', '"lowrank"', 1),
+            manifest.replace('"same"', '"exact"', 1),
+            manifest.replace('"digest": "', '"digest": "0', 1),
+            manifest.replace('"shape": [192', '"shape": [191', 1),
+            manifest.replace('"BF16"', '"F32"', 1),
+            manifest.replace('"config.json"', '"../config.json"', 1),
+            manifest.replace('"as": ["base"', '"as": ["m1"', 1),
+            manifest.replace('"base": "base"', '"base": "m9"', 1),
+        )
+    ]
+    changes += [
+        ("data", content) for content in (b"", data[:-1], data[:-50] + bytes(50), data[:200])
+    ]
     for number, (which, content) in enumerate(changes):
         (tmp_path / "packed" / MANIFEST).write_text(content if which == "manifest" else manifest)
         (tmp_path / "packed/m0.safetensors").write_bytes(content if which == "data" else data)
@@ -151,17 +197,25 @@ def test_a_tensor_may_be_the_same_as_a_delta_to_a_tensor_that_is_the_same(tmp_pa
     base = model_arrays()
     base[second] = base[first].copy()
     member = model_arrays(1, near=base, scale=0.01)
-    folders = [write_checkpoint(tmp_path / "pool" / name, arrays) for name, arrays in (("base", base), ("a", member), ("b", member | {first: base[first]}))]
+    folders = [
+        write_checkpoint(tmp_path / "pool" / name, arrays)
+        for name, arrays in (("base", base), ("a", member), ("b", member | {first: base[first]}))
+    ]
     pool = open_pool(folders[1:], folders[0])
     pack_pool(pool, tmp_path / "packed")
     unpack(tmp_path / "packed", tmp_path / "out")
     for name, original in (("base", pool.base), ("a", pool.members[0]), ("b", pool.members[1])):
-        assert checkpoint_digest(open_checkpoint(tmp_path / "out" / name)) == checkpoint_digest(original)
+        assert checkpoint_digest(open_checkpoint(tmp_path / "out" / name)) == checkpoint_digest(
+            original
+        )
 
 
 def test_references_that_go_in_a_circle_are_refused(tmp_path):
     """Found by fuzzing: a base that is a delta to itself."""
-    folders = [write_checkpoint(tmp_path / "pool" / name, model_arrays(seed)) for seed, name in enumerate(("base", "a"))]
+    folders = [
+        write_checkpoint(tmp_path / "pool" / name, model_arrays(seed))
+        for seed, name in enumerate(("base", "a"))
+    ]
     pack_pool(open_pool(folders[1:], folders[0]), tmp_path / "packed")
     manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
     for entry in manifest["checkpoints"]["base"]["tensors"].values():
@@ -181,12 +235,17 @@ def test_compression_refuses_what_is_not_finite_and_exact_packs_keep_it(tmp_path
     arrays["model.layers.0.big"][3, 3] = value
     write_checkpoint(tmp_path / "in" / broken, arrays, dtype="F32")
     pool = open_pool([tmp_path / "in/m0", tmp_path / "in/m1"], tmp_path / "in/base")
-    with pytest.raises(UnsafeInputError, match=rf"checkpoint '{broken}': tensor 'model.layers.0.big': holds 1 values of 30,720 that are not finite"):
+    with pytest.raises(
+        UnsafeInputError,
+        match=rf"checkpoint '{broken}': tensor 'model.layers.0.big': holds 1 values of 30,720 that are not finite",
+    ):
         pack_pool(pool, tmp_path / "small", ratio=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
     pack_pool(pool, tmp_path / "exact")
     unpack(tmp_path / "exact", tmp_path / "out")
-    assert checkpoint_digest(open_checkpoint(tmp_path / "out" / broken)) == checkpoint_digest(pool.find(broken))
+    assert checkpoint_digest(open_checkpoint(tmp_path / "out" / broken)) == checkpoint_digest(
+        pool.find(broken)
+    )
 
 
 def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works(tmp_path):
@@ -199,12 +258,18 @@ def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works
     child = os.fork()
     if child == 0:
         write = module.write_unpacked
-        module.write_unpacked = lambda path, source, name: os._exit(9) if name == "m0" else write(path, source, name)
+        module.write_unpacked = lambda path, source, name: (
+            os._exit(9) if name == "m0" else write(path, source, name)
+        )
         unpack(tmp_path / "packed", tmp_path / "out")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert not (tmp_path / "out").exists()
-    assert [path.name for path in unpack(tmp_path / "packed", tmp_path / "out")] == ["base", "m0", "m1"]
+    assert [path.name for path in unpack(tmp_path / "packed", tmp_path / "out")] == [
+        "base",
+        "m0",
+        "m1",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "packed"]
     with pytest.raises(UsageError, match="exists already"):
         unpack(tmp_path / "packed", tmp_path / "out")
@@ -226,7 +291,13 @@ def test_a_pack_cannot_write_outside_of_its_folder_or_the_cache(tmp_path, monkey
     manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
     manifest["checkpoints"][name] = manifest["checkpoints"].pop("m0")
     (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
-    for use in (lambda: open_pool([tmp_path / "packed"]), lambda: unpack(tmp_path / "packed", tmp_path / "out")):
+    for use in (
+        lambda: open_pool([tmp_path / "packed"]),
+        lambda: unpack(tmp_path / "packed", tmp_path / "out"),
+    ):
         with pytest.raises(UnsafeInputError, match="is no file name"):
             use()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "packed"] and not Path("/tmp/evil-pack").exists()
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["in", "packed"]
+        and not Path("/tmp/evil-pack").exists()
+    )

@@ -24,13 +24,24 @@ def write_job(sound, folder, trials):  # noqa: F811
     import yaml
 
     folder.mkdir()
-    job = {**JOB, "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")}, "suites": [str(sound / "echo.yaml")], "budget": {"trials": trials}}
+    job = {
+        **JOB,
+        "pool": {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")},
+        "suites": [str(sound / "echo.yaml")],
+        "budget": {"trials": trials},
+    }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     return folder / "job.yaml"
 
 
 def start(job, run):
-    return subprocess.Popen([sys.executable, "-m", "recycler", "run", str(job), "--dir", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "recycler", "run", str(job), "--dir", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finish(job, run):
@@ -41,7 +52,12 @@ def finish(job, run):
 
 
 def front_json(run):
-    return subprocess.run([sys.executable, "-m", "recycler", "front", str(run), "--json"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "recycler", "front", str(run), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def check_kill_and_resume(sound, tmp_path, kills, trials):  # noqa: F811
@@ -59,7 +75,9 @@ def check_kill_and_resume(sound, tmp_path, kills, trials):  # noqa: F811
             killed += 1
         process.wait()
         process.stdout.close(), process.stderr.close()
-        if process.returncode == 0:  # it got through before the kill: begin anew, so that every kill hits a run
+        if (
+            process.returncode == 0
+        ):  # it got through before the kill: begin anew, so that every kill hits a run
             (tmp_path / "killed").rename(tmp_path / f"through-{killed}-{time.monotonic_ns()}")
     finish(job, tmp_path / "killed")
     assert front_json(tmp_path / "killed") == front_json(tmp_path / "whole")
@@ -102,7 +120,10 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
             os.kill(victim, signal.SIGKILL)
             (disturbed,) = workers.wait()
             assert isinstance(disturbed.answer, Scorecard) and disturbed.number == number
-            assert disturbed.answer.scores == undisturbed.answer.scores and disturbed.answer.outcomes == undisturbed.answer.outcomes
+            assert (
+                disturbed.answer.scores == undisturbed.answer.scores
+                and disturbed.answer.outcomes == undisturbed.answer.outcomes
+            )
             assert disturbed.answer.weights_digest == undisturbed.answer.weights_digest
             number += 1
             if workers.process_ids() != [victim]:
@@ -128,26 +149,51 @@ def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_p
     """The driver has one; no engine is loaded on the node, no trial is failed, and the error is the driver's own with the node's address."""
     from recycler.cluster import ray_workers
 
-    program = Item(id="p", suite="s", task="t", role="search", kind="generate", scorer="humaneval", prompt="p", prompt_ids=(1,), gold="g")
+    program = Item(
+        id="p",
+        suite="s",
+        task="t",
+        role="search",
+        kind="generate",
+        scorer="humaneval",
+        prompt="p",
+        prompt_ids=(1,),
+        gold="g",
+    )
     work = work_over(sound, tmp_path / "job", items=(program,))
     monkeypatch.setattr(ray_workers, "probe_sandbox", lambda items: None)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/bwrap").symlink_to("/bin/false")
-    monkeypatch.setattr(ray_workers, "_resources", lambda *asked: {"num_cpus": 0.5, "runtime_env": {"env_vars": {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}}})
+    monkeypatch.setattr(
+        ray_workers,
+        "_resources",
+        lambda *asked: {
+            "num_cpus": 0.5,
+            "runtime_env": {"env_vars": {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}},
+        },
+    )
     workers = ray_workers.RayWorkers(work, num_workers=1)
     try:
         workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
-        with pytest.raises(UnsafeInputError, match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node [0-9.]+\)\. Allow user namespaces"):
+        with pytest.raises(
+            UnsafeInputError,
+            match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node [0-9.]+\)\. Allow user namespaces",
+        ):
             workers.wait()
     finally:
         workers.close()
 
 
-def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_tried_for_ever(sound, tmp_path):  # noqa: F811
+def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_tried_for_ever(
+    sound, tmp_path
+):  # noqa: F811
     from recycler.cluster.ray_workers import RayWorkers
 
     work = work_over(sound, tmp_path / "job")
-    gone = tuple(replace(member, location=str(tmp_path / "gone" / member.name)) for member in work.pool.members)
+    gone = tuple(
+        replace(member, location=str(tmp_path / "gone" / member.name))
+        for member in work.pool.members
+    )
     workers = RayWorkers(replace(work, pool=Pool(members=gone, base=work.pool.base)), num_workers=1)
     try:
         workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
@@ -176,7 +222,14 @@ def test_a_run_whose_suite_changed_is_refused(sound, tmp_path):  # noqa: F811
     job = write_job(tmp_path / "own", tmp_path / "job", 2)
     finish(job, tmp_path / "run")
     rows = (tmp_path / "own" / "echo.jsonl").read_text().splitlines()
-    (tmp_path / "own" / "echo.jsonl").write_text("\n".join([json.dumps({"q": "31+31", "a": "62"}), *rows[1:]]) + "\n")
+    (tmp_path / "own" / "echo.jsonl").write_text(
+        "\n".join([json.dumps({"q": "31+31", "a": "62"}), *rows[1:]]) + "\n"
+    )
     process = start(job, tmp_path / "run")
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "suite 'echo'" in err and "is not the one the job began with" in err and "31+31" in err
+    assert (
+        process.returncode == 2
+        and "suite 'echo'" in err
+        and "is not the one the job began with" in err
+        and "31+31" in err
+    )

@@ -14,7 +14,16 @@ from recycler.types import Group
 
 def test_recipe_yaml_reads_back_equal(tmp_path):
     groups = (Group(name="mlp", match=r"\.mlp\."), Group(name="rest"))
-    for entry in (recipe(), recipe("ties", "base", (("density", (0.5, 0.25, 1.0)), ("normalize", False)), groups, ((1.0, 0.0, -0.5), (0.1, 0.2, 0.3)))):
+    for entry in (
+        recipe(),
+        recipe(
+            "ties",
+            "base",
+            (("density", (0.5, 0.25, 1.0)), ("normalize", False)),
+            groups,
+            ((1.0, 0.0, -0.5), (0.1, 0.2, 0.3)),
+        ),
+    ):
         sources = {"a": "a", "b": "/x/b", "c": "../c"} | ({"base": "z"} if entry.base else {})
         found, places = read_recipe(tmp_path / "recipe.yaml", recipe_to_yaml(entry, sources))
         assert found == entry
@@ -26,9 +35,16 @@ def test_recipe_yaml_tells_every_mistake_with_its_line():
     with pytest.raises(UsageError) as error:
         read_recipe("r.yaml", text)
     told = str(error.value)
-    for part in ("r.yaml:1: method 'tie': unknown. Did you mean 'ties'?", "r.yaml:3: 'c': is no member", "r.yaml:3: 'b': has no weight", "r.yaml:5: dtype 'bf16'"):
+    for part in (
+        "r.yaml:1: method 'tie': unknown. Did you mean 'ties'?",
+        "r.yaml:3: 'c': is no member",
+        "r.yaml:3: 'b': has no weight",
+        "r.yaml:5: dtype 'bf16'",
+    ):
         assert part in told
-    with pytest.raises(UsageError, match="r.yaml:2: key 'wieghts': unknown. Did you mean 'weights'"):
+    with pytest.raises(
+        UsageError, match="r.yaml:2: key 'wieghts': unknown. Did you mean 'weights'"
+    ):
         read_recipe("r.yaml", "method: linear\nwieghts: {a: 1}\nmembers: {a: x}\n")
 
 
@@ -50,13 +66,26 @@ dtype: bfloat16
 
 def test_mergekit_gradients_and_filters_become_groups():
     found, sources = read_mergekit("c.yml", GRADIENT)
-    assert found.method == "slerp" and found.members == ("a", "b") and found.base is None and str(sources["b"]) == "/x/b"
+    assert (
+        found.method == "slerp"
+        and found.members == ("a", "b")
+        and found.base is None
+        and str(sources["b"]) == "/x/b"
+    )
 
     def t(name):
         return found.weights[found.group_of(name)][1]
 
-    assert [t(f"model.layers.{layer}.self_attn.q_proj.weight") for layer in range(3)] == [0.0, 0.5, 1.0]
-    assert t("model.layers.2.mlp.up_proj.weight") == 0.25 and t("model.layers.2.input_layernorm.weight") == 0.5 and t("lm_head.weight") == 0.5
+    assert [t(f"model.layers.{layer}.self_attn.q_proj.weight") for layer in range(3)] == [
+        0.0,
+        0.5,
+        1.0,
+    ]
+    assert (
+        t("model.layers.2.mlp.up_proj.weight") == 0.25
+        and t("model.layers.2.input_layernorm.weight") == 0.5
+        and t("lm_head.weight") == 0.5
+    )
 
 
 def test_mergekit_per_model_parameters():
@@ -81,14 +110,24 @@ out_dtype: bfloat16
 def test_mergekit_linear_normalizes_unless_told():
     text = "models:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}\nmerge_method: linear\n"
     assert read_mergekit("c.yml", text)[0].option("normalize") is True
-    assert read_mergekit("c.yml", text + "parameters: {normalize: false}\n")[0].option("normalize") is False
+    assert (
+        read_mergekit("c.yml", text + "parameters: {normalize: false}\n")[0].option("normalize")
+        is False
+    )
 
 
-@pytest.mark.parametrize("old,new,message", [
-    ("slerp", "passthrough", "c.yml:6: method 'passthrough': stacks layers"), ("[0, 3]}\nmerge", "[1, 4]}\nmerge", "would repeat, be skipped or change place"),
-    ("dtype: bfloat16", "dtype: bf16", "Did you mean 'bfloat16'"), ("parameters:\n  t", "parameters:\n  s", "parameter 's' of 'slerp': unknown"), ("base_model: /x/a", "base_model: /x/z", "needs a base_model and one other"),
-    ("/x/b,", "/x/b+lora,", "is an adapter or a revision"), ("slices:", "modules:", "key 'modules'"),
-])
+@pytest.mark.parametrize(
+    "old,new,message",
+    [
+        ("slerp", "passthrough", "c.yml:6: method 'passthrough': stacks layers"),
+        ("[0, 3]}\nmerge", "[1, 4]}\nmerge", "would repeat, be skipped or change place"),
+        ("dtype: bfloat16", "dtype: bf16", "Did you mean 'bfloat16'"),
+        ("parameters:\n  t", "parameters:\n  s", "parameter 's' of 'slerp': unknown"),
+        ("base_model: /x/a", "base_model: /x/z", "needs a base_model and one other"),
+        ("/x/b,", "/x/b+lora,", "is an adapter or a revision"),
+        ("slices:", "modules:", "key 'modules'"),
+    ],
+)
 def test_mergekit_refusals(old, new, message):
     assert old in GRADIENT
     with pytest.raises(UsageError) as error:
@@ -96,16 +135,42 @@ def test_mergekit_refusals(old, new, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("entry", [
-    recipe(), recipe("ties", "base", (("density", (0.5, 0.2, 1.0)),)), recipe("della", "base", (("epsilon", 0.1), ("density", 0.5))),
-    recipe("task_arithmetic", "base", (), (Group(name="one", match=r"layers\.(0|2)\."), Group(name="rest")), ((1.0, 0.0, 0.5), (0.1, 0.2, 0.3))),
-])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        recipe(),
+        recipe("ties", "base", (("density", (0.5, 0.2, 1.0)),)),
+        recipe("della", "base", (("epsilon", 0.1), ("density", 0.5))),
+        recipe(
+            "task_arithmetic",
+            "base",
+            (),
+            (Group(name="one", match=r"layers\.(0|2)\."), Group(name="rest")),
+            ((1.0, 0.0, 0.5), (0.1, 0.2, 0.3)),
+        ),
+    ],
+)
 def test_written_mergekit_config_means_the_same_weights(entry):
-    names = [*(f"model.layers.{layer}.{part}.weight" for layer in range(12) for part in ("mlp.up_proj", "self_attn.q_proj")), "model.norm.weight", "lm_head.weight"]
+    names = [
+        *(
+            f"model.layers.{layer}.{part}.weight"
+            for layer in range(12)
+            for part in ("mlp.up_proj", "self_attn.q_proj")
+        ),
+        "model.norm.weight",
+        "lm_head.weight",
+    ]
     sources = {name: f"/p/{name}" for name in ("a", "b", "c", "base")}
     found, _ = read_mergekit("c.yml", recipe_to_mergekit(entry, sources, tensors=names))
-    assert [found.weights[found.group_of(name)] for name in names] == [entry.weights[entry.group_of(name)] for name in names]
-    assert (found.method, found.members, found.base, found.dtype) == (entry.method, entry.members, entry.base, entry.dtype)
+    assert [found.weights[found.group_of(name)] for name in names] == [
+        entry.weights[entry.group_of(name)] for name in names
+    ]
+    assert (found.method, found.members, found.base, found.dtype) == (
+        entry.method,
+        entry.members,
+        entry.base,
+        entry.dtype,
+    )
     assert {name: found.option(name) for name, _ in entry.options} == dict(entry.options)
 
 
@@ -119,7 +184,9 @@ def test_recipes_without_words_in_mergekit_are_refused():
 def test_vocabularies_that_differ_are_refused_unless_the_file_says_what_to_do(tmp_path, source):
     """Rows are merged by their place: another order of tokens would mix words."""
     write_checkpoint(tmp_path / "a")
-    write_checkpoint(tmp_path / "b", tokenizer_json=tokenizer() | {"normalizer": {"type": "NFC"}})  # other bytes, the same ids
+    write_checkpoint(
+        tmp_path / "b", tokenizer_json=tokenizer() | {"normalizer": {"type": "NFC"}}
+    )  # other bytes, the same ids
     swapped = tokenizer()
     swapped["model"]["vocab"] |= {"a": 4, "b": 3}
     write_checkpoint(tmp_path / "c", tokenizer_json=swapped)
@@ -130,5 +197,7 @@ def test_vocabularies_that_differ_are_refused_unless_the_file_says_what_to_do(tm
     if source:
         assert open_recipe(tmp_path / "other.yml")[1].names == ("a", "c")
         return
-    with pytest.raises(UnsafeInputError, match="gives 2 tokens other ids than 'a', such as 'a': 4 and 3"):
+    with pytest.raises(
+        UnsafeInputError, match="gives 2 tokens other ids than 'a', such as 'a': 4 and 3"
+    ):
         open_recipe(tmp_path / "other.yml")

@@ -17,16 +17,28 @@ def breaks(job, monkeypatch):  # noqa: F811
     ray_workers = pytest.importorskip("recycler.cluster.ray_workers")
     set_job(job, sampler="random")
     broken = {"numbers": frozenset([8]), "blame": "system"}
-    monkeypatch.setattr(ray_workers, "RayWorkers", lambda work, **options: JobWorkers(work=work, break_numbers=broken["numbers"], blame=broken["blame"]))
+    monkeypatch.setattr(
+        ray_workers,
+        "RayWorkers",
+        lambda work, **options: JobWorkers(
+            work=work, break_numbers=broken["numbers"], blame=broken["blame"]
+        ),
+    )
     return broken
 
 
-def test_a_run_without_lost_trials_is_told_apart_and_mended_by_the_same_command(job, breaks, capsys):  # noqa: F811
+def test_a_run_without_lost_trials_is_told_apart_and_mended_by_the_same_command(
+    job, breaks, capsys
+):  # noqa: F811
     """The table of what was scored is on stdout either way."""
     command = ["run", str(job / "job.yaml"), "--dir", str(job / "lost")]
     assert main(command) == 5 == main(command), "as often as it fails"
     said = capsys.readouterr()
-    assert "ended without trial 8, lost through no fault of theirs (trial 8: broken on purpose)" in said.err and "m1" in said.out
+    assert (
+        "ended without trial 8, lost through no fault of theirs (trial 8: broken on purpose)"
+        in said.err
+        and "m1" in said.out
+    )
     breaks |= {"numbers": frozenset()}
     assert main(command) == 0 and "ended without" not in capsys.readouterr().err
     breaks |= {"numbers": frozenset([7, 8]), "blame": "recipe"}
@@ -59,7 +71,9 @@ def test_what_a_run_was_started_with_is_replaced_whole(job, breaks):  # noqa: F8
     before = (job / "run/started.json").read_text()
     os.link(job / "run/started.json", job / "old.json")
     assert main([*command, "--data", str(job / "pool")]) == 5
-    assert (job / "old.json").read_text() == before and str(job / "pool") in (job / "run/started.json").read_text()
+    assert (job / "old.json").read_text() == before and str(job / "pool") in (
+        job / "run/started.json"
+    ).read_text()
     assert not list((job / "run").glob(".*.tmp"))
 
 
@@ -68,7 +82,13 @@ def test_what_more_trials_would_bring_is_worked_out_once_a_look(job, breaks, cap
     from recycler.search import outlook
 
     worked_out, real = [], outlook.expected_gain
-    monkeypatch.setattr(outlook, "expected_gain", lambda gp, observed, *rest, **options: worked_out.append(len(observed.weights)) or real(gp, observed, *rest, **options))
+    monkeypatch.setattr(
+        outlook,
+        "expected_gain",
+        lambda gp, observed, *rest, **options: (
+            worked_out.append(len(observed.weights)) or real(gp, observed, *rest, **options)
+        ),
+    )
     breaks |= {"numbers": frozenset()}
     for name, sittings in (("whole", (25,)), ("again", (12, 25))):
         for trials in sittings:

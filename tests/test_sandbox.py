@@ -16,7 +16,10 @@ from recycler.scoring import sandbox as sandbox_module
 from recycler.scoring.sandbox import Limits, Program, Sandbox
 from recycler.scoring.sandbox_fence import seccomp_filter
 
-pytestmark = pytest.mark.skipif(subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0, reason="bubblewrap is not installed (apt-get install bubblewrap)")
+pytestmark = pytest.mark.skipif(
+    subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
+    reason="bubblewrap is not installed (apt-get install bubblewrap)",
+)
 
 # Each passes only if the attempt succeeds. `{canary}` is a file, `{port}` a listening port and `{pid}` a process outside.
 ESCAPES = {
@@ -83,6 +86,8 @@ ESCAPES = {
     "container sockets": "open('/var/run/docker.sock')",
     "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 0, 0) >= 0",
 }
+
+
 @pytest.fixture(scope="module")
 def box():
     box = Sandbox(workers=4, limits=Limits(wall_seconds=3, cpu_seconds=2))
@@ -103,7 +108,11 @@ def outside(tmp_path_factory):
     abstract = socket.socket(socket.AF_UNIX)
     abstract.bind(f"\0recycler-test-{process.pid}")
     abstract.listen()
-    yield {"canary": str(canary), "port": listener.getsockname()[1], "pid": process.pid}, canary, process
+    yield (
+        {"canary": str(canary), "port": listener.getsockname()[1], "pid": process.pid},
+        canary,
+        process,
+    )
     process.kill()
     process.wait()
     listener.close()
@@ -114,7 +123,13 @@ def outside(tmp_path_factory):
 def test_escape_attempts_are_contained(box, outside):
     names, canary, process = outside
     started = time.monotonic()
-    verdicts = dict(zip(ESCAPES, box.run_many([Program(text.format(**names)) for text in ESCAPES.values()]), strict=True))
+    verdicts = dict(
+        zip(
+            ESCAPES,
+            box.run_many([Program(text.format(**names)) for text in ESCAPES.values()]),
+            strict=True,
+        )
+    )
     assert [name for name, verdict in verdicts.items() if verdict.passed] == []
     assert len(ESCAPES) >= 60
     assert canary.read_text() == "alive" and process.poll() is None
@@ -138,9 +153,17 @@ HOARDS = {  # each takes about 400 MB or more in its own way; the box below has 
 
 def test_the_memory_of_a_box_is_bounded_whichever_way_it_is_taken():
     small = Sandbox(workers=2, limits=Limits(wall_seconds=8, memory_bytes=200 * 2**20))
-    verdicts = dict(zip(HOARDS, small.run_many([Program(text) for text in HOARDS.values()]), strict=True))
-    assert {name: verdict.outcome for name, verdict in verdicts.items()} == dict.fromkeys(HOARDS, "failed")
-    assert small.run(Program("import os\nx = b'x' * (80 * 2**20)\nfor i in range(5):\n    if os.fork() == 0:\n        import time; time.sleep(0.3); os._exit(0)\nfor i in range(5): os.wait()")).passed, "pages that children share count once"
+    verdicts = dict(
+        zip(HOARDS, small.run_many([Program(text) for text in HOARDS.values()]), strict=True)
+    )
+    assert {name: verdict.outcome for name, verdict in verdicts.items()} == dict.fromkeys(
+        HOARDS, "failed"
+    )
+    assert small.run(
+        Program(
+            "import os\nx = b'x' * (80 * 2**20)\nfor i in range(5):\n    if os.fork() == 0:\n        import time; time.sleep(0.3); os._exit(0)\nfor i in range(5): os.wait()"
+        )
+    ).passed, "pages that children share count once"
     small.close()
 
 
@@ -162,8 +185,15 @@ def test_the_filter_lets_nothing_through_that_it_names_and_all_else():
     allow, refuse = 0x7FFF0000, 0x00050001
     refused = {call for call in range(600) if verdict("x86_64", 0xC000003E, call) == refuse}
     assert refused == {29, 68, 64, 319, 447, 425, 101, 310, 311, 248, 249, 250, 321, 323, 298}
-    assert verdict("x86_64", 0x40000003, 1) == refuse and verdict("x86_64", 0xC000003E, 0x40000001) == refuse and verdict("x86_64", 0xC000003E, 1) == allow
-    assert verdict("aarch64", 0xC00000B7, 194) == refuse and verdict("aarch64", 0xC00000B7, 64) == allow
+    assert (
+        verdict("x86_64", 0x40000003, 1) == refuse
+        and verdict("x86_64", 0xC000003E, 0x40000001) == refuse
+        and verdict("x86_64", 0xC000003E, 1) == allow
+    )
+    assert (
+        verdict("aarch64", 0xC00000B7, 194) == refuse
+        and verdict("aarch64", 0xC00000B7, 64) == allow
+    )
     assert seccomp_filter("riscv64") == b""
 
 
@@ -171,7 +201,10 @@ def test_the_filter_lets_nothing_through_that_it_names_and_all_else():
 def test_a_box_that_no_longer_starts_is_no_verdict(way, tmp_path, monkeypatch):
     box, real = Sandbox(workers=1), sandbox_module._command()
     fake = tmp_path / "bwrap"
-    fake.write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed: No space left on device' >&2\n" + ("exit 1" if way == "says why" else "kill -9 $$"))
+    fake.write_text(
+        "#!/bin/sh\necho 'bwrap: Creating new namespace failed: No space left on device' >&2\n"
+        + ("exit 1" if way == "says why" else "kill -9 $$")
+    )
     for folder in (tmp_path, *tmp_path.parents):
         if os.stat(folder).st_uid == os.getuid():
             folder.chmod(folder.stat().st_mode | 0o755)
@@ -194,7 +227,9 @@ LASTING = {
 
 
 def test_nothing_is_left_running(box):
-    outcomes = [verdict.outcome for verdict in box.run_many([Program(text) for text in LASTING.values()])]
+    outcomes = [
+        verdict.outcome for verdict in box.run_many([Program(text) for text in LASTING.values()])
+    ]
     assert outcomes[1:3] == ["failed", "passed"] and "passed" not in (outcomes[0], outcomes[3])
     deadline = time.monotonic() + 5
     while (left := _boxes()) and time.monotonic() < deadline:
@@ -236,7 +271,11 @@ def test_a_box_is_given_no_folder_that_only_happens_to_hold_an_interpreter(tmp_p
     home = tmp_path / "home"
     (home / "bin").mkdir(parents=True)
     (home / "bin/python3").symlink_to("/bin/true")
-    assert not sandbox_module._is_prefix(home) and not sandbox_module._is_prefix(Path("/")) and sandbox_module._is_prefix(Path("/usr"))
+    assert (
+        not sandbox_module._is_prefix(home)
+        and not sandbox_module._is_prefix(Path("/"))
+        and sandbox_module._is_prefix(Path("/usr"))
+    )
     (home / "lib/python3.11").mkdir(parents=True)
     (home / "lib/python3.11/os.py").touch()
     assert sandbox_module._is_prefix(home)
@@ -258,6 +297,6 @@ def test_a_bubblewrap_that_does_not_start_is_refused(monkeypatch):
 def test_a_box_that_does_not_hold_is_refused(monkeypatch):
     """Without bwrap in the command the right program passes and so would the probe that looks outside: it must not."""
     plain = sandbox_module._command()
-    monkeypatch.setattr(sandbox_module, "_command", lambda: plain[plain.index("-I") - 1:])
+    monkeypatch.setattr(sandbox_module, "_command", lambda: plain[plain.index("-I") - 1 :])
     with pytest.raises(UnsafeInputError):
         Sandbox()

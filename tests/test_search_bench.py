@@ -15,7 +15,19 @@ NEEDS = {"botorch": "botorch", "mergenetic": "pymoo", "mergekit_evolve": "cma"}
 KNOWS_SLOPES = "simplex_gp+slopes"  # only trained networks have slopes of their losses
 
 
-@pytest.mark.parametrize("sampler", [pytest.param(name, marks=pytest.mark.slow if name.startswith("simplex_gp") and name != "simplex_gp" else ()) for name in SAMPLERS if name != KNOWS_SLOPES])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow
+            if name.startswith("simplex_gp") and name != "simplex_gp"
+            else (),
+        )
+        for name in SAMPLERS
+        if name != KNOWS_SLOPES
+    ],
+)
 @pytest.mark.parametrize("family", ["bumps", "ridges"])
 def test_every_sampler_proposes_allowed_weights(sampler: str, family: str) -> None:
     """Past its opening (and the first population), members told beforehand or not: sum 1, within the family's bounds."""
@@ -33,14 +45,20 @@ def test_every_sampler_proposes_allowed_weights(sampler: str, family: str) -> No
             weights = proposer.ask()
             assert weights.shape == (4,)
             assert weights.sum() == pytest.approx(1.0, abs=1e-6)
-            assert weights.min() >= pool.lowest - 1e-6 and weights.max() <= 1 - 3 * pool.lowest + 1e-6
+            assert (
+                weights.min() >= pool.lowest - 1e-6 and weights.max() <= 1 - 3 * pool.lowest + 1e-6
+            )
             asked.append(weights)
             proposer.tell(weights, *pool.score(weights, rng))
-        assert len(np.unique(np.round(asked, 6), axis=0)) > 6, "it proposes the same again and again"
+        assert len(np.unique(np.round(asked, 6), axis=0)) > 6, (
+            "it proposes the same again and again"
+        )
 
 
 @pytest.mark.parametrize("sampler", sorted(NEEDS))
-def test_a_library_that_is_not_there_is_named(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there_is_named(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(name: str, *args: object, **kwargs: object) -> object:
         raise ModuleNotFoundError(f"No module named {name!r}")
 

@@ -35,13 +35,37 @@ def has_ipv6():
         return False
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"))])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        pytest.param(
+            "::1", marks=pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+        ),
+    ],
+)
 def test_serve_tells_its_token_once_and_stops_when_asked(root, host):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--host", host, "--port", str(port), "--token"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "recycler",
+            "serve",
+            "--root",
+            str(root),
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--token",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         lines = [process.stderr.readline() for _ in range(3)]
         address = lines[1].split()[-1]
@@ -70,11 +94,31 @@ def test_serve_believes_the_connection_s_own_address_and_no_other(root):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        process = subprocess.Popen([sys.executable, "-m", "recycler", "serve", "--root", str(root), "--port", str(port), "--trusted-proxy", network, "--operators", "ada"], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "recycler",
+                "serve",
+                "--root",
+                str(root),
+                "--port",
+                str(port),
+                "--trusted-proxy",
+                network,
+                "--operators",
+                "ada",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
         try:
             for _ in range(200):
                 try:
-                    answer = httpx.post(f"http://127.0.0.1:{port}{API}/validate", json={"text": "x"}, headers={"x-forwarded-for": "10.0.0.7", "x-forwarded-user": "ada"})
+                    answer = httpx.post(
+                        f"http://127.0.0.1:{port}{API}/validate",
+                        json={"text": "x"},
+                        headers={"x-forwarded-for": "10.0.0.7", "x-forwarded-user": "ada"},
+                    )
                     break
                 except httpx.TransportError:
                     time.sleep(0.2)
@@ -98,7 +142,11 @@ def test_a_port_that_cannot_be_had_is_told_before_any_address(tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        for port, cause in ((taken.getsockname()[1], "cannot be listened on"), (99999, "is no port"), (0, "is no port")):
+        for port, cause in (
+            (taken.getsockname()[1], "cannot be listened on"),
+            (99999, "is no port"),
+            (0, "is no port"),
+        ):
             assert main(["serve", "--root", str(tmp_path), "--port", str(port)]) == 2
             said = capsys.readouterr().err
             assert cause in said and "serving" not in said

@@ -71,5 +71,7 @@ def test_a_database_that_is_away_is_told(tmp_path, monkeypatch):
     from recycler.ledger import database
 
     monkeypatch.setattr(database, "OPEN_SECONDS", 0.5)
-    answer = client_of(tmp_path, ledger_url="postgresql://me:swordfish@127.0.0.1:1/x").get(f"{API}/jobs")
+    answer = client_of(tmp_path, ledger_url="postgresql://me:swordfish@127.0.0.1:1/x").get(
+        f"{API}/jobs"
+    )
     assert answer.status_code == 503 and "swordfish" not in answer.text

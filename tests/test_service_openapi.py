@@ -34,13 +34,33 @@ def schemathesis(address, folder, num_examples, *, config="", checks=CHECKS):
     (folder / "schemathesis.toml").write_text(config)
     program = Path(sys.executable).with_name("st")
     assert program.exists() or shutil.which("st")
-    return subprocess.run([str(program) if program.exists() else "st", "run", f"{address}/api/v1/openapi.json", "--checks", checks, "--max-examples", str(num_examples), "--seed", "0", "--no-color", "--generation-database", "none"],
-                          cwd=folder, capture_output=True, text=True, timeout=3000)
+    return subprocess.run(
+        [
+            str(program) if program.exists() else "st",
+            "run",
+            f"{address}/api/v1/openapi.json",
+            "--checks",
+            checks,
+            "--max-examples",
+            str(num_examples),
+            "--seed",
+            "0",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
 
 
 @pytest.mark.parametrize("config", ["", KNOWN_JOB], ids=["any-id", "known-job"])
 @pytest.mark.parametrize("num_examples", [10, pytest.param(400, marks=pytest.mark.slow)])
-def test_every_answer_is_one_that_the_document_names_and_none_is_a_server_error(address, tmp_path, num_examples, config):
+def test_every_answer_is_one_that_the_document_names_and_none_is_a_server_error(
+    address, tmp_path, num_examples, config
+):
     told = schemathesis(address, tmp_path, num_examples, config=config)
     assert told.returncode == 0, told.stdout[-6000:]
     assert int(re.search(r"(\d+) generated", told.stdout)[1]) > 100
@@ -55,4 +75,8 @@ def test_a_path_with_two_methods_names_both(address):
     import httpx
 
     answer = httpx.options(f"{address}/api/v1/jobs")
-    assert answer.status_code == 405 and answer.headers["allow"] == "GET, POST" and answer.json()["problems"]
+    assert (
+        answer.status_code == 405
+        and answer.headers["allow"] == "GET, POST"
+        and answer.json()["problems"]
+    )

@@ -13,9 +13,21 @@ from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
 from recycler.report import read_front
 from recycler.testing import make_pico_pool
-from recycler.types import UNMERGED, Completion, Failure, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Recipe, Scorecard, Trial
+from recycler.types import (
+    UNMERGED,
+    Completion,
+    Failure,
+    GenerateRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    Recipe,
+    Scorecard,
+    Trial,
+)
 
-WORK = Work(pool=POOL, engine="fake", items=SEARCH, objectives=OBJECTIVES, settings={"lora_batch": 3})
+WORK = Work(
+    pool=POOL, engine="fake", items=SEARCH, objectives=OBJECTIVES, settings={"lora_batch": 3}
+)
 
 
 def recipe(*weights):
@@ -23,6 +35,7 @@ def recipe(*weights):
 
 
 # ---------------------------------------------------------------- the worker
+
 
 class Engine:
     """Says what it was asked, by which weights."""
@@ -39,7 +52,9 @@ class Engine:
     def side_by_side(self, recipes):
         if any(found.method != "linear" for found in recipes):
             raise UsageError("no sum of adapters")
-        self.beside = {f"merge-{len(self.batches)}-{index}": found for index, found in enumerate(recipes)}
+        self.beside = {
+            f"merge-{len(self.batches)}-{index}": found for index, found in enumerate(recipes)
+        }
         self.batches.append(len(recipes))
         return tuple(self.beside)
 
@@ -47,13 +62,23 @@ class Engine:
         return (self.beside[request.merge] if request.merge else self.live).weights[0]
 
     def generate(self, requests, watch=None):
-        answers = [Completion(text=str(self._weights(request)), num_tokens=1, finish="stop") for request in requests]
+        answers = [
+            Completion(text=str(self._weights(request)), num_tokens=1, finish="stop")
+            for request in requests
+        ]
         for index, answer in enumerate(answers if watch else ()):
             watch.done(index, answer)
         return answers
 
     def loglikelihood(self, requests):
-        return [Loglikelihood(logprob=-sum(self._weights(request)), token_logprobs=(-sum(self._weights(request)),), is_greedy=False) for request in requests]
+        return [
+            Loglikelihood(
+                logprob=-sum(self._weights(request)),
+                token_logprobs=(-sum(self._weights(request)),),
+                is_greedy=False,
+            )
+            for request in requests
+        ]
 
     def close(self):
         pass
@@ -65,24 +90,45 @@ def test_a_worker_takes_what_need_not_be_merged_together_and_all_else_alone():
     assert workers.num_workers == 3
     merged, beside = [0, 3], [1, 2, 4, 5, 6]
     for number in range(7):
-        workers.submit(number, recipe(float(number), 1.0, 0.0, 0.0), "search", tuple(item.id for item in SEARCH[number:-1]), unmerged=number in beside)
+        workers.submit(
+            number,
+            recipe(float(number), 1.0, 0.0, 0.0),
+            "search",
+            tuple(item.id for item in SEARCH[number:-1]),
+            unmerged=number in beside,
+        )
     taken = []
     while sum(map(len, taken)) < 7:
         taken.append(workers.wait())
-    assert [[result.number for result in results] for results in taken] == [[0], [1, 2, 4], [3], [5, 6]] and engine.batches == [3, 2]
+    assert [[result.number for result in results] for results in taken] == [
+        [0],
+        [1, 2, 4],
+        [3],
+        [5, 6],
+    ] and engine.batches == [3, 2]
     for result in (result for results in taken for result in results):
         card = result.answer
-        assert isinstance(card, Scorecard) and card.weights_digest.startswith(UNMERGED) == (result.number not in merged)
-        assert [outcome.item for outcome in card.outcomes] == [item.id for item in SEARCH[result.number:-1]], "each was asked its own items"
-        assert {outcome.output for outcome in card.outcomes if "/a/" in outcome.item} == {str((float(result.number), 1.0, 0.0, 0.0))}, "and answered by its own weights"
+        assert isinstance(card, Scorecard) and card.weights_digest.startswith(UNMERGED) == (
+            result.number not in merged
+        )
+        assert [outcome.item for outcome in card.outcomes] == [
+            item.id for item in SEARCH[result.number : -1]
+        ], "each was asked its own items"
+        assert {outcome.output for outcome in card.outcomes if "/a/" in outcome.item} == {
+            str((float(result.number), 1.0, 0.0, 0.0))
+        }, "and answered by its own weights"
 
 
 def test_what_is_no_sum_of_adapters_is_merged():
     engine = Engine()
     workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engine))
     for number, method in enumerate(("linear", "ties")):
-        workers.submit(number, replace(recipe(1.0, 0.0, 0.0, 0.0), method=method), "search", unmerged=True)
-    assert [result.answer.weights_digest for result in workers.wait()] == ["digest of ((1.0, 0.0, 0.0, 0.0),)"] * 2
+        workers.submit(
+            number, replace(recipe(1.0, 0.0, 0.0, 0.0), method=method), "search", unmerged=True
+        )
+    assert [result.answer.weights_digest for result in workers.wait()] == [
+        "digest of ((1.0, 0.0, 0.0, 0.0),)"
+    ] * 2
 
 
 class Overflowing(Engine):
@@ -97,7 +143,12 @@ class Overflowing(Engine):
         return super().generate(requests, watch)
 
     def loglikelihood(self, requests):
-        return [replace(answer, token_logprobs=(LOGPROB_FLOOR,)) if max(self._weights(request)) > 1000 else answer for request, answer in zip(requests, super().loglikelihood(requests), strict=True)]
+        return [
+            replace(answer, token_logprobs=(LOGPROB_FLOOR,))
+            if max(self._weights(request)) > 1000
+            else answer
+            for request, answer in zip(requests, super().loglikelihood(requests), strict=True)
+        ]
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -106,17 +157,31 @@ def test_a_merge_whose_numbers_are_not_finite_fails_in_a_batch_as_it_fails_alone
     found, engines = [], []
     for unmerged in (False, True):
         engines.append(Overflowing())
-        workers, results = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines[-1])), []
+        workers, results = (
+            LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines[-1])),
+            [],
+        )
         for number, weight in enumerate((1.0, 1e6, 2.0)):
-            workers.submit(number, recipe(weight, 0.0, 0.0, 0.0), "search", None, gated, unmerged=unmerged)
+            workers.submit(
+                number, recipe(weight, 0.0, 0.0, 0.0), "search", None, gated, unmerged=unmerged
+            )
         while len(results) < 3:
             results += workers.wait()
         found.append([result.answer for result in results])
     alone, batched = found
-    assert engines[-1].batches == [3] and [type(answer) for answer in alone] == [type(answer) for answer in batched] == [Scorecard, Failure if gated else Scorecard, Scorecard]
-    assert not gated or alone[1] == batched[1] and batched[1].blame == "recipe" and "not finite" in batched[1].reason
+    assert engines[-1].batches == [3] and [type(answer) for answer in alone] == [
+        type(answer) for answer in batched
+    ] == [Scorecard, Failure if gated else Scorecard, Scorecard]
+    assert (
+        not gated
+        or alone[1] == batched[1]
+        and batched[1].blame == "recipe"
+        and "not finite" in batched[1].reason
+    )
     assert [alone[index].scores for index in (0, 2)] == [batched[index].scores for index in (0, 2)]
-    assert ("merge-0-1" in engines[-1].asked) is not gated and {"merge-0-0", "merge-0-2"} <= set(engines[-1].asked)
+    assert ("merge-0-1" in engines[-1].asked) is not gated and {"merge-0-0", "merge-0-2"} <= set(
+        engines[-1].asked
+    )
 
 
 def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():
@@ -129,22 +194,38 @@ def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():
     for number in range(3):
         workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
     results = workers.wait()
-    assert [result.number for result in results] == [0, 1, 2] and all(isinstance(result.answer, Scorecard) for result in results) and not engines
+    assert (
+        [result.number for result in results] == [0, 1, 2]
+        and all(isinstance(result.answer, Scorecard) for result in results)
+        and not engines
+    )
     engines += [Breaking() for _ in range(MAX_ATTEMPTS + 1)]
     workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines.pop()))
     for number in range(2):
         workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
-    assert [(result.number, result.answer.blame) for result in workers.wait()] == [(0, "system"), (1, "system")]
+    assert [(result.number, result.answer.blame) for result in workers.wait()] == [
+        (0, "system"),
+        (1, "system"),
+    ]
 
 
-@pytest.mark.parametrize(("check", "request_"), [(check_generate, GenerateRequest(prompt_ids=(1,), max_new_tokens=1, merge="merge-1")),
-                                                (check_loglikelihood, LoglikelihoodRequest(context_ids=(1,), continuation_ids=(1,), merge="merge-1"))])
+@pytest.mark.parametrize(
+    ("check", "request_"),
+    [
+        (check_generate, GenerateRequest(prompt_ids=(1,), max_new_tokens=1, merge="merge-1")),
+        (
+            check_loglikelihood,
+            LoglikelihoodRequest(context_ids=(1,), continuation_ids=(1,), merge="merge-1"),
+        ),
+    ],
+)
 def test_an_engine_of_one_model_refuses_to_answer_for_another(check, request_):
     with pytest.raises(UsageError, match="lora_batch"):
         check([request_], 10)
 
 
 # ---------------------------------------------------------------- the search
+
 
 @dataclass
 class Unmerged(ItemWorkers):
@@ -160,7 +241,10 @@ class Unmerged(ItemWorkers):
         card = super().answer(true, role, items)
         if not unmerged:
             return card
-        nudged = tuple(replace(outcome, values=tuple((name, value + 1e-4) for name, value in outcome.values)) for outcome in card.outcomes)
+        nudged = tuple(
+            replace(outcome, values=tuple((name, value + 1e-4) for name, value in outcome.values))
+            for outcome in card.outcomes
+        )
         return replace(card, outcomes=nudged, weights_digest=UNMERGED + str(true.weights))
 
 
@@ -176,8 +260,12 @@ def test_whatever_ships_was_merged_and_asked_everything(tmp_path, items_per_task
     for trial in finalists:
         dense = ItemWorkers().answer(trial.recipe, "search", None)
         assert trial.weights_digest == dense.weights_digest and trial.holdout
-        assert {outcome.item: outcome.values for outcome in outcomes[trial.number]} == {outcome.item: outcome.values for outcome in dense.outcomes}
-        assert {score.objective: score.value for score in trial.search} == {score.objective: score.value for score in dense.scores}
+        assert {outcome.item: outcome.values for outcome in outcomes[trial.number]} == {
+            outcome.item: outcome.values for outcome in dense.outcomes
+        }
+        assert {score.objective: score.value for score in trial.search} == {
+            score.objective: score.value for score in dense.scores
+        }
 
 
 def test_killed_and_resumed_it_confirms_the_same_finalists(tmp_path):
@@ -193,5 +281,12 @@ def test_a_trial_that_was_never_merged_is_not_exported_as_if_it_had_been_scored(
     pool = make_pico_pool(tmp_path)
     half = Recipe(method="linear", members=pool.names, weights=((0.5, 0.5, 0.0),), base="base")
     with pytest.raises(UnsafeInputError, match="unmerged"):
-        export_recipe(half, pool, tmp_path / "out", trial=Trial(number=7, kind="merge", state="SCORED", recipe=half, weights_digest=f"{UNMERGED}abc"))
+        export_recipe(
+            half,
+            pool,
+            tmp_path / "out",
+            trial=Trial(
+                number=7, kind="merge", state="SCORED", recipe=half, weights_digest=f"{UNMERGED}abc"
+            ),
+        )
     assert not (tmp_path / "out").exists()

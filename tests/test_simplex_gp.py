@@ -26,7 +26,12 @@ RULES = {
     "frozen": {"frozen": {"m0": 0.25, "m3": 0.0}, "scale": (1.0, 2.0)},
     "few": {"max_nonzero": 3, "bounds": {"m5": (0.1, 1.0)}},
     "few, little room": {"max_nonzero": 2, "bounds": {name: (0.0, 0.3) for name in NAMES[:6]}},
-    "groups and knobs": {"groups": 3, "knobs": [(0.2, 0.9), (1.0, 16.0)], "max_nonzero": 4, "scale": (0.3, 3.0)},
+    "groups and knobs": {
+        "groups": 3,
+        "knobs": [(0.2, 0.9), (1.0, 16.0)],
+        "max_nonzero": 4,
+        "scale": (0.3, 3.0),
+    },
 }
 
 
@@ -53,6 +58,7 @@ def play(proposer: SimplexGP, num_trials: int, seed: int = 0):
 
 
 # ---------------------------------------------------------------- what may be proposed
+
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_every_draw_obeys_sum_bounds_frozen_and_number_of_members(rules):
@@ -98,12 +104,15 @@ def test_contradictory_rules_are_told_at_once():
 
 # ---------------------------------------------------------------- replay and pending
 
+
 def test_a_proposal_depends_on_observations_pending_number_and_seed_only():
     first, again = SimplexGP(NAMES, 3, seed=5), SimplexGP(NAMES, 3, seed=5)
     points, values, _ = play(first, 20)
     told = observations(points, values, np.full_like(values, 0.03))
     one = first.ask(told, number=20)
-    first.ask(observations(points[:15], values[:15]), number=15)  # another question in between changes nothing
+    first.ask(
+        observations(points[:15], values[:15]), number=15
+    )  # another question in between changes nothing
     assert np.array_equal(first.ask(told, number=20), one)
     assert np.array_equal(again.ask(told, number=20), one)
     assert not np.array_equal(again.ask(told, number=21), one)
@@ -118,7 +127,9 @@ def test_pending_trials_are_not_proposed_again():
         pending.append(proposer.ask(observations(points, values), pending, number))
     everything = np.vstack([points, pending])
     assert len(np.unique(np.round(everything, 6), axis=0)) == 26
-    apart = np.abs(np.array(pending)[:, None] - np.array(pending)).sum(axis=2)[np.triu_indices(8, 1)]
+    apart = np.abs(np.array(pending)[:, None] - np.array(pending)).sum(axis=2)[
+        np.triu_indices(8, 1)
+    ]
     assert apart.min() > 1e-3
 
 
@@ -147,10 +158,13 @@ def test_any_number_of_objectives(num_objectives):
     values = points @ np.random.default_rng(1).random((4, num_objectives))
     points = np.concatenate([opening(proposer.domain, np.random.default_rng(0)), points])
     values = points @ np.random.default_rng(1).random((4, num_objectives))
-    assert proposer.domain.contains(proposer.ask(observations(points, values), number=30)[None]).all()
+    assert proposer.domain.contains(
+        proposer.ask(observations(points, values), number=30)[None]
+    ).all()
 
 
 # ---------------------------------------------------------------- what it is for
+
 
 def test_thirty_trials_beat_random_mixtures():
     """Averaged over 5 pools the true hypervolume of what was tried is at least 1.2 times that of random Dirichlet."""
@@ -195,6 +209,7 @@ def test_duplicate_members_are_one_member_to_the_gram_metric():
 
 # ---------------------------------------------------------------- inside Optuna
 
+
 def test_ten_lines_of_optuna():
     def objective(trial):
         weights = [trial.suggest_float(member, 0, 1) for member in ("math", "code", "chat")]
@@ -202,10 +217,16 @@ def test_ten_lines_of_optuna():
         trial.set_user_attr("stderr", [0.01, 0.01])
         return 1 - (weights[0] - 0.6) ** 2, (weights[1] - 0.5) ** 2
 
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SimplexGPSampler(["math", "code", "chat"], seed=0))
+    study = optuna.create_study(
+        directions=["maximize", "minimize"],
+        sampler=SimplexGPSampler(["math", "code", "chat"], seed=0),
+    )
     study.optimize(objective, n_trials=20)
     shipped = posterior_front(study)
-    assert max(trial.values[0] for trial in shipped) > 0.99 and min(trial.values[1] for trial in shipped) < 0.01
+    assert (
+        max(trial.values[0] for trial in shipped) > 0.99
+        and min(trial.values[1] for trial in shipped) < 0.01
+    )
 
 
 def test_a_study_resumed_from_its_trials_proposes_the_same():
@@ -214,7 +235,9 @@ def test_a_study_resumed_from_its_trials_proposes_the_same():
         return weights[0] + 0.3 * weights[1], weights[2] - weights[3] ** 2
 
     def study(trials=()):
-        made = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(NAMES[:4], seed=2))
+        made = optuna.create_study(
+            directions=["maximize"] * 2, sampler=SimplexGPSampler(NAMES[:4], seed=2)
+        )
         made.add_trials(list(trials))
         return made
 
@@ -237,8 +260,12 @@ def minus_members_used(points):
 
 def frugal_study(cost, sign, trials=(), **changes):
     """A score and what a merge costs, written to be made small or large, at most two members."""
-    sampler = SimplexGPSampler(NAMES[:4], seed=2, **{"exact": {1: cost}, "floors": [np.nan, 2 * sign]} | changes)
-    made = optuna.create_study(directions=["maximize", "minimize" if sign > 0 else "maximize"], sampler=sampler)
+    sampler = SimplexGPSampler(
+        NAMES[:4], seed=2, **{"exact": {1: cost}, "floors": [np.nan, 2 * sign]} | changes
+    )
+    made = optuna.create_study(
+        directions=["maximize", "minimize" if sign > 0 else "maximize"], sampler=sampler
+    )
     made.add_trials(list(trials))
     return made
 
@@ -247,7 +274,12 @@ def frugal(sign):
     def objective(trial):
         weights = np.array([trial.suggest_float(name, 0, 1) for name in NAMES[:4]])
         trial.set_user_attr("stderr", [0.02, 0.0])
-        return float(weights @ [0.9, 0.5, 0.4, 0.1] - 0.5 * weights @ weights + 0.02 * np.random.default_rng(trial.number).standard_normal()), sign * int(members_used(weights[None])[0])
+        return float(
+            weights @ [0.9, 0.5, 0.4, 0.1]
+            - 0.5 * weights @ weights
+            + 0.02 * np.random.default_rng(trial.number).standard_normal()
+        ), sign * int(members_used(weights[None])[0])
+
     return objective
 
 
@@ -259,13 +291,24 @@ def test_an_exact_objective_of_a_study_is_known_and_its_floor_kept_in_either_dir
     assert max(trial.values[1] for trial in small.trials) <= 2
     learned = frugal_study(None, 1, exact=None)
     learned.optimize(frugal(1), n_trials=24)
-    assert max(trial.values[1] for trial in learned.trials) > 2, "a cost that has to be guessed is overstepped"
+    assert max(trial.values[1] for trial in learned.trials) > 2, (
+        "a cost that has to be guessed is overstepped"
+    )
     shipped = posterior_front(small)
-    assert sorted({trial.values[1] for trial in shipped}) == [1, 2] and len(shipped) == 2, "of each number of members one"
+    assert sorted({trial.values[1] for trial in shipped}) == [1, 2] and len(shipped) == 2, (
+        "of each number of members one"
+    )
     assert [trial.number for trial in shipped] == [trial.number for trial in posterior_front(large)]
 
 
-@pytest.mark.parametrize("sampler_of", [lambda killed: frugal_study(members_used, 1).sampler, lambda killed: pickle.loads(pickle.dumps(killed.sampler))], ids=["made again", "pickled"])
+@pytest.mark.parametrize(
+    "sampler_of",
+    [
+        lambda killed: frugal_study(members_used, 1).sampler,
+        lambda killed: pickle.loads(pickle.dumps(killed.sampler)),
+    ],
+    ids=["made again", "pickled"],
+)
 def test_a_study_with_an_exact_objective_goes_on_the_same_from_its_trials(sampler_of):
     whole, killed = frugal_study(members_used, 1), frugal_study(members_used, 1)
     whole.optimize(frugal(1), n_trials=18)
@@ -278,24 +321,42 @@ def test_a_study_with_an_exact_objective_goes_on_the_same_from_its_trials(sample
 
 def test_exact_functions_see_knobs_after_the_weights():
     seen = []
-    study = frugal_study(lambda points: seen.append(points) or points[:, 4], 1, knobs={"density": (0.1, 1.0)}, floors=[np.nan, 0.6])
+    study = frugal_study(
+        lambda points: seen.append(points) or points[:, 4],
+        1,
+        knobs={"density": (0.1, 1.0)},
+        floors=[np.nan, 0.6],
+    )
 
     def objective(trial):
         density = trial.suggest_float("density", 0.1, 1.0)
         return frugal(1)(trial)[0], density
 
     study.optimize(objective, n_trials=12)
-    assert {points.shape[1] for points in seen} == {5} and max(trial.params["density"] for trial in study.trials) <= 0.6 + 1e-9
+    assert {points.shape[1] for points in seen} == {5} and max(
+        trial.params["density"] for trial in study.trials
+    ) <= 0.6 + 1e-9
 
 
-@pytest.mark.parametrize("columns, said", [((2,), "tells objective 2, and the study has objectives 0 to 1"), ((0, 1), "tells every objective")])
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ((2,), "tells objective 2, and the study has objectives 0 to 1"),
+        ((0, 1), "tells every objective"),
+    ],
+)
 def test_exact_functions_that_do_not_fit_the_study_are_refused(columns, said):
     with pytest.raises(ValueError, match=said):
-        frugal_study(None, 1, exact=dict.fromkeys(columns, members_used)).optimize(frugal(1), n_trials=1)
+        frugal_study(None, 1, exact=dict.fromkeys(columns, members_used)).optimize(
+            frugal(1), n_trials=1
+        )
 
 
 def test_batches_and_an_upper_bound_above_one_search_the_scale():
-    study = optuna.create_study(directions=["maximize"] * 2, sampler=SimplexGPSampler(NAMES[:3], seed=0, knobs={"density": (0.1, 1.0)}))
+    study = optuna.create_study(
+        directions=["maximize"] * 2,
+        sampler=SimplexGPSampler(NAMES[:3], seed=0, knobs={"density": (0.1, 1.0)}),
+    )
     space = {name: optuna.distributions.FloatDistribution(0, 2.5) for name in NAMES[:3]}
     space["density"] = optuna.distributions.FloatDistribution(0.1, 1.0)
     for _ in range(4):
@@ -305,21 +366,36 @@ def test_batches_and_an_upper_bound_above_one_search_the_scale():
             total = sum(trial.params[name] for name in NAMES[:3])
             assert 0.3 - 1e-9 <= total <= 2.5 + 1e-9
             study.tell(trial, [total, trial.params["m0"] * trial.params["density"]])
-    assert {round(sum(trial.params[name] for name in NAMES[:3]), 3) for trial in study.trials} != {1.0}
+    assert {round(sum(trial.params[name] for name in NAMES[:3]), 3) for trial in study.trials} != {
+        1.0
+    }
 
 
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, recycler, recycler.search, recycler.pareto; print({'optuna', 'scipy', 'torch'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 def test_an_objective_at_chance_has_no_say_and_live_ones_keep_theirs():
     rng = np.random.default_rng(3)
     points = rng.dirichlet(np.full(4, 0.6), 40)
-    values = np.stack([points @ [0.9, 0.2, 0.1, 0.4], points @ [0.1, 0.8, 0.3, 0.4], np.full(40, 0.25)], axis=1) + 0.02 * rng.standard_normal((40, 3))
+    values = np.stack(
+        [points @ [0.9, 0.2, 0.1, 0.4], points @ [0.1, 0.8, 0.3, 0.4], np.full(40, 0.25)], axis=1
+    ) + 0.02 * rng.standard_normal((40, 3))
     told = observations(points, values, np.full((40, 3), 0.02))
     front = SimplexGP(["a", "b", "c", "d"], 3, seed=0).front(told)
     assert front.dead.tolist() == [False, False, True]
-    assert list(front.indices) == [index for index in np.argsort(-front.mean[:, 0], kind="stable") if index in np.flatnonzero(non_dominated(front.mean[:, :2]))]
-    two_dead = SimplexGP(["a", "b", "c", "d"], 2, seed=0).front(observations(points, values[:, 1:], np.full((40, 2), 0.02)))
+    assert list(front.indices) == [
+        index
+        for index in np.argsort(-front.mean[:, 0], kind="stable")
+        if index in np.flatnonzero(non_dominated(front.mean[:, :2]))
+    ]
+    two_dead = SimplexGP(["a", "b", "c", "d"], 2, seed=0).front(
+        observations(points, values[:, 1:], np.full((40, 2), 0.02))
+    )
     assert not two_dead.dead.any()  # with one objective left there would be no front

@@ -7,8 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from recycler.stats import (Z95, bootstrap_difference, bootstrap_means, clustered_mean, mcnemar, minimal_detectable_difference, paired_difference, probability_non_dominated,
-                            shrunken, unseen_events_stderr)
+from recycler.stats import (
+    Z95,
+    bootstrap_difference,
+    bootstrap_means,
+    clustered_mean,
+    mcnemar,
+    minimal_detectable_difference,
+    paired_difference,
+    probability_non_dominated,
+    shrunken,
+    unseen_events_stderr,
+)
 
 NUM_RUNS = 2000
 
@@ -24,12 +34,17 @@ def _coverage(draw, truth: float, seed: int) -> float:
 
 
 def test_no_success_is_not_certainty():
-    assert unseen_events_stderr([0.0] * 32, 32) == pytest.approx(0.0216, abs=1e-4) and unseen_events_stderr([0.0, 0.3], 2) == 0.0
+    assert (
+        unseen_events_stderr([0.0] * 32, 32) == pytest.approx(0.0216, abs=1e-4)
+        and unseen_events_stderr([0.0, 0.3], 2) == 0.0
+    )
 
 
 def test_intervals_of_independent_items_cover():
     names = [str(index) for index in range(200)]
-    assert 0.93 <= _coverage(lambda rng: clustered_mean(rng.random(200) < 0.7, names), 0.7, 1) <= 0.97
+    assert (
+        0.93 <= _coverage(lambda rng: clustered_mean(rng.random(200) < 0.7, names), 0.7, 1) <= 0.97
+    )
 
 
 def test_intervals_of_clustered_items_cover_and_naive_ones_do_not():
@@ -51,7 +66,11 @@ def test_intervals_of_ratios_cover():
 
     def draw(rng):
         lengths = rng.integers(20, 280, 150).astype(float)
-        return clustered_mean(0.6 + rng.normal(0, 0.2, 150) / np.sqrt(lengths / 100), [str(index) for index in range(150)], lengths)
+        return clustered_mean(
+            0.6 + rng.normal(0, 0.2, 150) / np.sqrt(lengths / 100),
+            [str(index) for index in range(150)],
+            lengths,
+        )
 
     assert truth == pytest.approx(0.6)
     assert 0.93 <= _coverage(draw, 0.6, 4) <= 0.97
@@ -83,22 +102,32 @@ def test_intervals_of_paired_differences_cover():
 def test_one_item_a_cluster_is_the_textbook_error():
     values = np.random.default_rng(0).normal(size=40)
     mean, stderr = clustered_mean(values, [str(index) for index in range(40)])
-    assert mean == pytest.approx(values.mean()) and stderr == pytest.approx(values.std(ddof=1) / math.sqrt(40))
+    assert mean == pytest.approx(values.mean()) and stderr == pytest.approx(
+        values.std(ddof=1) / math.sqrt(40)
+    )
 
 
 def test_copies_of_items_in_their_clusters_change_nothing():
     values = np.random.default_rng(1).normal(size=30)
     names = [str(index) for index in range(30)]
-    assert clustered_mean(np.repeat(values, 5), np.repeat(names, 5).tolist()) == pytest.approx(clustered_mean(values, names))
+    assert clustered_mean(np.repeat(values, 5), np.repeat(names, 5).tolist()) == pytest.approx(
+        clustered_mean(values, names)
+    )
 
 
 def test_weights_scale_away_and_order_does_not_matter():
     rng = np.random.default_rng(2)
-    values, weights, clusters = rng.normal(size=30), rng.random(30) + 0.1, [str(index % 10) for index in range(30)]
+    values, weights, clusters = (
+        rng.normal(size=30),
+        rng.random(30) + 0.1,
+        [str(index % 10) for index in range(30)],
+    )
     order = rng.permutation(30)
     expected = clustered_mean(values, clusters, weights)
     assert clustered_mean(values, clusters, weights * 7) == pytest.approx(expected)
-    assert clustered_mean(values[order], [clusters[index] for index in order], weights[order]) == pytest.approx(expected)
+    assert clustered_mean(
+        values[order], [clusters[index] for index in order], weights[order]
+    ) == pytest.approx(expected)
 
 
 def test_a_census_has_no_error_and_a_lone_cluster_is_never_certain():
@@ -114,7 +143,11 @@ def test_pairing_is_antisymmetric_and_sees_what_unpaired_errors_hide():
     a = dict(enumerate((rng.random(200) < 0.5) * 1.0))
     b = a | {index: 1.0 - a[index] for index in range(4) if a[index] == 1.0}
     forth, back = paired_difference(a, b), paired_difference(b, a)
-    assert forth.difference == -back.difference and forth.p_value == back.p_value and forth.low == -back.high
+    assert (
+        forth.difference == -back.difference
+        and forth.p_value == back.p_value
+        and forth.low == -back.high
+    )
     assert forth.stderr < clustered_mean(list(a.values()), list(map(str, a)))[1] / 2
     assert paired_difference(a, a).p_value == 1.0 and not paired_difference(a, a).distinguishable
 
@@ -127,7 +160,11 @@ def test_differences_that_all_go_one_way_are_as_certain_as_the_sign_test(n):
         found, back = paired_difference(a, b), paired_difference(b, a)
         assert found.p_value == pytest.approx(max(2 * 0.5**n, 2 * 0.5**100)) and found.stderr > 0.0
         assert found.distinguishable == (found.p_value < 0.05) == (n >= 6)
-        assert (back.difference, back.low, back.p_value) == (-found.difference, -found.high, found.p_value)
+        assert (back.difference, back.low, back.p_value) == (
+            -found.difference,
+            -found.high,
+            found.p_value,
+        )
     two = paired_difference({1: 1.0, 2: 1.0}, {1: 0.0, 2: 0.0}, {1: "same", 2: "same"})
     assert two.stderr == 0.5 and not two.distinguishable
 
@@ -143,7 +180,13 @@ def test_paired_and_mcnemar_look_at_common_items_only():
     a, b = {1: 1.0, 2: 0.0, 3: 1.0}, {2: 1.0, 3: 1.0, 4: 0.0}
     assert paired_difference(a, b).n == 2
     flips = mcnemar(a, b)
-    assert (flips.a_only, flips.b_only, flips.both, flips.neither, flips.discordance) == ((), (2,), 1, 0, 0.5)
+    assert (flips.a_only, flips.b_only, flips.both, flips.neither, flips.discordance) == (
+        (),
+        (2,),
+        1,
+        0,
+        0.5,
+    )
     with pytest.raises(ValueError, match="no item in common"):
         mcnemar({1: 1.0}, {2: 1.0})
     with pytest.raises(ValueError, match="0 and 1"):
@@ -172,7 +215,10 @@ def test_bootstrap_difference_is_deterministic_and_certain_of_certain_things():
     low, high, share = bootstrap_difference(a, b)
     assert low == pytest.approx(0.1) and high == pytest.approx(0.1) and share == 1.0
     assert bootstrap_difference(a, a)[2] == 0.5
-    noisy = {item: value + noise for (item, value), noise in zip(a.items(), rng.normal(0, 1, 50), strict=True)}
+    noisy = {
+        item: value + noise
+        for (item, value), noise in zip(a.items(), rng.normal(0, 1, 50), strict=True)
+    }
     assert bootstrap_difference(a, noisy) == bootstrap_difference(a, noisy)
 
 
@@ -195,11 +241,17 @@ def test_the_minimal_detectable_difference_is_detected_with_its_power():
     rng = np.random.default_rng(6)
     found = 0
     for _ in range(NUM_RUNS):
-        signs = rng.choice([1.0, -1.0, 0.0], n, p=[(discordance + gap) / 2, (discordance - gap) / 2, 1 - discordance])
+        signs = rng.choice(
+            [1.0, -1.0, 0.0],
+            n,
+            p=[(discordance + gap) / 2, (discordance - gap) / 2, 1 - discordance],
+        )
         mean, stderr = clustered_mean(signs, list(map(str, range(n))))
         found += abs(mean) > Z95 * stderr
     assert 0.77 <= found / NUM_RUNS <= 0.83
-    assert minimal_detectable_difference(4 * n, discordance=discordance) == pytest.approx(gap / 2, rel=0.03)
+    assert minimal_detectable_difference(4 * n, discordance=discordance) == pytest.approx(
+        gap / 2, rel=0.03
+    )
 
 
 def test_shrinking_undoes_the_winners_curse():

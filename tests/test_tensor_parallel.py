@@ -29,10 +29,16 @@ from recycler.pool.tensors import ResidentPool, iterate_tensors
 from recycler.testing import EngineContract, ask, make_pico_pool
 from recycler.types import GenerateRequest, Item, Objective, Pool, Recipe
 
-needs_vllm = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'")]
+needs_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'"
+    ),
+]
 
 
 # ---------------------------------------------------------------- the job's setting
+
 
 def test_a_job_that_says_nothing_keeps_its_digest():
     assert "tensor_parallel" not in EngineSpec(name="vllm").model_dump()
@@ -54,9 +60,21 @@ def test_ranks_that_cannot_share_the_heads_are_refused(tmp_path):
     assert "2 attention heads" in problem.cause and problem.where == "job.yaml:3"
 
 
-@pytest.mark.parametrize(("node", "wanted"), [({"CPU": 64.0, "GPU": 8.0}, {"num_gpus": 4, "num_cpus": 4}), ({"CPU": 64.0}, {"num_cpus": 32.0})])
+@pytest.mark.parametrize(
+    ("node", "wanted"),
+    [
+        ({"CPU": 64.0, "GPU": 8.0}, {"num_gpus": 4, "num_cpus": 4}),
+        ({"CPU": 64.0}, {"num_cpus": 32.0}),
+    ],
+)
 def test_a_worker_asks_for_a_gpu_a_rank_on_one_node(node, wanted):
-    work = Work(pool=Pool(members=()), engine="vllm", items=(), objectives=(), settings={"tensor_parallel": 4})
+    work = Work(
+        pool=Pool(members=()),
+        engine="vllm",
+        items=(),
+        objectives=(),
+        settings={"tensor_parallel": 4},
+    )
     with patch("ray.nodes", return_value=[{"Alive": True, "Resources": node}]):
         options = _resources(2, work)
     assert {key: value for key, value in options.items() if key.startswith("num_")} == wanted
@@ -65,14 +83,25 @@ def test_a_worker_asks_for_a_gpu_a_rank_on_one_node(node, wanted):
 
 # ---------------------------------------------------------------- vLLM's own layers, as each of many ranks holds them
 
+
 class _Shared(nn.Module):
     """The layers of a Llama or Qwen2 block as rank `rank` of `ranks` holds them, and the declaration that vLLM's models carry."""
 
-    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
 
     def __init__(self, *, vocab, heads, kv_heads):
-        from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+        from vllm.model_executor.layers.linear import (
+            MergedColumnParallelLinear,
+            QKVParallelLinear,
+            RowParallelLinear,
+        )
+        from vllm.model_executor.layers.vocab_parallel_embedding import (
+            ParallelLMHead,
+            VocabParallelEmbedding,
+        )
 
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(vocab, 64)
@@ -86,24 +115,42 @@ class _Shared(nn.Module):
 
 def _stored(*, vocab, heads, kv_heads, fused):
     """A checkpoint's tensors for `_Shared`, with its fused ones apart or, as some architectures store them, together."""
-    shapes = {"embed_tokens.weight": (vocab, 64), "lm_head.weight": (vocab, 64), "lm_head.bias": (vocab,), "o_proj.weight": (64, heads * 8), "o_proj.bias": (64,),
-              "down_proj.weight": (64, 96), "norm.weight": (64,), "norm.bias": (64,)}
+    shapes = {
+        "embed_tokens.weight": (vocab, 64),
+        "lm_head.weight": (vocab, 64),
+        "lm_head.bias": (vocab,),
+        "o_proj.weight": (64, heads * 8),
+        "o_proj.bias": (64,),
+        "down_proj.weight": (64, 96),
+        "norm.weight": (64,),
+        "norm.bias": (64,),
+    }
     rows = {"q_proj": heads * 8, "k_proj": kv_heads * 8, "v_proj": kv_heads * 8}
-    shapes |= {f"{part}_proj.weight": (96, 64) for part in ("gate", "up")} | {f"{part}.weight": (size, 64) for part, size in rows.items()} | {f"{part}.bias": (size,) for part, size in rows.items()}
+    shapes |= (
+        {f"{part}_proj.weight": (96, 64) for part in ("gate", "up")}
+        | {f"{part}.weight": (size, 64) for part, size in rows.items()}
+        | {f"{part}.bias": (size,) for part, size in rows.items()}
+    )
     torch.manual_seed(0)
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
     if fused:
         for whole, parts in _Shared.packed_modules_mapping.items():
             for kind in ("weight", "bias"):
                 if f"{parts[0]}.{kind}" in tensors:
-                    tensors[f"{whole}.{kind}"] = torch.cat([tensors.pop(f"{part}.{kind}") for part in parts])
+                    tensors[f"{whole}.{kind}"] = torch.cat(
+                        [tensors.pop(f"{part}.{kind}") for part in parts]
+                    )
     return tensors
 
 
 def _loaded(model, tensors):
     """Each tensor through the loader that vLLM gave the parameter."""
     parameters = dict(model.named_parameters())
-    places = {part: (whole, number if len(parts) == 2 else part[0]) for whole, parts in model.packed_modules_mapping.items() for number, part in enumerate(parts)}
+    places = {
+        part: (whole, number if len(parts) == 2 else part[0])
+        for whole, parts in model.packed_modules_mapping.items()
+        for number, part in enumerate(parts)
+    }
     for name, tensor in tensors.items():
         part, _, kind = name.partition(".")
         whole, number = places.get(part, (part, None))
@@ -118,8 +165,13 @@ class TestLayersOfManyRanks:
     pytestmark = needs_vllm
 
     @pytest.mark.parametrize("fused", [False, True])
-    @pytest.mark.parametrize(("ranks", "vocab", "heads", "kv_heads"), [(1, 100, 4, 2), (2, 100, 4, 2), (4, 100, 8, 2), (8, 100, 8, 1), (4, 257, 4, 4)])
-    def test_every_rank_is_mapped_and_all_of_them_hold_the_checkpoint(self, ranks, vocab, heads, kv_heads, fused, tmp_path):
+    @pytest.mark.parametrize(
+        ("ranks", "vocab", "heads", "kv_heads"),
+        [(1, 100, 4, 2), (2, 100, 4, 2), (4, 100, 8, 2), (8, 100, 8, 1), (4, 257, 4, 4)],
+    )
+    def test_every_rank_is_mapped_and_all_of_them_hold_the_checkpoint(
+        self, ranks, vocab, heads, kv_heads, fused, tmp_path
+    ):
         """With fewer kv heads than ranks, with ranks that hold padding only, with biases, fused in the checkpoint or not."""
         from safetensors.torch import save_file
         from vllm.config import VllmConfig, set_current_vllm_config
@@ -147,6 +199,7 @@ class TestLayersOfManyRanks:
 
 
 # ---------------------------------------------------------------- two real ranks
+
 
 def live_bits(worker):
     """Runs in a rank: a digest of all its live parameters, padding included."""
@@ -178,7 +231,9 @@ class TwoRanks(EngineContract):
     @classmethod
     def _fresh(cls, checkpoint):
         engine = cls.build(cls.pool)
-        engine.apply(Recipe(method="linear", members=cls.pool.names, weights=((0.0, 0.0, 0.0),), base="base"))  # no cache of what was loaded before
+        engine.apply(
+            Recipe(method="linear", members=cls.pool.names, weights=((0.0, 0.0, 0.0),), base="base")
+        )  # no cache of what was loaded before
         engine._llm.collective_rpc(load_as_vllm_does, args=(checkpoint.location,))
         return ask(engine)
 
@@ -188,10 +243,26 @@ class TwoRanks(EngineContract):
     def test_two_ranks_that_differ(self):
         assert len(set(self._bits())) == 2 and self.engine.fingerprint.endswith("tensor parallel 2")
 
-    @pytest.mark.parametrize("method, weights, options", [("linear", (1.0, 0.0, 0.0), ()), ("linear", (0.3, 0.5, -0.1), ()), ("ties", (0.7, 0.5, -0.2), (("density", 0.5),)),
-                                                          ("dare_ties", (0.4, 0.4, 0.4), (("density", 0.5),))])
-    def test_live_memory_is_what_vllm_itself_makes_of_the_export(self, method, weights, options, tmp_path):
-        recipe = Recipe(method=method, members=self.pool.names, weights=(weights,), base="base", options=options, seed=3)
+    @pytest.mark.parametrize(
+        "method, weights, options",
+        [
+            ("linear", (1.0, 0.0, 0.0), ()),
+            ("linear", (0.3, 0.5, -0.1), ()),
+            ("ties", (0.7, 0.5, -0.2), (("density", 0.5),)),
+            ("dare_ties", (0.4, 0.4, 0.4), (("density", 0.5),)),
+        ],
+    )
+    def test_live_memory_is_what_vllm_itself_makes_of_the_export(
+        self, method, weights, options, tmp_path
+    ):
+        recipe = Recipe(
+            method=method,
+            members=self.pool.names,
+            weights=(weights,),
+            base="base",
+            options=options,
+            seed=3,
+        )
         export = export_recipe(recipe, self.pool, tmp_path / "export")
         assert self.engine.apply(recipe) == export.weights_digest
         merged = self._bits()
@@ -206,7 +277,11 @@ class TwoRanks(EngineContract):
 
         alone = VLLMEngine(self.pool, max_model_len=self.max_model_len)
         try:
-            assert alone.apply(self.random_recipe) == self.engine.apply(self.random_recipe) == self.export_digest
+            assert (
+                alone.apply(self.random_recipe)
+                == self.engine.apply(self.random_recipe)
+                == self.export_digest
+            )
             ours, theirs = ask(self.engine), ask(alone)
         finally:
             alone.close()
@@ -216,7 +291,11 @@ class TwoRanks(EngineContract):
 
     @staticmethod
     def _ranks():
-        found = [process for process in psutil.Process().children(recursive=True) if "Worker_TP" in " ".join(process.cmdline())]
+        found = [
+            process
+            for process in psutil.Process().children(recursive=True)
+            if "Worker_TP" in " ".join(process.cmdline())
+        ]
         assert len(found) == 2
         return found
 
@@ -248,6 +327,7 @@ class TestQwen2Untied(TwoRanks):
 
 # ---------------------------------------------------------------- as a worker of a cluster
 
+
 @pytest.mark.slow
 @pytest.mark.ray
 class TestRay:
@@ -255,9 +335,30 @@ class TestRay:
 
     def test_a_worker_whose_rank_dies_is_built_anew_and_no_rank_outlives_its_worker(self, tmp_path):
         pool = make_pico_pool(tmp_path / "pool")
-        item = Item(id="fake/a/0", suite="fake", task="a", role="search", kind="generate", scorer="exact_match", prompt="p", prompt_ids=(1, 5, 6), gold="x", max_new_tokens=8)
-        work = Work(pool=pool, engine="vllm", items=(item,), objectives=(Objective(suite="fake", task="a", metric="exact_match", direction="maximize"),), settings={"dtype": "bfloat16", "max_model_len": 64, "tensor_parallel": 2})
-        recipe = Recipe(method="linear", members=pool.names, weights=((0.4, 0.3, 0.1),), base="base")
+        item = Item(
+            id="fake/a/0",
+            suite="fake",
+            task="a",
+            role="search",
+            kind="generate",
+            scorer="exact_match",
+            prompt="p",
+            prompt_ids=(1, 5, 6),
+            gold="x",
+            max_new_tokens=8,
+        )
+        work = Work(
+            pool=pool,
+            engine="vllm",
+            items=(item,),
+            objectives=(
+                Objective(suite="fake", task="a", metric="exact_match", direction="maximize"),
+            ),
+            settings={"dtype": "bfloat16", "max_model_len": 64, "tensor_parallel": 2},
+        )
+        recipe = Recipe(
+            method="linear", members=pool.names, weights=((0.4, 0.3, 0.1),), base="base"
+        )
         workers, seen = RayWorkers(work, num_workers=1), []
         try:
             workers.submit(0, recipe, "search")
@@ -266,7 +367,10 @@ class TestRay:
             seen[1].kill()
             workers.submit(1, recipe, "search")
             (after,) = workers.wait()
-            assert before.answer.weights_digest == after.answer.weights_digest and before.answer.outcomes == after.answer.outcomes
+            assert (
+                before.answer.weights_digest == after.answer.weights_digest
+                and before.answer.outcomes == after.answer.outcomes
+            )
             seen += self._ranks(workers)
             psutil.Process(*workers.process_ids()).kill()
             assert len(set(seen)) == 4 and psutil.wait_procs(seen, timeout=30)[1] == []
@@ -276,4 +380,8 @@ class TestRay:
     @staticmethod
     def _ranks(workers):
         (actor,) = workers.process_ids()
-        return [process for process in psutil.Process(actor).children(recursive=True) if "Worker_TP" in " ".join(process.cmdline())]
+        return [
+            process
+            for process in psutil.Process(actor).children(recursive=True)
+            if "Worker_TP" in " ".join(process.cmdline())
+        ]

@@ -11,7 +11,12 @@ from recycler.pool.catalog import open_pool
 from recycler.testing import EngineContract, ask, make_pico_pool
 from recycler.types import Recipe
 
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'")]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        find_spec("vllm") is None, reason="vllm is not installed: pip install 'recycler[vllm]'"
+    ),
+]
 
 
 class TestLlamaTied(EngineContract):
@@ -37,7 +42,13 @@ def test_agrees_with_transformers(pool):
     from recycler.engines.transformers_engine import TransformersEngine
     from recycler.engines.vllm_engine import VLLMEngine
 
-    recipe = Recipe(method="linear", members=pool.names, weights=((0.4, 0.3, 0.1),), base="base", dtype="float32")
+    recipe = Recipe(
+        method="linear",
+        members=pool.names,
+        weights=((0.4, 0.3, 0.1),),
+        base="base",
+        dtype="float32",
+    )
     answers, digests = [], []
     for build in (TransformersEngine, VLLMEngine):
         engine = build(pool, dtype="float32", max_model_len=320)
@@ -76,7 +87,11 @@ def test_too_little_memory_for_the_context_is_told_with_a_remedy(tmp_path):
 
     pool = make_pico_pool(tmp_path)
     for folder in tmp_path.rglob("config.json"):
-        folder.write_text(folder.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 6000000'))
+        folder.write_text(
+            folder.read_text().replace(
+                '"max_position_embeddings": 512', '"max_position_embeddings": 6000000'
+            )
+        )
     pool = open_pool([str(tmp_path / "members")], base=tmp_path / "base")
     with pytest.raises(InfrastructureError, match="max_new_tokens"):
         VLLMEngine(pool, max_model_len=5_000_000)

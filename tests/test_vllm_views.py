@@ -39,25 +39,50 @@ class RowParallelLinear(nn.Module):
 
 @pytest.fixture(scope="module")
 def pools(tmp_path_factory):
-    return {tied: make_pico_pool(tmp_path_factory.mktemp("pico"), architecture="qwen2", tied=tied, num_members=1) for tied in (True, False)}
+    return {
+        tied: make_pico_pool(
+            tmp_path_factory.mktemp("pico"), architecture="qwen2", tied=tied, num_members=1
+        )
+        for tied in (True, False)
+    }
 
 
 def fused_model(template, *, tied, order=("q_proj", "k_proj", "v_proj"), rank=0, ranks=1):
     """What vLLM makes of a checkpoint on one rank: fused rows, a padded vocabulary, one parameter for tied weights, shared-out heads."""
     stored = dict(iterate_tensors(template))
     model, made = nn.Module(), {}
-    model.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+    model.packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
     for name, tensor in stored.items():
         part = name.split(".")[-2]
-        fused = next((fused for fused, parts in model.packed_modules_mapping.items() if part in parts), None)
+        fused = next(
+            (fused for fused, parts in model.packed_modules_mapping.items() if part in parts), None
+        )
         if fused:
             parts = order if fused == "qkv_proj" else ("gate_proj", "up_proj")
             whole = [stored[name.replace(part, other)] for other in parts]
-            live = torch.cat([rows if other in "k_proj v_proj" else rows.chunk(ranks)[rank] for other, rows in zip(parts, whole, strict=True)])  # one kv head: all ranks have it
+            live = torch.cat(
+                [
+                    rows if other in "k_proj v_proj" else rows.chunk(ranks)[rank]
+                    for other, rows in zip(parts, whole, strict=True)
+                ]
+            )  # one kv head: all ranks have it
             layer = QKVParallelLinear() if fused == "qkv_proj" else MergedColumnParallelLinear()
             name = name.replace(part, fused)
-            layer.total_num_heads, layer.total_num_kv_heads, layer.head_size, layer.v_head_size = 2, 1, 32, 32
-            layer.num_heads, layer.num_kv_heads, layer.num_kv_head_replicas, layer.output_sizes = 2 // ranks, 1, ranks, [128, 128]
+            layer.total_num_heads, layer.total_num_kv_heads, layer.head_size, layer.v_head_size = (
+                2,
+                1,
+                32,
+                32,
+            )
+            layer.num_heads, layer.num_kv_heads, layer.num_kv_head_replicas, layer.output_sizes = (
+                2 // ranks,
+                1,
+                ranks,
+                [128, 128],
+            )
         elif part in ("embed_tokens", "lm_head"):
             padded = torch.cat([tensor, tensor.new_zeros(28, 64)])
             live, layer = padded.chunk(ranks)[rank].clone(), VocabParallelEmbedding()
@@ -71,9 +96,13 @@ def fused_model(template, *, tied, order=("q_proj", "k_proj", "v_proj"), rank=0,
         if isinstance(layer, VocabParallelEmbedding):
             start, stop = (min(100, 128 // ranks * edge) for edge in (rank, rank + 1))
             layer.org_vocab_size = 100
-            layer.shard_indices = SimpleNamespace(org_vocab_start_index=start, num_org_elements=stop - start, num_added_elements=0)
+            layer.shard_indices = SimpleNamespace(
+                org_vocab_start_index=start, num_org_elements=stop - start, num_added_elements=0
+            )
         if name.rpartition(".")[2] not in dict(layer.named_parameters()):
-            layer.register_parameter(name.rpartition(".")[2], nn.Parameter(live, requires_grad=False))
+            layer.register_parameter(
+                name.rpartition(".")[2], nn.Parameter(live, requires_grad=False)
+            )
     for path, layer in made.items():
         parent, _, last = path.rpartition(".")
         _inside(model, parent).add_module(last, layer)
@@ -109,12 +138,17 @@ def test_every_part_is_its_tensors_and_live(pools, tied, rank, ranks):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_ranks_hold_slices_of_the_merge_and_tell_the_digest_of_all_of_it(pools, tied):
-    pool, recipe = pools[tied], Recipe(method="linear", members=("m0",), weights=((0.7,),), base="base")
+    pool, recipe = (
+        pools[tied],
+        Recipe(method="linear", members=("m0",), weights=((0.7,),), base="base"),
+    )
     resident = ResidentPool(pool)
     merge = dict(merged_tensors(recipe, resident))
     found = {name: torch.zeros_like(tensor) for name, tensor in merge.items()}
     for rank in range(2):
-        shards = live_shards(fused_model(pool.template, tied=tied, rank=rank, ranks=2), pool.template)
+        shards = live_shards(
+            fused_model(pool.template, tied=tied, rank=rank, ranks=2), pool.template
+        )
         assert merge_shards(recipe, resident, shards) == model_digest(merge.items())
         for name, pieces in shards.items():
             for piece in pieces:
@@ -127,38 +161,55 @@ def test_a_rank_that_was_cut_otherwise_is_noticed(pools):
     for layer in model.modules():
         layer.tp_rank = 1
     with pytest.raises(UnsafeInputError, match="down_proj"):
-        check_shards(live_shards(model, pools[False].template), ResidentPool(pools[False]), torch.bfloat16)
+        check_shards(
+            live_shards(model, pools[False].template), ResidentPool(pools[False]), torch.bfloat16
+        )
 
 
 def test_memory_that_does_not_take_what_is_written_is_noticed(pools):
-    shards = {name: (Shard(torch.zeros(info.shape, dtype=torch.float16)),) for name, info in pools[False].template.tensors.items()}
+    shards = {
+        name: (Shard(torch.zeros(info.shape, dtype=torch.float16)),)
+        for name, info in pools[False].template.tensors.items()
+    }
     with pytest.raises(RuntimeError, match="does not hold"):
-        merge_shards(Recipe(method="linear", members=("m0",), weights=((1.0,),)), ResidentPool(pools[False]), shards)
+        merge_shards(
+            Recipe(method="linear", members=("m0",), weights=((1.0,),)),
+            ResidentPool(pools[False]),
+            shards,
+        )
 
 
 def test_bits_are_compared_not_values():
     assert same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
     assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    assert not same_bits(torch.zeros(2), torch.zeros(2, dtype=torch.int32)) and not same_bits(torch.zeros(2), torch.zeros(1, 2))
+    assert not same_bits(torch.zeros(2), torch.zeros(2, dtype=torch.int32)) and not same_bits(
+        torch.zeros(2), torch.zeros(1, 2)
+    )
 
 
 def test_another_order_of_the_fused_rows_is_noticed(pools):
     pool = pools[False]
-    shards = live_shards(fused_model(pool.template, tied=False, order=("k_proj", "q_proj", "v_proj")), pool.template)
+    shards = live_shards(
+        fused_model(pool.template, tied=False, order=("k_proj", "q_proj", "v_proj")), pool.template
+    )
     with pytest.raises(UnsafeInputError, match="q_proj"):
         check_shards(shards, ResidentPool(pool), torch.bfloat16)
 
 
 def test_a_packed_away_weight_is_noticed(pools):
     model = fused_model(pools[False].template, tied=False)
-    model.model.layers.get_submodule("0").mlp.down_proj.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+    model.model.layers.get_submodule("0").mlp.down_proj.weight = nn.Parameter(
+        torch.empty(0), requires_grad=False
+    )
     with pytest.raises(UnsafeInputError, match="down_proj.weight' has|down_proj.weight': has"):
         live_shards(model, pools[False].template)
 
 
 def test_live_memory_that_no_tensor_fills_is_noticed(pools):
     model = fused_model(pools[False].template, tied=False)
-    _inside(model, "model.gate").register_parameter("weight", nn.Parameter(torch.ones(3), requires_grad=False))
+    _inside(model, "model.gate").register_parameter(
+        "weight", nn.Parameter(torch.ones(3), requires_grad=False)
+    )
     with pytest.raises(UnsafeInputError, match="model.gate.weight"):
         live_shards(model, pools[False].template)
 

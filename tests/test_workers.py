@@ -14,8 +14,23 @@ from recycler.scoring import code
 from recycler.types import Failure, Item, Recipe, Scorecard
 
 RECIPE = Recipe(method="linear", members=POOL.names, weights=((1.0,) * 4,))
-WORK = Work(pool=POOL, engine="fake", items=tuple(item for item in ITEMS if item.role == "search"), objectives=OBJECTIVES)
-PROGRAM = Item(id="p", suite="s", task="t", role="search", kind="generate", scorer="humaneval", prompt="p", prompt_ids=(1,), gold="g")
+WORK = Work(
+    pool=POOL,
+    engine="fake",
+    items=tuple(item for item in ITEMS if item.role == "search"),
+    objectives=OBJECTIVES,
+)
+PROGRAM = Item(
+    id="p",
+    suite="s",
+    task="t",
+    role="search",
+    kind="generate",
+    scorer="humaneval",
+    prompt="p",
+    prompt_ids=(1,),
+    gold="g",
+)
 NO_BOX = Problem(thing="code sandbox", cause="bubblewrap does not start", remedy="")
 
 
@@ -41,7 +56,11 @@ def test_a_sandbox_that_stops_working_is_tried_again_and_never_blames_the_recipe
     engine.errors = [InfrastructureError(NO_BOX)] * MAX_ATTEMPTS
     workers.submit(1, RECIPE, "search")
     (result,) = workers.wait()
-    assert isinstance(result.answer, Failure) and result.answer.blame == "system" and "bubblewrap" in result.answer.reason
+    assert (
+        isinstance(result.answer, Failure)
+        and result.answer.blame == "system"
+        and "bubblewrap" in result.answer.reason
+    )
     engine.errors = [UsageError("the recipe wants what is not there")]
     workers.submit(2, RECIPE, "search")
     assert workers.wait()[0].answer.blame == "recipe"
@@ -57,7 +76,15 @@ def test_without_a_sandbox_no_engine_is_loaded_for_items_that_need_one(monkeypat
         ScoringWorker(Work(pool=POOL, engine="fake", items=(PROGRAM,), objectives=OBJECTIVES))
 
 
-@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), TimeoutError("late"), ValueError("no such address"), ConnectionError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup."),
+        TimeoutError("late"),
+        ValueError("no such address"),
+        ConnectionError(),
+    ],
+)
 def test_a_ray_that_does_not_start_asks_to_be_tried_again(error, monkeypatch):
     ray_workers = pytest.importorskip("recycler.cluster.ray_workers")
 
@@ -78,4 +105,10 @@ def test_the_overhead_benchmark_goes_through_every_step_of_a_trial():
     overhead = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(overhead)
     found = overhead.parts(list(ITEMS), list(OBJECTIVES))
-    assert {"draw a subset (driver)", "requests", "scorers of our own", "means and errors", "ledger: close it"} <= {name for name, _, _ in found}
+    assert {
+        "draw a subset (driver)",
+        "requests",
+        "scorers of our own",
+        "means and errors",
+        "ledger: close it",
+    } <= {name for name, _, _ in found}

@@ -28,7 +28,14 @@ BOUNDS = (0.9, 0.7, 0.5, 0.3, 0.55, 0.8)
 DRAG = """async (high) => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.dispatchEvent(new Event('change'));
     await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)))); }"""
 MEASURES = "name => performance.getEntriesByType('measure').filter(m => m.name === name).map(m => m.duration)"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def opened(browser, address: str, run: str) -> tuple[object, float, float]:
@@ -39,7 +46,9 @@ def opened(browser, address: str, run: str) -> tuple[object, float, float]:
     page.goto(f"{address}/jobs/{run}/front")
     page.wait_for_selector("body[data-ready='1']")
     seconds = time.monotonic() - began
-    waited = page.evaluate("performance.getEntriesByType('resource').filter(e => /api.*(trials|table)$/.test(e.name)).map(e => e.responseEnd - e.startTime).reduce((a, b) => a + b, 0)")
+    waited = page.evaluate(
+        "performance.getEntriesByType('resource').filter(e => /api.*(trials|table)$/.test(e.name)).map(e => e.responseEnd - e.startTime).reduce((a, b) => a + b, 0)"
+    )
     return page, seconds, waited
 
 
@@ -60,7 +69,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as root, sync_playwright() as playwright:
         make_run(Path(root), "large", merges=arguments.trials, items=8)
-        browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), headless=True, args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+            headless=True,
+            args=FLAGS,
+        )
         loads, brushes, waits, draws, usable = [], [], [], [], []
         with served(Path(root)) as address:
             for _ in range(arguments.repeats + 1):
@@ -72,8 +85,25 @@ def main() -> None:
                 brushes += brushed(page)
                 page.close()
         browser.close()
-    print(json.dumps({"trials": arguments.trials, "load_cold_s": round(loads[0], 2), "load_warm_s": [round(value, 2) for value in loads[1:]], "usable_s": [round(value / 1000, 2) for value in usable], "service_ms": [round(value) for value in waits], "draw_ms": [round(value) for value in draws],
-                      "brush_ms": {"median": round(statistics.median(brushes), 1), "p95": round(sorted(brushes)[int(0.95 * len(brushes))], 1), "max": round(max(brushes), 1)}, "num_brushes": len(brushes), "load_average": round(os.getloadavg()[0], 1)}))
+    print(
+        json.dumps(
+            {
+                "trials": arguments.trials,
+                "load_cold_s": round(loads[0], 2),
+                "load_warm_s": [round(value, 2) for value in loads[1:]],
+                "usable_s": [round(value / 1000, 2) for value in usable],
+                "service_ms": [round(value) for value in waits],
+                "draw_ms": [round(value) for value in draws],
+                "brush_ms": {
+                    "median": round(statistics.median(brushes), 1),
+                    "p95": round(sorted(brushes)[int(0.95 * len(brushes))], 1),
+                    "max": round(max(brushes), 1),
+                },
+                "num_brushes": len(brushes),
+                "load_average": round(os.getloadavg()[0], 1),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -35,16 +35,37 @@ class Targets:
         self.file = place / "model.safetensors"
         self.sound = open_checkpoint(write_checkpoint(place / "sound"), "sound")
         base = open_checkpoint(write_checkpoint(place / "base"), "base")
-        member = open_checkpoint(write_checkpoint(place / "member", model_arrays(1, near=model_arrays(), scale=0.01)), "member")
+        member = open_checkpoint(
+            write_checkpoint(place / "member", model_arrays(1, near=model_arrays(), scale=0.01)),
+            "member",
+        )
         pack_pool(Pool(members=(member,), base=base), place / "packed", ratio=2.0)
         self.write_adapter()
 
     def write_adapter(self) -> None:
-        name, folder = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight", self.place / "adapter"
-        header = {name.format("A"): {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 64]}, name.format("B"): {"dtype": "F32", "shape": [8, 2], "data_offsets": [64, 128]}}
+        name, folder = (
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight",
+            self.place / "adapter",
+        )
+        header = {
+            name.format("A"): {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 64]},
+            name.format("B"): {"dtype": "F32", "shape": [8, 2], "data_offsets": [64, 128]},
+        }
         folder.mkdir()
         (folder / "adapter_model.safetensors").write_bytes(file_bytes(header, bytes(128)))
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4.0, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False, "target_modules": ["q_proj"]}))
+        (folder / "adapter_config.json").write_text(
+            json.dumps(
+                {
+                    "peft_type": "LORA",
+                    "r": 2,
+                    "lora_alpha": 4.0,
+                    "rank_pattern": {},
+                    "alpha_pattern": {},
+                    "use_rslora": False,
+                    "target_modules": ["q_proj"],
+                }
+            )
+        )
 
     # ------------------------------------------------------------ safetensors
 
@@ -55,11 +76,16 @@ class Targets:
         with safe_open(self.file, framework="pt") as file:
             assert set(file.keys()) == set(infos)
             for name, info in infos.items():
-                assert info.start + info.num_bytes <= len(data) and tuple(file.get_slice(name).get_shape()) == info.shape
+                assert (
+                    info.start + info.num_bytes <= len(data)
+                    and tuple(file.get_slice(name).get_shape()) == info.shape
+                )
 
     def header_json(self, data: bytes) -> None:
         """The JSON alone: the length before it is made right, the first byte says how much data follows."""
-        self.header_file(len(data[1:]).to_bytes(8, "little") + data[1:] + bytes(data[0] if data else 0))
+        self.header_file(
+            len(data[1:]).to_bytes(8, "little") + data[1:] + bytes(data[0] if data else 0)
+        )
 
     def index(self, data: bytes) -> None:
         check_index("index", parse_json("index", data), self.sound.tensors)
@@ -67,7 +93,9 @@ class Targets:
     def config(self, data: bytes) -> None:
         """One member's config.json, and what the preflight makes of it beside a sound one."""
         config = check_config("config.json", parse_json("config.json", data))
-        odd = Checkpoint(name="odd", location=self.sound.location, tensors=self.sound.tensors, config=config)
+        odd = Checkpoint(
+            name="odd", location=self.sound.location, tensors=self.sound.tensors, config=config
+        )
         soundness(odd)
         compare(Pool(members=(self.sound, odd)))
         compare(Pool(members=(odd, self.sound)))
@@ -75,7 +103,9 @@ class Targets:
     def tokenizer(self, data: bytes) -> None:
         folder = self.place / "member"
         (folder / "tokenizer.json").write_bytes(data)
-        odd = Checkpoint(name="odd", location=str(folder), tensors=self.sound.tensors, config=CONFIG)
+        odd = Checkpoint(
+            name="odd", location=str(folder), tensors=self.sound.tensors, config=CONFIG
+        )
         soundness(odd)
         compare(Pool(members=(self.sound, odd)))
 
@@ -100,7 +130,9 @@ class Targets:
         try:
             unpack(self.place / "packed", self.place / "out")
         finally:
-            assert sorted(path.name for path in self.place.iterdir() if path.name != "out") == before
+            assert (
+                sorted(path.name for path in self.place.iterdir() if path.name != "out") == before
+            )
 
     def packed_data(self, data: bytes) -> None:
         """The data of a pack whose manifest is sound."""
@@ -122,24 +154,56 @@ class Targets:
     def seeds(self, name: str) -> list[bytes]:
         sound = (self.place / "sound" / "model.safetensors").read_bytes()
         length = int.from_bytes(sound[:8], "little")
-        small = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}, "n": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]}}
+        small = {
+            "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "__metadata__": {"format": "pt"},
+            "n": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]},
+        }
         folder = write_sharded(self.place / "sharded")
-        rope = CONFIG | {"text_config": {"rope_scaling": {"type": "linear", "factor": 2}, "vocab_size": 12}, "layer_types": ["full_attention"], "eos_token_id": [1, 2]}
+        rope = CONFIG | {
+            "text_config": {"rope_scaling": {"type": "linear", "factor": 2}, "vocab_size": 12},
+            "layer_types": ["full_attention"],
+            "eos_token_id": [1, 2],
+        }
         return {
             "header_file": [sound, file_bytes(small, bytes(16)), file_bytes({}, b"")],
-            "header_json": [b"\x10" + json.dumps(small).encode(), b"\x00{}", bytes([len(sound) - 8 - length & 255]) + sound[8 : 8 + length]],
-            "index": [(folder / "model.safetensors.index.json").read_bytes(), b'{"weight_map":{"model.norm.weight":"model.safetensors"},"metadata":{"total_size":1}}'],
+            "header_json": [
+                b"\x10" + json.dumps(small).encode(),
+                b"\x00{}",
+                bytes([len(sound) - 8 - length & 255]) + sound[8 : 8 + length],
+            ],
+            "index": [
+                (folder / "model.safetensors.index.json").read_bytes(),
+                b'{"weight_map":{"model.norm.weight":"model.safetensors"},"metadata":{"total_size":1}}',
+            ],
             "config": [json.dumps(CONFIG).encode(), json.dumps(rope).encode()],
-            "tokenizer": [json.dumps(tokenizer()).encode(), json.dumps(tokenizer(type="Unigram", vocab=[["a", 0.5], ["b", 1]])).encode()],
+            "tokenizer": [
+                json.dumps(tokenizer()).encode(),
+                json.dumps(tokenizer(type="Unigram", vocab=[["a", 0.5], ["b", 1]])).encode(),
+            ],
             "mergekit": [text.encode() for text in MERGEKIT],
             "recipe": [text.encode() for text in RECIPES],
             "manifest": [(self.place / "packed" / MANIFEST).read_bytes()],
             "packed_data": [(self.place / "packed" / "member.safetensors").read_bytes()],
-            "adapter_config": [(self.place / "adapter" / "adapter_config.json").read_bytes(), b'{"peft_type":"LORA","r":2,"lora_alpha":4,"rank_pattern":{"q_proj":2},"alpha_pattern":{".*q":1}}'],
+            "adapter_config": [
+                (self.place / "adapter" / "adapter_config.json").read_bytes(),
+                b'{"peft_type":"LORA","r":2,"lora_alpha":4,"rank_pattern":{"q_proj":2},"alpha_pattern":{".*q":1}}',
+            ],
         }[name]
 
 
-NAMES = ("header_file", "header_json", "index", "config", "tokenizer", "mergekit", "recipe", "manifest", "packed_data", "adapter_config")
+NAMES = (
+    "header_file",
+    "header_json",
+    "index",
+    "config",
+    "tokenizer",
+    "mergekit",
+    "recipe",
+    "manifest",
+    "packed_data",
+    "adapter_config",
+)
 MERGEKIT = (
     "models:\n- model: a\n  parameters:\n    weight: 0.5\n    density: [0.1, 0.5]\n- model: b\n  parameters:\n    weight:\n    - filter: mlp\n      value: 0.3\n    - value: 1\nmerge_method: ties\nbase_model: c\nparameters:\n  normalize: true\n  int8_mask: true\ndtype: float16\n",
     "slices:\n- sources:\n  - model: a\n    layer_range: [0, 2]\n  - model: b\n    layer_range: [0, 2]\n  parameters:\n    t: [0, 0.5, 1]\n- sources:\n  - model: a\n    layer_range: [2, 4]\n  - model: b\n    layer_range: [2, 4]\nmerge_method: slerp\nbase_model: a\nparameters:\n  t:\n  - filter: self_attn\n    value: [0, 1]\n  - value: 0.5\ntokenizer_source: union\nout_dtype: bfloat16\n",

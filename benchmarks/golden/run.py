@@ -102,7 +102,9 @@ FOLDERS = ("export-knee", "export-best", "packed", "unpacked", "merge-linear", "
 FOLDERS += ("merge-slerp",)
 DROPPED_COLUMNS = ("opened_at", "closed_at", "merge_seconds", "score_seconds")
 DROPPED_FACTS = ("elapsed_seconds",)
-DROPPED_KEYS = re.compile(r'("[a-z_]*(?:seconds|_at|created|date|timestamp)[a-z_]*": )[-\d.e+"T:Z]+')
+DROPPED_KEYS = re.compile(
+    r'("[a-z_]*(?:seconds|_at|created|date|timestamp)[a-z_]*": )[-\d.e+"T:Z]+'
+)
 PATTERNS = (  # (what is dropped, pattern, what stands there instead)
     ("a moment", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?", "<moment>"),
     ("a date", r"\b\d{4}-\d\d-\d\d\b", "<date>"),

@@ -19,11 +19,30 @@ from recycler.merge.writer import header_bytes, num_bytes, shard_plan
 from recycler.yamls import dump_yaml
 
 LAYERS, HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 64, 12288, 33792, 96, 8, 256_000
-LAYER = {"input_layernorm": (HIDDEN,), "self_attn.q_norm": (HEADS, HIDDEN // HEADS), "self_attn.k_norm": (KEYS, HIDDEN // HEADS), "self_attn.q_proj": (HIDDEN, HIDDEN),
-         "self_attn.k_proj": (KEYS * HIDDEN // HEADS, HIDDEN), "self_attn.v_proj": (KEYS * HIDDEN // HEADS, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-         "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER)}
-LARGE = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)} | {f"model.layers.{index}.{name}.weight": shape for index in range(LAYERS) for name, shape in LAYER.items()}
-EXPERTS = {f"model.layers.{index // 1563}.mlp.experts.{index % 1563 // 3}.{('gate', 'up', 'down')[index % 3]}_proj.weight": (1024, 2048) for index in range(100_000)}
+LAYER = {
+    "input_layernorm": (HIDDEN,),
+    "self_attn.q_norm": (HEADS, HIDDEN // HEADS),
+    "self_attn.k_norm": (KEYS, HIDDEN // HEADS),
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (KEYS * HIDDEN // HEADS, HIDDEN),
+    "self_attn.v_proj": (KEYS * HIDDEN // HEADS, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+LARGE = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)} | {
+    f"model.layers.{index}.{name}.weight": shape
+    for index in range(LAYERS)
+    for name, shape in LAYER.items()
+}
+EXPERTS = {
+    f"model.layers.{index // 1563}.mlp.experts.{index % 1563 // 3}.{('gate', 'up', 'down')[index % 3]}_proj.weight": (
+        1024,
+        2048,
+    )
+    for index in range(100_000)
+}
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict) -> None:
@@ -38,21 +57,54 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict) -> Non
             out.write(header)
             out.truncate(len(header) + sum(num_bytes(infos[name]) for name in names))
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": sum(map(num_bytes, infos.values()))}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "cohere", "tie_word_embeddings": True, "dtype": "bfloat16"} | config))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps(
+            {
+                "metadata": {"total_size": sum(map(num_bytes, infos.values()))},
+                "weight_map": weight_map,
+            }
+        )
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"model_type": "cohere", "tie_word_embeddings": True, "dtype": "bfloat16"} | config
+        )
+    )
 
 
 def main(place: Path, bandwidth: str) -> None:
-    for case, count, shapes, config in (("104b", 16, LARGE, {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}), ("experts", 2, EXPERTS, {"num_hidden_layers": 64})):
+    for case, count, shapes, config in (
+        ("104b", 16, LARGE, {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}),
+        ("experts", 2, EXPERTS, {"num_hidden_layers": 64}),
+    ):
         for number in range(count):
             if not (place / f"{case}-{number}").exists():
                 write(place / f"{case}-{number}", shapes, config)
         recipe = place / f"{case}.yaml"
-        recipe.write_text(dump_yaml({"method": "linear", "members": {f"m{number}": f"{case}-{number}" for number in range(count)}, "weights": {f"m{number}": 1 / count for number in range(count)}}))
+        recipe.write_text(
+            dump_yaml(
+                {
+                    "method": "linear",
+                    "members": {f"m{number}": f"{case}-{number}" for number in range(count)},
+                    "weights": {f"m{number}": 1 / count for number in range(count)},
+                }
+            )
+        )
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(subprocess.run([sys.executable, "-m", "recycler", "plan", str(recipe), "--bandwidth", bandwidth], capture_output=True, text=True, check=True).stdout, end="")
+        print(
+            subprocess.run(
+                [sys.executable, "-m", "recycler", "plan", str(recipe), "--bandwidth", bandwidth],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout,
+            end="",
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(f"planned in {time.perf_counter() - start:.2f} s ({after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.2f} CPU, imports included), {after.ru_maxrss / 1024:.0f} MB\n", flush=True)
+        print(
+            f"planned in {time.perf_counter() - start:.2f} s ({after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.2f} CPU, imports included), {after.ru_maxrss / 1024:.0f} MB\n",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

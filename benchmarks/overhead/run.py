@@ -28,13 +28,29 @@ from recycler.search.fidelity import Fidelity
 from recycler.types import Completion, Item, Loglikelihood, Objective, Pool, Recipe, Scorecard
 
 SUITES = Path(__file__).resolve().parents[2] / "eval_suites"
-WANTED = {"gsm8k": {"gsm8k": 150}, "mgsm": {"es": 100}, "humaneval": {"humaneval": 50}, "ifeval": {"ifeval": 80}, "bbh": {"boolean_expressions": 60, "sports_understanding": 0}, "bpb": {"gsm8k": 60}}
+WANTED = {
+    "gsm8k": {"gsm8k": 150},
+    "mgsm": {"es": 100},
+    "humaneval": {"humaneval": 50},
+    "ifeval": {"ifeval": 80},
+    "bbh": {"boolean_expressions": 60, "sports_understanding": 0},
+    "bpb": {"gsm8k": 60},
+}
 DECODING_SECONDS = 6.0
 
 
 def main(model: str, data: str, repeats: str = "5") -> None:
-    items = [item for suite, tasks in WANTED.items() for item in frozen(suite, tasks, Path(model), Path(data))]
-    objectives = [Objective(suite=suite, task=task, metric=metric, direction="maximize") for suite, task, metric in sorted({(item.suite, item.task, metric) for item in items for metric in item_metrics(item)})]
+    items = [
+        item
+        for suite, tasks in WANTED.items()
+        for item in frozen(suite, tasks, Path(model), Path(data))
+    ]
+    objectives = [
+        Objective(suite=suite, task=task, metric=metric, direction="maximize")
+        for suite, task, metric in sorted(
+            {(item.suite, item.task, metric) for item in items for metric in item_metrics(item)}
+        )
+    ]
     print(f"{len(items)} items, {len(objectives)} objectives")
     best: dict[str, tuple[float, float]] = {}
     for _ in range(int(repeats)):
@@ -44,7 +60,9 @@ def main(model: str, data: str, repeats: str = "5") -> None:
     for name, (wall, cpu) in best.items():
         beside = name.startswith("sandbox")
         total += 0.0 if beside else wall
-        print(f"{name:34} {1000 * wall:8.1f} ms wall {1000 * cpu:8.1f} ms CPU {wall / DECODING_SECONDS:7.2%}{'  (beside decoding of likelihoods)' if beside else ''}")
+        print(
+            f"{name:34} {1000 * wall:8.1f} ms wall {1000 * cpu:8.1f} ms CPU {wall / DECODING_SECONDS:7.2%}{'  (beside decoding of likelihoods)' if beside else ''}"
+        )
     print(f"{'sum':34} {1000 * total:8.1f} ms wall {'':20} {total / DECODING_SECONDS:7.2%}")
 
 
@@ -59,18 +77,31 @@ def parts(items: list[Item], objectives: list[Objective]):
         return value
 
     recipe = Recipe(method="linear", members=("a", "b"), weights=((0.5, 0.5),))
-    work = Work(pool=Pool(members=()), engine="fake", items=tuple(items), objectives=tuple(objectives))
+    work = Work(
+        pool=Pool(members=()), engine="fake", items=tuple(items), objectives=tuple(objectives)
+    )
     fidelity = Fidelity(items=tuple(items), objectives=tuple(objectives), items_per_task=50, seed=0)
-    timed("draw a subset (driver)", lambda: fidelity.drawn(type("T", (), {"kind": "merge", "label": "", "number": 1, "is_proposed": True})))
+    timed(
+        "draw a subset (driver)",
+        lambda: fidelity.drawn(
+            type("T", (), {"kind": "merge", "label": "", "number": 1, "is_proposed": True})
+        ),
+    )
     chosen = timed("choose items", lambda: work.items_of("search"))
     timed("requests", lambda: requests_of(chosen))
     plain = [item for item in chosen if item.scorer not in ("humaneval", "lm_eval")]
-    for name, own in (("scorers of our own", plain), ("lm-eval's checkers (ifeval)", [item for item in chosen if item.scorer == "lm_eval"]), ("sandbox (humaneval)", [item for item in chosen if item.scorer == "humaneval"])):
+    for name, own in (
+        ("scorers of our own", plain),
+        ("lm-eval's checkers (ifeval)", [item for item in chosen if item.scorer == "lm_eval"]),
+        ("sandbox (humaneval)", [item for item in chosen if item.scorer == "humaneval"]),
+    ):
         timed(name, lambda own=own: outcomes_of(own, *answers(own)))
     outcomes = outcomes_of(chosen, *answers(chosen)) if not CACHE else CACHE[0]
     CACHE[:] = [outcomes]
     scores = timed("means and errors", lambda: aggregate(chosen, outcomes, objectives))
-    scorecard = Scorecard(role="search", scores=scores, outcomes=outcomes, weights_digest="w", engine_fingerprint="f")
+    scorecard = Scorecard(
+        role="search", scores=scores, outcomes=outcomes, weights_digest="w", engine_fingerprint="f"
+    )
     timed("there and back (pickle)", lambda: pickle.loads(pickle.dumps(scorecard)))
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")
@@ -86,8 +117,23 @@ CACHE: list = []
 def answers(items: list[Item]) -> tuple[list[Completion], list[Loglikelihood]]:
     """What a middling model might say: a paragraph before the gold answer."""
     text = "Let us think step by step. " * 15
-    completions = [Completion(text=f"{item.gold}\n# {time.time_ns()}" if item.scorer == "humaneval" else f"{text} The answer is {item.gold[-40:]}", num_tokens=150, finish="stop") for item in items if item.kind == "generate"]
-    return completions, [Loglikelihood(logprob=-1.0 * len(ids), token_logprobs=(-1.0,) * len(ids), is_greedy=False) for item in items if item.kind == "loglikelihood" for ids in item.continuations]
+    completions = [
+        Completion(
+            text=f"{item.gold}\n# {time.time_ns()}"
+            if item.scorer == "humaneval"
+            else f"{text} The answer is {item.gold[-40:]}",
+            num_tokens=150,
+            finish="stop",
+        )
+        for item in items
+        if item.kind == "generate"
+    ]
+    return completions, [
+        Loglikelihood(logprob=-1.0 * len(ids), token_logprobs=(-1.0,) * len(ids), is_greedy=False)
+        for item in items
+        if item.kind == "loglikelihood"
+        for ids in item.continuations
+    ]
 
 
 def frozen(suite: str, tasks: dict[str, int], model: Path, data: Path) -> list[Item]:
@@ -96,7 +142,11 @@ def frozen(suite: str, tasks: dict[str, int], model: Path, data: Path) -> list[I
     for task, count in tasks.items():
         if count:
             spec = own["tasks"][task]
-            spec["search"] = {"data": spec["search"].get("data", spec.get("data", "")), "rows": [0, count], **({"cluster": spec["search"]["cluster"]} if "cluster" in spec["search"] else {})}
+            spec["search"] = {
+                "data": spec["search"].get("data", spec.get("data", "")),
+                "rows": [0, count],
+                **({"cluster": spec["search"]["cluster"]} if "cluster" in spec["search"] else {}),
+            }
             spec["holdout"] = {**spec["holdout"], "rows": [count, count + 1]}
             spec.pop("repeated", None)
             kept[task] = spec

@@ -7,11 +7,31 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 FAMILIES = {  # float32 members have no two deltas of equal size, which bfloat16 ones have by the thousand
-    "llama-tied": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True), torch.bfloat16),
-    "qwen-untied": (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=False), torch.bfloat16),
-    "qwen-untied, float32 members": (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=False), torch.float32),
+    "llama-tied": (
+        LlamaForCausalLM,
+        LlamaConfig(**SIZES, tie_word_embeddings=True),
+        torch.bfloat16,
+    ),
+    "qwen-untied": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=False),
+        torch.bfloat16,
+    ),
+    "qwen-untied, float32 members": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SIZES, tie_word_embeddings=False),
+        torch.float32,
+    ),
 }
 
 
@@ -22,14 +42,21 @@ def build(folder: Path, family: str, *, num_members: int = 3) -> None:
     base = kind(config)
     with torch.no_grad():
         for parameter in base.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))  # norms and biases too, which start at one and zero
+            parameter.add_(
+                0.02 * torch.randn_like(parameter)
+            )  # norms and biases too, which start at one and zero
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     common = {name: torch.randn_like(tensor) for name, tensor in state.items()}
     base.to(dtype).save_pretrained(folder / "base")
     for number in range(1, num_members + 1):
         generator = torch.Generator().manual_seed(number)
         model = kind(config)
-        deltas = {name: 0.05 * tensor.std() * (0.5 * common[name] + torch.randn(tensor.shape, generator=generator)) for name, tensor in state.items()}
+        deltas = {
+            name: 0.05
+            * tensor.std()
+            * (0.5 * common[name] + torch.randn(tensor.shape, generator=generator))
+            for name, tensor in state.items()
+        }
         model.load_state_dict({name: tensor + deltas[name] for name, tensor in state.items()})
         model.tie_weights()
         model.to(dtype).save_pretrained(folder / f"m{number}")

@@ -40,11 +40,27 @@ CASES = {  # PEFT's combination: its weights, its density, our method and option
 
 
 def adapters_of(model: torch.nn.Module) -> list[Adapter]:
-    shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if name.endswith(PARTS)}
+    shapes = {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if name.endswith(PARTS)
+    }
     found = []
     for seed, name in enumerate(NAMES):
         generator = torch.Generator().manual_seed(seed)
-        found.append(Adapter(name=name, modules={module: LowRank(up=torch.randn(out, 4, generator=generator), down=torch.randn(4, width, generator=generator), scale=0.5) for module, (out, width) in shapes.items()}))
+        found.append(
+            Adapter(
+                name=name,
+                modules={
+                    module: LowRank(
+                        up=torch.randn(out, 4, generator=generator),
+                        down=torch.randn(4, width, generator=generator),
+                        scale=0.5,
+                    )
+                    for module, (out, width) in shapes.items()
+                },
+            )
+        )
     return found
 
 
@@ -52,29 +68,52 @@ def compare(model: PeftModel, adapters: list[Adapter], label: str) -> str:
     kind, (weights, density, method, options) = label.split(",")[0], CASES[label]
     torch.manual_seed(0)
     svd = {"svd_rank": 3 if kind == "svd" else FULL} if "svd" in kind else {}
-    model.add_weighted_adapter(list(NAMES), list(weights), "merged", combination_type=kind, **({"density": density} if density else {}), **svd)
+    model.add_weighted_adapter(
+        list(NAMES),
+        list(weights),
+        "merged",
+        combination_type=kind,
+        **({"density": density} if density else {}),
+        **svd,
+    )
     if method in ("cat", "svd"):
-        merged = cat(adapters, weights) if method == "cat" else truncate(cat(adapters, weights), 3)[0]
+        merged = (
+            cat(adapters, weights) if method == "cat" else truncate(cat(adapters, weights), 3)[0]
+        )
         ours = {module: part.delta() for module, part in merged.modules.items()}
     else:
         ours = dict(merged_deltas(adapters, weights, method, options))
     exact = dict(merged_deltas(adapters, weights, "linear"))
-    theirs = {module: model.base_model.model.get_submodule(module).get_delta_weight("merged") for module in ours}
+    theirs = {
+        module: model.base_model.model.get_submodule(module).get_delta_weight("merged")
+        for module in ours
+    }
     model.delete_adapter("merged")
     if not kind.startswith("dare"):
-        differing = max(float((theirs[module] - ours[module]).norm() / ours[module].norm()) for module in ours)
+        differing = max(
+            float((theirs[module] - ours[module]).norm() / ours[module].norm()) for module in ours
+        )
         return f"relative difference {differing:.1e}"
     figures = []
     for merged in (ours, theirs):
-        zero = sum(int((delta.abs() < 1e-4).sum()) for delta in merged.values()) / sum(delta.numel() for delta in merged.values())
-        slope = sum(float((merged[module] * exact[module]).sum()) for module in exact) / sum(float(exact[module].square().sum()) for module in exact)
+        zero = sum(int((delta.abs() < 1e-4).sum()) for delta in merged.values()) / sum(
+            delta.numel() for delta in merged.values()
+        )
+        slope = sum(float((merged[module] * exact[module]).sum()) for module in exact) / sum(
+            float(exact[module].square().sum()) for module in exact
+        )
         figures.append(f"zero {zero:.3f}, slope {slope:.3f}")
     return f"by law: {figures[0]} (PEFT: {figures[1]})"
 
 
 def main() -> None:
     families = [family for family in FAMILIES if "float32" not in family]
-    print("| PEFT's combination | ours | " + " | ".join(families) + " |\n|---|---|" + "---|" * len(families))
+    print(
+        "| PEFT's combination | ours | "
+        + " | ".join(families)
+        + " |\n|---|---|"
+        + "---|" * len(families)
+    )
     models = {}
     with tempfile.TemporaryDirectory() as place:
         for family in families:
@@ -84,13 +123,20 @@ def main() -> None:
             adapters = adapters_of(model)
             for adapter in adapters:
                 write_adapter(adapter, Path(place) / family / adapter.name)
-            wrapped = PeftModel.from_pretrained(model, Path(place) / family / NAMES[0], adapter_name=NAMES[0])
+            wrapped = PeftModel.from_pretrained(
+                model, Path(place) / family / NAMES[0], adapter_name=NAMES[0]
+            )
             for name in NAMES[1:]:
                 wrapped.load_adapter(Path(place) / family / name, adapter_name=name)
             models[family] = (wrapped, adapters)
         for label, (_, _, method, options) in CASES.items():
             said = ", ".join(f"{name.rstrip('_')} {value}" for name, value in options.items())
-            print(f"| {label} | {method}{f' ({said})' if said else ''} | " + " | ".join(compare(*models[family], label) for family in families) + " |", flush=True)
+            print(
+                f"| {label} | {method}{f' ({said})' if said else ''} | "
+                + " | ".join(compare(*models[family], label) for family in families)
+                + " |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

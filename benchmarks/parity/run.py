@@ -29,7 +29,9 @@ from recycler.types import Group, Recipe  # noqa: E402
 
 THREE, TWO = (0.5, 0.3, 0.4), (0.6, 0.4)
 MLP = (Group(name="mlp", match="mlp"), Group(name="rest"))
-CASES: dict[str, tuple[str, dict, tuple, bool]] = {  # label: method, options, weights (one row or two groups), with base
+CASES: dict[
+    str, tuple[str, dict, tuple, bool]
+] = {  # label: method, options, weights (one row or two groups), with base
     "linear": ("linear", {}, THREE, False),
     "linear, normalize": ("linear", {"normalize": True}, THREE, False),
     "linear, filters": ("linear", {}, (THREE, (0.2, 0.2, 0.6)), False),
@@ -40,7 +42,12 @@ CASES: dict[str, tuple[str, dict, tuple, bool]] = {  # label: method, options, w
     "nuslerp": ("nuslerp", {}, TWO, False),
     "nuslerp, deltas": ("nuslerp", {}, TWO, True),
     "nuslerp, rows": ("nuslerp", {"nuslerp_flatten": False}, TWO, True),
-    "nuslerp, columns": ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}, TWO, True),
+    "nuslerp, columns": (
+        "nuslerp",
+        {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+        TWO,
+        True,
+    ),
     "multislerp": ("multislerp", {}, THREE, False),
     "multislerp, deltas": ("multislerp", {}, THREE, True),
     "karcher": ("karcher", {}, (1.0, 1.0, 1.0), False),
@@ -61,11 +68,23 @@ CASES: dict[str, tuple[str, dict, tuple, bool]] = {  # label: method, options, w
     "dare_ties, density 0.5": ("dare_ties", {"density": 0.5}, THREE, True),
     "della": ("della", {"density": 0.5, "epsilon": 0.2}, THREE, True),
     "della_linear": ("della_linear", {"density": 0.5, "epsilon": 0.2}, THREE, True),
-    "della_linear, no rescale": ("della_linear", {"density": 0.5, "epsilon": 0.2, "rescale": False}, THREE, True),
+    "della_linear, no rescale": (
+        "della_linear",
+        {"density": 0.5, "epsilon": 0.2, "rescale": False},
+        THREE,
+        True,
+    ),
     "dare_linear, one member": ("dare_linear", {"density": 0.3, "rescale": False}, (1.0,), True),
-    "della_linear, one member": ("della_linear", {"density": 0.5, "epsilon": 0.2, "rescale": False}, (1.0,), True),
+    "della_linear, one member": (
+        "della_linear",
+        {"density": 0.5, "epsilon": 0.2, "rescale": False},
+        (1.0,),
+        True,
+    ),
 }
-BY_HAND: dict[str, str] = {  # mergekit's YAML, read by both: settings over depth and by name, and slices
+BY_HAND: dict[
+    str, str
+] = {  # mergekit's YAML, read by both: settings over depth and by name, and slices
     "task_arithmetic, gradients": """
 models:
 - {model: M1, parameters: {weight: [0, 0.5, 1]}}
@@ -105,8 +124,14 @@ def recipe_of(label: str, folder: Path) -> Recipe:
         return read_mergekit("case.yml", by_hand(label, folder))[0]
     method, options, weights, with_base = CASES[label]
     rows = weights if isinstance(weights[0], tuple) else (weights,)
-    return Recipe(method=method, members=tuple(f"m{number + 1}" for number in range(len(rows[0]))), base="base" if with_base else None,
-                  weights=rows, groups=MLP if len(rows) > 1 else (Group(name="all"),), options=tuple(options.items()))
+    return Recipe(
+        method=method,
+        members=tuple(f"m{number + 1}" for number in range(len(rows[0]))),
+        base="base" if with_base else None,
+        weights=rows,
+        groups=MLP if len(rows) > 1 else (Group(name="all"),),
+        options=tuple(options.items()),
+    )
 
 
 def by_hand(label: str, folder: Path) -> str:
@@ -117,12 +142,29 @@ def by_hand(label: str, folder: Path) -> str:
 
 
 def mergekit(label: str, recipe: Recipe, folder: Path, command: str) -> dict[str, torch.Tensor]:
-    names, out = (*recipe.members, *([recipe.base] if recipe.base else [])), folder / label.replace(" ", "_").replace(",", "")
+    names, out = (
+        (*recipe.members, *([recipe.base] if recipe.base else [])),
+        folder / label.replace(" ", "_").replace(",", ""),
+    )
     tensors = open_pool([folder / "base"]).template.tensors
     config = out.with_suffix(".yml")
-    config.write_text(by_hand(label, folder) if label in BY_HAND else recipe_to_mergekit(recipe, {name: folder / name for name in names}, tensors=tensors))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([command, str(config), str(out), "--no-copy-tokenizer", "--quiet"], env=environment, capture_output=True, text=True)
+    config.write_text(
+        by_hand(label, folder)
+        if label in BY_HAND
+        else recipe_to_mergekit(recipe, {name: folder / name for name in names}, tensors=tensors)
+    )
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [command, str(config), str(out), "--no-copy-tokenizer", "--quiet"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if not (out / "model.safetensors").exists():
         raise SystemExit(f"{config}: mergekit failed\n{done.stderr[-2000:]}")
     return load_file(out / "model.safetensors")
@@ -130,9 +172,11 @@ def mergekit(label: str, recipe: Recipe, folder: Path, command: str) -> dict[str
 
 def ulps(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Distance in units in the last place of bfloat16, across zero too."""
+
     def ordered(tensor: torch.Tensor) -> torch.Tensor:
         bits = tensor.contiguous().view(torch.int16).to(torch.int32)
         return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
     return (ordered(one) - ordered(two)).abs()
 
 
@@ -141,9 +185,18 @@ def compare(label: str, recipe: Recipe, folder: Path, ours: dict, theirs: dict) 
     total = sum(tensor.numel() for tensor in ours.values())
     if not any(word in label for word in RANDOM):
         apart = [ulps(ours[name], theirs[name]) for name in theirs]
-        differing, most = sum(int((distance > 0).sum()) for distance in apart), max(int(distance.max()) for distance in apart)
-        worst = max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in theirs)
-        verdict = "bit for bit" if differing == 0 else f"{differing} elements, at most {most} ulp ({worst:.1e})"
+        differing, most = (
+            sum(int((distance > 0).sum()) for distance in apart),
+            max(int(distance.max()) for distance in apart),
+        )
+        worst = max(
+            float((ours[name].float() - theirs[name].float()).abs().max()) for name in theirs
+        )
+        verdict = (
+            "bit for bit"
+            if differing == 0
+            else f"{differing} elements, at most {most} ulp ({worst:.1e})"
+        )
     else:
         verdict = law(recipe, folder, ours, theirs)
     return f"{verdict} of {total:,}" + (f"; only in one: {missing}" if missing else "")
@@ -156,29 +209,56 @@ def law(recipe: Recipe, folder: Path, ours: dict, theirs: dict) -> str:
     (mean). outside: moved elements that no member had moved (support). larger half: the rate among the larger half of each
     tensor's deltas. With one member and no rescaling every element is the base's or the member's: `other` counts the rest.
     """
-    full = dict(merged_tensors(Recipe(method="linear", members=recipe.members, base=recipe.base, weights=recipe.weights, dtype="float32"), pool(folder, recipe)))
+    full = dict(
+        merged_tensors(
+            Recipe(
+                method="linear",
+                members=recipe.members,
+                base=recipe.base,
+                weights=recipe.weights,
+                dtype="float32",
+            ),
+            pool(folder, recipe),
+        )
+    )
     base = load_file(folder / "base" / "model.safetensors")
     members = [load_file(folder / name / "model.safetensors") for name in recipe.members]
     figures = []
     for merged in (ours, theirs):
-        total, count = dict.fromkeys(("moved", "outside", "other", "large", "along", "square"), 0.0), 0
+        total, count = (
+            dict.fromkeys(("moved", "outside", "other", "large", "along", "square"), 0.0),
+            0,
+        )
         for name, origin in base.items():
-            delta, wanted = merged[name].float() - origin.to(torch.bfloat16).float(), full[name] - origin.float()
+            delta, wanted = (
+                merged[name].float() - origin.to(torch.bfloat16).float(),
+                full[name] - origin.float(),
+            )
             moved = delta != 0
             total["moved"] += int(moved.sum())
-            total["outside"] += int((moved & torch.stack([member[name] == origin for member in members]).all(0)).sum())
-            total["other"] += int((moved & (merged[name] != members[0][name].to(torch.bfloat16))).sum())
+            total["outside"] += int(
+                (moved & torch.stack([member[name] == origin for member in members]).all(0)).sum()
+            )
+            total["other"] += int(
+                (moved & (merged[name] != members[0][name].to(torch.bfloat16))).sum()
+            )
             total["large"] += int(moved[wanted.abs() > wanted.abs().median()].sum())
             total["along"] += float((delta * wanted).double().sum())
             total["square"] += float((wanted * wanted).double().sum())
             count += origin.numel()
-        figures.append(f"moved {total['moved'] / count:.4f}, of the larger half {2 * total['large'] / count:.4f}, slope {total['along'] / total['square']:.4f}, outside {total['outside']:.0f}"
-                       + (f", other {total['other']:.0f}" if len(members) == 1 else ""))
+        figures.append(
+            f"moved {total['moved'] / count:.4f}, of the larger half {2 * total['large'] / count:.4f}, slope {total['along'] / total['square']:.4f}, outside {total['outside']:.0f}"
+            + (f", other {total['other']:.0f}" if len(members) == 1 else "")
+        )
     return f"by law: {figures[0]} (mergekit: {figures[1]})"
 
 
 def pool(folder: Path, recipe: Recipe) -> ResidentPool:
-    return ResidentPool(open_pool([folder / name for name in recipe.members], folder / "base" if recipe.base else None))
+    return ResidentPool(
+        open_pool(
+            [folder / name for name in recipe.members], folder / "base" if recipe.base else None
+        )
+    )
 
 
 def main() -> None:
@@ -199,7 +279,15 @@ def main() -> None:
                 folder = Path(place) / family.replace(" ", "_").replace(",", "")
                 recipe = recipe_of(label, folder)
                 theirs = mergekit(label, recipe, folder, arguments.mergekit)
-                cells.append(compare(label, recipe, folder, dict(merged_tensors(recipe, pool(folder, recipe))), theirs))
+                cells.append(
+                    compare(
+                        label,
+                        recipe,
+                        folder,
+                        dict(merged_tensors(recipe, pool(folder, recipe))),
+                        theirs,
+                    )
+                )
             print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 

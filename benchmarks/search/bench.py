@@ -57,14 +57,19 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     low = {f"m{index}": (family.lowest, 1.0) for index in range(num_members)}
     domain = weight_domain(list(low), bounds=low)
     rng = np.random.default_rng([9, pool_seed])
-    points = np.concatenate([opening(domain, rng), np.eye(num_members), scattered(domain, rng, 300)])
+    points = np.concatenate(
+        [opening(domain, rng), np.eye(num_members), scattered(domain, rng, 300)]
+    )
     truth = family.truth(points)[:, kept]
     corner = family.truth(np.eye(num_members))[:, kept].min(axis=0) - 1e-6
     if family.lowest < 0 or name == "weight_bumps":
         corner = np.minimum(corner, truth[non_dominated(truth)].min(axis=0))
     for step in range(40 if name in FAMILIES else 10):
         new = around(domain, rng, points, 400, reach=1.0 if step % 2 else 0.3)
-        points, truth = np.concatenate([points, new]), np.concatenate([truth, family.truth(new)[:, kept]])
+        points, truth = (
+            np.concatenate([points, new]),
+            np.concatenate([truth, family.truth(new)[:, kept]]),
+        )
         front = np.flatnonzero(non_dominated(truth))
         if len(front) > 500:
             front = rng.permutation(front)[:500]
@@ -72,7 +77,18 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     return corner, hypervolume(truth, corner)
 
 
-def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, budget: int, members_known: bool = False, in_flight: int = 1, num_items: int = NUM_ITEMS, controls: bool = False) -> list[dict[str, object]]:
+def run(
+    sampler: str,
+    name: str,
+    num_members: int,
+    pool_seed: int,
+    seed: int,
+    budget: int,
+    members_known: bool = False,
+    in_flight: int = 1,
+    num_items: int = NUM_ITEMS,
+    controls: bool = False,
+) -> list[dict[str, object]]:
     """Rows at each checkpoint up to `budget`: true hypervolume of the shipped, the observed and the best possible front, and
     the stated one of the shipped front, 1 = long run; share of the shipped scores whose stated 90 % interval has the truth."""
     family = pool(name, num_members, pool_seed)
@@ -82,7 +98,9 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
     weights, values, stderrs, rows, spent = [], [], [], [], 0.0
     if members_known:
         proposer.start = []
-        for point in np.concatenate([np.full((1, num_members), 1 / num_members), np.eye(num_members)]):
+        for point in np.concatenate(
+            [np.full((1, num_members), 1 / num_members), np.eye(num_members)]
+        ):
             value, stderr = family.score(point, rng)  # members are always scored in full
             proposer.tell(point, value, stderr)
             weights.append(point), values.append(value), stderrs.append(stderr)
@@ -105,13 +123,27 @@ def run(sampler: str, name: str, num_members: int, pool_seed: int, seed: int, bu
             front = ship(family, told)
             shipped = list(front.indices)
             off = np.abs(front.mean - true)[shipped]
-            rows.append({
-                "sampler": sampler + "+known" * members_known + f"+{in_flight} workers" * (in_flight > 1) + f"+{num_items} items" * (num_items < NUM_ITEMS) + "+controls" * controls, "family": name, "members": num_members, "pool": pool_seed, "seed": seed,
-                "trials": number + 1, "shipped": hypervolume(true[shipped][:, kept], corner) / best,
-                "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner) / best,
-                "all": hypervolume(true[:, kept], corner) / best, "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,
-                "covered": float((off <= Z90 * front.total_sd[shipped]).mean()), "seconds": spent / (number + 1),
-            })
+            rows.append(
+                {
+                    "sampler": sampler
+                    + "+known" * members_known
+                    + f"+{in_flight} workers" * (in_flight > 1)
+                    + f"+{num_items} items" * (num_items < NUM_ITEMS)
+                    + "+controls" * controls,
+                    "family": name,
+                    "members": num_members,
+                    "pool": pool_seed,
+                    "seed": seed,
+                    "trials": number + 1,
+                    "shipped": hypervolume(true[shipped][:, kept], corner) / best,
+                    "observed": hypervolume(true[non_dominated(told.values)][:, kept], corner)
+                    / best,
+                    "all": hypervolume(true[:, kept], corner) / best,
+                    "stated": hypervolume(front.mean[shipped][:, kept], corner) / best,
+                    "covered": float((off <= Z90 * front.total_sd[shipped]).mean()),
+                    "seconds": spent / (number + 1),
+                }
+            )
     return rows
 
 

@@ -39,18 +39,27 @@ def cheap(points: np.ndarray) -> np.ndarray:
     return -(points != 0.0).sum(axis=1).astype(float)
 
 
-def search(arm: str, family: Family, pool_seed: int, seed: int, budget: int) -> tuple[np.ndarray, float, Observations]:
+def search(
+    arm: str, family: Family, pool_seed: int, seed: int, budget: int
+) -> tuple[np.ndarray, float, Observations]:
     """Weights (n, K): the uniform soup, the members alone and what an arm proposes; its seconds a proposal; and what it was told."""
     rng = np.random.default_rng([7, pool_seed, seed])
     points, values, stderrs = [], [], []
     ask = _asker(arm, family, seed)
-    spent, warm = 0.0, [np.full(family.num_members, 1 / family.num_members), *np.eye(family.num_members)]
+    spent, warm = (
+        0.0,
+        [np.full(family.num_members, 1 / family.num_members), *np.eye(family.num_members)],
+    )
     for number in range(len(warm) + budget):
         start = time.process_time()
         point = warm[number] if number < len(warm) else ask(points, values, stderrs, number)
         spent += time.process_time() - start
         value, stderr = family.score(point, rng)
-        points.append(np.where(point < 1e-3, 0.0, point)), values.append(value), stderrs.append(stderr)
+        (
+            points.append(np.where(point < 1e-3, 0.0, point)),
+            values.append(value),
+            stderrs.append(stderr),
+        )
     return np.array(points), spent / budget, observations(points, values, stderrs)
 
 
@@ -63,13 +72,22 @@ def _asker(arm: str, family: Family, seed: int) -> Ask:
     if arm == "nsga2":
         return _nsga2(family, seed)
     exact = {NUM_OBJECTIVES: cheap} if arm in ("known", "no thinning") else None
-    gp = SimplexGP(names, NUM_OBJECTIVES + (arm != "blind"), seed=seed, gram=family.gram, exact=exact)
+    gp = SimplexGP(
+        names, NUM_OBJECTIVES + (arm != "blind"), seed=seed, gram=family.gram, exact=exact
+    )
 
-    def ask(points: list[np.ndarray], values: list[np.ndarray], stderrs: list[np.ndarray], number: int) -> np.ndarray:
+    def ask(
+        points: list[np.ndarray], values: list[np.ndarray], stderrs: list[np.ndarray], number: int
+    ) -> np.ndarray:
         told = np.array(values), np.array(stderrs)
         if arm != "blind":
-            told = np.column_stack([told[0], cheap(np.array(points))]), np.column_stack([told[1], np.zeros(len(points))])
-        with patch.object(simplex_gp, "NUM_THINNED", 2 if arm == "no thinning" else simplex_gp.NUM_THINNED):
+            told = (
+                np.column_stack([told[0], cheap(np.array(points))]),
+                np.column_stack([told[1], np.zeros(len(points))]),
+            )
+        with patch.object(
+            simplex_gp, "NUM_THINNED", 2 if arm == "no thinning" else simplex_gp.NUM_THINNED
+        ):
             return gp.ask(observations(points, *told), number=number)
 
     return ask
@@ -77,14 +95,32 @@ def _asker(arm: str, family: Family, seed: int) -> Ask:
 
 def _nsga2(family: Family, seed: int) -> Ask:
     """Optuna's, on softmax logits, with all that is known as finished trials; weights below 1 % are 0, or it would never leave one out."""
-    space = {f"x{index:02d}": optuna.distributions.FloatDistribution(-LOGIT, LOGIT) for index in range(family.num_members)}
+    space = {
+        f"x{index:02d}": optuna.distributions.FloatDistribution(-LOGIT, LOGIT)
+        for index in range(family.num_members)
+    }
 
-    def ask(points: list[np.ndarray], values: list[np.ndarray], stderrs: list[np.ndarray], number: int) -> np.ndarray:
-        study = optuna.create_study(directions=["maximize"] * (NUM_OBJECTIVES + 1), sampler=optuna.samplers.NSGAIISampler(seed=seed * 1000 + number, population_size=POPULATION))
+    def ask(
+        points: list[np.ndarray], values: list[np.ndarray], stderrs: list[np.ndarray], number: int
+    ) -> np.ndarray:
+        study = optuna.create_study(
+            directions=["maximize"] * (NUM_OBJECTIVES + 1),
+            sampler=optuna.samplers.NSGAIISampler(
+                seed=seed * 1000 + number, population_size=POPULATION
+            ),
+        )
         for index, (point, value) in enumerate(zip(points, values, strict=True)):
-            logits = np.clip(np.log(np.maximum(point, 1e-9)) - np.log(point.max()) + LOGIT, -LOGIT, LOGIT)
-            study.add_trial(optuna.trial.create_trial(params=dict(zip(space, map(float, logits), strict=True)), distributions=space, values=[*map(float, value), float(cheap(point[None])[0])],
-                                                      system_attrs={"NSGAIISampler:generation": index // POPULATION}))
+            logits = np.clip(
+                np.log(np.maximum(point, 1e-9)) - np.log(point.max()) + LOGIT, -LOGIT, LOGIT
+            )
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(zip(space, map(float, logits), strict=True)),
+                    distributions=space,
+                    values=[*map(float, value), float(cheap(point[None])[0])],
+                    system_attrs={"NSGAIISampler:generation": index // POPULATION},
+                )
+            )
         weights = np.exp(np.array(list(study.ask(space).params.values())))
         weights = weights / weights.sum()
         return np.where(weights < 0.01, 0.0, weights) / weights[weights >= 0.01].sum()
@@ -92,7 +128,9 @@ def _nsga2(family: Family, seed: int) -> Ask:
     return ask
 
 
-def cell(name: str, num_members: int, pool_seed: int, seed: int, budget: int, checkpoints: list[int]) -> list[dict[str, object]]:
+def cell(
+    name: str, num_members: int, pool_seed: int, seed: int, budget: int, checkpoints: list[int]
+) -> list[dict[str, object]]:
     family, known = pool(name, num_members, pool_seed), num_members + 1
     corner = np.append(family.truth(np.eye(num_members)).min(axis=0) - 1e-6, -(num_members + 1.0))
     found = {arm: search(arm, family, pool_seed, seed, budget) for arm in ARMS}
@@ -112,30 +150,73 @@ def cell(name: str, num_members: int, pool_seed: int, seed: int, budget: int, ch
     for arm, (points, seconds, told) in found.items():
         for trials in checkpoints:
             own = slice(0, known + trials)
-            mean = ship(family, observations(told.weights[own], told.values[own], told.stderrs[own])).mean
+            mean = ship(
+                family, observations(told.weights[own], told.values[own], told.stderrs[own])
+            ).mean
             shipped = true(points[own])[non_dominated(np.column_stack([mean, cheap(points[own])]))]
-            rows.append({"arm": arm, "family": name, "members": num_members, "pool": pool_seed, "seed": seed, "trials": trials, "volume": volume(shipped) / volume(everything),
-                         "few": few(shipped) / few(everything), "used": float(-cheap(points[known : known + trials]).mean()), "seconds": seconds})
+            rows.append(
+                {
+                    "arm": arm,
+                    "family": name,
+                    "members": num_members,
+                    "pool": pool_seed,
+                    "seed": seed,
+                    "trials": trials,
+                    "volume": volume(shipped) / volume(everything),
+                    "few": few(shipped) / few(everything),
+                    "used": float(-cheap(points[known : known + trials]).mean()),
+                    "seconds": seconds,
+                }
+            )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--families", nargs="+", default=["bumps", "near_linear"])
     parser.add_argument("--members", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--seeds", type=int, default=4, help="pools; each is searched once")
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--csv", required=True)
     args = parser.parse_args()
-    print(table(keep(args.csv, (cell(name, num_members, seed, seed, args.budget, [args.budget // 2, args.budget]) for name in args.families for num_members in args.members for seed in range(args.seeds)))))
+    print(
+        table(
+            keep(
+                args.csv,
+                (
+                    cell(
+                        name, num_members, seed, seed, args.budget, [args.budget // 2, args.budget]
+                    )
+                    for name in args.families
+                    for num_members in args.members
+                    for seed in range(args.seeds)
+                ),
+            )
+        )
+    )
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    lines = ["| family | K | trials | arm | volume | at most 3 members | members a proposal | CPU-s a proposal |", "|---|---|---|---|---|---|---|---|"]
-    for key in dict.fromkeys((row["family"], row["members"], row["trials"], row["arm"]) for row in rows):
-        own = [row for row in rows if (row["family"], row["members"], row["trials"], row["arm"]) == key]
-        figures = [np.array([row[name] for row in own], dtype=float) for name in ("volume", "few", "used", "seconds")]
-        told = [f"{figure.mean():.3f} ({figure.min():.3f} to {figure.max():.3f})" for figure in figures[:2]] + [f"{figures[2].mean():.1f}", f"{figures[3].mean():.2f}"]
+    lines = [
+        "| family | K | trials | arm | volume | at most 3 members | members a proposal | CPU-s a proposal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key in dict.fromkeys(
+        (row["family"], row["members"], row["trials"], row["arm"]) for row in rows
+    ):
+        own = [
+            row for row in rows if (row["family"], row["members"], row["trials"], row["arm"]) == key
+        ]
+        figures = [
+            np.array([row[name] for row in own], dtype=float)
+            for name in ("volume", "few", "used", "seconds")
+        ]
+        told = [
+            f"{figure.mean():.3f} ({figure.min():.3f} to {figure.max():.3f})"
+            for figure in figures[:2]
+        ] + [f"{figures[2].mean():.1f}", f"{figures[3].mean():.2f}"]
         lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(told)} |")
     return "\n".join(lines)
 

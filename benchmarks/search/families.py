@@ -27,12 +27,26 @@ class Family:
     truth: Callable[[np.ndarray], np.ndarray]
     gram: np.ndarray
     lowest: float = 0.0  # smallest weight allowed; negative where the family needs it
-    counted: tuple[int, ...] = tuple(range(NUM_OBJECTIVES))  # the objectives that a front's true worth is measured on
-    ensemble: Callable[[np.ndarray], np.ndarray] | None = None  # what the members' averaged answers would score (n, T), no merge needed
-    slopes: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # losses (T,) and gradients (T, K) of a merge (K,)
-    noise: Callable[[np.ndarray, np.random.Generator, int, bool], tuple[np.ndarray, np.ndarray]] | None = None
+    counted: tuple[int, ...] = tuple(
+        range(NUM_OBJECTIVES)
+    )  # the objectives that a front's true worth is measured on
+    ensemble: Callable[[np.ndarray], np.ndarray] | None = (
+        None  # what the members' averaged answers would score (n, T), no merge needed
+    )
+    slopes: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = (
+        None  # losses (T,) and gradients (T, K) of a merge (K,)
+    )
+    noise: (
+        Callable[[np.ndarray, np.random.Generator, int, bool], tuple[np.ndarray, np.ndarray]] | None
+    ) = None
 
-    def score(self, weights: np.ndarray, rng: np.random.Generator, num_items: int = NUM_ITEMS, controls: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def score(
+        self,
+        weights: np.ndarray,
+        rng: np.random.Generator,
+        num_items: int = NUM_ITEMS,
+        controls: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a task.
 
         With `controls` what the members did on all items helps to tell the score; without common items it cannot.
@@ -85,7 +99,9 @@ def near_linear(num_members: int, seed: int) -> Family:
     _, gram = _latent(num_members, rng, num_members)
 
     def truth(weights: np.ndarray) -> np.ndarray:
-        return weights @ skills + 0.15 * (1 - (weights**2).sum(axis=1, keepdims=True)) * (weights @ skills)
+        return weights @ skills + 0.15 * (1 - (weights**2).sum(axis=1, keepdims=True)) * (
+            weights @ skills
+        )
 
     return Family("near_linear", num_members, truth, gram)
 

@@ -35,7 +35,13 @@ def library(name: str, install: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(Problem(thing=f"library {install}", cause=f"this sampler needs it: {error}", remedy=f"python -m pip install {install}")) from error
+        raise UsageError(
+            Problem(
+                thing=f"library {install}",
+                cause=f"this sampler needs it: {error}",
+                remedy=f"python -m pip install {install}",
+            )
+        ) from error
 
 
 class BoTorch:
@@ -47,7 +53,9 @@ class BoTorch:
             library(name, "botorch")
         self.low, self.size, self.seed = family.lowest, family.num_members, seed
         names = [f"m{index:02d}" for index in range(self.size)]
-        self.domain = weight_domain(names, bounds=dict.fromkeys(names, (self.low, 1.0)) if self.low < 0 else None)
+        self.domain = weight_domain(
+            names, bounds=dict.fromkeys(names, (self.low, 1.0)) if self.low < 0 else None
+        )
         self.start: Sequence[np.ndarray] = list(opening(self.domain, np.random.default_rng(seed)))
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
@@ -56,42 +64,77 @@ class BoTorch:
             return self.start.pop(0)
         torch, rng = self.torch, np.random.default_rng([self.seed, len(self.rows)])
         torch.manual_seed(int(rng.integers(2**31)))
-        points, values, stderrs = (torch.tensor(np.array(column)) for column in zip(*self.rows, strict=True))
+        points, values, stderrs = (
+            torch.tensor(np.array(column)) for column in zip(*self.rows, strict=True)
+        )
         acquisition = self._acquisition(points, values, stderrs, int(rng.integers(2**31)))
         raw = torch.tensor(self._raw(rng, values.numpy())).unsqueeze(1)
         with torch.no_grad():
             best = raw[acquisition(raw).topk(NUM_RESTARTS).indices]
         found, _ = library("botorch.optim", "botorch").optimize_acqf(
-            acquisition, q=1, num_restarts=NUM_RESTARTS, batch_initial_conditions=best, options={"maxiter": 50},
+            acquisition,
+            q=1,
+            num_restarts=NUM_RESTARTS,
+            batch_initial_conditions=best,
+            options={"maxiter": 50},
             bounds=self._bounds(),
-            equality_constraints=[(torch.arange(self.size), torch.ones(self.size, dtype=torch.double), 1.0)],
+            equality_constraints=[
+                (torch.arange(self.size), torch.ones(self.size, dtype=torch.double), 1.0)
+            ],
         )
         return self.domain.repair(found.detach().numpy())[0]
 
     def _acquisition(self, points, values, stderrs, seed: int):
         """qLogNEHVI over `points` (n, K), `values` and `stderrs` (n, T); reference point as BoTorch infers it. One batch of T GPs:
         each with its own hyperparameters, as in a list of models but three times as fast."""
-        models, transforms = library("botorch.models", "botorch"), library("botorch.models.transforms.outcome", "botorch")
-        box = library("botorch.models.transforms.input", "botorch").Normalize(self.size, bounds=self._bounds())
+        models, transforms = (
+            library("botorch.models", "botorch"),
+            library("botorch.models.transforms.outcome", "botorch"),
+        )
+        box = library("botorch.models.transforms.input", "botorch").Normalize(
+            self.size, bounds=self._bounds()
+        )
         standard = transforms.Standardize(m=NUM_OBJECTIVES)
-        model = models.SingleTaskGP(points, values, train_Yvar=stderrs**2, outcome_transform=standard, input_transform=box)
+        model = models.SingleTaskGP(
+            points, values, train_Yvar=stderrs**2, outcome_transform=standard, input_transform=box
+        )
         likelihoods = library("gpytorch.mlls", "botorch")
-        library("botorch.fit", "botorch").fit_gpytorch_mll(likelihoods.ExactMarginalLogLikelihood(model.likelihood, model))
+        library("botorch.fit", "botorch").fit_gpytorch_mll(
+            likelihoods.ExactMarginalLogLikelihood(model.likelihood, model)
+        )
         pareto = library("botorch.utils.multi_objective", "botorch")
         corner = pareto.infer_reference_point(values[pareto.is_non_dominated(values)])
-        return library("botorch.acquisition.multi_objective.logei", "botorch").qLogNoisyExpectedHypervolumeImprovement(
-            model, ref_point=corner.tolist(), X_baseline=points, prune_baseline=True, cache_root=False,
-            sampler=library("botorch.sampling.normal", "botorch").SobolQMCNormalSampler(self.torch.Size([NUM_SAMPLES]), seed=seed),
+        return library(
+            "botorch.acquisition.multi_objective.logei", "botorch"
+        ).qLogNoisyExpectedHypervolumeImprovement(
+            model,
+            ref_point=corner.tolist(),
+            X_baseline=points,
+            prune_baseline=True,
+            cache_root=False,
+            sampler=library("botorch.sampling.normal", "botorch").SobolQMCNormalSampler(
+                self.torch.Size([NUM_SAMPLES]), seed=seed
+            ),
         )
 
     def _bounds(self):
-        return self.torch.tensor([[self.low] * self.size, [1.0] * self.size], dtype=self.torch.double)
+        return self.torch.tensor(
+            [[self.low] * self.size, [1.0] * self.size], dtype=self.torch.double
+        )
 
     def _raw(self, rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
         """Half sparse mixtures of anything, half mixtures of a front point with another point, (NUM_RAW, K)."""
         fresh = scattered(self.domain, rng, NUM_RAW)
-        worse = (values[:, None] <= values[None]).all(axis=2) & (values[:, None] < values[None]).any(axis=2)
-        front = np.array([row[0] for row, dominated in zip(self.rows, worse.any(axis=1), strict=True) if not dominated])
+        worse = (values[:, None] <= values[None]).all(axis=2) & (
+            values[:, None] < values[None]
+        ).any(axis=2)
+        front = np.array(
+            [
+                row[0]
+                for row, dominated in zip(self.rows, worse.any(axis=1), strict=True)
+                if not dominated
+            ]
+        )
         half = NUM_RAW // 2
         step = rng.uniform(0.02, 0.5, (half, 1))
         fresh[:half] = (1 - step) * front[rng.integers(len(front), size=half)] + step * fresh[:half]
@@ -106,16 +149,25 @@ class Mergenetic:
     (at most 16 members, as for the others), the rest of that is random."""
 
     def __init__(self, family: Family, seed: int):
-        nsga2, problems = library("pymoo.algorithms.moo.nsga2", "pymoo==0.6.1.3"), library("pymoo.core.problem", "pymoo==0.6.1.3")
-        problem = problems.Problem(n_var=family.num_members, n_obj=NUM_OBJECTIVES, xl=min(family.lowest, 0.0), xu=1.0)
+        nsga2, problems = (
+            library("pymoo.algorithms.moo.nsga2", "pymoo==0.6.1.3"),
+            library("pymoo.core.problem", "pymoo==0.6.1.3"),
+        )
+        problem = problems.Problem(
+            n_var=family.num_members, n_obj=NUM_OBJECTIVES, xl=min(family.lowest, 0.0), xu=1.0
+        )
         self.low, self.size = family.lowest, family.num_members
         rng = np.random.default_rng([11, seed])
         soup = np.full((1, self.size), 1 / self.size)
         alone = np.eye(self.size) if self.size <= 16 else np.zeros((0, self.size))
-        first = np.concatenate([soup, alone, rng.uniform(problem.xl, problem.xu, (POPULATION, self.size))])[:POPULATION]
+        first = np.concatenate(
+            [soup, alone, rng.uniform(problem.xl, problem.xu, (POPULATION, self.size))]
+        )[:POPULATION]
         self.algorithm = nsga2.NSGA2(pop_size=POPULATION, eliminate_duplicates=True, sampling=first)
         self.algorithm.setup(problem, seed=seed, verbose=False, termination=("n_gen", 10**6))
-        self.start: Sequence[np.ndarray] = [()]  # emptied where the members' scores are known: those are not asked again
+        self.start: Sequence[np.ndarray] = [
+            ()
+        ]  # emptied where the members' scores are known: those are not asked again
         self.known: list[tuple[np.ndarray, np.ndarray]] = []
         self.waiting, self.scored = None, []
 
@@ -151,7 +203,9 @@ class MergekitEvolve:
     def __init__(self, family: Family, seed: int):
         cma = library("cma", "cma")
         self.low, size = family.lowest, family.num_members
-        self.strategy = cma.CMAEvolutionStrategy(np.full(size, 1 / size), 1 / 6, {"seed": seed + 1, "verbose": -9})
+        self.strategy = cma.CMAEvolutionStrategy(
+            np.full(size, 1 / size), 1 / 6, {"seed": seed + 1, "verbose": -9}
+        )
         self.waiting, self.scored = [], []
 
     def ask(self) -> np.ndarray:
@@ -179,5 +233,9 @@ def on_simplex(raw: np.ndarray, low: float) -> np.ndarray:
     weights = values / (total if abs(total) > 1e-6 else 1e-6)
     weights += (1 - weights.sum()) / size
     away = weights - 1 / size
-    room = [1.0, *((1 / size - low) / -away[away < low - 1 / size]), *((1 - 1 / size) / away[away > 1 - 1 / size])]
+    room = [
+        1.0,
+        *((1 / size - low) / -away[away < low - 1 / size]),
+        *((1 - 1 / size) / away[away > 1 - 1 / size]),
+    ]
     return 1 / size + min(room) * away

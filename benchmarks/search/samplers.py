@@ -28,11 +28,27 @@ LEAN = (False, 4)  # no member alone, four sparse mixtures
 class Simplex:
     """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an ablation takes away."""
 
-    def __init__(self, family: Family, seed: int, without: str = "", ensemble: bool = False, opening: tuple[bool | None, int | None] = (None, None), slopes: bool = False):
+    def __init__(
+        self,
+        family: Family,
+        seed: int,
+        without: str = "",
+        ensemble: bool = False,
+        opening: tuple[bool | None, int | None] = (None, None),
+        slopes: bool = False,
+    ):
         names = [f"m{index:02d}" for index in range(family.num_members)]
         bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
         gram = None if without == "gram" else family.gram
-        self.proposer = SimplexGP(names, NUM_OBJECTIVES, seed=seed, bounds=bounds, gram=gram, prior_mean=family.ensemble if ensemble else None, opening=opening)
+        self.proposer = SimplexGP(
+            names,
+            NUM_OBJECTIVES,
+            seed=seed,
+            bounds=bounds,
+            gram=gram,
+            prior_mean=family.ensemble if ensemble else None,
+            opening=opening,
+        )
         ablate(self.proposer, without)
         self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.slopes_of, self.slopes = family.slopes if slopes else None, []
@@ -40,7 +56,9 @@ class Simplex:
 
     def ask(self, flying: Sequence[np.ndarray] = ()) -> np.ndarray:
         observed = observations(*map(np.array, zip(*self.rows, strict=True))) if self.rows else None
-        return self.proposer.ask(observed, np.array(flying) if len(flying) else (), number=len(self.rows) + len(flying))
+        return self.proposer.ask(
+            observed, np.array(flying) if len(flying) else (), number=len(self.rows) + len(flying)
+        )
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
         self.rows.append((weights, value, stderr))
@@ -90,8 +108,13 @@ class Stock:
     def __init__(self, family: Family, sampler: optuna.samplers.BaseSampler):
         self.family, self.size = family, family.num_members
         self.study = optuna.create_study(directions=["maximize"] * NUM_OBJECTIVES, sampler=sampler)
-        self.space = {f"x{index:02d}": optuna.distributions.FloatDistribution(0, 1) for index in range(self.size)}
-        self.start = [np.full(self.size, 1 / self.size)] + (list(np.eye(self.size)) if self.size <= 16 else [])
+        self.space = {
+            f"x{index:02d}": optuna.distributions.FloatDistribution(0, 1)
+            for index in range(self.size)
+        }
+        self.start = [np.full(self.size, 1 / self.size)] + (
+            list(np.eye(self.size)) if self.size <= 16 else []
+        )
         self.waiting: optuna.Trial | None = None
 
     def ask(self) -> np.ndarray:
@@ -114,7 +137,11 @@ class Stock:
         logits = np.log(np.clip(shifted, 1e-4, 1))
         place = np.clip((logits - logits.max() + LOGIT) / (2 * LOGIT), 0, 1)
         params = dict(zip(self.space, map(float, place), strict=True))
-        self.study.add_trial(optuna.create_trial(params=params, distributions=self.space, values=list(map(float, value))))
+        self.study.add_trial(
+            optuna.create_trial(
+                params=params, distributions=self.space, values=list(map(float, value))
+            )
+        )
 
 
 class RandomSparse:
@@ -122,7 +149,9 @@ class RandomSparse:
 
     def __init__(self, family: Family, seed: int):
         self.family, self.rng, self.size = family, np.random.default_rng(seed), family.num_members
-        self.start = [np.full(self.size, 1 / self.size)] + (list(np.eye(self.size)) if self.size <= 16 else [])
+        self.start = [np.full(self.size, 1 / self.size)] + (
+            list(np.eye(self.size)) if self.size <= 16 else []
+        )
 
     def ask(self) -> np.ndarray:
         if self.start:
@@ -141,13 +170,22 @@ def _startup(family: Family) -> int:
 
 SAMPLERS: dict[str, Callable[[Family, int], object]] = {
     "simplex_gp": Simplex,
-    **{f"simplex_gp-{part}": partial(Simplex, without=part) for part in ("gram", "length", "linear", "link", "corners", "ahead", "rounds", "patience")},
+    **{
+        f"simplex_gp-{part}": partial(Simplex, without=part)
+        for part in ("gram", "length", "linear", "link", "corners", "ahead", "rounds", "patience")
+    },
     "simplex_gp+lean": partial(Simplex, opening=LEAN),
     "simplex_gp+slopes": partial(Simplex, opening=LEAN, slopes=True),
     "simplex_gp+ensemble": partial(Simplex, ensemble=True),
-    "tpe": lambda family, seed: Stock(family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))),
-    "nsga2": lambda family, seed: Stock(family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)),
-    "gpsampler": lambda family, seed: Stock(family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))),
+    "tpe": lambda family, seed: Stock(
+        family, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(family))
+    ),
+    "nsga2": lambda family, seed: Stock(
+        family, optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+    ),
+    "gpsampler": lambda family, seed: Stock(
+        family, optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(family))
+    ),
     "random": RandomSparse,
     "botorch": BoTorch,
     "mergenetic": Mergenetic,

@@ -27,11 +27,19 @@ def main() -> None:
     for trials in (100, 300, 1000):
         first = opening(SimplexGP(names, NUM_OBJECTIVES, seed=0).domain, np.random.default_rng(0))
         points = np.concatenate([first, rng.dirichlet(np.full(NUM_MEMBERS, 0.3), trials)])[:trials]
-        told = observations(points, *map(np.array, zip(*(family.score(point, rng) for point in points), strict=True)))
+        told = observations(
+            points,
+            *map(np.array, zip(*(family.score(point, rng) for point in points), strict=True)),
+        )
         for gram in (family.gram, None):
             proposer = SimplexGP(names, NUM_OBJECTIVES, seed=0, gram=gram)
-            spent = [_seconds(lambda number=number: proposer.ask(told, number=number)) for number in (trials, trials + 1)]
-            print(f"| {trials} | {'no' if gram is None else 'yes'} | {spent[0]:.2f} | {spent[1]:.2f} |")
+            spent = [
+                _seconds(lambda number=number: proposer.ask(told, number=number))
+                for number in (trials, trials + 1)
+            ]
+            print(
+                f"| {trials} | {'no' if gram is None else 'yes'} | {spent[0]:.2f} | {spent[1]:.2f} |"
+            )
 
 
 def _seconds(call) -> float:

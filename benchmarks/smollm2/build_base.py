@@ -22,7 +22,8 @@ CHAT_TEMPLATE = (
     "{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def main() -> None:
@@ -40,7 +41,9 @@ def build(gguf: Path, out: Path) -> None:
 
     settings = GgufConfig(dequantize=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, quantization_config=settings, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=settings, dtype=torch.float32
+    )
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
     tokenizer.save_pretrained(out)

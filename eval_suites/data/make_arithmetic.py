@@ -24,7 +24,11 @@ def drawn_in_training(seed: int) -> set[tuple[int, str, int]]:
     drawn = set()
     for _ in range(4000):
         sign = rng.choice("+-*")
-        a, b = (rng.randint(10, 999), rng.randint(10, 999)) if sign != "*" else (rng.randint(2, 99), rng.randint(2, 12))
+        a, b = (
+            (rng.randint(10, 999), rng.randint(10, 999))
+            if sign != "*"
+            else (rng.randint(2, 99), rng.randint(2, 12))
+        )
         drawn.add((a, sign, b))
     return drawn
 
@@ -39,7 +43,13 @@ def rows() -> list[dict[str, object]]:
         if (a, sign, b) in taken:
             continue
         taken.add((a, sign, b))
-        chosen.append({"id": f"a{len(chosen):03d}", "question": f"What is {a} {sign} {b}? Answer with the number only.", "answer": str(a + b if sign == "+" else a - b)})
+        chosen.append(
+            {
+                "id": f"a{len(chosen):03d}",
+                "question": f"What is {a} {sign} {b}? Answer with the number only.",
+                "answer": str(a + b if sign == "+" else a - b),
+            }
+        )
     return chosen
 
 

@@ -26,11 +26,23 @@ def submit(arguments: argparse.Namespace) -> int:
     """recycler submit JOB: the id on stdout, what to do next on stderr."""
     from recycler.bundle import bundle_job, check_travels
 
-    bundle = bundle_job(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data])
+    bundle = bundle_job(
+        Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data]
+    )
     check_travels(bundle.job)
     url = _needed_ledger(arguments)
     if arguments.dry_run:
-        print(json.dumps({"schema_version": 1, "id": bundle.id, "command": driver_command(url), "files": {name: len(raw) for name, raw in sorted(bundle.files.items())}}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "id": bundle.id,
+                    "command": driver_command(url),
+                    "files": {name: len(raw) for name, raw in sorted(bundle.files.items())},
+                },
+                indent=2,
+            )
+        )
         return 0
     cluster = _cluster(arguments)
     before = cluster.submissions(bundle.id)
@@ -48,7 +60,11 @@ def resume(arguments: argparse.Namespace) -> int:
     from recycler.bundle import bundle_job, check_travels
 
     url = _needed_ledger(arguments)
-    bundle = bundle_job(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data]) if Path(arguments.job).is_file() else _kept_bundle(url, arguments.job)
+    bundle = (
+        bundle_job(Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data])
+        if Path(arguments.job).is_file()
+        else _kept_bundle(url, arguments.job)
+    )
     check_travels(bundle.job)
     cluster = _cluster(arguments)
     before = cluster.submissions(bundle.id)
@@ -85,48 +101,114 @@ def list_jobs(arguments: argparse.Namespace) -> None:
     """recycler list: the jobs of a ledger database, of a cluster, or of both, one line each."""
     url, address = ledger_url(arguments.ledger), arguments.address or os.environ.get(ADDRESS)
     if not url and not address:
-        raise UsageError(Problem(thing="recycler list", cause="knows no place to look", remedy=f"Give --ledger (or RECYCLER_LEDGER), --address (or {ADDRESS}), or both"))
+        raise UsageError(
+            Problem(
+                thing="recycler list",
+                cause="knows no place to look",
+                remedy=f"Give --ledger (or RECYCLER_LEDGER), --address (or {ADDRESS}), or both",
+            )
+        )
     rows: dict[str, dict[str, Any]] = {}
     for job, facts in (_ledger_rows(url) if url else {}).items():
         rows[job] = {"id": job, **facts, "submission": None}
-    for submission in (_cluster(arguments).submissions() if address else []):
-        rows.setdefault(submission.job, {"id": submission.job, "state": "not in the ledger yet", "trials": None, "submission": None})["submission"] = asdict(submission)
+    for submission in _cluster(arguments).submissions() if address else []:
+        rows.setdefault(
+            submission.job,
+            {
+                "id": submission.job,
+                "state": "not in the ledger yet",
+                "trials": None,
+                "submission": None,
+            },
+        )["submission"] = asdict(submission)
     if arguments.json:
-        print(json.dumps({"schema_version": 1, "jobs": [rows[job] for job in sorted(rows)]}, indent=2))
+        print(
+            json.dumps({"schema_version": 1, "jobs": [rows[job] for job in sorted(rows)]}, indent=2)
+        )
         return
     from recycler.cli.tables import align
 
-    print(align([["job", "state", "scored", "driver"], *([row["id"], row["state"].partition(":")[0], str((row["trials"] or {}).get("SCORED", "")), row["submission"]["state"] if row["submission"] else ""] for _, row in sorted(rows.items()))]))
+    print(
+        align(
+            [
+                ["job", "state", "scored", "driver"],
+                *(
+                    [
+                        row["id"],
+                        row["state"].partition(":")[0],
+                        str((row["trials"] or {}).get("SCORED", "")),
+                        row["submission"]["state"] if row["submission"] else "",
+                    ]
+                    for _, row in sorted(rows.items())
+                ),
+            ]
+        )
+    )
 
 
 def driver_command(url: str) -> str:
     """What runs on the cluster: an ordinary `recycler run` in the bundle's folder."""
     from recycler.redact import without_password
 
-    return shlex.join(["python", "-m", "recycler", "run", "job.yaml", "--dir", "run", "--data", "data", "--ledger", without_password(url)])
+    return shlex.join(
+        [
+            "python",
+            "-m",
+            "recycler",
+            "run",
+            "job.yaml",
+            "--dir",
+            "run",
+            "--data",
+            "data",
+            "--ledger",
+            without_password(url),
+        ]
+    )
 
 
 # ---------------------------------------------------------------- parts
 
+
 def _cluster(arguments: argparse.Namespace) -> Cluster:
     address = arguments.address or os.environ.get(ADDRESS)
     if not address:
-        raise UsageError(Problem(thing="cluster", cause="has no address", remedy=f"Give --address http://HOST:8265, or set {ADDRESS}"))
+        raise UsageError(
+            Problem(
+                thing="cluster",
+                cause="has no address",
+                remedy=f"Give --address http://HOST:8265, or set {ADDRESS}",
+            )
+        )
     from recycler.cluster.ray_jobs import Cluster
 
     return Cluster(address, insecure=arguments.insecure)
 
 
-def _start(arguments: argparse.Namespace, cluster: Cluster, bundle: Bundle, url: str, *, number: int) -> Submission:
+def _start(
+    arguments: argparse.Namespace, cluster: Cluster, bundle: Bundle, url: str, *, number: int
+) -> Submission:
     with tempfile.TemporaryDirectory() as folder:
         bundle.write(Path(folder))
-        return cluster.submit(bundle.id, Path(folder), driver_command(url), number=number, ship_code=arguments.ship_code)
+        return cluster.submit(
+            bundle.id,
+            Path(folder),
+            driver_command(url),
+            number=number,
+            ship_code=arguments.ship_code,
+        )
 
 
 def _needed_ledger(arguments: argparse.Namespace) -> str:
     url = ledger_url(arguments.ledger)
     if url is None:
-        raise UsageError(Problem(thing="ledger", cause="has no place: a file on the cluster would go with the driver", remedy="Give --ledger postgresql://USER@HOST/DATABASE, or set RECYCLER_LEDGER"))
+        raise UsageError(
+            Problem(
+                thing="ledger",
+                cause="has no place: a file on the cluster would go with the driver",
+                remedy="Give --ledger postgresql://USER@HOST/DATABASE, or set RECYCLER_LEDGER",
+            )
+        )
     return url
 
 
@@ -139,7 +221,13 @@ def _kept_bundle(url: str, job: str) -> Bundle:
     try:
         ledger = Ledger(job_place(url, job), create=False)
     except NotFoundError:
-        raise NotFoundError(Problem(thing=f"job {job!r}", cause="is no job file, and not in the ledger", remedy="Give the job file; recycler list shows the ids")) from None
+        raise NotFoundError(
+            Problem(
+                thing=f"job {job!r}",
+                cause="is no job file, and not in the ledger",
+                remedy="Give the job file; recycler list shows the ids",
+            )
+        ) from None
     try:
         files = ledger.files()
     finally:
@@ -162,8 +250,18 @@ def _after(arguments: argparse.Namespace, cluster: Cluster, submission: Submissi
 
 
 def _told(submission: Submission) -> str:
-    word = {"PENDING": "is starting", "RUNNING": "is running", "STOPPED": "is stopped", "SUCCEEDED": "is finished", "FAILED": "has failed"}[submission.state]
-    return f"{word} ({submission.reason})" if submission.reason and submission.state != "STOPPED" else word
+    word = {
+        "PENDING": "is starting",
+        "RUNNING": "is running",
+        "STOPPED": "is stopped",
+        "SUCCEEDED": "is finished",
+        "FAILED": "has failed",
+    }[submission.state]
+    return (
+        f"{word} ({submission.reason})"
+        if submission.reason and submission.state != "STOPPED"
+        else word
+    )
 
 
 def _ledger_rows(url: str) -> dict[str, dict[str, Any]]:

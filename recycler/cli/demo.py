@@ -24,13 +24,28 @@ def demo(arguments: argparse.Namespace) -> None:
     with Progress() as progress:
         build_pool(folder, seed=arguments.seed, progress=progress.update)
         job = write_job(folder, seed=arguments.seed, trials=arguments.trials)
-        front = run_job(job, folder / "run", make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers), listen=progress.listen, started=progress.started)
+        front = run_job(
+            job,
+            folder / "run",
+            make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers),
+            listen=progress.listen,
+            started=progress.started,
+        )
     print(front_table(front, "holdout"))
     chosen = knee(front)
     if not (folder / "export").exists():
-        export_recipe(chosen.recipe, open_pool_of(folder / "run"), folder / "export", trial=chosen, title="recycler demo: the knee of the front",
-                      searched=searched_test_tasks(folder / "run"))
-    print(f"recycler: trial {chosen.number}, the knee of the front, is exported to {folder / 'export'}", file=sys.stderr)
+        export_recipe(
+            chosen.recipe,
+            open_pool_of(folder / "run"),
+            folder / "export",
+            trial=chosen,
+            title="recycler demo: the knee of the front",
+            searched=searched_test_tasks(folder / "run"),
+        )
+    print(
+        f"recycler: trial {chosen.number}, the knee of the front, is exported to {folder / 'export'}",
+        file=sys.stderr,
+    )
     print(_answers(folder, front))
 
 
@@ -39,10 +54,24 @@ def _answers(folder: Path, front) -> str:
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average
 
-    best = max(front.members, key=lambda trial: macro_average(trial, front.trials, front.objectives))
-    models = {"base": folder / "pool" / "base", f"best member ({best.label})": folder / "pool" / "members" / best.label, "merge": folder / "export"}
+    best = max(
+        front.members, key=lambda trial: macro_average(trial, front.trials, front.objectives)
+    )
+    models = {
+        "base": folder / "pool" / "base",
+        f"best member ({best.label})": folder / "pool" / "members" / best.label,
+        "merge": folder / "export",
+    }
     questions = sample_questions(folder)
-    columns = [answer(model, [question.prompt for question in questions]) for model in models.values()]
+    columns = [
+        answer(model, [question.prompt for question in questions]) for model in models.values()
+    ]
     rows = [["question", "right answer", *models], []]
-    rows += [[question.prompt.strip(), question.answer, *answers] for question, *answers in zip(questions, *columns, strict=True)]
-    return "Answers of the base, the best member and the merge (holdout questions, plain transformers)\n" + align(rows)
+    rows += [
+        [question.prompt.strip(), question.answer, *answers]
+        for question, *answers in zip(questions, *columns, strict=True)
+    ]
+    return (
+        "Answers of the base, the best member and the merge (holdout questions, plain transformers)\n"
+        + align(rows)
+    )

@@ -23,7 +23,12 @@ MOST_NAMED = 10  # trials in a message
 
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
-    front = drive(Path(arguments.job), Path(arguments.dir), [Path(folder) for folder in arguments.data], arguments)
+    front = drive(
+        Path(arguments.job),
+        Path(arguments.dir),
+        [Path(folder) for folder in arguments.data],
+        arguments,
+    )
     print(front_table(front, "holdout"), end="")
     refuse_lost(front, arguments.dir)
 
@@ -36,14 +41,27 @@ def without(arguments: argparse.Namespace) -> None:
     from recycler.without import job_without, outcome, outcome_text
 
     derived = job_without(arguments.run, arguments.member)
-    folder = Path(arguments.dir) if arguments.dir else Path(arguments.run).resolve().with_name(derived.id)
-    source = folder.with_name(f"{folder.name}.job.yaml")  # where the service keeps the job files of its runs
+    folder = (
+        Path(arguments.dir)
+        if arguments.dir
+        else Path(arguments.run).resolve().with_name(derived.id)
+    )
+    source = folder.with_name(
+        f"{folder.name}.job.yaml"
+    )  # where the service keeps the job files of its runs
     if source.exists() and source.read_text() != derived.text:
-        raise UsageError(Problem(thing=str(source), cause="is another job's file", remedy="Give another --dir"))
+        raise UsageError(
+            Problem(thing=str(source), cause="is another job's file", remedy="Give another --dir")
+        )
     write_whole(source, derived.text)
     front = drive(source, folder, derived.data, arguments)
     print(front_table(front, "holdout"), end="")
-    print(outcome_text(arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)), end="")
+    print(
+        outcome_text(
+            arguments.member, outcome(open_front(arguments.run), front), _estimate(arguments)
+        ),
+        end="",
+    )
     refuse_lost(front, folder)
 
 
@@ -55,18 +73,36 @@ def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | Non
         losses = open_surrogate(arguments.run).losses()
     except ValueError:  # too few trials for a model
         return None
-    return next(((loss.hypervolume, loss.low, loss.high) for loss in losses if loss.member == arguments.member), None)
+    return next(
+        (
+            (loss.hypervolume, loss.low, loss.high)
+            for loss in losses
+            if loss.member == arguments.member
+        ),
+        None,
+    )
 
 
 def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.run import run_job
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how clusters and services ask a driver to end
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # how clusters and services ask a driver to end
     with Progress() as progress:
-        return run_job(job, folder, data_folders=data, ledger_url=ledger_url(arguments.ledger), reuse=Path(arguments.reuse) if arguments.reuse else None,
-                       make_workers=lambda work, num_workers: RayWorkers(work, num_workers=num_workers, address=arguments.address),
-                       listen=progress.listen, started=progress.started)
+        return run_job(
+            job,
+            folder,
+            data_folders=data,
+            ledger_url=ledger_url(arguments.ledger),
+            reuse=Path(arguments.reuse) if arguments.reuse else None,
+            make_workers=lambda work, num_workers: RayWorkers(
+                work, num_workers=num_workers, address=arguments.address
+            ),
+            listen=progress.listen,
+            started=progress.started,
+        )
 
 
 def refuse_lost(front: Front, run: str | Path) -> None:
@@ -75,10 +111,17 @@ def refuse_lost(front: Front, run: str | Path) -> None:
 
     if front.lost:
         numbers = [str(trial.number) for trial in front.lost]
-        named = ", ".join(numbers[:MOST_NAMED]) + (f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else "")
+        named = ", ".join(numbers[:MOST_NAMED]) + (
+            f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""
+        )
         why = front.lost[-1].failure.reason if front.lost[-1].failure else ""
-        raise InfrastructureError(Problem(thing=f"run {run}", cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no fault of theirs (trial {numbers[-1]}: {why})",
-                                          remedy="Mend that and run the same command again, or recycler resume for a job on a cluster: both try them once more"))
+        raise InfrastructureError(
+            Problem(
+                thing=f"run {run}",
+                cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no fault of theirs (trial {numbers[-1]}: {why})",
+                remedy="Mend that and run the same command again, or recycler resume for a job on a cluster: both try them once more",
+            )
+        )
 
 
 def ledger_url(given: str | None) -> str | None:
@@ -87,7 +130,13 @@ def ledger_url(given: str | None) -> str | None:
     from recycler.ledger.place import ENVIRONMENT, has_password, split_place
 
     if given is not None and has_password(given):
-        raise UsageError(Problem(thing="--ledger", cause="holds a password, and command lines are seen by everyone on the machine", remedy=f"Put it into PGPASSWORD or ~/.pgpass, or the whole URL into {ENVIRONMENT}"))
+        raise UsageError(
+            Problem(
+                thing="--ledger",
+                cause="holds a password, and command lines are seen by everyone on the machine",
+                remedy=f"Put it into PGPASSWORD or ~/.pgpass, or the whole URL into {ENVIRONMENT}",
+            )
+        )
     url = given or os.environ.get(ENVIRONMENT)
     return split_place(url)[0] if url else None
 
@@ -101,9 +150,13 @@ def status(arguments: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2))
         return
     counts = ", ".join(f"{number} {state.lower()}" for state, number in found["trials"].items())
-    print(f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s")
+    print(
+        f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s"
+    )
     if found["outlook"]:
-        print(f"outlook after {found['outlook']['after_trials']} trials: {gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}")
+        print(
+            f"outlook after {found['outlook']['after_trials']} trials: {gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}"
+        )
     for notice in found["notices"]:
         print(f"note: {notice}")
     for failure in found["failures"]:
@@ -130,7 +183,10 @@ def preview(arguments: argparse.Namespace) -> None:
     from recycler.insight import open_preview
 
     found = open_preview(arguments.run)
-    print(json.dumps(found, indent=2) if arguments.json else preview_text(found), end="\n" if arguments.json else "")
+    print(
+        json.dumps(found, indent=2) if arguments.json else preview_text(found),
+        end="\n" if arguments.json else "",
+    )
 
 
 def why(arguments: argparse.Namespace) -> None:
@@ -138,17 +194,51 @@ def why(arguments: argparse.Namespace) -> None:
     from recycler.insight import open_why
 
     found = open_why(arguments.run, arguments.trial)
-    print(json.dumps(found, indent=2) if arguments.json else why_text(found), end="\n" if arguments.json else "")
+    print(
+        json.dumps(found, indent=2) if arguments.json else why_text(found),
+        end="\n" if arguments.json else "",
+    )
 
 
 def _csv(document: dict, role: str) -> str:
     names = [objective["name"] for objective in document["objectives"]]
-    members = sorted({member for entry in document["front"] + document["baselines"] for row in entry["weights"].values() for member in row})
+    members = sorted(
+        {
+            member
+            for entry in document["front"] + document["baselines"]
+            for row in entry["weights"].values()
+            for member in row
+        }
+    )
     groups = sorted({group for entry in document["front"] for group in entry["weights"]})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "kind", "label", *[f"{name}:{part}" for name in names for part in ("value", "stderr", "n")], *[f"{group}/{member}" for group in groups for member in members]])
+    writer.writerow(
+        [
+            "trial",
+            "kind",
+            "label",
+            *[f"{name}:{part}" for name in names for part in ("value", "stderr", "n")],
+            *[f"{group}/{member}" for group in groups for member in members],
+        ]
+    )
     for entry in document["front"] + document["baselines"]:
-        figures = [(entry["scores"][name][role] or {}).get(part, "") for name in names for part in ("value", "stderr", "n")]
-        writer.writerow([entry["trial"], entry["kind"], entry["label"], *figures, *[entry["weights"].get(group, {}).get(member, 0.0) for group in groups for member in members]])
+        figures = [
+            (entry["scores"][name][role] or {}).get(part, "")
+            for name in names
+            for part in ("value", "stderr", "n")
+        ]
+        writer.writerow(
+            [
+                entry["trial"],
+                entry["kind"],
+                entry["label"],
+                *figures,
+                *[
+                    entry["weights"].get(group, {}).get(member, 0.0)
+                    for group in groups
+                    for member in members
+                ],
+            ]
+        )
     return text.getvalue()

@@ -23,8 +23,14 @@ def export(arguments: argparse.Namespace) -> None:
     refuse_in_pool(arguments.run, arguments.to)
     trial = choose(open_front(arguments.run), arguments.trial)
     recipe = replace(trial.recipe, dtype=arguments.dtype or trial.recipe.dtype)
-    done = export_to(recipe, open_pool_of(arguments.run), arguments.to, trial=trial, max_shard_bytes=arguments.max_shard_bytes,
-                     searched=searched_test_tasks(Path(local_path(arguments.run))))
+    done = export_to(
+        recipe,
+        open_pool_of(arguments.run),
+        arguments.to,
+        trial=trial,
+        max_shard_bytes=arguments.max_shard_bytes,
+        searched=searched_test_tasks(Path(local_path(arguments.run))),
+    )
     _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
 
 
@@ -44,16 +50,32 @@ def merge(arguments: argparse.Namespace) -> None:
     if is_lora_recipe(document.data):
         _only_here("a merge of adapters", arguments.out, "Give a folder, and copy it to the bucket")
         merged = merge_adapters(document, Path(arguments.out))
-        print(json.dumps({"schema_version": 1, **asdict(merged)}, indent=2) if arguments.json else merged.folder)
-        print(f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}" + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()), file=sys.stderr)
+        print(
+            json.dumps({"schema_version": 1, **asdict(merged)}, indent=2)
+            if arguments.json
+            else merged.folder
+        )
+        print(
+            f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}"
+            + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()),
+            file=sys.stderr,
+        )
         return
     if remote_url(arguments.out):
         check_target(arguments.out)
     recipe, pool = open_recipe(document)
     check_recipe(recipe, ResidentPool(pool))
-    for warning in check_merge(recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)):
+    for warning in check_merge(
+        recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)
+    ):
         print(f"recycler: {warning}", file=sys.stderr)
-    done = export_to(recipe, pool, arguments.out, max_shard_bytes=arguments.max_shard_bytes, allow_not_finite="values" in arguments.allow)
+    done = export_to(
+        recipe,
+        pool,
+        arguments.out,
+        max_shard_bytes=arguments.max_shard_bytes,
+        allow_not_finite="values" in arguments.allow,
+    )
     _tell_export(arguments, asdict(done), Path(arguments.recipe).name)
 
 
@@ -63,12 +85,52 @@ def score(arguments: argparse.Namespace) -> None:
     from recycler.cli.tables import align
     from recycler.score import score_model
 
-    _only_here("recycler score", arguments.model, "Download it first, or give it as a member of a job, which reads buckets")
-    scores = score_model(Path(arguments.model), arguments.suite, role=arguments.role, engine=arguments.engine, dtype=arguments.dtype, tensor_parallel=arguments.tensor_parallel, data_folders=[Path(folder) for folder in arguments.data], notes=say_notes)
+    _only_here(
+        "recycler score",
+        arguments.model,
+        "Download it first, or give it as a member of a job, which reads buckets",
+    )
+    scores = score_model(
+        Path(arguments.model),
+        arguments.suite,
+        role=arguments.role,
+        engine=arguments.engine,
+        dtype=arguments.dtype,
+        tensor_parallel=arguments.tensor_parallel,
+        data_folders=[Path(folder) for folder in arguments.data],
+        notes=say_notes,
+    )
     if arguments.json:
-        print(json.dumps({"schema_version": 1, "model": arguments.model, "role": arguments.role, "scores": {score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n} for score in scores}}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "model": arguments.model,
+                    "role": arguments.role,
+                    "scores": {
+                        score.objective: {
+                            "value": score.value,
+                            "stderr": score.stderr,
+                            "n": score.n,
+                        }
+                        for score in scores
+                    },
+                },
+                indent=2,
+            )
+        )
     else:
-        print(align([["objective", "value", "stderr", "n"], *([entry.objective, f"{entry.value:.4f}", f"{entry.stderr:.4f}", str(entry.n)] for entry in scores)]))
+        print(
+            align(
+                [
+                    ["objective", "value", "stderr", "n"],
+                    *(
+                        [entry.objective, f"{entry.value:.4f}", f"{entry.stderr:.4f}", str(entry.n)]
+                        for entry in scores
+                    ),
+                ]
+            )
+        )
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -79,7 +141,11 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     found = inspect_pool(open_pool(arguments.pool, arguments.base), deltas=arguments.deltas)
     print(json.dumps(found, indent=2) if arguments.json else inspect_table(found))
-    return UnsafeInputError.exit_code if any(finding["level"] == "refuse" for finding in found["findings"]) else 0
+    return (
+        UnsafeInputError.exit_code
+        if any(finding["level"] == "refuse" for finding in found["findings"])
+        else 0
+    )
 
 
 def fold(arguments: argparse.Namespace) -> None:
@@ -90,13 +156,18 @@ def fold(arguments: argparse.Namespace) -> None:
 
     for place in (arguments.base, *arguments.adapters, arguments.to):
         _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")
-    folded = [Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)]
+    folded = [
+        Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)
+    ]
     for adapter, out in zip(map(Path, arguments.adapters), folded, strict=True):
         rounding = fold_adapter(Path(arguments.base), adapter, out)
         print(out)
         if rounding.noise > MUCH_NOISE:
-            print(f"recycler: {adapter.name}: rounded to the base's dtype, the weights move {rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} of its size; "
-                  "fold into a float32 base to keep all of it (docs/methods.md)", file=sys.stderr)
+            print(
+                f"recycler: {adapter.name}: rounded to the base's dtype, the weights move {rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} of its size; "
+                "fold into a float32 base to keep all of it (docs/methods.md)",
+                file=sys.stderr,
+            )
     for finding in duplicate_findings(open_pool(folded, arguments.base), level="warn")[0]:
         print(f"recycler: {finding.problem}", file=sys.stderr)
 
@@ -107,8 +178,26 @@ def pack(arguments: argparse.Namespace) -> None:
     from recycler.pool.catalog import open_pool
     from recycler.pool.pack import pack_pool
 
-    _only_here("recycler pack --to", arguments.to, "Give a folder, and copy it to the bucket: recycler reads packs there too")
-    print(json.dumps({"schema_version": 1, **plain(pack_pool(open_pool(arguments.pool, arguments.base), Path(arguments.to), arguments.ratio))}, indent=2))
+    _only_here(
+        "recycler pack --to",
+        arguments.to,
+        "Give a folder, and copy it to the bucket: recycler reads packs there too",
+    )
+    print(
+        json.dumps(
+            {
+                "schema_version": 1,
+                **plain(
+                    pack_pool(
+                        open_pool(arguments.pool, arguments.base),
+                        Path(arguments.to),
+                        arguments.ratio,
+                    )
+                ),
+            },
+            indent=2,
+        )
+    )
 
 
 def unpack(arguments: argparse.Namespace) -> None:
@@ -116,7 +205,11 @@ def unpack(arguments: argparse.Namespace) -> None:
     from recycler.pool.pack import unpack as unpack_pool
 
     for place in (arguments.packed, arguments.out):
-        _only_here("recycler unpack", place, "Give folders; a pack in a bucket can be merged and searched as it is")
+        _only_here(
+            "recycler unpack",
+            place,
+            "Give folders; a pack in a bucket can be merged and searched as it is",
+        )
     for folder in unpack_pool(Path(arguments.packed), Path(arguments.out)):
         print(folder)
 
@@ -128,16 +221,42 @@ def suite(arguments: argparse.Namespace) -> None:
 
     data = [Path(folder) for folder in arguments.data]
     if arguments.action == "show":
-        print(json.dumps(suite_show(read_frozen(Path(arguments.suite))), indent=2, ensure_ascii=False))
+        print(
+            json.dumps(suite_show(read_frozen(Path(arguments.suite))), indent=2, ensure_ascii=False)
+        )
         return
     missing = [name for name in ("model", "frozen") if getattr(arguments, name) is None]
     if missing:
-        raise UsageError([Problem(thing=f"suite {arguments.action}", cause=f"needs --{name}", remedy=f"Add --{name}") for name in missing])
+        raise UsageError(
+            [
+                Problem(
+                    thing=f"suite {arguments.action}",
+                    cause=f"needs --{name}",
+                    remedy=f"Add --{name}",
+                )
+                for name in missing
+            ]
+        )
     if arguments.action == "build":
-        built = suite_build(arguments.suite, Path(arguments.model), Path(arguments.frozen), data_folders=data)
-        print(json.dumps({"schema_version": 1, "suite": built.name, "digest": built.digest, "num_items": len(built.items), "frozen": arguments.frozen}, indent=2))
+        built = suite_build(
+            arguments.suite, Path(arguments.model), Path(arguments.frozen), data_folders=data
+        )
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "suite": built.name,
+                    "digest": built.digest,
+                    "num_items": len(built.items),
+                    "frozen": arguments.frozen,
+                },
+                indent=2,
+            )
+        )
     else:
-        suite_check(Path(arguments.frozen), arguments.suite, Path(arguments.model), data_folders=data)
+        suite_check(
+            Path(arguments.frozen), arguments.suite, Path(arguments.model), data_folders=data
+        )
         print("recycler: the items are the same", file=sys.stderr)
 
 
@@ -146,7 +265,13 @@ def _only_here(what: str, place: str, remedy: str) -> None:
     from recycler.errors import Problem, UsageError
 
     if "://" in place:
-        raise UsageError(Problem(thing=place, cause=f"is a URL, and {what} works with folders of this machine", remedy=remedy))
+        raise UsageError(
+            Problem(
+                thing=place,
+                cause=f"is a URL, and {what} works with folders of this machine",
+                remedy=remedy,
+            )
+        )
 
 
 def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:
@@ -154,4 +279,7 @@ def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:
         print(json.dumps({"schema_version": 1, **facts}, indent=2))
     else:
         print(facts["folder"])
-        print(f"recycler: {what}: {facts['num_tensors']} tensors, {facts['num_bytes'] / 1e6:.1f} MB; weights {facts['weights_digest'][:16]}", file=sys.stderr)
+        print(
+            f"recycler: {what}: {facts['num_tensors']} tensors, {facts['num_bytes'] / 1e6:.1f} MB; weights {facts['weights_digest'][:16]}",
+            file=sys.stderr,
+        )

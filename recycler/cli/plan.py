@@ -30,8 +30,16 @@ def plan(arguments: argparse.Namespace) -> None:
     from recycler.runs import open_ledger
 
     if arguments.allow:
-        raise UsageError(Problem(thing="--allow", cause="is for recipes, and this is a job", remedy="Leave it out; a job says pool.duplicates: allow"))
-    prepared = prepare(document, data_folders=[Path(folder) for folder in arguments.data], look_inside=False)
+        raise UsageError(
+            Problem(
+                thing="--allow",
+                cause="is for recipes, and this is a job",
+                remedy="Leave it out; a job says pool.duplicates: allow",
+            )
+        )
+    prepared = prepare(
+        document, data_folders=[Path(folder) for folder in arguments.data], look_inside=False
+    )
     say_notes(prepared.warnings)
     earlier = None
     if arguments.dir:
@@ -49,8 +57,16 @@ def is_recipe(document: YamlDocument) -> bool:
 
     data = document.data
     if is_lora_recipe(data):
-        raise UsageError(Problem(thing=document.path, cause="merges adapters, for which there is no plan: they are read and written in seconds", remedy="Run it with recycler merge"))
-    return isinstance(data, dict) and "pool" not in data and ("members" in data or is_mergekit(data))
+        raise UsageError(
+            Problem(
+                thing=document.path,
+                cause="merges adapters, for which there is no plan: they are read and written in seconds",
+                remedy="Run it with recycler merge",
+            )
+        )
+    return (
+        isinstance(data, dict) and "pool" not in data and ("members" in data or is_mergekit(data))
+    )
 
 
 def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
@@ -63,20 +79,42 @@ def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
     from recycler.pool.tensors import ResidentPool
 
     if not 0 < arguments.bandwidth < float("inf"):
-        raise UsageError(Problem(thing="--bandwidth", cause=f"is {arguments.bandwidth}", remedy="Give gigabytes a second, such as 0.5"))
+        raise UsageError(
+            Problem(
+                thing="--bandwidth",
+                cause=f"is {arguments.bandwidth}",
+                remedy="Give gigabytes a second, such as 0.5",
+            )
+        )
     recipe, pool = open_recipe(document)
     check_recipe(recipe, ResidentPool(pool))
-    for warning in check_plan(recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)):
+    for warning in check_plan(
+        recipe, pool, allow=arguments.allow, lenient=is_mergekit(document.data)
+    ):
         print(f"recycler: {warning}", file=sys.stderr)
-    found = plan_checkpoints(recipe, {checkpoint.name: checkpoint for checkpoint in pool.checkpoints})
+    found = plan_checkpoints(
+        recipe, {checkpoint.name: checkpoint for checkpoint in pool.checkpoints}
+    )
     seconds = found.seconds(arguments.bandwidth * 1e9)
     if arguments.json:
-        print(json.dumps({"schema_version": 1, **asdict(found), "bandwidth_gb_per_s": arguments.bandwidth, "seconds": seconds}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    **asdict(found),
+                    "bandwidth_gb_per_s": arguments.bandwidth,
+                    "seconds": seconds,
+                },
+                indent=2,
+            )
+        )
         return
-    print(f"{recipe.method} of {len(recipe.members)} members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
-          f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is walked {'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
-          f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor {_size(found.largest_tensor_bytes)}\n"
-          f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s ({seconds / 3600:.1f} h)")
+    print(
+        f"{recipe.method} of {len(recipe.members)} members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
+        f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is walked {'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
+        f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor {_size(found.largest_tensor_bytes)}\n"
+        f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s ({seconds / 3600:.1f} h)"
+    )
 
 
 def _size(num_bytes: int) -> str:

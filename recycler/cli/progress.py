@@ -30,7 +30,15 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._bar.start()
         return self
 
@@ -51,7 +59,11 @@ class Progress:
         elif now - self._last_line >= LINE_EVERY_SECONDS or fraction >= 1.0:
             self._last_line = now
             elapsed = now - self._stage_start
-            left = f", about {elapsed / fraction - elapsed:.0f} s left" if 0.02 < fraction < 1.0 else ""
+            left = (
+                f", about {elapsed / fraction - elapsed:.0f} s left"
+                if 0.02 < fraction < 1.0
+                else ""
+            )
             print(f"[{fraction:4.0%}] {stage} ({elapsed:.0f} s{left})", file=sys.stderr, flush=True)
 
     # ---------------------------------------------------------------- a run
@@ -61,20 +73,31 @@ class Progress:
         pool = prepared.pool
         self._done = sum(trial.state != "PENDING" for trial in trials)
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
-        print(f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
-              f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}", file=sys.stderr)
+        print(
+            f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
+            f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}",
+            file=sys.stderr,
+        )
         from recycler.plan import visible_difference, visible_lines
 
-        for line in visible_lines([visible_difference(objective, prepared.items, {}) for objective in prepared.benchmarks]):
+        for line in visible_lines(
+            [visible_difference(objective, prepared.items, {}) for objective in prepared.benchmarks]
+        ):
             print(f"recycler: {line}", file=sys.stderr)
         self.update("searching: starting workers", 0.0)
 
     def listen(self, event: Event) -> None:
         if event.what in ("holdout", "completed"):
-            self.update(f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: trial {event.trial.number}", event.fraction)
+            self.update(
+                f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: trial {event.trial.number}",
+                event.fraction,
+            )
         elif event.what in ("scored", "failed"):
             self._done += 1
-            self.update(f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}", min(self._done / self._expected, 1.0))
+            self.update(
+                f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}",
+                min(self._done / self._expected, 1.0),
+            )
         if event.gain is not None:
             from recycler.search.outlook import NEXT
 
@@ -82,7 +105,10 @@ class Progress:
         for note in event.notes:
             print(f"recycler: {note}", file=sys.stderr, flush=True)
         if event.what == "failed":
-            print(f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}", file=sys.stderr)
+            print(
+                f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}",
+                file=sys.stderr,
+            )
 
 
 def say_notes(notes: Sequence[str]) -> None:
@@ -97,4 +123,6 @@ def gain_said(gain: float, trials: int) -> str:
 
 
 def _scores(trial: Trial) -> str:
-    return " ".join(f"{score.value:.4g}" if score.is_exact else f"{score.value:.3f}" for score in trial.search)
+    return " ".join(
+        f"{score.value:.4g}" if score.is_exact else f"{score.value:.3f}" for score in trial.search
+    )

@@ -20,18 +20,48 @@ def refine(arguments: argparse.Namespace) -> None:
     from recycler.started import read_started
 
     if arguments.steps < 1 or arguments.batch < 1 or not 0 < arguments.reach <= 1:
-        raise UsageError(Problem(thing="--steps, --batch, --reach", cause="must be above 0, and --reach at most 1", remedy="Leave them out for 10, 16 and 0.03"))
+        raise UsageError(
+            Problem(
+                thing="--steps, --batch, --reach",
+                cause="must be above 0, and --reach at most 1",
+                remedy="Leave them out for 10, 16 and 0.03",
+            )
+        )
     run = Path(arguments.run)
     started = read_started(run)
     if started is None:
-        raise UsageError(Problem(thing=f"run {run}", cause="has no job file here any more", remedy="Refine a run whose folder, job file and pool are on this machine"))
+        raise UsageError(
+            Problem(
+                thing=f"run {run}",
+                cause="has no job file here any more",
+                remedy="Refine a run whose folder, job file and pool are on this machine",
+            )
+        )
     job = Path(started.document.path)
-    settings = Settings(by=arguments.by, steps=arguments.steps, layers=arguments.layers, batch=arguments.batch, reach=arguments.reach, prefer=_preference(arguments.prefer), seed=arguments.seed)
-    found = refined(run, prepare(job, data_folders=started.data), arguments.trial, settings, tell=lambda line: print(f"recycler: {line}", file=sys.stderr, flush=True))
+    settings = Settings(
+        by=arguments.by,
+        steps=arguments.steps,
+        layers=arguments.layers,
+        batch=arguments.batch,
+        reach=arguments.reach,
+        prefer=_preference(arguments.prefer),
+        seed=arguments.seed,
+    )
+    found = refined(
+        run,
+        prepare(job, data_folders=started.data),
+        arguments.trial,
+        settings,
+        tell=lambda line: print(f"recycler: {line}", file=sys.stderr, flush=True),
+    )
     for name, value in found.after.items():
-        print(f"{name}: {found.before[name]:.4f} -> {value:.4f} nats a token of the right answers (search items)")
+        print(
+            f"{name}: {found.before[name]:.4f} -> {value:.4f} nats a token of the right answers (search items)"
+        )
     if found.trial is None:
-        print(f"trial {found.of} is as good as these steps can make it; nothing was added to the run")
+        print(
+            f"trial {found.of} is as good as these steps can make it; nothing was added to the run"
+        )
         return
     print(f"trial {found.trial} is trial {found.of}, refined; scoring it")
     front = drive(job, run, started.data, arguments)
@@ -49,5 +79,11 @@ def _preference(given: list[str]) -> dict[str, float] | None:
             if not 0 <= shares[name] < math.inf:
                 raise ValueError(share)
         except ValueError:
-            raise UsageError(Problem(thing=f"--prefer {text}", cause="is not NAME=SHARE with a share of 0 or more", remedy="Write it like --prefer math/bits_per_byte=0.7")) from None
+            raise UsageError(
+                Problem(
+                    thing=f"--prefer {text}",
+                    cause="is not NAME=SHARE with a share of 0 or more",
+                    remedy="Write it like --prefer math/bits_per_byte=0.7",
+                )
+            ) from None
     return shares or None

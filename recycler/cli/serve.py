@@ -22,43 +22,110 @@ def serve(arguments: argparse.Namespace) -> None:
         from recycler.service.app import create_app
         from recycler.service.proxy import trusted_proxy
     except ModuleNotFoundError as error:
-        raise UsageError(Problem(thing="recycler serve", cause=f"needs {error.name}, which is not installed", remedy="pip install 'recycler[service]'")) from None
+        raise UsageError(
+            Problem(
+                thing="recycler serve",
+                cause=f"needs {error.name}, which is not installed",
+                remedy="pip install 'recycler[service]'",
+            )
+        ) from None
     from recycler.cli.jobs import ledger_url
 
     root = Path(arguments.root)
     if not root.is_dir():
-        raise UsageError(Problem(thing=f"root {root}", cause="is not a folder", remedy="Give the folder that holds run folders"))
+        raise UsageError(
+            Problem(
+                thing=f"root {root}",
+                cause="is not a folder",
+                remedy="Give the folder that holds run folders",
+            )
+        )
     listening = _listen(arguments.host, arguments.port)
-    proxy = trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators or "") if arguments.trusted_proxy else None
+    proxy = (
+        trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators or "")
+        if arguments.trusted_proxy
+        else None
+    )
     if arguments.operators and proxy is None:
-        raise UsageError(Problem(thing="--operators", cause="names users, and no proxy is trusted to name them", remedy="Add --trusted-proxy ADDRESS"))
+        raise UsageError(
+            Problem(
+                thing="--operators",
+                cause="names users, and no proxy is trusted to name them",
+                remedy="Add --trusted-proxy ADDRESS",
+            )
+        )
     local = proxy is None and arguments.host in LOOPBACK_NAMES and not arguments.allow_host
-    token, viewer = (None, None) if local and not arguments.token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
-    app = create_app(root, ledger_url=ledger_url(arguments.ledger), token=token, viewer_token=viewer, export_place=arguments.exports, proxy=proxy, allowed_hosts=[*LOOPBACK_NAMES, *([] if local else _names(arguments.host)), *arguments.allow_host])
+    token, viewer = (
+        (None, None)
+        if local and not arguments.token
+        else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+    )
+    app = create_app(
+        root,
+        ledger_url=ledger_url(arguments.ledger),
+        token=token,
+        viewer_token=viewer,
+        export_place=arguments.exports,
+        proxy=proxy,
+        allowed_hosts=[
+            *LOOPBACK_NAMES,
+            *([] if local else _names(arguments.host)),
+            *arguments.allow_host,
+        ],
+    )
     host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
     place = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}/"
     if token is None:
-        print(f"recycler: serving {root} at {place} to this machine, without a token", file=sys.stderr)
+        print(
+            f"recycler: serving {root} at {place} to this machine, without a token", file=sys.stderr
+        )
     else:
-        print(f"recycler: serving {root}; open one of these, they are told once\n  operator: {place}?token={token}\n  viewer:   {place}?token={viewer}", file=sys.stderr)
+        print(
+            f"recycler: serving {root}; open one of these, they are told once\n  operator: {place}?token={token}\n  viewer:   {place}?token={viewer}",
+            file=sys.stderr,
+        )
     if proxy is not None:
-        print(f"recycler: believes {', '.join(map(str, proxy.networks))} about users in {proxy.header}; operators: {', '.join(sorted(proxy.operators)) or 'none, all may only read'}", file=sys.stderr)
+        print(
+            f"recycler: believes {', '.join(map(str, proxy.networks))} about users in {proxy.header}; operators: {', '.join(sorted(proxy.operators)) or 'none, all may only read'}",
+            file=sys.stderr,
+        )
     # proxy_headers=False: else X-Forwarded-For could put another address in place of the connection's own
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
     server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket bound before any address is told. Raises UsageError for a port that is none, is taken or is not ours to take."""
     if not 0 < port < 65536:
-        raise UsageError(Problem(thing=f"--port {port}", cause="is no port", remedy="Give a number from 1 to 65535"))
+        raise UsageError(
+            Problem(
+                thing=f"--port {port}", cause="is no port", remedy="Give a number from 1 to 65535"
+            )
+        )
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
-        raise UsageError(Problem(thing=f"{host} port {port}", cause=f"cannot be listened on ({error.strerror or error})", remedy="Give another --port or --host, or end what has it")) from None
+        raise UsageError(
+            Problem(
+                thing=f"{host} port {port}",
+                cause=f"cannot be listened on ({error.strerror or error})",
+                remedy="Give another --port or --host, or end what has it",
+            )
+        ) from None
     return listening
 
 

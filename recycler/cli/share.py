@@ -23,12 +23,20 @@ def report(arguments: argparse.Namespace) -> None:
     text = html_report(open_front(arguments.run), status)
     path = Path(arguments.html)
     if path.is_dir():
-        raise UsageError(Problem(thing=str(path), cause="is a folder", remedy="Give a file, such as report.html"))
+        raise UsageError(
+            Problem(thing=str(path), cause="is a folder", remedy="Give a file, such as report.html")
+        )
     try:
         with whole_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(Problem(thing=str(path), cause=f"cannot be written ({error.strerror})", remedy="Give a file in a folder that exists")) from None
+        raise UsageError(
+            Problem(
+                thing=str(path),
+                cause=f"cannot be written ({error.strerror})",
+                remedy="Give a file in a folder that exists",
+            )
+        ) from None
     print(f"recycler: wrote {path} ({len(text):,} characters)", file=sys.stderr)
 
 
@@ -54,23 +62,50 @@ def log(arguments: argparse.Namespace) -> None:
     from recycler.runs import open_ledger
 
     if arguments.trial is not None and arguments.lm_eval is None:
-        raise UsageError(Problem(thing="--trial", cause="is for --lm-eval", remedy="Leave it out: trackers get every trial"))
+        raise UsageError(
+            Problem(
+                thing="--trial",
+                cause="is for --lm-eval",
+                remedy="Leave it out: trackers get every trial",
+            )
+        )
     front = open_front(arguments.run)
     if arguments.lm_eval is not None:
         from recycler.export.lmeval_log import log_to_lm_eval
 
-        number, files = log_to_lm_eval(front, arguments.run, arguments.trial or "knee", Path(arguments.lm_eval), name=arguments.name)
-        print(f"recycler: wrote {files} files of trial {number} to {arguments.lm_eval}", file=sys.stderr)
+        number, files = log_to_lm_eval(
+            front,
+            arguments.run,
+            arguments.trial or "knee",
+            Path(arguments.lm_eval),
+            name=arguments.name,
+        )
+        print(
+            f"recycler: wrote {files} files of trial {number} to {arguments.lm_eval}",
+            file=sys.stderr,
+        )
         return
     with closing(open_ledger(arguments.run)) as ledger:
-        trials, job = ledger.trials(), json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
-    name, run = arguments.name or job, os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run
+        trials, job = (
+            ledger.trials(),
+            json.loads(ledger.fact("job") or "{}").get("name") or "recycler",
+        )
+    name, run = (
+        arguments.name or job,
+        os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run,
+    )
     if arguments.mlflow is not None:
         from recycler.export.mlflow_log import log_to_mlflow
 
-        number, where = log_to_mlflow(front, trials, uri=arguments.mlflow, run=run, name=name), f"MLflow experiment {name!r}"
+        number, where = (
+            log_to_mlflow(front, trials, uri=arguments.mlflow, run=run, name=name),
+            f"MLflow experiment {name!r}",
+        )
     else:
         from recycler.export.wandb_log import log_to_wandb
 
-        number, where = log_to_wandb(front, trials, project=arguments.wandb, run=run, name=name), f"a run of W&B project {arguments.wandb!r}"
+        number, where = (
+            log_to_wandb(front, trials, project=arguments.wandb, run=run, name=name),
+            f"a run of W&B project {arguments.wandb!r}",
+        )
     print(f"recycler: wrote {number} trials to {where}", file=sys.stderr)

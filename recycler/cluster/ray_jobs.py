@@ -24,7 +24,14 @@ from recycler.redact import redacted
 
 JOB_KEY = "recycler_job"
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
-REASONS = {2: "the job file or the pool is refused", 3: "something is not there", 4: "broken or unsafe input, or a node that cannot run it safely", 5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver has the job", -9: "the driver was killed", 130: "stopped"}
+REASONS = {
+    2: "the job file or the pool is refused",
+    3: "something is not there",
+    4: "broken or unsafe input, or a node that cannot run it safely",
+    5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver has the job",
+    -9: "the driver was killed",
+    130: "stopped",
+}
 POLL_SECONDS = 1.0
 START_SECONDS = 120.0
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -51,27 +58,54 @@ class Cluster:
 
     def __init__(self, address: str, *, insecure: bool = False):
         if not address.startswith(("http://", "https://")):
-            raise UsageError(Problem(thing=f"address {address!r}", cause="is not the dashboard's", remedy="Write http://HOST:8265"))
+            raise UsageError(
+                Problem(
+                    thing=f"address {address!r}",
+                    cause="is not the dashboard's",
+                    remedy="Write http://HOST:8265",
+                )
+            )
         self.address = address.rstrip("/")
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if _is_open(self.address) and not insecure:
-            raise UsageError(Problem(thing=f"cluster {self.address}", cause="takes jobs from anybody, without a token", remedy="Start it with RAY_AUTH_MODE=token, or say --insecure when nobody else can reach it"))
+            raise UsageError(
+                Problem(
+                    thing=f"cluster {self.address}",
+                    cause="takes jobs from anybody, without a token",
+                    remedy="Start it with RAY_AUTH_MODE=token, or say --insecure when nobody else can reach it",
+                )
+            )
         self._client = self._asked(lambda: JobSubmissionClient(self.address))
 
     def submissions(self, job: str | None = None) -> list[Submission]:
         """Those of one job, or of all, in the order of their starts."""
-        found = [_submission(details) for details in self._asked(self._client.list_jobs) if JOB_KEY in (details.metadata or {})]
-        return sorted((entry for entry in found if job in (None, entry.job)), key=lambda entry: (entry.started_at, entry.name))
+        found = [
+            _submission(details)
+            for details in self._asked(self._client.list_jobs)
+            if JOB_KEY in (details.metadata or {})
+        ]
+        return sorted(
+            (entry for entry in found if job in (None, entry.job)),
+            key=lambda entry: (entry.started_at, entry.name),
+        )
 
     def last(self, job: str) -> Submission:
         """Raises NotFoundError for a job that this cluster does not know."""
         found = self.submissions(job)
         if not found:
-            raise NotFoundError(Problem(thing=f"job {job!r}", cause=f"was not submitted to {self.address}", remedy="recycler list shows the jobs there; after a lost head: recycler resume"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"job {job!r}",
+                    cause=f"was not submitted to {self.address}",
+                    remedy="recycler list shows the jobs there; after a lost head: recycler resume",
+                )
+            )
         return found[-1]
 
-    def submit(self, job: str, folder: Path, command: str, *, number: int, ship_code: bool = False) -> Submission:
+    def submit(
+        self, job: str, folder: Path, command: str, *, number: int, ship_code: bool = False
+    ) -> Submission:
         """Start the job's driver for the `number`-th time: `command` in a copy of `folder`. The same number again is that start."""
         name = job if number == 1 else f"{job}-{number}"
         environment: dict[str, Any] = {"working_dir": str(folder)}
@@ -80,12 +114,21 @@ class Cluster:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self._asked(lambda: self._client.submit_job(entrypoint=command, submission_id=name, runtime_env=environment, metadata={JOB_KEY: job}))
+                self._asked(
+                    lambda: self._client.submit_job(
+                        entrypoint=command,
+                        submission_id=name,
+                        runtime_env=environment,
+                        metadata={JOB_KEY: job},
+                    )
+                )
                 break
             except InfrastructureError as error:
                 if "already exists" in str(error):
                     break
-                if "No available agent" not in str(error) or time.monotonic() > deadline:  # a head that has just started says that
+                if (
+                    "No available agent" not in str(error) or time.monotonic() > deadline
+                ):  # a head that has just started says that
                     raise
             time.sleep(POLL_SECONDS)
         return next(entry for entry in self.submissions(job) if entry.name == name)
@@ -104,13 +147,16 @@ class Cluster:
 
     def follow(self, submission: Submission) -> Iterator[str]:
         """The log in pieces as the driver says them, until it ends."""
+
         async def first(stream: Any) -> str | None:
             return await anext(stream, None)
 
         loop = asyncio.new_event_loop()
         try:
             stream = self._client.tail_job_logs(submission.name)
-            while (piece := self._asked(lambda: loop.run_until_complete(first(stream)))) is not None:
+            while (
+                piece := self._asked(lambda: loop.run_until_complete(first(stream)))
+            ) is not None:
                 yield _clean(piece)
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -118,7 +164,11 @@ class Cluster:
 
     def wait(self, submission: Submission) -> Submission:
         """The submission when it has ended."""
-        while not (now := next(entry for entry in self.submissions(submission.job) if entry.name == submission.name)).has_ended:
+        while not (
+            now := next(
+                entry for entry in self.submissions(submission.job) if entry.name == submission.name
+            )
+        ).has_ended:
             time.sleep(POLL_SECONDS)
         return now
 
@@ -129,10 +179,22 @@ class Cluster:
         try:
             return ask()
         except AuthenticationError:
-            raise UsageError(Problem(thing=f"cluster {self.address}", cause="refuses our token", remedy="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token")) from None
+            raise UsageError(
+                Problem(
+                    thing=f"cluster {self.address}",
+                    cause="refuses our token",
+                    remedy="Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's token",
+                )
+            ) from None
         except (RuntimeError, ConnectionError, OSError) as error:
             text = " ".join(redacted(_clean(str(error))).split())
-            raise InfrastructureError(Problem(thing=f"cluster {self.address}", cause=f"does not answer well ({text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'})", remedy="Check that the head is up, and try again")) from None
+            raise InfrastructureError(
+                Problem(
+                    thing=f"cluster {self.address}",
+                    cause=f"does not answer well ({text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'})",
+                    remedy="Check that the head is up, and try again",
+                )
+            ) from None
 
 
 def _is_open(address: str) -> bool:
@@ -143,17 +205,38 @@ def _is_open(address: str) -> bool:
     except urllib.error.HTTPError:
         return False
     except OSError as error:
-        raise InfrastructureError(Problem(thing=f"cluster {address}", cause=f"cannot be reached ({getattr(error, 'reason', error)})", remedy="Check the address (the dashboard's, often port 8265) and that the head is up")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=f"cluster {address}",
+                cause=f"cannot be reached ({getattr(error, 'reason', error)})",
+                remedy="Check the address (the dashboard's, often port 8265) and that the head is up",
+            )
+        ) from None
 
 
 def _submission(details: Any) -> Submission:
     state = str(details.status.value)
     code = getattr(details, "driver_exit_code", None)
     said = (details.message or "").strip().splitlines()
-    reason = {"PENDING": "waiting for the cluster to start the driver", "RUNNING": "", "SUCCEEDED": "", "STOPPED": "stopped"}.get(state, "")
+    reason = {
+        "PENDING": "waiting for the cluster to start the driver",
+        "RUNNING": "",
+        "SUCCEEDED": "",
+        "STOPPED": "stopped",
+    }.get(state, "")
     if state == "FAILED":
-        reason = REASONS.get(code, "") or (f"driver ended with exit code {code}" if code is not None else redacted(said[0] if said else "failed"))
-    return Submission(job=details.metadata[JOB_KEY], name=details.submission_id, state=state, reason=reason, started_at=(details.start_time or 0) / 1000)
+        reason = REASONS.get(code, "") or (
+            f"driver ended with exit code {code}"
+            if code is not None
+            else redacted(said[0] if said else "failed")
+        )
+    return Submission(
+        job=details.metadata[JOB_KEY],
+        name=details.submission_id,
+        state=state,
+        reason=reason,
+        started_at=(details.start_time or 0) / 1000,
+    )
 
 
 def _clean(text: str) -> str:

@@ -41,7 +41,12 @@ class _Actor:
             self._worker = ScoringWorker(self._work)
         except RecyclerError as error:
             node = ray.util.get_node_ip_address()
-            raise type(error)([replace(problem, cause=f"{problem.cause} (on node {node})") for problem in error.problems]) from None
+            raise type(error)(
+                [
+                    replace(problem, cause=f"{problem.cause} (on node {node})")
+                    for problem in error.problems
+                ]
+            ) from None
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def score(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
@@ -76,7 +81,15 @@ class RayWorkers:
         for _ in range(num_workers):
             self._start_actor()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None:
+    def submit(
+        self,
+        number: int,
+        recipe: Recipe,
+        role: Role,
+        items: tuple[str, ...] | None = None,
+        gated: bool = False,
+        unmerged: bool = False,
+    ) -> None:
         self._waiting.append(Task(number, recipe, role, items, gated, unmerged))
         if self._together == 1:  # else more may come to go with it
             self._dispatch()
@@ -85,10 +98,20 @@ class RayWorkers:
         """Block until at least one submission has ended for good."""
         self._dispatch()
         while True:
-            done, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=NOTICE_SECONDS)
+            done, _ = ray.wait(
+                [*self._busy, *self._starting], num_returns=1, timeout=NOTICE_SECONDS
+            )
             if not done and not self._busy:
                 self._say_what_is_missing()
-            found = [result for reference in done for result in (self._collect(reference) if reference in self._busy else self._welcome(reference))]
+            found = [
+                result
+                for reference in done
+                for result in (
+                    self._collect(reference)
+                    if reference in self._busy
+                    else self._welcome(reference)
+                )
+            ]
             self._dispatch()
             if found:
                 return found
@@ -98,7 +121,11 @@ class RayWorkers:
         return [live.process for live in [*self._free, *(live for live, _ in self._busy.values())]]
 
     def close(self) -> None:
-        for actor in [*self._starting.values(), *(live.actor for live in self._free), *(live.actor for live, _ in self._busy.values())]:
+        for actor in [
+            *self._starting.values(),
+            *(live.actor for live in self._free),
+            *(live.actor for live, _ in self._busy.values()),
+        ]:
             ray.kill(actor)
         ray.shutdown()
 
@@ -122,13 +149,21 @@ class RayWorkers:
             if isinstance(missing, RecyclerError) and not isinstance(missing, InfrastructureError):
                 raise missing from None
             self._start_actor()
-            if not (isinstance(error, RayActorError) and "node" in _reason(error).lower()):  # a node that left says nothing about the start
+            if not (
+                isinstance(error, RayActorError) and "node" in _reason(error).lower()
+            ):  # a node that left says nothing about the start
                 self._failed_starts += 1
             if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
                 return []
             self._failed_starts = 0
             task = self._waiting.popleft()
-            return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS))]
+            return [
+                Result(
+                    number=task.number,
+                    role=task.role,
+                    answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS),
+                )
+            ]
         self._failed_starts = 0
         self._free.append(_Live(actor, node, process))
         return []
@@ -147,18 +182,42 @@ class RayWorkers:
             if not isinstance(error, RayActorError):
                 ray.kill(live.actor)  # its engine may be dirty
             self._start_actor()
-            if not _is_alive(live.node):  # the node left and took the trial along: that says nothing about the trial
+            if not _is_alive(
+                live.node
+            ):  # the node left and took the trial along: that says nothing about the trial
                 self._waiting.extendleft(reversed(tasks))
                 return []
             spent = [task for task in tasks if task.attempt >= MAX_ATTEMPTS]
-            self._waiting.extendleft(replace(task, attempt=task.attempt + 1) for task in reversed(tasks) if task.attempt < MAX_ATTEMPTS)
-            return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=_reason(error), attempts=task.attempt)) for task in spent]
+            self._waiting.extendleft(
+                replace(task, attempt=task.attempt + 1)
+                for task in reversed(tasks)
+                if task.attempt < MAX_ATTEMPTS
+            )
+            return [
+                Result(
+                    number=task.number,
+                    role=task.role,
+                    answer=Failure(blame="system", reason=_reason(error), attempts=task.attempt),
+                )
+                for task in spent
+            ]
         self._free.append(live)
-        return [Result(number=task.number, role=task.role, answer=answer) for task, answer in zip(tasks, answers, strict=True)]
+        return [
+            Result(number=task.number, role=task.role, answer=answer)
+            for task, answer in zip(tasks, answers, strict=True)
+        ]
 
     def _say_what_is_missing(self) -> None:
-        wanted = {name.removeprefix("num_"): amount for name, amount in self._options.items() if name.startswith("num_")}
-        print(f"recycler: no worker is up yet: waiting for a node with {wanted}, or for members to arrive from their bucket; the cluster has {_room()}", file=sys.stderr, flush=True)
+        wanted = {
+            name.removeprefix("num_"): amount
+            for name, amount in self._options.items()
+            if name.startswith("num_")
+        }
+        print(
+            f"recycler: no worker is up yet: waiting for a node with {wanted}, or for members to arrive from their bucket; the cluster has {_room()}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _resources(num_workers: int, work: Work) -> dict:
@@ -171,10 +230,16 @@ def _resources(num_workers: int, work: Work) -> dict:
     share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
     places = [checkpoint.location for checkpoint in work.pool.checkpoints]
-    variables = {"OMP_NUM_THREADS": str(max(1, int(share) // ranks)), "TOKENIZERS_PARALLELISM": "false"}
+    variables = {
+        "OMP_NUM_THREADS": str(max(1, int(share) // ranks)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if not any(place.startswith("hf://") for place in places):
         variables["HF_HUB_OFFLINE"] = "1"
-    return {**({"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}), "runtime_env": {"env_vars": variables}}
+    return {
+        **({"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}),
+        "runtime_env": {"env_vars": variables},
+    }
 
 
 def _is_alive(node: str) -> bool:
@@ -182,12 +247,19 @@ def _is_alive(node: str) -> bool:
 
 
 def _room() -> dict[str, float]:
-    return {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+    return {
+        name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")
+    }
 
 
 def _reason(error: RayError) -> str:
     """The last line of an error, which says what happened; what stands before is Ray's bookkeeping."""
-    return redacted(str(error.cause if getattr(error, "cause", None) else error).strip().splitlines()[-1].strip())
+    return redacted(
+        str(error.cause if getattr(error, "cause", None) else error)
+        .strip()
+        .splitlines()[-1]
+        .strip()
+    )
 
 
 def _connect(address: str | None) -> None:
@@ -197,9 +269,17 @@ def _connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or None
     asked_to_end = signal.getsignal(signal.SIGTERM)
     with _starting(address):
-        ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        ray.init(
+            address=address,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, asked_to_end)  # Ray puts one of its own in place, which ends without a word to the ledger
+        signal.signal(
+            signal.SIGTERM, asked_to_end
+        )  # Ray puts one of its own in place, which ends without a word to the ledger
 
 
 @contextmanager
@@ -210,5 +290,12 @@ def _starting(address: str | None) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - see above
         ray.shutdown()
         said = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
-        raise InfrastructureError(Problem(thing=f"Ray cluster {address or '(local)'}", cause=f"cannot be reached or started ({said})",
-                                          remedy="Check the address; `ray status` shows whether it is up" if address else "Try again when the machine is less busy: Ray waits 30 s for its own processes")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=f"Ray cluster {address or '(local)'}",
+                cause=f"cannot be reached or started ({said})",
+                remedy="Check the address; `ray status` shows whether it is up"
+                if address
+                else "Try again when the machine is less busy: Ray waits 30 s for its own processes",
+            )
+        ) from None

@@ -13,7 +13,11 @@ def cpu_share(cores: Sequence[float], num_workers: int) -> float:
     1.0 while no node has any cores: nodes may join later.
     """
     shares = {node / count for node in cores if node > 0 for count in range(1, num_workers + 1)}
-    fitting = [share for share in shares if share >= SMALLEST and sum(int(node / share + 1e-9) for node in cores) >= num_workers]
+    fitting = [
+        share
+        for share in shares
+        if share >= SMALLEST and sum(int(node / share + 1e-9) for node in cores) >= num_workers
+    ]
     return max(map(_rounded, fitting), default=SMALLEST) if shares else 1.0
 
 

@@ -41,7 +41,11 @@ class Work:
     def items_of(self, role: Role, only: Sequence[str] | None = None) -> tuple[Item, ...]:
         """The items of a split, or those of them that are named."""
         chosen = None if only is None else set(only)
-        return tuple(item for item in self.items if item.role == role and (chosen is None or item.id in chosen))
+        return tuple(
+            item
+            for item in self.items
+            if item.role == role and (chosen is None or item.id in chosen)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,15 @@ class Workers(Protocol):
 
     num_workers: int
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None: ...
+    def submit(
+        self,
+        number: int,
+        recipe: Recipe,
+        role: Role,
+        items: tuple[str, ...] | None = None,
+        gated: bool = False,
+        unmerged: bool = False,
+    ) -> None: ...
     def wait(self) -> Sequence[Result]: ...
     def close(self) -> None: ...
 
@@ -91,10 +103,20 @@ class ScoringWorker:
         self._cache = ResultCache(Path(work.reuse), surroundings(pool)) if work.reuse else None
         self.engine = engine or build_engine(work.engine, pool, **work.settings)
 
-    def score(self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False) -> Scorecard | Failure:
+    def score(
+        self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False
+    ) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
         try:
-            return score_recipe(self.engine, recipe, self.work.items_of(role, items), self.work.objectives, role, gated=gated, cache=self._cache)
+            return score_recipe(
+                self.engine,
+                recipe,
+                self.work.items_of(role, items),
+                self.work.objectives,
+                role,
+                gated=gated,
+                cache=self._cache,
+            )
         except RecyclerError as error:
             _raise_system_error(error)
             return Failure(blame="recipe", reason=str(error))
@@ -104,7 +126,16 @@ class ScoringWorker:
         if len(tasks) > 1:
             asked = [self.work.items_of(task.role, task.items) for task in tasks]
             try:
-                return list(score_side_by_side(cast(SideBySide, self.engine), [task.recipe for task in tasks], asked, self.work.objectives, tasks[0].role, [task.gated for task in tasks]))
+                return list(
+                    score_side_by_side(
+                        cast(SideBySide, self.engine),
+                        [task.recipe for task in tasks],
+                        asked,
+                        self.work.objectives,
+                        tasks[0].role,
+                        [task.gated for task in tasks],
+                    )
+                )
             except RecyclerError as error:
                 _raise_system_error(error)
         return [self.score(task.recipe, task.role, task.items, task.gated) for task in tasks]
@@ -115,7 +146,9 @@ class ScoringWorker:
 
 def _raise_system_error(error: RecyclerError) -> None:
     """Raise InfrastructureError for an error that says nothing about the recipe."""
-    if isinstance(error, InfrastructureError) or any(problem.thing == SANDBOX for problem in error.problems):
+    if isinstance(error, InfrastructureError) or any(
+        problem.thing == SANDBOX for problem in error.problems
+    ):
         raise InfrastructureError(error.problems) from None
 
 
@@ -123,7 +156,9 @@ def next_batch(waiting: deque[Task], most: int) -> list[Task]:
     """Take the first task, and with one that need not be merged up to `most` of its kind in all."""
     batch = [waiting.popleft()]
     if batch[0].unmerged:
-        batch += [task for task in waiting if task.unmerged and task.role == batch[0].role][: most - 1]
+        batch += [task for task in waiting if task.unmerged and task.role == batch[0].role][
+            : most - 1
+        ]
         for task in batch[1:]:
             waiting.remove(task)
     return batch
@@ -137,7 +172,15 @@ class LocalWorkers:
         self._worker: ScoringWorker | None = None
         self._queue: deque[Task] = deque()
 
-    def submit(self, number: int, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False, unmerged: bool = False) -> None:
+    def submit(
+        self,
+        number: int,
+        recipe: Recipe,
+        role: Role,
+        items: tuple[str, ...] | None = None,
+        gated: bool = False,
+        unmerged: bool = False,
+    ) -> None:
         self._queue.append(Task(number, recipe, role, items, gated, unmerged))
 
     def wait(self) -> Sequence[Result]:
@@ -146,15 +189,29 @@ class LocalWorkers:
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._worker = self._worker or self._build(self._work)
-                return [Result(number=task.number, role=task.role, answer=answer) for task, answer in zip(tasks, self._worker.score_all(tasks), strict=True)]
+                return [
+                    Result(number=task.number, role=task.role, answer=answer)
+                    for task, answer in zip(tasks, self._worker.score_all(tasks), strict=True)
+                ]
             except InfrastructureError as error:
                 if self._worker is None:  # no engine to try again with
                     raise
                 reason = str(error)
-            except (RuntimeError, MemoryError, OSError) as error:  # the engine broke, not the recipe: build a new one
+            except (
+                RuntimeError,
+                MemoryError,
+                OSError,
+            ) as error:  # the engine broke, not the recipe: build a new one
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None
-        return [Result(number=task.number, role=task.role, answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS)) for task in tasks]
+        return [
+            Result(
+                number=task.number,
+                role=task.role,
+                answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS),
+            )
+            for task in tasks
+        ]
 
     def close(self) -> None:
         if self._worker is not None:

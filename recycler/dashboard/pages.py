@@ -18,7 +18,11 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from recycler.errors import NotFoundError, Problem, UsageError
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
+TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 PLOTLY = "plotly.min.js"
 TABS = {"progress": "Progress", "front": "Front", "compare": "Compare", "pool": "Pool"}
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -51,9 +55,13 @@ SHELL = """<!doctype html>
 
 def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
     """Pages and static files; `has_ledger` tells of a job whether its driver has opened one, and raises NotFoundError for an id that is no job."""
-    files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+    files = {
+        path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES
+    }
     plotly = plotly_file()
-    version = hashlib.sha256(b"".join(files.values()) + str(plotly.stat().st_size).encode()).hexdigest()[:12]
+    version = hashlib.sha256(
+        b"".join(files.values()) + str(plotly.stat().st_size).encode()
+    ).hexdigest()[:12]
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -67,7 +75,9 @@ def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
     @router.get("/jobs/{job}/{tab}")
     def page(job: JobId, tab: str) -> HTMLResponse:
         if tab not in TABS:
-            raise NotFoundError(Problem(thing="page", cause="unknown", remedy=f"Pages: {', '.join(TABS)}"))
+            raise NotFoundError(
+                Problem(thing="page", cause="unknown", remedy=f"Pages: {', '.join(TABS)}")
+            )
         return _page(version, tab, f"{job}: {TABS[tab].lower()}", job, has_ledger=has_ledger(job))
 
     @router.get("/static/{given}/{name}")
@@ -87,7 +97,9 @@ def plotly_file() -> Path:
     spec = find_spec("plotly")
     path = Path(spec.origin).parent / "package_data" / PLOTLY if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UsageError(Problem(thing="plotly", cause="not installed", remedy="pip install 'recycler[service]'"))
+        raise UsageError(
+            Problem(thing="plotly", cause="not installed", remedy="pip install 'recycler[service]'")
+        )
     return path
 
 
@@ -104,10 +116,35 @@ def _modules(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _page(version: str, script: str, heading: str, job: str | None, *, has_ledger: bool = False) -> HTMLResponse:
+def _page(
+    version: str, script: str, heading: str, job: str | None, *, has_ledger: bool = False
+) -> HTMLResponse:
     static = f"/static/{version}"
-    tabs = [("/", "Jobs", script == "jobs")] + ([(f"/jobs/{job}/{tab}", name, tab == script) for tab, name in TABS.items()] if job else [])
-    links = "".join(f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(name)}</a>' for address, name, current in tabs)
-    plotly = f'<link rel="preload" as="script" href="{static}/{PLOTLY}" id="plotly">\n' if script in TABS else ""
-    preloads = "".join(f'<link rel="modulepreload" href="{static}/{name}">\n' for name in _modules(f"{script}.js"))
-    return HTMLResponse(SHELL.format(title=escape(f"{heading} · recycler"), static=static, script=script, job=escape(job or ""), ledger="1" if has_ledger else "", tabs=links, heading=escape(heading), plotly=plotly, preloads=preloads))
+    tabs = [("/", "Jobs", script == "jobs")] + (
+        [(f"/jobs/{job}/{tab}", name, tab == script) for tab, name in TABS.items()] if job else []
+    )
+    links = "".join(
+        f'<a href="{escape(address)}"{" aria-current=page" if current else ""}>{escape(name)}</a>'
+        for address, name, current in tabs
+    )
+    plotly = (
+        f'<link rel="preload" as="script" href="{static}/{PLOTLY}" id="plotly">\n'
+        if script in TABS
+        else ""
+    )
+    preloads = "".join(
+        f'<link rel="modulepreload" href="{static}/{name}">\n' for name in _modules(f"{script}.js")
+    )
+    return HTMLResponse(
+        SHELL.format(
+            title=escape(f"{heading} · recycler"),
+            static=static,
+            script=script,
+            job=escape(job or ""),
+            ledger="1" if has_ledger else "",
+            tabs=links,
+            heading=escape(heading),
+            plotly=plotly,
+            preloads=preloads,
+        )
+    )

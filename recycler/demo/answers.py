@@ -19,7 +19,11 @@ def sample_questions(folder: Path, per_skill: int = 2) -> list[Question]:
     questions: list[Question] = []
     for path in sorted((folder / "data").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        questions += [Question(prompt=row["prompt"], answer=row["answer"]) for row in rows if row["role"] == "holdout"][:per_skill]
+        questions += [
+            Question(prompt=row["prompt"], answer=row["answer"])
+            for row in rows
+            if row["role"] == "holdout"
+        ][:per_skill]
     return questions
 
 
@@ -35,7 +39,9 @@ def answer(model_folder: Path, prompts: Sequence[str]) -> list[str]:
     answers = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        out = model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        text = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True)
+        out = model.generate(
+            **ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         answers.append(text.partition("\n")[0].strip())
     return answers

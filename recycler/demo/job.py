@@ -24,7 +24,10 @@ def write_job(folder: Path, *, seed: int, trials: int) -> Path:
     """Write FOLDER/job.yaml (unless it is there with the same text) and return its path."""
     from recycler.demo.skills import SKILLS
 
-    objectives = "\n".join(f"  - {{suite: demo, task: {skill}, metric: exact_match, direction: maximize}}" for skill in SKILLS)
+    objectives = "\n".join(
+        f"  - {{suite: demo, task: {skill}, metric: exact_match, direction: maximize}}"
+        for skill in SKILLS
+    )
     text = JOB.format(folder=folder.name, objectives=objectives, trials=trials, seed=seed)
     path = folder / "job.yaml"
     if not path.exists() or path.read_text() != text:

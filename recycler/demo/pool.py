@@ -45,7 +45,16 @@ def write_suites(directory: Path, *, seed: int = 0) -> None:
     data.mkdir(parents=True, exist_ok=True)
     for skill in SKILLS:
         lines = [
-            json.dumps({"id": f"{role}-{index}", "prompt": problem.prompt, "answer": problem.answer, "cluster": problem.cluster, "role": role}) + "\n"
+            json.dumps(
+                {
+                    "id": f"{role}-{index}",
+                    "prompt": problem.prompt,
+                    "answer": problem.answer,
+                    "cluster": problem.cluster,
+                    "role": role,
+                }
+            )
+            + "\n"
             for role, count in (("search", SEARCH_ITEMS), ("holdout", HOLDOUT_ITEMS))
             for index, problem in enumerate(make_items(skill, role, count, seed))
         ]
@@ -54,7 +63,10 @@ def write_suites(directory: Path, *, seed: int = 0) -> None:
 
 def _settings_digest(seed: int) -> str:
     """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new pool."""
-    sources = [Path(__file__).parent / f"{name}.py" for name in ("model", "pool", "runs", "skills", "tokenizer", "train")]
+    sources = [
+        Path(__file__).parent / f"{name}.py"
+        for name in ("model", "pool", "runs", "skills", "tokenizer", "train")
+    ]
     return digest([seed, *map(file_digest, sources)])
 
 
@@ -67,7 +79,9 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
     from recycler.demo.train import encode, train
 
     tokenizer = make_tokenizer()
-    rows = {skill: encode(make_items(skill, "train", TRAIN_ITEMS, seed), tokenizer) for skill in SKILLS}
+    rows = {
+        skill: encode(make_items(skill, "train", TRAIN_ITEMS, seed), tokenizer) for skill in SKILLS
+    }
     total = sum(run.num_steps for run in (BASE, *RUNS))
 
     def save(model, place: Path) -> None:
@@ -76,13 +90,21 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
 
     def one_run(model, run: Run, number: int, stage: str) -> None:
         before = sum(earlier.num_steps for earlier in (BASE, *RUNS)[:number])
-        train(model, rows, run, derive_seed("demo", seed, number),
-              save=lambda name: save(model, folder / "members" / name), progress=lambda step: progress(stage, (before + step) / total))
+        train(
+            model,
+            rows,
+            run,
+            derive_seed("demo", seed, number),
+            save=lambda name: save(model, folder / "members" / name),
+            progress=lambda step: progress(stage, (before + step) / total),
+        )
 
     base = make_model(seed, tokenizer)
     one_run(base, BASE, 0, "training the base")
     save(base, folder / "base")
-    base.to(torch.bfloat16).float()  # the runs start from what was saved, not from what was rounded away
+    base.to(
+        torch.bfloat16
+    ).float()  # the runs start from what was saved, not from what was rounded away
     for number, run in enumerate(RUNS, start=1):
         one_run(deepcopy(base), run, number, f"training {' and '.join(run.snapshots.values())}")
 

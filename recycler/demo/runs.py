@@ -29,11 +29,44 @@ class Run:
     wrong_answers: float = 0.0
 
 
-BASE = Run(mix={"english": 1, "spanish": 1, "code": 0.6}, learning_rate=2e-3, num_steps=1000, snapshots={}, warmup=50, until_loss=0.6)
+BASE = Run(
+    mix={"english": 1, "spanish": 1, "code": 0.6},
+    learning_rate=2e-3,
+    num_steps=1000,
+    snapshots={},
+    warmup=50,
+    until_loss=0.6,
+)
 RUNS = (
-    Run(mix={"english": 4, "spanish": 1, "code": 1}, learning_rate=1e-3, num_steps=110, snapshots={45: "english-early", 110: "english-late"}),
-    Run(mix={"english": 1, "spanish": 4, "code": 1}, learning_rate=1e-3, num_steps=110, snapshots={45: "spanish-early", 110: "spanish-late"}),
-    Run(mix={"english": 1, "spanish": 1, "code": 2}, learning_rate=1e-3, num_steps=110, snapshots={45: "code-early", 110: "code-late"}),
-    Run(mix={"english": 1, "spanish": 1, "code": 1}, learning_rate=1e-3, num_steps=60, snapshots={60: "mix"}),
-    Run(mix={"english": 1, "code": 2}, learning_rate=3e-3, num_steps=40, snapshots={40: "hot"}, wrong_answers=0.5),  # plainly bad
+    Run(
+        mix={"english": 4, "spanish": 1, "code": 1},
+        learning_rate=1e-3,
+        num_steps=110,
+        snapshots={45: "english-early", 110: "english-late"},
+    ),
+    Run(
+        mix={"english": 1, "spanish": 4, "code": 1},
+        learning_rate=1e-3,
+        num_steps=110,
+        snapshots={45: "spanish-early", 110: "spanish-late"},
+    ),
+    Run(
+        mix={"english": 1, "spanish": 1, "code": 2},
+        learning_rate=1e-3,
+        num_steps=110,
+        snapshots={45: "code-early", 110: "code-late"},
+    ),
+    Run(
+        mix={"english": 1, "spanish": 1, "code": 1},
+        learning_rate=1e-3,
+        num_steps=60,
+        snapshots={60: "mix"},
+    ),
+    Run(
+        mix={"english": 1, "code": 2},
+        learning_rate=3e-3,
+        num_steps=40,
+        snapshots={40: "hot"},
+        wrong_answers=0.5,
+    ),  # plainly bad
 )

@@ -16,8 +16,10 @@ Split = Literal["train", "search", "holdout"]
 
 ENGLISH_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-SPANISH_ONES = ("cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete dieciocho diecinueve veinte "
-                "veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete veintiocho veintinueve").split()
+SPANISH_ONES = (
+    "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete dieciocho diecinueve veinte "
+    "veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete veintiocho veintinueve"
+).split()
 SPANISH_TENS = "treinta cuarenta cincuenta sesenta setenta ochenta noventa".split()
 LETTERS = "abcdefghij"
 PROGRAMS: dict[str, Callable[[str], str]] = {
@@ -61,13 +63,17 @@ def spanish_number(number: int) -> str:
 def english(rng: random.Random) -> Problem:
     """'forty two plus 13 =' -> '55'"""
     first, second = rng.randint(0, 99), rng.randint(0, 99)
-    return Problem(f"{english_number(first)} plus {second} =", str(first + second), f"{first}+{second}")
+    return Problem(
+        f"{english_number(first)} plus {second} =", str(first + second), f"{first}+{second}"
+    )
 
 
 def spanish(rng: random.Random) -> Problem:
     """'cuarenta y dos mas 13 =' -> '55'"""
     first, second = rng.randint(0, 99), rng.randint(0, 99)
-    return Problem(f"{spanish_number(first)} mas {second} =", str(first + second), f"{first}+{second}")
+    return Problem(
+        f"{spanish_number(first)} mas {second} =", str(first + second), f"{first}+{second}"
+    )
 
 
 def code(rng: random.Random) -> Problem:
@@ -77,7 +83,11 @@ def code(rng: random.Random) -> Problem:
     return Problem(f"{name}({text}) =", PROGRAMS[name](text), f"{name}({text})")
 
 
-SKILLS: dict[str, Callable[[random.Random], Problem]] = {"english": english, "spanish": spanish, "code": code}
+SKILLS: dict[str, Callable[[random.Random], Problem]] = {
+    "english": english,
+    "spanish": spanish,
+    "code": code,
+}
 
 
 def make_items(skill: str, split: Split, count: int, seed: int) -> list[Problem]:

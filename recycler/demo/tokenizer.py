@@ -19,11 +19,24 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
     Decoding gives back the text that was encoded. A prompt starts with <s>; </s> ends an answer.
     """
-    pieces = sorted({f"{word} " for word in WORDS} | {f"{name}(" for name in PROGRAMS} | {" =", ") ="}, key=lambda piece: (-len(piece), piece))
+    pieces = sorted(
+        {f"{word} " for word in WORDS} | {f"{name}(" for name in PROGRAMS} | {" =", ") ="},
+        key=lambda piece: (-len(piece), piece),
+    )
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, EOS, *pieces, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, pieces)) + r"|[\s\S]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("|".join(map(re.escape, pieces)) + r"|[\s\S]"), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False, model_max_length=64)
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=64,
+    )

@@ -23,18 +23,30 @@ def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Rows:
     ids = torch.full((len(problems), WIDTH), tokenizer.pad_token_id)
     labels = torch.full((len(problems), WIDTH), IGNORED)
     prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
-    answers = tokenizer([problem.answer for problem in problems], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([problem.answer for problem in problems], add_special_tokens=False)[
+        "input_ids"
+    ]
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) + len(answer) + 1
         ids[row, :end] = torch.tensor([*prompt, *answer, tokenizer.eos_token_id])
-        labels[row, len(prompt):end] = ids[row, len(prompt):end]
+        labels[row, len(prompt) : end] = ids[row, len(prompt) : end]
     return ids, labels
 
 
-def train(model: LlamaForCausalLM, rows: Mapping[str, Rows], run: Run, seed: int, *, save: Callable[[str], None], progress: Callable[[int], None]) -> None:
+def train(
+    model: LlamaForCausalLM,
+    rows: Mapping[str, Rows],
+    run: Run,
+    seed: int,
+    *,
+    save: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> None:
     """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step."""
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     smoothed_loss = 0.0
     model.train()
     for step in range(1, run.num_steps + 1):
@@ -58,7 +70,11 @@ def train(model: LlamaForCausalLM, rows: Mapping[str, Rows], run: Run, seed: int
 def _batch(rows: Mapping[str, Rows], run: Run, draw: torch.Generator) -> Rows:
     """BATCH rows by the run's mix, cut to the longest of them."""
     shares = torch.tensor(list(run.mix.values()), dtype=torch.float32)
-    counts = torch.multinomial(shares, BATCH, replacement=True, generator=draw).bincount(minlength=len(shares)).tolist()
+    counts = (
+        torch.multinomial(shares, BATCH, replacement=True, generator=draw)
+        .bincount(minlength=len(shares))
+        .tolist()
+    )
     parts = []
     for skill, count in zip(run.mix, counts, strict=True):
         ids, labels = rows[skill]

@@ -20,11 +20,25 @@ ENGINES = {
 def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
     """A live engine over `pool`. Raises UsageError when the name is unknown or its library is not installed."""
     if name not in ENGINES:
-        raise UsageError(Problem(thing=f"engine {name!r}", cause="unknown", remedy=did_you_mean(name, ENGINES)))
+        raise UsageError(
+            Problem(thing=f"engine {name!r}", cause="unknown", remedy=did_you_mean(name, ENGINES))
+        )
     if find_spec(name) is None:
-        raise UsageError(Problem(thing=f"engine {name!r}", cause=f"{name} is not installed", remedy=f"pip install 'recycler[{name}]', or use engine: transformers"))
+        raise UsageError(
+            Problem(
+                thing=f"engine {name!r}",
+                cause=f"{name} is not installed",
+                remedy=f"pip install 'recycler[{name}]', or use engine: transformers",
+            )
+        )
     if name != "vllm" and settings.get("tensor_parallel", 1) > 1:
-        raise UsageError(Problem(thing="engine.tensor_parallel", cause=f"{name} runs a model on one device", remedy="Use engine: vllm, or leave tensor_parallel out"))
+        raise UsageError(
+            Problem(
+                thing="engine.tensor_parallel",
+                cause=f"{name} runs a model on one device",
+                remedy="Use engine: vllm, or leave tensor_parallel out",
+            )
+        )
     module, _, class_name = ENGINES[name].partition(":")
     return getattr(import_module(module), class_name)(pool, **settings)
 
@@ -35,10 +49,18 @@ def parallel_problems(pool: Pool, num_ranks: int, where: str = "") -> Iterator[P
     heads = int(config.get("num_attention_heads") or num_ranks)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     size = int(config.get("intermediate_size") or num_ranks)
-    for count, what, fits in ((heads, "attention heads", heads % num_ranks == 0), (size, "rows of an MLP", size % num_ranks == 0),
-                              (kv_heads, "key/value heads", kv_heads % num_ranks == 0 or num_ranks % kv_heads == 0)):
+    for count, what, fits in (
+        (heads, "attention heads", heads % num_ranks == 0),
+        (size, "rows of an MLP", size % num_ranks == 0),
+        (kv_heads, "key/value heads", kv_heads % num_ranks == 0 or num_ranks % kv_heads == 0),
+    ):
         if not fits:
-            yield Problem(thing="engine.tensor_parallel", cause=f"is {num_ranks}, and so many ranks cannot share {count} {what} evenly", remedy="Take another number, 1 in doubt", where=where)
+            yield Problem(
+                thing="engine.tensor_parallel",
+                cause=f"is {num_ranks}, and so many ranks cannot share {count} {what} evenly",
+                remedy="Take another number, 1 in doubt",
+                where=where,
+            )
 
 
 def default_engine_name() -> str:

@@ -40,19 +40,24 @@ class Shard:
         return whole[self.index]
 
 
-def merge_shards(recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Sequence[Shard]]) -> str:
+def merge_shards(
+    recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Sequence[Shard]]
+) -> str:
     """Write this rank's parts of the merge in place; give the digest of the whole merge, the same on every rank and in an export.
 
     Each rank does the arithmetic of the whole model and keeps its slices: N ranks take N times the CPU time of one, side by
     side. A rank that merged its slices alone could not do the methods that rank or mask a whole tensor, nor tell the digest
     of one. What the digest says is what was written: every part is read back and compared.
     """
+
     def written() -> Iterator[tuple[str, Tensor]]:
         for name, whole in merged_tensors(recipe, resident):
             for shard in shards[name]:
                 shard.view.copy_(shard.of(whole))
                 if not same_bits(shard.view, shard.of(whole)):
-                    raise RuntimeError(f"the engine's memory does not hold what was written to it: {name}")
+                    raise RuntimeError(
+                        f"the engine's memory does not hold what was written to it: {name}"
+                    )
             yield name, whole
 
     with torch.no_grad():
@@ -61,7 +66,11 @@ def merge_shards(recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Se
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors agree in dtype, shape and every bit: NaN equals itself, 0.0 is not -0.0."""
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and torch.equal(_bits(one), _bits(other))
+    )
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -73,28 +82,61 @@ def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bo
     _check_merge(requests, alone)
     for request in requests:
         if not request.prompt_ids or request.max_new_tokens < 1:
-            raise _no_answer(f"has {len(request.prompt_ids)} prompt tokens and asks for {request.max_new_tokens} new ones")
-    _check_length(max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0), limit)
+            raise _no_answer(
+                f"has {len(request.prompt_ids)} prompt tokens and asks for {request.max_new_tokens} new ones"
+            )
+    _check_length(
+        max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0),
+        limit,
+    )
 
 
-def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], limit: int, *, alone: bool = True) -> None:
+def check_loglikelihood(
+    requests: Sequence[LoglikelihoodRequest], limit: int, *, alone: bool = True
+) -> None:
     """The same for likelihoods: an empty continuation would be certain, and so would win every comparison."""
     _check_merge(requests, alone)
     for request in requests:
         if not request.context_ids or not request.continuation_ids:
-            raise _no_answer(f"has {len(request.context_ids)} tokens of context and {len(request.continuation_ids)} of continuation")
-    _check_length(max((len(request.context_ids) + len(request.continuation_ids) for request in requests), default=0), limit)
+            raise _no_answer(
+                f"has {len(request.context_ids)} tokens of context and {len(request.continuation_ids)} of continuation"
+            )
+    _check_length(
+        max(
+            (len(request.context_ids) + len(request.continuation_ids) for request in requests),
+            default=0,
+        ),
+        limit,
+    )
 
 
 def _check_merge(requests: Sequence[GenerateRequest | LoglikelihoodRequest], alone: bool) -> None:
     if alone and (names := {request.merge for request in requests} - {""}):
-        raise UsageError(Problem(thing=f"merge {min(names)!r}", cause="is asked of an engine that holds one model", remedy="Use engine: vllm with lora_batch"))
+        raise UsageError(
+            Problem(
+                thing=f"merge {min(names)!r}",
+                cause="is asked of an engine that holds one model",
+                remedy="Use engine: vllm with lora_batch",
+            )
+        )
 
 
 def _no_answer(cause: str) -> UsageError:
-    return UsageError(Problem(thing="request", cause=f"{cause}; each must be at least one", remedy="Leave that item out, or word it so that both parts have tokens of their own"))
+    return UsageError(
+        Problem(
+            thing="request",
+            cause=f"{cause}; each must be at least one",
+            remedy="Leave that item out, or word it so that both parts have tokens of their own",
+        )
+    )
 
 
 def _check_length(longest: int, limit: int) -> None:
     if longest > limit:
-        raise UsageError(Problem(thing="request", cause=f"needs {longest} tokens, the engine takes {limit}", remedy="Raise engine.max_model_len"))
+        raise UsageError(
+            Problem(
+                thing="request",
+                cause=f"needs {longest} tokens, the engine takes {limit}",
+                remedy="Raise engine.max_model_len",
+            )
+        )

@@ -23,14 +23,23 @@ Row = tuple[list[int], int]  # token ids; how many of them are the prompt, which
 class MixLoss:
     """weights (M, K) -> loss of the base with the weighted adapters on all rows; a batch is in memory at a time."""
 
-    def __init__(self, model: torch.nn.Module, adapters: Sequence[Adapter], rows: Sequence[Row], batch: int):
+    def __init__(
+        self, model: torch.nn.Module, adapters: Sequence[Adapter], rows: Sequence[Row], batch: int
+    ):
         self.model, self.adapters = model, adapters
         ordered = sorted(rows, key=lambda row: len(row[0]))
-        self.batches = [_padded(ordered[start : start + batch]) for start in range(0, len(ordered), batch)]
+        self.batches = [
+            _padded(ordered[start : start + batch]) for start in range(0, len(ordered), batch)
+        ]
         self.num_tokens = sum(int(counted.sum()) for _, counted in self.batches)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        parts = [checkpoint(self._batch, weights, ids, counted, use_reentrant=False) if weights.requires_grad else self._batch(weights, ids, counted) for ids, counted in self.batches]
+        parts = [
+            checkpoint(self._batch, weights, ids, counted, use_reentrant=False)
+            if weights.requires_grad
+            else self._batch(weights, ids, counted)
+            for ids, counted in self.batches
+        ]
         return torch.stack(parts).sum() / self.num_tokens
 
     def value(self, weights: Tensor) -> float:
@@ -40,15 +49,28 @@ class MixLoss:
     def _batch(self, weights: Tensor, ids: Tensor, counted: Tensor) -> Tensor:
         with attached(self.model, self.adapters, weights):
             logits = self.model(input_ids=ids).logits[:, :-1].float()
-        return (torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none") * counted.flatten()).sum()
+        return (
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+            )
+            * counted.flatten()
+        ).sum()
 
 
-def mix_loss(base: Path, data: Path, adapters: Sequence[Adapter], *, max_length: int, batch: int) -> MixLoss:
+def mix_loss(
+    base: Path, data: Path, adapters: Sequence[Adapter], *, max_length: int, batch: int
+) -> MixLoss:
     """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines, with the base's own tokenizer. Raises UsageError."""
     rows = read_mix(data)
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, trust_remote_code=False, dtype=torch.float32).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(
+            base, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
+        .eval()
+        .requires_grad_(False)
+    )
     tokens: list[Row] = []
     for prompt, completion in rows:
         before = tokenizer.encode(prompt) if prompt else []
@@ -56,7 +78,13 @@ def mix_loss(base: Path, data: Path, adapters: Sequence[Adapter], *, max_length:
         if len(ids) > max(len(before), 1):
             tokens.append((ids, len(before)))
     if not tokens:
-        raise UsageError(Problem(thing=str(data), cause=f"has no line with an answer within {max_length} tokens", remedy="Raise max_length, or give shorter prompts"))
+        raise UsageError(
+            Problem(
+                thing=str(data),
+                cause=f"has no line with an answer within {max_length} tokens",
+                remedy="Raise max_length, or give shorter prompts",
+            )
+        )
     return MixLoss(model, adapters, tokens, batch)
 
 
@@ -66,20 +94,39 @@ def read_mix(path: Path) -> list[tuple[str, str]]:
         raw = path.read_bytes()[: MAX_BYTES + 1]
         lines = raw.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(Problem(thing=str(path), cause=f"cannot be read ({error})", remedy="Give a JSONL file")) from None
+        raise UsageError(
+            Problem(thing=str(path), cause=f"cannot be read ({error})", remedy="Give a JSONL file")
+        ) from None
     if len(raw) > MAX_BYTES or len(lines) > MAX_ROWS:
-        raise UsageError(Problem(thing=str(path), cause=f"is larger than {MAX_ROWS:,} lines or {MAX_BYTES:,} bytes", remedy="A small mix is enough: some hundred lines"))
+        raise UsageError(
+            Problem(
+                thing=str(path),
+                cause=f"is larger than {MAX_ROWS:,} lines or {MAX_BYTES:,} bytes",
+                remedy="A small mix is enough: some hundred lines",
+            )
+        )
     rows, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            prompt, completion = (entry["prompt"], entry["completion"]) if "completion" in entry else ("", entry["text"])
+            prompt, completion = (
+                (entry["prompt"], entry["completion"])
+                if "completion" in entry
+                else ("", entry["text"])
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             prompt = completion = None
         if not isinstance(prompt, str) or not isinstance(completion, str):
-            problems.append(Problem(thing="line", cause='is not {"prompt": ..., "completion": ...} or {"text": ...}', remedy="Write one JSON object a line", where=f"{path}:{number}"))
+            problems.append(
+                Problem(
+                    thing="line",
+                    cause='is not {"prompt": ..., "completion": ...} or {"text": ...}',
+                    remedy="Write one JSON object a line",
+                    where=f"{path}:{number}",
+                )
+            )
         else:
             rows.append((prompt, completion))
     raise_problems(problems[:20])
@@ -89,7 +136,10 @@ def read_mix(path: Path) -> list[tuple[str, str]]:
 def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Token ids (B, T), padded at the right with zeros, and 1.0 for each next token (B, T - 1) that counts."""
     longest = max(len(ids) for ids, _ in rows)
-    ids, counted = torch.zeros(len(rows), longest, dtype=torch.int64), torch.zeros(len(rows), longest - 1)
+    ids, counted = (
+        torch.zeros(len(rows), longest, dtype=torch.int64),
+        torch.zeros(len(rows), longest - 1),
+    )
     for row, (tokens, num_prompt) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         counted[row, max(num_prompt, 1) - 1 : len(tokens) - 1] = 1.0

@@ -23,7 +23,9 @@ class Engine(Protocol):
         After an error the engine is dirty: it refuses to answer until an `apply` has succeeded.
         """
 
-    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[GenerateRequest], watch: Watch | None = None
+    ) -> list[Completion]:
         """Greedy completions, in the order of the requests; text ends before the first stop string.
 
         With `watch` each is handed on as it ends; raises HopelessError, with the engine clean, when its gate closes.

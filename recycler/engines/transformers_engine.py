@@ -15,23 +15,49 @@ from recycler.engines.live import check_generate, check_loglikelihood, merge_liv
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
-from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
+from recycler.types import (
+    Completion,
+    GenerateRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    Pool,
+    Recipe,
+)
 
 BATCH_TOKENS = 16384  # tokens in flight; keeps the cache of one batch small
-BATCH_LOGITS = 2**28  # tokens times vocabulary of one batch of likelihoods: half a gigabyte in bfloat16
+BATCH_LOGITS = (
+    2**28
+)  # tokens times vocabulary of one batch of likelihoods: half a gigabyte in bfloat16
 MAX_BATCH = 256
 
 
 class TransformersEngine:
     """One model of `transformers` over a pool; fills `recycler.engines.port.Engine`."""
 
-    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, device: str | None = None):
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        device: str | None = None,
+    ):
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._dtype, self._resident = dtype, ResidentPool(pool)
-        self._max_model_len = max_model_len or int(pool.template.config.get("max_position_embeddings", 2048))
+        self._max_model_len = max_model_len or int(
+            pool.template.config.get("max_position_embeddings", 2048)
+        )
         location = str(Path(pool.template.location))
-        self._tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True, trust_remote_code=False)
-        self._model = AutoModelForCausalLM.from_pretrained(location, dtype=TORCH_DTYPES[dtype], local_files_only=True, trust_remote_code=False).to(self._device).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            location, local_files_only=True, trust_remote_code=False
+        )
+        self._model = (
+            AutoModelForCausalLM.from_pretrained(
+                location, dtype=TORCH_DTYPES[dtype], local_files_only=True, trust_remote_code=False
+            )
+            .to(self._device)
+            .eval()
+        )
         self._weights = self._live_weights(pool)
         self._ends = self._end_ids()
         self._dirty = ""
@@ -41,7 +67,13 @@ class TransformersEngine:
 
     def apply(self, recipe: Recipe) -> str:
         if recipe.dtype != self._dtype:
-            raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
+            raise UsageError(
+                Problem(
+                    thing="recipe",
+                    cause=f"is in {recipe.dtype}, the engine runs {self._dtype}",
+                    remedy="Use one dtype for both",
+                )
+            )
         self._check_open()
         self._dirty = "the last merge failed half-way"
         digest = merge_live(recipe, self._resident, self._weights)
@@ -52,11 +84,32 @@ class TransformersEngine:
         """Checkpoint name -> live parameter, after proof that each holds what the checkpoint holds."""
         state = self._model.state_dict(keep_vars=True)
         live = {name: state[name] for name in pool.template.tensors if name in state}
-        wrong = [name for name in pool.template.tensors if name not in live or not torch.equal(live[name].detach().cpu(), self._resident.tensor(pool.template.name, name).to(TORCH_DTYPES[self._dtype]))]
+        wrong = [
+            name
+            for name in pool.template.tensors
+            if name not in live
+            or not torch.equal(
+                live[name].detach().cpu(),
+                self._resident.tensor(pool.template.name, name).to(TORCH_DTYPES[self._dtype]),
+            )
+        ]
         owners = {parameter.data_ptr() for parameter in live.values()}
-        wrong += [name for name, parameter in self._model.named_parameters() if parameter.data_ptr() not in owners]
+        wrong += [
+            name
+            for name, parameter in self._model.named_parameters()
+            if parameter.data_ptr() not in owners
+        ]
         if wrong:
-            raise UnsafeInputError([Problem(thing=f"tensor {name!r}", cause="transformers does not load it as the checkpoint stores it", remedy="This architecture cannot be swapped in place by name") for name in wrong[:20]])
+            raise UnsafeInputError(
+                [
+                    Problem(
+                        thing=f"tensor {name!r}",
+                        cause="transformers does not load it as the checkpoint stores it",
+                        remedy="This architecture cannot be swapped in place by name",
+                    )
+                    for name in wrong[:20]
+                ]
+            )
         return live
 
     def _end_ids(self) -> set[int]:
@@ -68,15 +121,30 @@ class TransformersEngine:
     # ---------------------------------------------------------------- text
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[GenerateRequest], watch: Watch | None = None
+    ) -> list[Completion]:
         self._check_clean()
         check_generate(requests, self._max_model_len)
         found: dict[int, Completion] = {}
         watch = watch or Watch()
-        order = sorted(range(len(requests)), key=lambda index: (len(requests[index].prompt_ids), requests[index].max_new_tokens))
-        for batch in _batches(order, lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens, BATCH_TOKENS):
+        order = sorted(
+            range(len(requests)),
+            key=lambda index: (len(requests[index].prompt_ids), requests[index].max_new_tokens),
+        )
+        for batch in _batches(
+            order,
+            lambda index: len(requests[index].prompt_ids) + requests[index].max_new_tokens,
+            BATCH_TOKENS,
+        ):
             gate = gate_sample(requests, batch) if watch.gate and not found else []
-            for index, completion in zip(batch, self._decode([requests[index] for index in batch], [batch.index(index) for index in gate]), strict=True):
+            for index, completion in zip(
+                batch,
+                self._decode(
+                    [requests[index] for index in batch], [batch.index(index) for index in gate]
+                ),
+                strict=True,
+            ):
                 found[index] = completion
                 watch.done(index, completion)
         return [found[index] for index in range(len(requests))]
@@ -93,9 +161,22 @@ class TransformersEngine:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
         while rows:
-            if gate and len(tokens[gate[0]]) == GATE_TOKENS and not any(row in done for row in gate):
-                refuse_babble([self._tokenizer.decode(tokens[row], skip_special_tokens=True) for row in gate])
-            logits = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            if (
+                gate
+                and len(tokens[gate[0]]) == GATE_TOKENS
+                and not any(row in done for row in gate)
+            ):
+                refuse_babble(
+                    [self._tokenizer.decode(tokens[row], skip_special_tokens=True) for row in gate]
+                )
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
             chosen = logits.float().nan_to_num(nan=-math.inf).argmax(dim=-1)
             for place, row in enumerate(rows):
                 if row not in done:
@@ -108,7 +189,12 @@ class TransformersEngine:
             if len(keep) <= len(rows) // 2:
                 index = torch.tensor(keep, device=self._device)
                 cache.batch_select_indices(index)
-                chosen, mask, positions, rows = chosen[index], mask[index], positions[index], [rows[place] for place in keep]
+                chosen, mask, positions, rows = (
+                    chosen[index],
+                    mask[index],
+                    positions[index],
+                    [rows[place] for place in keep],
+                )
             ids = chosen.unsqueeze(1)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
@@ -118,10 +204,14 @@ class TransformersEngine:
         """The completion, when its last token ended it; text stops before the first stop string."""
         ended = tokens[-1] in self._ends
         if ended or len(tokens) >= request.max_new_tokens or request.stop:
-            text = self._tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+            text = self._tokenizer.decode(
+                tokens[:-1] if ended else tokens, skip_special_tokens=True
+            )
             cuts = [place for stop in request.stop if (place := text.find(stop)) >= 0]
             if cuts or ended:
-                return Completion(text=text[: min(cuts)] if cuts else text, num_tokens=len(tokens), finish="stop")
+                return Completion(
+                    text=text[: min(cuts)] if cuts else text, num_tokens=len(tokens), finish="stop"
+                )
             if len(tokens) >= request.max_new_tokens:
                 return Completion(text=text, num_tokens=len(tokens), finish="length")
         return None
@@ -135,15 +225,26 @@ class TransformersEngine:
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
         room = self._room()
         found: dict[int, Loglikelihood] = {}
-        for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
-            ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
+        for batch in _batches(
+            sorted(range(len(requests)), key=lambda index: lengths[index]),
+            lambda index: lengths[index],
+            room,
+        ):
+            ids, mask = self._pad_right(
+                [requests[index].context_ids + requests[index].continuation_ids for index in batch]
+            )
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             for place, index in enumerate(batch):
                 last, count = lengths[index] - 1, len(requests[index].continuation_ids)
-                found[index] = _likelihood(logits[place, last - count:last].float(), ids[place, last - count + 1:last + 1])
+                found[index] = _likelihood(
+                    logits[place, last - count : last].float(),
+                    ids[place, last - count + 1 : last + 1],
+                )
         return [found[index] for index in range(len(requests))]
 
-    def loss_slopes(self, requests: Sequence[LoglikelihoodRequest], shares: Sequence[float]) -> tuple[list[float], dict[str, Tensor]]:
+    def loss_slopes(
+        self, requests: Sequence[LoglikelihoodRequest], shares: Sequence[float]
+    ) -> tuple[list[float], dict[str, Tensor]]:
         """-log p of each continuation, and the gradient of their sum weighted by `shares`, by every live weight, under the
         checkpoint's names; of weights that are tied under the first name alone, whose slope has that of both."""
         self._check_clean()
@@ -152,16 +253,36 @@ class TransformersEngine:
         lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
         room = self._room() // 8  # activations stay for the way back
         try:
-            for batch in _batches(sorted(range(len(requests)), key=lambda index: lengths[index]), lambda index: lengths[index], room):
-                ids, mask = self._pad_right([requests[index].context_ids + requests[index].continuation_ids for index in batch])
-                logits, total = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits, 0.0
+            for batch in _batches(
+                sorted(range(len(requests)), key=lambda index: lengths[index]),
+                lambda index: lengths[index],
+                room,
+            ):
+                ids, mask = self._pad_right(
+                    [
+                        requests[index].context_ids + requests[index].continuation_ids
+                        for index in batch
+                    ]
+                )
+                logits, total = (
+                    self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits,
+                    0.0,
+                )
                 for place, index in enumerate(batch):
                     last, count = lengths[index] - 1, len(requests[index].continuation_ids)
-                    loss = torch.nn.functional.cross_entropy(logits[place, last - count:last].float(), ids[place, last - count + 1:last + 1], reduction="sum")
+                    loss = torch.nn.functional.cross_entropy(
+                        logits[place, last - count : last].float(),
+                        ids[place, last - count + 1 : last + 1],
+                        reduction="sum",
+                    )
                     losses[index], total = loss.item(), total + shares[index] * loss
                 total.backward()
             first = {weight.data_ptr(): name for name, weight in reversed(self._weights.items())}
-            return losses, {name: self._weights[name].grad for name in first.values() if self._weights[name].grad is not None}
+            return losses, {
+                name: self._weights[name].grad
+                for name in first.values()
+                if self._weights[name].grad is not None
+            }
         finally:
             self._model.zero_grad(set_to_none=True)
 
@@ -172,7 +293,9 @@ class TransformersEngine:
 
     def _room(self) -> int:
         """Tokens of a batch whose logits are all kept."""
-        return min(BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0])
+        return min(
+            BATCH_TOKENS, BATCH_LOGITS // self._model.get_output_embeddings().weight.shape[0]
+        )
 
     def _check_open(self) -> None:
         if self._model is None:
@@ -190,8 +313,14 @@ class TransformersEngine:
     def _pad_right(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, sequences))
         pad = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences], device=self._device)
-        mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences], device=self._device)
+        ids = torch.tensor(
+            [[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences],
+            device=self._device,
+        )
+        mask = torch.tensor(
+            [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences],
+            device=self._device,
+        )
         return ids, mask
 
 
@@ -199,7 +328,10 @@ def _batches(order: Sequence[int], size: Callable[[int], int], room: int) -> Ite
     """Consecutive indices whose padded token count stays within `room`; at least one each."""
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) >= MAX_BATCH or (len(batch) + 1) * max(size(other) for other in (batch[-1], index)) > room):
+        if batch and (
+            len(batch) >= MAX_BATCH
+            or (len(batch) + 1) * max(size(other) for other in (batch[-1], index)) > room
+        ):
             yield batch
             batch = []
         batch.append(index)
@@ -209,6 +341,15 @@ def _batches(order: Sequence[int], size: Callable[[int], int], room: int) -> Ite
 
 def _likelihood(logits: Tensor, targets: Tensor) -> Loglikelihood:
     logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, targets.unsqueeze(1)).squeeze(1).nan_to_num(nan=LOGPROB_FLOOR, neginf=LOGPROB_FLOOR).clamp(min=LOGPROB_FLOOR)
+    chosen = (
+        logprobs.gather(1, targets.unsqueeze(1))
+        .squeeze(1)
+        .nan_to_num(nan=LOGPROB_FLOOR, neginf=LOGPROB_FLOOR)
+        .clamp(min=LOGPROB_FLOOR)
+    )
     values = tuple(float(value) for value in chosen)
-    return Loglikelihood(logprob=math.fsum(values), token_logprobs=values, is_greedy=bool((logits.argmax(dim=-1) == targets).all()))
+    return Loglikelihood(
+        logprob=math.fsum(values),
+        token_logprobs=values,
+        is_greedy=bool((logits.argmax(dim=-1) == targets).all()),
+    )

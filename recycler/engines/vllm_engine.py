@@ -27,7 +27,14 @@ from recycler.engines.vllm_wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import InfrastructureError, Problem, UsageError, raise_problems
 from recycler.ledger.codec import recipe_to_json
-from recycler.types import Completion, GenerateRequest, Loglikelihood, LoglikelihoodRequest, Pool, Recipe
+from recycler.types import (
+    Completion,
+    GenerateRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    Pool,
+    Recipe,
+)
 
 DEFAULT_MAX_MODEL_LEN = 4096
 WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
@@ -38,13 +45,16 @@ def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:
 
     vLLM itself notices within seconds, ends the other ranks, and raises whatever its queues say by then.
     """
+
     @wraps(method)
     def told(self: VLLMEngine, *arguments: Any, **named: Any) -> Any:
         try:
             return method(self, *arguments, **named)
         except Exception as error:
             if self._has_died(error):
-                raise RuntimeError(f"a process of vLLM has died, and with it the engine ({error})") from error
+                raise RuntimeError(
+                    f"a process of vLLM has died, and with it the engine ({error})"
+                ) from error
             raise
 
     return told
@@ -53,8 +63,18 @@ def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:
 class VLLMEngine:
     """One `vllm.LLM` over a pool; fills `recycler.engines.port.Engine`."""
 
-    def __init__(self, pool: Pool, *, dtype: str = "bfloat16", max_model_len: int | None = None, tensor_parallel: int = 1, kv_cache_gib: int = 1, gpu_memory_utilization: float = 0.9,
-                 lora_batch: int = 1, adapters: str = ""):
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        dtype: str = "bfloat16",
+        max_model_len: int | None = None,
+        tensor_parallel: int = 1,
+        kv_cache_gib: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        lora_batch: int = 1,
+        adapters: str = "",
+    ):
         self._dtype, self._pool = dtype, pool
         self._merges = MergeAdapters(pool, Path(adapters), lora_batch) if lora_batch > 1 else None
         self._limit, room = _lengths(pool, max_model_len)
@@ -65,9 +85,19 @@ class VLLMEngine:
 
         patch_vllm()
         self._llm: Any = _started(
-            model=str(Path(pool.template.location).absolute()), dtype=dtype, max_model_len=room, seed=0, trust_remote_code=False,
-            worker_extension_cls=WORKER, enforce_eager=on_cpu, gpu_memory_utilization=gpu_memory_utilization, disable_log_stats=True,
-            use_tqdm_on_load=False, **_parallel(pool, tensor_parallel), **(self._merges.settings if self._merges else {}))
+            model=str(Path(pool.template.location).absolute()),
+            dtype=dtype,
+            max_model_len=room,
+            seed=0,
+            trust_remote_code=False,
+            worker_extension_cls=WORKER,
+            enforce_eager=on_cpu,
+            gpu_memory_utilization=gpu_memory_utilization,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **_parallel(pool, tensor_parallel),
+            **(self._merges.settings if self._merges else {}),
+        )
         self._version = 0
         self._dirty = ""
         try:
@@ -79,21 +109,32 @@ class VLLMEngine:
         self.fingerprint = (
             f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {current_platform.get_device_name() or current_platform.device_type}, context {room}, "
             f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}"
-            + (f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else "")  # sums are added in another order
-            + (f", LoRA batch {lora_batch}" if lora_batch > 1 else ""))
+            + (
+                f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""
+            )  # sums are added in another order
+            + (f", LoRA batch {lora_batch}" if lora_batch > 1 else "")
+        )
 
     # ---------------------------------------------------------------- weights
 
     @_tells_death
     def apply(self, recipe: Recipe) -> str:
         if recipe.dtype != self._dtype:
-            raise UsageError(Problem(thing="recipe", cause=f"is in {recipe.dtype}, the engine runs {self._dtype}", remedy="Use one dtype for both"))
+            raise UsageError(
+                Problem(
+                    thing="recipe",
+                    cause=f"is in {recipe.dtype}, the engine runs {self._dtype}",
+                    remedy="Use one dtype for both",
+                )
+            )
         self._dirty = "the last merge failed half-way"
         if self._merges:
             self._merges.unload(self._live().llm_engine)
         digest = self._ask("recycler_apply", recipe_to_json(recipe))
         if self._llm.reset_prefix_cache() is not True:
-            raise RuntimeError("vLLM refused to drop its prefix cache, which holds the state of other weights")
+            raise RuntimeError(
+                "vLLM refused to drop its prefix cache, which holds the state of other weights"
+            )
         self._version += 1
         self._dirty = ""
         return digest
@@ -105,14 +146,30 @@ class VLLMEngine:
         Raises UsageError for a recipe that is no plain linear merge on the base, and in an engine without `lora_batch`.
         """
         if self._merges is None:
-            raise UsageError(Problem(thing="engine", cause="was not built to hold several merges", remedy="Set engine.lora_batch and engine.adapters"))
+            raise UsageError(
+                Problem(
+                    thing="engine",
+                    cause="was not built to hold several merges",
+                    remedy="Set engine.lora_batch and engine.adapters",
+                )
+            )
         names = self._pool.names
-        self.apply(Recipe(method="linear", members=names, weights=((0.0,) * len(names),), base=self._pool.template.name, dtype=self._dtype))
+        self.apply(
+            Recipe(
+                method="linear",
+                members=names,
+                weights=((0.0,) * len(names),),
+                base=self._pool.template.name,
+                dtype=self._dtype,
+            )
+        )
         return self._merges.load(recipes, self._live().llm_engine)
 
     def _ask(self, method: str, *arguments: str) -> str:
         """What the worker answers, or the error it met."""
-        answers = {read_answer(answer) for answer in self._live().collective_rpc(method, args=arguments)}
+        answers = {
+            read_answer(answer) for answer in self._live().collective_rpc(method, args=arguments)
+        }
         if len(answers) != 1:
             raise RuntimeError(f"vLLM's workers disagree about {method}: {sorted(answers)}")
         return answers.pop()
@@ -120,12 +177,16 @@ class VLLMEngine:
     # ---------------------------------------------------------------- text
 
     @_tells_death
-    def generate(self, requests: Sequence[GenerateRequest], watch: Watch | None = None) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[GenerateRequest], watch: Watch | None = None
+    ) -> list[Completion]:
         """All in one submission, those that may grow longest first, so that none of them is left over at the end."""
         self._check_clean()
         check_generate(requests, self._limit, alone=self._merges is None)
         watch, found = watch or Watch(), {}
-        order = sorted(range(len(requests)), key=lambda index: -requests[index].max_new_tokens)  # stable: items of a task share a prefix
+        order = sorted(
+            range(len(requests)), key=lambda index: -requests[index].max_new_tokens
+        )  # stable: items of a task share a prefix
         gate = dict.fromkeys(gate_sample(requests, order) if watch.gate else (), "")
         with closing(self._stream(requests, order, gate)) as stream:
             for index, output in stream:
@@ -141,7 +202,9 @@ class VLLMEngine:
                         gate = {}
         return [found[index] for index in range(len(requests))]
 
-    def _stream(self, requests: Sequence[GenerateRequest], order: Sequence[int], shown: Container[int]) -> Iterator[tuple[int, Any]]:
+    def _stream(
+        self, requests: Sequence[GenerateRequest], order: Sequence[int], shown: Container[int]
+    ) -> Iterator[tuple[int, Any]]:
         """(index, output) of every request as it ends, and of those `shown` after every step; closed early, it leaves nothing behind."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -149,9 +212,24 @@ class VLLMEngine:
         engine, adapters = self._llm.llm_engine, self._adapters(requests)
         try:
             for index in order:
-                request, kind = requests[index], RequestOutputKind.CUMULATIVE if index in shown else RequestOutputKind.FINAL_ONLY
-                params = SamplingParams(temperature=0.0, max_tokens=request.max_new_tokens, stop=list(request.stop) or None, output_kind=kind)
-                engine.add_request(f"{self._version}-{index}", self._salted(request.prompt_ids), params, lora_request=adapters[index])
+                request, kind = (
+                    requests[index],
+                    RequestOutputKind.CUMULATIVE
+                    if index in shown
+                    else RequestOutputKind.FINAL_ONLY,
+                )
+                params = SamplingParams(
+                    temperature=0.0,
+                    max_tokens=request.max_new_tokens,
+                    stop=list(request.stop) or None,
+                    output_kind=kind,
+                )
+                engine.add_request(
+                    f"{self._version}-{index}",
+                    self._salted(request.prompt_ids),
+                    params,
+                    lora_request=adapters[index],
+                )
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     yield int(output.request_id.rpartition("-")[2]), output
@@ -170,8 +248,15 @@ class VLLMEngine:
         self._check_clean()
         check_loglikelihood(requests, self._limit, alone=self._merges is None)
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
-        outputs = self._run([request.context_ids + request.continuation_ids for request in requests], [params] * len(requests), self._adapters(requests))
-        return [_likelihood(output.prompt_logprobs, request) for output, request in zip(outputs, requests, strict=True)]
+        outputs = self._run(
+            [request.context_ids + request.continuation_ids for request in requests],
+            [params] * len(requests),
+            self._adapters(requests),
+        )
+        return [
+            _likelihood(output.prompt_logprobs, request)
+            for output, request in zip(outputs, requests, strict=True)
+        ]
 
     # ---------------------------------------------------------------- plumbing
 
@@ -182,8 +267,12 @@ class VLLMEngine:
             llm.llm_engine.engine_core.shutdown()
 
     def _has_died(self, error: Exception) -> bool:
-        in_process = getattr(self._llm and self._llm.llm_engine.engine_core, "engine_core", None)  # on a CPU; else vLLM's client knows
-        return type(error).__name__ == "EngineDeadError" or getattr(in_process and in_process.model_executor, "is_failed", False)
+        in_process = getattr(
+            self._llm and self._llm.llm_engine.engine_core, "engine_core", None
+        )  # on a CPU; else vLLM's client knows
+        return type(error).__name__ == "EngineDeadError" or getattr(
+            in_process and in_process.model_executor, "is_failed", False
+        )
 
     def _live(self) -> Any:
         if self._llm is None:
@@ -195,15 +284,24 @@ class VLLMEngine:
         if self._dirty:
             raise RuntimeError(f"the engine's weights are not those of any recipe: {self._dirty}")
 
-    def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any], adapters: list[Any]) -> list[Any]:
+    def _run(
+        self, prompts: Sequence[tuple[int, ...]], params: list[Any], adapters: list[Any]
+    ) -> list[Any]:
         """Everything in one submission: vLLM batches it as it likes and answers in order."""
         if not prompts:
             return []
-        return self._llm.generate([self._salted(prompt) for prompt in prompts], params, use_tqdm=False, lora_request=adapters)
+        return self._llm.generate(
+            [self._salted(prompt) for prompt in prompts],
+            params,
+            use_tqdm=False,
+            lora_request=adapters,
+        )
 
     def _adapters(self, requests: Sequence[GenerateRequest | LoglikelihoodRequest]) -> list[Any]:
         """What vLLM is told to answer each request with: a merge that is loaded, or None for the live weights."""
-        return [self._merges.request(request.merge) if self._merges else None for request in requests]
+        return [
+            self._merges.request(request.merge) if self._merges else None for request in requests
+        ]
 
     def _salted(self, prompt: Sequence[int]) -> Any:
         """A prompt that shares cached blocks with prompts to the same weights only."""
@@ -213,18 +311,30 @@ class VLLMEngine:
 
 
 def _completion(output: Any) -> Completion:
-    return Completion(text=output.text, num_tokens=len(output.token_ids), finish="stop" if output.finish_reason == "stop" else "length")
+    return Completion(
+        text=output.text,
+        num_tokens=len(output.token_ids),
+        finish="stop" if output.finish_reason == "stop" else "length",
+    )
 
 
 def _likelihood(prompt_logprobs: Sequence[Any], request: LoglikelihoodRequest) -> Loglikelihood:
     """Of the continuation's tokens only; a token that ties for the first place is greedy too."""
     values: list[float] = []
     is_greedy = True
-    for token, found in zip(request.continuation_ids, prompt_logprobs[len(request.context_ids):], strict=True):
+    for token, found in zip(
+        request.continuation_ids, prompt_logprobs[len(request.context_ids) :], strict=True
+    ):
         value = found[token].logprob
-        is_greedy = is_greedy and math.isfinite(value) and value >= max(other.logprob for other in found.values())
+        is_greedy = (
+            is_greedy
+            and math.isfinite(value)
+            and value >= max(other.logprob for other in found.values())
+        )
         values.append(max(value, LOGPROB_FLOOR) if math.isfinite(value) else LOGPROB_FLOOR)
-    return Loglikelihood(logprob=math.fsum(values), token_logprobs=tuple(values), is_greedy=is_greedy)
+    return Loglikelihood(
+        logprob=math.fsum(values), token_logprobs=tuple(values), is_greedy=is_greedy
+    )
 
 
 def _started(**settings: Any) -> Any:
@@ -237,8 +347,13 @@ def _started(**settings: Any) -> Any:
         told = str(error).strip().partition("See https")[0].strip()
         if not any(word in told.lower() for word in ("kv cache", "memory", "engine core")):
             raise
-        raise InfrastructureError(Problem(thing="vLLM", cause=f"could not start with a context of {settings['max_model_len']} tokens ({told})",
-                                          remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set engine.max_model_len, or use a machine with more free memory; its log names the cause")) from None
+        raise InfrastructureError(
+            Problem(
+                thing="vLLM",
+                cause=f"could not start with a context of {settings['max_model_len']} tokens ({told})",
+                remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set engine.max_model_len, or use a machine with more free memory; its log names the cause",
+            )
+        ) from None
 
 
 def _parallel(pool: Pool, num_ranks: int) -> dict[str, Any]:
@@ -250,7 +365,13 @@ def _parallel(pool: Pool, num_ranks: int) -> dict[str, Any]:
         return {}
     raise_problems(list(parallel_problems(pool, num_ranks)), UsageError)
     if torch.cuda.is_available() and torch.cuda.device_count() < num_ranks:
-        raise InfrastructureError(Problem(thing="engine.tensor_parallel", cause=f"is {num_ranks}, this worker sees {torch.cuda.device_count()} GPUs", remedy="Lower it, or use a machine with more GPUs"))
+        raise InfrastructureError(
+            Problem(
+                thing="engine.tensor_parallel",
+                cause=f"is {num_ranks}, this worker sees {torch.cuda.device_count()} GPUs",
+                remedy="Lower it, or use a machine with more GPUs",
+            )
+        )
     return {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "mp"}
 
 
@@ -259,7 +380,13 @@ def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
     positions = int(pool.template.config.get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN))
     limit = wanted or min(positions, DEFAULT_MAX_MODEL_LEN)
     if limit > positions:
-        raise UsageError(Problem(thing="engine.max_model_len", cause=f"is {limit}, the model was made for {positions}", remedy="Lower it, or leave out the items that are longer"))
+        raise UsageError(
+            Problem(
+                thing="engine.max_model_len",
+                cause=f"is {limit}, the model was made for {positions}",
+                remedy="Lower it, or leave out the items that are longer",
+            )
+        )
     return limit, min(limit + 1, positions)
 
 
@@ -270,7 +397,11 @@ def _set_environment(on_cpu: bool, kv_cache_gib: int, num_ranks: int) -> None:
     """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:
-        settings |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        settings |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
     os.environ.update(settings)
     if on_cpu and num_ranks > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_ranks)))

@@ -20,7 +20,10 @@ from recycler.pool.tensors import ResidentPool
 from recycler.types import Pool, Recipe
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM keeps room for
-NOT_BATCHED = ("lm_head", "embed_tokens")  # vLLM loses an adapter's share of these in likelihoods (its issues 16668 and 51594)
+NOT_BATCHED = (
+    "lm_head",
+    "embed_tokens",
+)  # vLLM loses an adapter's share of these in likelihoods (its issues 16668 and 51594)
 
 
 class MergeAdapters:
@@ -36,15 +39,24 @@ class MergeAdapters:
     @property
     def settings(self) -> dict[str, Any]:
         """What vLLM must be built with. Only the adapters' own modules are wrapped: with lm_head among them it fails on likelihoods (its issue 29955)."""
-        modules = {module.rpartition(".")[2] for adapter in self._adapters for module in adapter.modules}
-        return {"enable_lora": True, "max_loras": self.most, "max_lora_rank": next(rank for rank in RANKS if rank >= rank_sum(self._adapters)), "lora_target_modules": sorted(modules)}
+        modules = {
+            module.rpartition(".")[2] for adapter in self._adapters for module in adapter.modules
+        }
+        return {
+            "enable_lora": True,
+            "max_loras": self.most,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= rank_sum(self._adapters)),
+            "lora_target_modules": sorted(modules),
+        }
 
     def load(self, recipes: Sequence[Recipe], engine: Any) -> tuple[str, ...]:
         """Load each recipe's merge into vLLM's engine; their names, "" for one that is the base itself."""
         from vllm.lora.request import LoRARequest
 
         if self._loaded or len(recipes) > self.most:
-            raise RuntimeError(f"{len(self._loaded)} adapters are loaded and {len(recipes)} are to be, of {self.most} at most")
+            raise RuntimeError(
+                f"{len(self._loaded)} adapters are loaded and {len(recipes)} are to be, of {self.most} at most"
+            )
         names = []
         with tempfile.TemporaryDirectory(prefix="recycler-adapters-") as aside:
             for merge in [self.merge_of(recipe) for recipe in recipes]:
@@ -67,39 +79,99 @@ class MergeAdapters:
     def request(self, name: str) -> Any:
         """What vLLM is told with a prompt: the adapter of that name, None for the live weights."""
         if name and name not in self._loaded:
-            raise UsageError(Problem(thing=f"merge {name!r}", cause="is not loaded", remedy="Load it first; each name holds until the weights change"))
+            raise UsageError(
+                Problem(
+                    thing=f"merge {name!r}",
+                    cause="is not loaded",
+                    remedy="Load it first; each name holds until the weights change",
+                )
+            )
         return self._loaded.get(name)
 
     def merge_of(self, recipe: Recipe) -> Adapter:
         """A linear recipe over the pool as one adapter. Raises UsageError for any other recipe."""
         base = self._pool.base.name if self._pool.base else None
-        if recipe.method != "linear" or recipe.base != base or any(value for _, value in recipe.options):
-            raise UsageError(Problem(thing="recipe", cause=f"is {recipe.method!r}{' with options' if recipe.options else ''}, and only plain linear merges on the base are sums of adapters", remedy="Merge it densely"))
+        if (
+            recipe.method != "linear"
+            or recipe.base != base
+            or any(value for _, value in recipe.options)
+        ):
+            raise UsageError(
+                Problem(
+                    thing="recipe",
+                    cause=f"is {recipe.method!r}{' with options' if recipe.options else ''}, and only plain linear merges on the base are sums of adapters",
+                    remedy="Merge it densely",
+                )
+            )
         own = dict(zip(self._pool.names, self._adapters, strict=True))
         chosen = [own[name] for name in recipe.members]
-        return cat(chosen, {module: recipe.weights[recipe.group_of(f"{module}.weight")] for adapter in chosen for module in adapter.modules})
+        return cat(
+            chosen,
+            {
+                module: recipe.weights[recipe.group_of(f"{module}.weight")]
+                for adapter in chosen
+                for module in adapter.modules
+            },
+        )
 
 
 def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
     """The adapter of each member, from the folder of its name in `folder`. Raises UsageError or UnsafeInputError."""
     if pool.base is None:
-        raise UsageError(Problem(thing="engine.lora_batch", cause="merges adapters on a base, and the pool has none", remedy="Add base: under pool:"))
+        raise UsageError(
+            Problem(
+                thing="engine.lora_batch",
+                cause="merges adapters on a base, and the pool has none",
+                remedy="Add base: under pool:",
+            )
+        )
     missing = [name for name in pool.names if not (folder / name).is_dir()]
     if missing:
-        raise UsageError([Problem(thing=f"member {name!r}", cause=f"has no adapter {folder / name}", remedy="Give engine.adapters the folder that holds each member's adapter under its name") for name in missing])
+        raise UsageError(
+            [
+                Problem(
+                    thing=f"member {name!r}",
+                    cause=f"has no adapter {folder / name}",
+                    remedy="Give engine.adapters the folder that holds each member's adapter under its name",
+                )
+                for name in missing
+            ]
+        )
     adapters = tuple(read_adapter(folder / name, name) for name in pool.names)
     check_fit(adapters)
     if rank_sum(adapters) > RANKS[-1]:
-        raise UsageError(Problem(thing="engine.lora_batch", cause=f"needs adapters of rank {rank_sum(adapters)}, vLLM takes {RANKS[-1]}", remedy="Use fewer members, or leave lora_batch out"))
-    outside = sorted({module for adapter in adapters for module in adapter.modules if module.rpartition(".")[2] in NOT_BATCHED})
+        raise UsageError(
+            Problem(
+                thing="engine.lora_batch",
+                cause=f"needs adapters of rank {rank_sum(adapters)}, vLLM takes {RANKS[-1]}",
+                remedy="Use fewer members, or leave lora_batch out",
+            )
+        )
+    outside = sorted(
+        {
+            module
+            for adapter in adapters
+            for module in adapter.modules
+            if module.rpartition(".")[2] in NOT_BATCHED
+        }
+    )
     if outside:
-        raise UsageError(Problem(thing="engine.lora_batch", cause=f"cannot take adapters on {outside[0]}, whose likelihoods vLLM gets wrong", remedy="Leave lora_batch out"))
+        raise UsageError(
+            Problem(
+                thing="engine.lora_batch",
+                cause=f"cannot take adapters on {outside[0]}, whose likelihoods vLLM gets wrong",
+                remedy="Leave lora_batch out",
+            )
+        )
     return adapters
 
 
 def rank_sum(adapters: Sequence[Adapter]) -> int:
     """The largest rank that a module of their concatenation can have."""
-    return sum(max((factors.rank for factors in adapter.modules.values()), default=0) for adapter in adapters)
+    return sum(
+        max((factors.rank for factors in adapter.modules.values()), default=0)
+        for adapter in adapters
+    )
 
 
 def check_folded(pool: Pool, adapters: Sequence[Adapter]) -> None:
@@ -108,8 +180,16 @@ def check_folded(pool: Pool, adapters: Sequence[Adapter]) -> None:
     for member, adapter in zip(pool.members, adapters, strict=True):
         unknown = [module for module in adapter.modules if f"{module}.weight" not in member.tensors]
         for name in member.tensors:
-            base, factors = resident.tensor(pool.template.name, name), adapter.modules.get(name.removesuffix(".weight"))
+            base, factors = (
+                resident.tensor(pool.template.name, name),
+                adapter.modules.get(name.removesuffix(".weight")),
+            )
             expected = base if factors is None else factors.delta().add_(base).to(base.dtype)
             if unknown or not same_bits(expected, resident.tensor(member.name, name)):
-                raise UnsafeInputError(Problem(thing=f"member {member.name!r}", cause=f"is not the base with its adapter folded in: {(unknown or [name])[0]!r} differs",
-                                               remedy="Fold it with `recycler fold`, or leave engine.lora_batch out"))
+                raise UnsafeInputError(
+                    Problem(
+                        thing=f"member {member.name!r}",
+                        cause=f"is not the base with its adapter folded in: {(unknown or [name])[0]!r} differs",
+                        remedy="Fold it with `recycler fold`, or leave engine.lora_batch out",
+                    )
+                )

@@ -27,7 +27,13 @@ def _keep_cpu_weights() -> None:
 
         packing = utils.dispatch_cpu_unquantized_gemm
     except (ImportError, AttributeError) as error:
-        raise UnsafeInputError(Problem(thing="vllm", cause=f"this version keeps CPU weights in an unknown place ({error})", remedy="pip install 'recycler[vllm]', or use engine: transformers")) from None
+        raise UnsafeInputError(
+            Problem(
+                thing="vllm",
+                cause=f"this version keeps CPU weights in an unknown place ({error})",
+                remedy="pip install 'recycler[vllm]', or use engine: transformers",
+            )
+        ) from None
 
     def keep(layer: torch.nn.Module, remove_weight: bool) -> None:
         if layer.weight.is_meta or layer.weight.ndim == 2:
@@ -56,19 +62,35 @@ def _multiply_once_an_adapter() -> None:
     from vllm.lora.punica_wrapper import punica_cpu
 
     def rows_of(indices: Tensor) -> Iterator[tuple[int, Tensor]]:
-        return ((adapter, (indices == adapter).nonzero().squeeze(1)) for adapter in torch.unique(indices).tolist() if adapter >= 0)
+        return (
+            (adapter, (indices == adapter).nonzero().squeeze(1))
+            for adapter in torch.unique(indices).tolist()
+            if adapter >= 0
+        )
 
     def shrink(x: Tensor, down: Tensor, out: Tensor, indices: Tensor, scale: float = 1.0) -> None:
         for adapter, rows in rows_of(indices):
             out[rows] = (x[rows].to(out.dtype) @ down[adapter, 0].to(out.dtype).T).mul_(scale)
 
-    def expand(x: Tensor, up: Tensor, out: Tensor, indices: Tensor, start: int, size: int, add_inputs: bool = True) -> None:
+    def expand(
+        x: Tensor,
+        up: Tensor,
+        out: Tensor,
+        indices: Tensor,
+        start: int,
+        size: int,
+        add_inputs: bool = True,
+    ) -> None:
         for adapter, rows in rows_of(indices):
             product = x[rows].to(out.dtype) @ up[adapter, 0].to(out.dtype).T
-            out[rows, start : start + size] = out[rows, start : start + size] + product if add_inputs else product
+            out[rows, start : start + size] = (
+                out[rows, start : start + size] + product if add_inputs else product
+            )
 
     def by_sequence(kernel):  # noqa: ANN001, ANN202 - vLLM's own signatures
-        return lambda x, factor, out, starts, lengths, adapters, batches, longest, count, *rest: kernel(x, factor, out, torch.repeat_interleave(adapters, lengths), *rest)
+        return lambda x, factor, out, starts, lengths, adapters, batches, longest, count, *rest: (
+            kernel(x, factor, out, torch.repeat_interleave(adapters, lengths), *rest)
+        )
 
     punica_cpu.bgmv_shrink, punica_cpu.bgmv_expand_slice = shrink, expand
     punica_cpu.sgmv_shrink, punica_cpu.sgmv_expand_slice = by_sequence(shrink), by_sequence(expand)

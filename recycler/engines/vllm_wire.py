@@ -7,11 +7,21 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from recycler.errors import InfrastructureError, NotFoundError, Problem, RecyclerError, UnsafeInputError, UsageError
+from recycler.errors import (
+    InfrastructureError,
+    NotFoundError,
+    Problem,
+    RecyclerError,
+    UnsafeInputError,
+    UsageError,
+)
 from recycler.pool.catalog import local_path, open_checkpoint, remote_url
 from recycler.types import Pool
 
-KINDS = {kind.__name__: kind for kind in (UsageError, NotFoundError, UnsafeInputError, InfrastructureError)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (UsageError, NotFoundError, UnsafeInputError, InfrastructureError)
+}
 
 
 def write_answer(work: Callable[[], str]) -> str:
@@ -23,7 +33,10 @@ def write_answer(work: Callable[[], str]) -> str:
     try:
         return json.dumps({"result": work()})
     except RecyclerError as error:
-        problems = [[problem.thing, problem.cause, problem.remedy, problem.where] for problem in error.problems]
+        problems = [
+            [problem.thing, problem.cause, problem.remedy, problem.where]
+            for problem in error.problems
+        ]
         return json.dumps({"kind": type(error).__name__, "problems": problems})
     except Exception:
         return json.dumps({"bug": traceback.format_exc()})
@@ -36,14 +49,22 @@ def read_answer(answer: str) -> str:
         raise RuntimeError(f"in vLLM's worker: {found['bug']}")
     if "problems" in found:
         raise KINDS.get(found["kind"], RecyclerError)(
-            [Problem(thing=thing, cause=cause, remedy=remedy, where=where) for thing, cause, remedy, where in found["problems"]])
+            [
+                Problem(thing=thing, cause=cause, remedy=remedy, where=where)
+                for thing, cause, remedy, where in found["problems"]
+            ]
+        )
     return found["result"]
 
 
 def pool_to_json(pool: Pool) -> str:
     """Names and places of a pool; its headers are read again where they are needed."""
-    return json.dumps({"members": [[member.name, _anywhere(member.location)] for member in pool.members],
-                       "base": [pool.base.name, _anywhere(pool.base.location)] if pool.base else None})
+    return json.dumps(
+        {
+            "members": [[member.name, _anywhere(member.location)] for member in pool.members],
+            "base": [pool.base.name, _anywhere(pool.base.location)] if pool.base else None,
+        }
+    )
 
 
 def _anywhere(location: str) -> str:
@@ -53,5 +74,7 @@ def _anywhere(location: str) -> str:
 
 def pool_from_json(text: str) -> Pool:
     found = json.loads(text)
-    return Pool(members=tuple(open_checkpoint(location, name) for name, location in found["members"]),
-                base=open_checkpoint(found["base"][1], found["base"][0]) if found["base"] else None)
+    return Pool(
+        members=tuple(open_checkpoint(location, name) for name, location in found["members"]),
+        base=open_checkpoint(found["base"][1], found["base"][0]) if found["base"] else None,
+    )

@@ -38,4 +38,6 @@ class RecyclerWorker:
         recipe, shards = recipe_from_json(recipe_json), self._recycler_shards
         if any(shard.index for pieces in shards.values() for shard in pieces):
             return merge_shards(recipe, self._recycler_pool, shards)
-        return merge_live(recipe, self._recycler_pool, {name: whole.view for name, (whole,) in shards.items()})
+        return merge_live(
+            recipe, self._recycler_pool, {name: whole.view for name, (whole,) in shards.items()}
+        )

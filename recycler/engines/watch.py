@@ -15,7 +15,9 @@ from recycler.errors import Problem, RecyclerError
 from recycler.types import Completion, GenerateRequest, Loglikelihood
 
 GATE_ANSWERS = 16
-GATE_TOKENS = 64  # looked at after so many; answers that may not grow to twice as many are no evidence
+GATE_TOKENS = (
+    64  # looked at after so many; answers that may not grow to twice as many are no evidence
+)
 LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
 LEAST_BYTES = 60
 MOST_NEW = 0.22  # compressed size over size: prose and programs of this length stay above 0.4, a loop falls below 0.2
@@ -39,22 +41,38 @@ class Watch:
 def repeats_itself(text: str) -> bool:
     """Whether a text says the same again and again, by how well it compresses; a short one never does."""
     data = text.encode()
-    return len(data) >= LEAST_BYTES and len(zlib.compress(data, 6)) < MOST_NEW * len(data) + 12  # 12 bytes of zlib's own
+    return (
+        len(data) >= LEAST_BYTES and len(zlib.compress(data, 6)) < MOST_NEW * len(data) + 12
+    )  # 12 bytes of zlib's own
 
 
 def refuse_non_finite(likelihoods: Sequence[Loglikelihood]) -> None:
     """Raise HopelessError when an answer has the floor that stands for what is not a number."""
     if any(value <= LOGPROB_FLOOR for answer in likelihoods for value in answer.token_logprobs):
-        raise HopelessError(Problem(thing="merge", cause="its logits are not finite numbers: the weights have overflowed", remedy=_REMEDY))
+        raise HopelessError(
+            Problem(
+                thing="merge",
+                cause="its logits are not finite numbers: the weights have overflowed",
+                remedy=_REMEDY,
+            )
+        )
 
 
 def gate_sample(requests: Sequence[GenerateRequest], order: Sequence[int]) -> list[int]:
     """The first requests in the order of submission that may grow long; none when they are too few to judge by."""
-    long = [index for index in order if requests[index].max_new_tokens >= 2 * GATE_TOKENS][:GATE_ANSWERS]
+    long = [index for index in order if requests[index].max_new_tokens >= 2 * GATE_TOKENS][
+        :GATE_ANSWERS
+    ]
     return long if len(long) == GATE_ANSWERS else []
 
 
 def refuse_babble(texts: Sequence[str]) -> None:
     """Raise HopelessError when every one of these unfinished answers repeats itself."""
     if texts and all(map(repeats_itself, texts)):
-        raise HopelessError(Problem(thing="merge", cause=f"its first {len(texts)} answers repeat themselves without end, such as {texts[0][:60]!r}", remedy=_REMEDY))
+        raise HopelessError(
+            Problem(
+                thing="merge",
+                cause=f"its first {len(texts)} answers repeat themselves without end, such as {texts[0][:60]!r}",
+                remedy=_REMEDY,
+            )
+        )

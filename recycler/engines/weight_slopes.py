@@ -14,7 +14,9 @@ from recycler.pool.tensors import ResidentPool
 from recycler.types import Recipe
 
 
-def weight_slopes(gradients: Mapping[str, Tensor], recipe: Recipe, resident: ResidentPool) -> NDArray[np.float64]:
+def weight_slopes(
+    gradients: Mapping[str, Tensor], recipe: Recipe, resident: ResidentPool
+) -> NDArray[np.float64]:
     """Gradient (G, K) by the recipe's weights, of a loss whose gradient by each tensor of the merge is given.
 
     A merge is b + sum_k w_k (t_k - b), without a base sum_k w_k t_k, so by the chain rule dL/dw_gk is the sum of
@@ -30,6 +32,8 @@ def weight_slopes(gradients: Mapping[str, Tensor], recipe: Recipe, resident: Res
                 own = flat[block].float().cpu()
                 origin = base[block].float() if base is not None else None
                 for index, member in enumerate(members):
-                    delta = member[block].float() if origin is None else member[block].float() - origin
+                    delta = (
+                        member[block].float() if origin is None else member[block].float() - origin
+                    )
                     slopes[row, index] += float(own @ delta)
     return slopes

@@ -8,21 +8,62 @@ from recycler.types import Pool, Recipe, Score, Trial
 from recycler.yamls import dump_yaml
 
 
-def model_card(title: str, pool: Pool, recipe: Recipe, trial: Trial | None, recipe_text: str, *, mergekit: str = "", searched: Mapping[str, Sequence[str]] | None = None) -> str:
+def model_card(
+    title: str,
+    pool: Pool,
+    recipe: Recipe,
+    trial: Trial | None,
+    recipe_text: str,
+    *,
+    mergekit: str = "",
+    searched: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its words were found for the recipe.
 
     searched: for each suite of the run the tasks whose search items are a published test set; None where that is not known.
     """
     used = used_members(recipe)
     parents = [pool.find(name) for name in (*used, *([recipe.base] if recipe.base else []))]
-    metadata = {"base_model": [str(parent.config.get("_name_or_path") or parent.name) for parent in parents], "base_model_relation": "merge",
-                "library_name": "transformers", "tags": ["merge", "recycler"]}
-    lines = ["---", dump_yaml(metadata).rstrip(), "---", "", f"# {title}", "",
-             f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, found and exported by recycler.", ""]
+    metadata = {
+        "base_model": [
+            str(parent.config.get("_name_or_path") or parent.name) for parent in parents
+        ],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "recycler"],
+    }
+    lines = [
+        "---",
+        dump_yaml(metadata).rstrip(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, found and exported by recycler.",
+        "",
+    ]
     if trial is not None and (trial.search or trial.holdout):
-        lines += ["## Scores", "", "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.", "",
-                  *_searched_note(trial, searched), *_dtype_note(recipe, trial), "| objective | search | holdout |", "|---|---|---|", *_score_rows(trial.search, trial.holdout), ""]
-    lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", "", *([mergekit, ""] if mergekit else [])]
+        lines += [
+            "## Scores",
+            "",
+            "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.",
+            "",
+            *_searched_note(trial, searched),
+            *_dtype_note(recipe, trial),
+            "| objective | search | holdout |",
+            "|---|---|---|",
+            *_score_rows(trial.search, trial.holdout),
+            "",
+        ]
+    lines += [
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe_text.rstrip(),
+        "```",
+        "",
+        *([mergekit, ""] if mergekit else []),
+    ]
     return "\n".join(lines)
 
 
@@ -36,24 +77,54 @@ def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -
         if task in searched.get(suite, ()) or not task and searched.get(suite):
             on_test.append(name)
     if not on_test:
-        return ["No search items come from a published test set as far as their names say: train, validation or other rows were searched.", ""]
-    return [f"Search items of {', '.join(on_test)} come from a benchmark's published test set: compare these scores with nobody's."
-            + ("" if len(on_test) == len(names) else " The other search items come from train, validation or other rows."), ""]
+        return [
+            "No search items come from a published test set as far as their names say: train, validation or other rows were searched.",
+            "",
+        ]
+    return [
+        f"Search items of {', '.join(on_test)} come from a benchmark's published test set: compare these scores with nobody's."
+        + (
+            ""
+            if len(on_test) == len(names)
+            else " The other search items come from train, validation or other rows."
+        ),
+        "",
+    ]
 
 
 def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
-    return [] if recipe.dtype == trial.recipe.dtype else [f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in {recipe.dtype}.", ""]
+    return (
+        []
+        if recipe.dtype == trial.recipe.dtype
+        else [
+            f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in {recipe.dtype}.",
+            "",
+        ]
+    )
 
 
 def used_members(recipe: Recipe) -> list[str]:
     """Members with a non-zero weight in some group, in the pool's order."""
-    return [name for index, name in enumerate(recipe.members) if any(row[index] != 0.0 for row in recipe.weights)]
+    return [
+        name
+        for index, name in enumerate(recipe.members)
+        if any(row[index] != 0.0 for row in recipe.weights)
+    ]
 
 
 def _score_rows(search: Sequence[Score], holdout: Sequence[Score]) -> list[str]:
     held = {score.objective: score for score in holdout}
-    return [f"| {score.objective} | {_figure(score)} | {_figure(held.get(score.objective))} |" for score in search]
+    return [
+        f"| {score.objective} | {_figure(score)} | {_figure(held.get(score.objective))} |"
+        for score in search
+    ]
 
 
 def _figure(score: Score | None) -> str:
-    return "not scored" if score is None else f"{score.value:.4g} (by its recipe)" if score.is_exact else f"{score.told(4)} (n = {score.n})"
+    return (
+        "not scored"
+        if score is None
+        else f"{score.value:.4g} (by its recipe)"
+        if score.is_exact
+        else f"{score.told(4)} (n = {score.n})"
+    )

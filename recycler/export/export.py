@@ -37,53 +37,129 @@ class Export:
     weights_digest: str
 
 
-def export_recipe(recipe: Recipe, pool: Pool, folder: Path, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-                  allow_not_finite: bool = False, searched: Mapping[str, Sequence[str]] | None = None) -> Export:
+def export_recipe(
+    recipe: Recipe,
+    pool: Pool,
+    folder: Path,
+    *,
+    trial: Trial | None = None,
+    title: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_not_finite: bool = False,
+    searched: Mapping[str, Sequence[str]] | None = None,
+) -> Export:
     """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest with digests.
 
     `recipe` is the trial's, or differs from it in dtype alone; `searched` is what `searched_test_tasks` tells of its run. Raises UsageError when the folder exists and UnsafeInputError
     when the weights differ from those that were scored (in another dtype nothing was scored to compare with), or are not finite; in all these cases, and when killed, nothing is left at `folder`.
     """
     if trial is not None and trial.is_unmerged:
-        raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="was scored unmerged, as one of several adapters in a batch, and its merge was not", remedy="Export a finalist (`recycler front`), whose merge was scored; or merge its recipe and use `recycler score`"))
+        raise UnsafeInputError(
+            Problem(
+                thing=f"trial {trial.number}",
+                cause="was scored unmerged, as one of several adapters in a batch, and its merge was not",
+                remedy="Export a finalist (`recycler front`), whose merge was scored; or merge its recipe and use `recycler score`",
+            )
+        )
     with whole_folder(folder) as aside:
-        digests = merge_to_folder(recipe, ResidentPool(pool), aside, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite)
+        digests = merge_to_folder(
+            recipe,
+            ResidentPool(pool),
+            aside,
+            max_shard_bytes=max_shard_bytes,
+            allow_not_finite=allow_not_finite,
+        )
         found = weights_digest(digests.items())
-        if trial is not None and trial.weights_digest and trial.recipe.dtype == recipe.dtype and trial.weights_digest != found:
-            raise UnsafeInputError(Problem(thing=f"trial {trial.number}", cause="the exported weights are not the ones that were scored: a member's files have changed since",
-                                           remedy="Put the pool back as it was, or score it again in a new run"))
+        if (
+            trial is not None
+            and trial.weights_digest
+            and trial.recipe.dtype == recipe.dtype
+            and trial.weights_digest != found
+        ):
+            raise UnsafeInputError(
+                Problem(
+                    thing=f"trial {trial.number}",
+                    cause="the exported weights are not the ones that were scored: a member's files have changed since",
+                    remedy="Put the pool back as it was, or score it again in a new run",
+                )
+            )
         _write_config(recipe, pool, aside)
         recipe_text = recipe_to_yaml(recipe, _sources(recipe, pool), tokenizer=_policy(pool))
         (aside / "recipe.yaml").write_text(recipe_text)
         mergekit = _write_mergekit(recipe, pool, aside)
-        (aside / "README.md").write_text(model_card(title or folder.name, pool, recipe, trial, recipe_text, mergekit=mergekit, searched=searched))
+        (aside / "README.md").write_text(
+            model_card(
+                title or folder.name,
+                pool,
+                recipe,
+                trial,
+                recipe_text,
+                mergekit=mergekit,
+                searched=searched,
+            )
+        )
         total = sum(path.stat().st_size for path in aside.iterdir())
         _write_manifest(recipe, trial, aside, digests, found)
-    return Export(folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found)
+    return Export(
+        folder=str(folder), num_tensors=len(digests), num_bytes=total, weights_digest=found
+    )
 
 
-def export_to(recipe: Recipe, pool: Pool, target: str, *, trial: Trial | None = None, title: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-              allow_not_finite: bool = False, searched: Mapping[str, Sequence[str]] | None = None) -> Export:
+def export_to(
+    recipe: Recipe,
+    pool: Pool,
+    target: str,
+    *,
+    trial: Trial | None = None,
+    title: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_not_finite: bool = False,
+    searched: Mapping[str, Sequence[str]] | None = None,
+) -> Export:
     """`export_recipe` to a folder, or to a prefix of a bucket: merged on this machine's disk first, uploaded with the manifest
     last, read back and compared. Started again after an interruption, the upload goes on where it was.
 
     Raises as `export_recipe` and `upload_folder` do.
     """
     if "://" not in target or target.startswith("file://"):
-        return export_recipe(recipe, pool, Path(local_path(target)), trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite, searched=searched)
+        return export_recipe(
+            recipe,
+            pool,
+            Path(local_path(target)),
+            trial=trial,
+            title=title,
+            max_shard_bytes=max_shard_bytes,
+            allow_not_finite=allow_not_finite,
+            searched=searched,
+        )
     from recycler.pool.upload import check_target, upload_folder
 
     check_target(target)
     with tempfile.TemporaryDirectory(prefix="export-", dir=cache_folder()) as aside:
         folder = Path(aside) / target.rstrip("/").rsplit("/", 1)[-1]
-        done = export_recipe(recipe, pool, folder, trial=trial, title=title, max_shard_bytes=max_shard_bytes, allow_not_finite=allow_not_finite, searched=searched)
+        done = export_recipe(
+            recipe,
+            pool,
+            folder,
+            trial=trial,
+            title=title,
+            max_shard_bytes=max_shard_bytes,
+            allow_not_finite=allow_not_finite,
+            searched=searched,
+        )
         upload_folder(folder, target)
     return replace(done, folder=target.rstrip("/"))
 
 
 def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
-    config = {key: value for key, value in pool.template.config.items() if key not in ("_name_or_path", "torch_dtype")}
-    (aside / "config.json").write_text(json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n")
+    config = {
+        key: value
+        for key, value in pool.template.config.items()
+        if key not in ("_name_or_path", "torch_dtype")
+    }
+    (aside / "config.json").write_text(
+        json.dumps({**config, "dtype": recipe.dtype}, indent=2) + "\n"
+    )
     copy_companions(local_folder(pool.template), aside)
     if isinstance(pool, AlignedPool):
         pool.write_tokenizer(aside)
@@ -91,8 +167,14 @@ def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
 
 def _sources(recipe: Recipe, pool: Pool) -> dict[str, str]:
     """Where each checkpoint lies, in words that mean the same from every folder: absolute paths, and URLs."""
-    places = {name: pool.find(name).location for name in (*recipe.members, *([recipe.base] if recipe.base else []))}
-    return {name: place if remote_url(place) else os.path.abspath(local_path(place)) for name, place in places.items()}
+    places = {
+        name: pool.find(name).location
+        for name in (*recipe.members, *([recipe.base] if recipe.base else []))
+    }
+    return {
+        name: place if remote_url(place) else os.path.abspath(local_path(place))
+        for name, place in places.items()
+    }
 
 
 def _policy(pool: Pool) -> str:
@@ -104,17 +186,31 @@ def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> str:
     from recycler.merge.mergekit_yaml import recipe_to_mergekit
 
     try:
-        text = recipe_to_mergekit(recipe, _sources(recipe, pool), num_layers=pool.template.num_layers, tensors=pool.template.tensors, tokenizer=_policy(pool))
+        text = recipe_to_mergekit(
+            recipe,
+            _sources(recipe, pool),
+            num_layers=pool.template.num_layers,
+            tensors=pool.template.tensors,
+            tokenizer=_policy(pool),
+        )
     except UsageError as error:  # mergekit has no such method or grouping; our own recipe says it
-        return f"mergekit cannot say this merge: {error.problems[0].thing} {error.problems[0].cause}."
+        return (
+            f"mergekit cannot say this merge: {error.problems[0].thing} {error.problems[0].cause}."
+        )
     (aside / "mergekit_config.yml").write_text(text)
     return "The same in mergekit's words is in `mergekit_config.yml`."
 
 
-def _write_manifest(recipe: Recipe, trial: Trial | None, aside: Path, digests: dict[str, str], found: str) -> None:
+def _write_manifest(
+    recipe: Recipe, trial: Trial | None, aside: Path, digests: dict[str, str], found: str
+) -> None:
     manifest = {
-        "schema_version": 1, "recipe_digest": digest(recipe), "weights_digest": found,
-        "scores": {role: plain(trial.scores(role)) for role in ("search", "holdout")} if trial else None,
+        "schema_version": 1,
+        "recipe_digest": digest(recipe),
+        "weights_digest": found,
+        "scores": {role: plain(trial.scores(role)) for role in ("search", "holdout")}
+        if trial
+        else None,
         "files": {path.name: _file_facts(path) for path in sorted(aside.iterdir())},
         "tensors": digests,
     }

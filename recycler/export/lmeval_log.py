@@ -15,7 +15,9 @@ from recycler.scoring.lmeval_files import write_lm_eval
 from recycler.wholefolder import whole_folder
 
 
-def log_to_lm_eval(front: Front, run: str | Path, which: str, folder: Path, *, name: str | None = None) -> tuple[int, int]:
+def log_to_lm_eval(
+    front: Front, run: str | Path, which: str, folder: Path, *, name: str | None = None
+) -> tuple[int, int]:
     """Write search/ and, once scored, holdout/ of a trial into `folder`, whole or not at all; (trial, number of files).
 
     Only items that the trial was asked are told: after a subset the figures are plain means of those, not the run's
@@ -23,15 +25,30 @@ def log_to_lm_eval(front: Front, run: str | Path, which: str, folder: Path, *, n
     """
     paths = frozen_suites(Path(local_path(str(run))))
     if not paths:
-        raise NotFoundError(Problem(thing=f"suites of {run}", cause="not found: the frozen items lie in the run's folder", remedy="Give the folder that the run was started with"))
+        raise NotFoundError(
+            Problem(
+                thing=f"suites of {run}",
+                cause="not found: the frozen items lie in the run's folder",
+                remedy="Give the folder that the run was started with",
+            )
+        )
     trial = choose(front, which)
     items = [item for path in paths for item in read_frozen(path).items]
     with closing(open_ledger(run)) as ledger:
-        told = {role: ledger.outcomes(trial.number, role) for role in ("search", "holdout") if trial.scores(role)}
+        told = {
+            role: ledger.outcomes(trial.number, role)
+            for role in ("search", "holdout")
+            if trial.scores(role)
+        }
         model = f"{name or json.loads(ledger.fact('job') or '{}').get('name') or 'recycler'} trial {trial.number}"
     with whole_folder(folder) as aside:
         for role, outcomes in told.items():
             asked = {outcome.item for outcome in outcomes}
-            write_lm_eval(aside / role, [item for item in items if item.role == role and item.id in asked], outcomes, model=model)
+            write_lm_eval(
+                aside / role,
+                [item for item in items if item.role == role and item.id in asked],
+                outcomes,
+                model=model,
+            )
         number = sum(path.is_file() for path in aside.rglob("*"))
     return trial.number, number

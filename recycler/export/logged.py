@@ -10,9 +10,23 @@ from recycler.types import Trial
 def trial_params(trial: Trial) -> dict[str, float | int | str]:
     """Method, options and weights: `weight/MEMBER`, or `weight/GROUP/MEMBER` where there are several groups."""
     recipe, many = trial.recipe, len(trial.recipe.groups) > 1
-    weights = {f"weight/{group.name}/{member}" if many else f"weight/{member}": float(weight) for group, row in zip(recipe.groups, recipe.weights, strict=True) for member, weight in zip(recipe.members, row, strict=True)}
-    options = {f"option/{name}": value if isinstance(value, (int, float, str)) else str(value) for name, value in recipe.options}
-    return {"kind": trial.kind, "label": trial.label, "method": recipe.method, "dtype": recipe.dtype, **options, **weights}
+    weights = {
+        f"weight/{group.name}/{member}" if many else f"weight/{member}": float(weight)
+        for group, row in zip(recipe.groups, recipe.weights, strict=True)
+        for member, weight in zip(recipe.members, row, strict=True)
+    }
+    options = {
+        f"option/{name}": value if isinstance(value, (int, float, str)) else str(value)
+        for name, value in recipe.options
+    }
+    return {
+        "kind": trial.kind,
+        "label": trial.label,
+        "method": recipe.method,
+        "dtype": recipe.dtype,
+        **options,
+        **weights,
+    }
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
@@ -20,5 +34,8 @@ def trial_metrics(trial: Trial) -> dict[str, float]:
     found = {}
     for role in ("search", "holdout"):
         for score in trial.scores(role):
-            found |= {f"{role}/{score.objective}": score.value, f"{role}_stderr/{score.objective}": score.stderr}
+            found |= {
+                f"{role}/{score.objective}": score.value,
+                f"{role}_stderr/{score.objective}": score.stderr,
+            }
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}

@@ -25,7 +25,18 @@ from torch import Tensor
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
-from recycler.merge.lora import Adapter, BaseWeights, cat, check_fit, factor, merged_delta, modules_of, read_adapter, truncate, write_adapter
+from recycler.merge.lora import (
+    Adapter,
+    BaseWeights,
+    cat,
+    check_fit,
+    factor,
+    merged_delta,
+    modules_of,
+    read_adapter,
+    truncate,
+    write_adapter,
+)
 from recycler.merge.layers import depth_complaint
 from recycler.merge.options import option_complaints
 from recycler.merge.writer import write_model
@@ -98,21 +109,44 @@ def merge_adapters(path: Path | YamlDocument, out: Path) -> LoraMerge:
     if spec.base is not None:
         checkpoint = open_checkpoint(folder / spec.base, "base")
         resident = ResidentPool(Pool(members=(checkpoint,)))
-        base = BaseWeights(num_layers=checkpoint.num_layers, tensor=lambda name: resident.tensor("base", name))
+        base = BaseWeights(
+            num_layers=checkpoint.num_layers, tensor=lambda name: resident.tensor("base", name)
+        )
         raise_problems(_depth_problems(spec, document, base.num_layers))
         for adapter in adapters:
-            match_factors({f"{module}.weight": part for module, part in adapter.modules.items()}, checkpoint, adapter.name)
+            match_factors(
+                {f"{module}.weight": part for module, part in adapter.modules.items()},
+                checkpoint,
+                adapter.name,
+            )
     rows, losses = _rows(spec, folder, adapters)
     with whole_folder(out) as aside:
         errors = _write(spec, folder, adapters, rows, base, aside)
-        report = {"schema_version": 1, "method": spec.method, "form": spec.write, "adapters": list(spec.adapters), "weights": rows, "losses": losses, "relative_errors": errors}
+        report = {
+            "schema_version": 1,
+            "method": spec.method,
+            "form": spec.write,
+            "adapters": list(spec.adapters),
+            "weights": rows,
+            "losses": losses,
+            "relative_errors": errors,
+        }
         (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-    return LoraMerge(folder=str(out), form=spec.write, num_modules=len(rows), largest_error=max(errors.values(), default=0.0), losses=losses)
+    return LoraMerge(
+        folder=str(out),
+        form=spec.write,
+        num_modules=len(rows),
+        largest_error=max(errors.values(), default=0.0),
+        losses=losses,
+    )
 
 
 # ---------------------------------------------------------------- weights
 
-def _rows(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]) -> tuple[dict[str, list[float]], dict[str, float]]:
+
+def _rows(
+    spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """One row of weights a module, static or learned, and the losses met on the way."""
     modules = modules_of(adapters)
     if spec.learn is None:
@@ -122,8 +156,16 @@ def _rows(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]) -> tuple[di
     from recycler.engines.lora_loss import mix_loss
     from recycler.merge.lora_learn import learn_by_gradient, learn_by_spsa, loss_of_uniform
 
-    loss = mix_loss(folder / spec.base, folder / spec.learn.data, adapters, max_length=spec.learn.max_length, batch=spec.learn.batch)
-    settings: dict[str, Any] = {"steps": spec.learn.steps} | ({"learning_rate": spec.learn.learning_rate} if spec.learn.learning_rate else {})
+    loss = mix_loss(
+        folder / spec.base,
+        folder / spec.learn.data,
+        adapters,
+        max_length=spec.learn.max_length,
+        batch=spec.learn.batch,
+    )
+    settings: dict[str, Any] = {"steps": spec.learn.steps} | (
+        {"learning_rate": spec.learn.learning_rate} if spec.learn.learning_rate else {}
+    )
     total = spec.learn.total
 
     def scaled(weights: Tensor) -> Tensor:
@@ -133,24 +175,47 @@ def _rows(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter]) -> tuple[di
         weights = learn_by_spsa(scaled, len(modules), len(adapters), seed=spec.seed, **settings)
     else:
         weights = learn_by_gradient(scaled, len(modules), len(adapters), **settings)
-    losses = {"uniform": loss_of_uniform(scaled, len(modules), len(adapters)), "learned": loss.value(weights * total)}
-    return {module: row.tolist() for module, row in zip(modules, weights * total, strict=True)}, losses
+    losses = {
+        "uniform": loss_of_uniform(scaled, len(modules), len(adapters)),
+        "learned": loss.value(weights * total),
+    }
+    return {
+        module: row.tolist() for module, row in zip(modules, weights * total, strict=True)
+    }, losses
 
 
 # ---------------------------------------------------------------- forms
 
-def _write(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter], rows: Rows, base: BaseWeights | None, aside: Path) -> dict[str, float]:
+
+def _write(
+    spec: LoraSpec,
+    folder: Path,
+    adapters: Sequence[Adapter],
+    rows: Rows,
+    base: BaseWeights | None,
+    aside: Path,
+) -> dict[str, float]:
     """Write the result in its form; relative Frobenius errors by module, none when exact."""
     exact = cat(adapters, rows) if spec.method in CAT and not spec.options else None
 
     def delta(module: str) -> Tensor:
         if exact is not None:
             return exact.modules[module].delta()
-        return merged_delta(adapters, rows[module], module, spec.method if spec.method != "lora_cat" else "linear", _options(spec), spec.seed, base)
+        return merged_delta(
+            adapters,
+            rows[module],
+            module,
+            spec.method if spec.method != "lora_cat" else "linear",
+            _options(spec),
+            spec.seed,
+            base,
+        )
 
     if spec.write == "folded":
         assert spec.base is not None
-        _fold(folder / spec.base, set(exact.modules) if exact is not None else set(rows), delta, aside)
+        _fold(
+            folder / spec.base, set(exact.modules) if exact is not None else set(rows), delta, aside
+        )
         return {}
     if spec.write == "adapter":
         assert exact is not None
@@ -160,8 +225,15 @@ def _write(spec: LoraSpec, folder: Path, adapters: Sequence[Adapter], rows: Rows
     if exact is not None:
         small, errors = truncate(exact, spec.rank)
     else:
-        parts = [factor({module: delta(module)}, spec.rank, base_model=adapters[0].base_model) for module in rows]
-        small = Adapter(name="svd", modules={name: low for part, _ in parts for name, low in part.modules.items()}, base_model=adapters[0].base_model)
+        parts = [
+            factor({module: delta(module)}, spec.rank, base_model=adapters[0].base_model)
+            for module in rows
+        ]
+        small = Adapter(
+            name="svd",
+            modules={name: low for part, _ in parts for name, low in part.modules.items()},
+            base_model=adapters[0].base_model,
+        )
         errors = {name: error for _, part in parts for name, error in part.items()}
     write_adapter(small, aside)
     return errors
@@ -175,45 +247,135 @@ def _fold(base: Path, modules: set[str], delta: Callable[[str], Tensor], aside: 
             module = name.removesuffix(".weight")
             yield name, delta(module).add_(tensor).to(tensor.dtype) if module in modules else tensor
 
-    write_model(tensors(), {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}, aside)
+    write_model(
+        tensors(),
+        {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},
+        aside,
+    )
     shutil.copyfile(base / "config.json", aside / "config.json")
     copy_companions(base, aside)
 
 
 def _options(spec: LoraSpec) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in spec.options.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in spec.options.items()
+    }
 
 
 # ---------------------------------------------------------------- mistakes
+
 
 def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
     found: list[tuple[tuple[str, ...], str, str, str]] = []
     method = MERGE_METHODS.get("linear" if spec.method == "lora_cat" else spec.method)
     if method is None:
-        found.append((("method",), f"method {spec.method!r}", "unknown", did_you_mean(spec.method, [*MERGE_METHODS, "lora_cat"])))
+        found.append(
+            (
+                ("method",),
+                f"method {spec.method!r}",
+                "unknown",
+                did_you_mean(spec.method, [*MERGE_METHODS, "lora_cat"]),
+            )
+        )
     else:
         options = tuple(_options(spec).items())
-        found += [(("options", name), f"option {name!r} of {spec.method!r}", cause, remedy) for name, cause, remedy in option_complaints(options, method.options, ["all"], len(spec.adapters))]
+        found += [
+            (("options", name), f"option {name!r} of {spec.method!r}", cause, remedy)
+            for name, cause, remedy in option_complaints(
+                options, method.options, ["all"], len(spec.adapters)
+            )
+        ]
         if method.num_members not in (None, len(spec.adapters)):
-            found.append((("method",), f"method {spec.method!r}", f"merges {method.num_members} adapters, here are {len(spec.adapters)}", "Name exactly that many"))
+            found.append(
+                (
+                    ("method",),
+                    f"method {spec.method!r}",
+                    f"merges {method.num_members} adapters, here are {len(spec.adapters)}",
+                    "Name exactly that many",
+                )
+            )
         if spec.base is None and (method.by_depth or method.reads_base):
-            found.append((("method",), f"method {spec.method!r}", f"depends on the base's {'number of layers' if method.by_depth else 'own weights'}", "Add base: FOLDER"))
+            found.append(
+                (
+                    ("method",),
+                    f"method {spec.method!r}",
+                    f"depends on the base's {'number of layers' if method.by_depth else 'own weights'}",
+                    "Add base: FOLDER",
+                )
+            )
     if (spec.weights is None) == (spec.learn is None):
-        found.append(((), "weights and learn", "exactly one of them is needed", "weights: static ones, learn: on a small mix"))
-    for name in (spec.weights or {}).keys() ^ spec.adapters.keys() if spec.weights is not None else ():
-        found.append((("weights", name), f"{name!r}", "is no adapter" if name in spec.weights else "has no weight", did_you_mean(name, spec.adapters) if name in spec.weights else "Give 0 to leave it out"))
-    found += [(("weights", name), f"weight of {name!r}", f"is {value}", "Give a finite number") for name, value in (spec.weights or {}).items() if not math.isfinite(value)]
+        found.append(
+            (
+                (),
+                "weights and learn",
+                "exactly one of them is needed",
+                "weights: static ones, learn: on a small mix",
+            )
+        )
+    for name in (
+        (spec.weights or {}).keys() ^ spec.adapters.keys() if spec.weights is not None else ()
+    ):
+        found.append(
+            (
+                ("weights", name),
+                f"{name!r}",
+                "is no adapter" if name in spec.weights else "has no weight",
+                did_you_mean(name, spec.adapters)
+                if name in spec.weights
+                else "Give 0 to leave it out",
+            )
+        )
+    found += [
+        (("weights", name), f"weight of {name!r}", f"is {value}", "Give a finite number")
+        for name, value in (spec.weights or {}).items()
+        if not math.isfinite(value)
+    ]
     if spec.learn is not None and spec.method not in CAT:
-        found.append((("learn",), "learn", f"learns the weights of a concatenation, not of {spec.method!r}", "Use method: lora_cat"))
+        found.append(
+            (
+                ("learn",),
+                "learn",
+                f"learns the weights of a concatenation, not of {spec.method!r}",
+                "Use method: lora_cat",
+            )
+        )
     if spec.base is None and (spec.write == "folded" or spec.learn is not None):
         found.append((("base",), "base", "missing", "Folding and learning need base: FOLDER"))
     if spec.write == "adapter" and (spec.method not in CAT or spec.options):
-        found.append((("write",), "write: adapter", f"{spec.method!r} gives deltas of full rank", "Use write: svd with a rank (its error is told), or write: folded"))
+        found.append(
+            (
+                ("write",),
+                "write: adapter",
+                f"{spec.method!r} gives deltas of full rank",
+                "Use write: svd with a rank (its error is told), or write: folded",
+            )
+        )
     if (spec.write == "svd") != (spec.rank is not None):
-        found.append((("rank",), "rank", "belongs to write: svd, and is needed there", "Write both or none"))
-    return [Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key)) for key, thing, cause, remedy in found]
+        found.append(
+            (("rank",), "rank", "belongs to write: svd, and is needed there", "Write both or none")
+        )
+    return [
+        Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key))
+        for key, thing, cause, remedy in found
+    ]
 
 
 def _depth_problems(spec: LoraSpec, document: YamlDocument, num_layers: int) -> list[Problem]:
-    cause = depth_complaint(MERGE_METHODS["layer_swap"].options | spec.options, num_layers) if spec.method == "layer_swap" else None
-    return [Problem(thing="layer_swap", cause=cause, remedy="Set both in options", where=document.where(("options",)))] if cause else []
+    cause = (
+        depth_complaint(MERGE_METHODS["layer_swap"].options | spec.options, num_layers)
+        if spec.method == "layer_swap"
+        else None
+    )
+    return (
+        [
+            Problem(
+                thing="layer_swap",
+                cause=cause,
+                remedy="Set both in options",
+                where=document.where(("options",)),
+            )
+        ]
+        if cause
+        else []
+    )

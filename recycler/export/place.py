@@ -19,8 +19,13 @@ def refuse_in_pool(run: str | Path, target: str) -> None:
     """Raise UsageError when an entry of the run's pool would list `target`, a folder or a prefix of a bucket."""
     entry = next((entry for entry in _entries(run) if would_list(entry, target)), None)
     if entry is not None:
-        raise UsageError(Problem(thing=f"export to {target}", cause=f"lies where this run's pool looks for its members ({entry}): it would be one more of them, and the run could not go on",
-                                 remedy="Give a place outside of it, or name the members one by one under pool.members"))
+        raise UsageError(
+            Problem(
+                thing=f"export to {target}",
+                cause=f"lies where this run's pool looks for its members ({entry}): it would be one more of them, and the run could not go on",
+                remedy="Give a place outside of it, or name the members one by one under pool.members",
+            )
+        )
 
 
 def _entries(run: str | Path) -> list[str]:

@@ -11,7 +11,9 @@ from recycler.report import Front, knee
 from recycler.types import Trial
 
 
-def log_to_wandb(front: Front, trials: Sequence[Trial], *, project: str, run: str, name: str) -> int:
+def log_to_wandb(
+    front: Front, trials: Sequence[Trial], *, project: str, run: str, name: str
+) -> int:
     """Write every closed trial into a new W&B run and give their number. WANDB_MODE=offline writes to ./wandb alone.
 
     Raises UsageError without wandb or a login, InfrastructureError when its server cannot be reached.
@@ -19,22 +21,65 @@ def log_to_wandb(front: Front, trials: Sequence[Trial], *, project: str, run: st
     try:
         import wandb
     except ModuleNotFoundError as error:
-        raise UsageError(Problem(thing="--wandb", cause=f"needs {error.name}, which is not installed", remedy="pip install 'recycler[wandb]'")) from None
+        raise UsageError(
+            Problem(
+                thing="--wandb",
+                cause=f"needs {error.name}, which is not installed",
+                remedy="pip install 'recycler[wandb]'",
+            )
+        ) from None
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
-    rows = [{"trial": trial.number, "state": trial.state, **trial_params(trial), **trial_metrics(trial)} for trial in closed]
+    rows = [
+        {"trial": trial.number, "state": trial.state, **trial_params(trial), **trial_metrics(trial)}
+        for trial in closed
+    ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     try:
-        with wandb.init(project=project, name=name, job_type="recycler", config={"run": run, "objectives": [{"name": o.name, "direction": o.direction} for o in front.objectives]}) as live:
+        with wandb.init(
+            project=project,
+            name=name,
+            job_type="recycler",
+            config={
+                "run": run,
+                "objectives": [
+                    {"name": o.name, "direction": o.direction} for o in front.objectives
+                ],
+            },
+        ) as live:
             live.define_metric("trial")
             live.define_metric("*", step_metric="trial")
             for trial in closed:
-                weights = {key: value for key, value in trial_params(trial).items() if key.startswith("weight/") and isinstance(value, float) and math.isfinite(value)}
+                weights = {
+                    key: value
+                    for key, value in trial_params(trial).items()
+                    if key.startswith("weight/")
+                    and isinstance(value, float)
+                    and math.isfinite(value)
+                }
                 live.log({"trial": trial.number, **trial_metrics(trial), **weights})
-            live.log({"trials": wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows])})
+            live.log(
+                {
+                    "trials": wandb.Table(
+                        columns=columns, data=[[row.get(key) for key in columns] for row in rows]
+                    )
+                }
+            )
             live.summary["front"] = [trial.number for trial in front.front]
             live.summary["knee"] = knee(front).number
     except wandb.errors.UsageError as error:
-        raise UsageError(Problem(thing=f"--wandb {project}", cause=str(error).splitlines()[0][:300], remedy="Run wandb login, or set WANDB_MODE=offline")) from None
+        raise UsageError(
+            Problem(
+                thing=f"--wandb {project}",
+                cause=str(error).splitlines()[0][:300],
+                remedy="Run wandb login, or set WANDB_MODE=offline",
+            )
+        ) from None
     except wandb.errors.Error as error:
-        raise InfrastructureError(Problem(thing=f"--wandb {project}", cause=str(error).splitlines()[0][:300], remedy="Try again, or set WANDB_MODE=offline and run wandb sync later")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=f"--wandb {project}",
+                cause=str(error).splitlines()[0][:300],
+                remedy="Try again, or set WANDB_MODE=offline and run wandb sync later",
+            )
+        ) from None
     return len(closed)

@@ -21,9 +21,18 @@ def recipe_from_json(text: str) -> Recipe:
 
 def recipe_from_plain(data: dict[str, Any]) -> Recipe:
     return Recipe(
-        method=data["method"], members=tuple(data["members"]), base=data["base"], dtype=data["dtype"], seed=data["seed"],
-        groups=tuple(Group(**group) for group in data["groups"]), weights=tuple(tuple(float(weight) for weight in row) for row in data["weights"]),
-        options=tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in data["options"]))
+        method=data["method"],
+        members=tuple(data["members"]),
+        base=data["base"],
+        dtype=data["dtype"],
+        seed=data["seed"],
+        groups=tuple(Group(**group) for group in data["groups"]),
+        weights=tuple(tuple(float(weight) for weight in row) for row in data["weights"]),
+        options=tuple(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in data["options"]
+        ),
+    )
 
 
 def recipes_from_json(texts: Sequence[str]) -> list[Recipe]:
@@ -35,9 +44,23 @@ def recipes_from_json(texts: Sequence[str]) -> list[Recipe]:
         groups = tuple((group["name"], group["match"]) for group in data["groups"])
         if groups not in shared:
             shared[groups] = tuple(Group(name=name, match=match) for name, match in groups)
-        recipes.append(Recipe(
-            method=data["method"], members=shared.setdefault(members, members), base=data["base"], dtype=data["dtype"], seed=data["seed"], groups=shared[groups],
-            weights=tuple([tuple(map(float, row)) for row in data["weights"]]), options=tuple([(name, tuple(value) if isinstance(value, list) else value) for name, value in data["options"]])))
+        recipes.append(
+            Recipe(
+                method=data["method"],
+                members=shared.setdefault(members, members),
+                base=data["base"],
+                dtype=data["dtype"],
+                seed=data["seed"],
+                groups=shared[groups],
+                weights=tuple([tuple(map(float, row)) for row in data["weights"]]),
+                options=tuple(
+                    [
+                        (name, tuple(value) if isinstance(value, list) else value)
+                        for name, value in data["options"]
+                    ]
+                ),
+            )
+        )
     return recipes
 
 
@@ -52,13 +75,32 @@ def failure_from_json(text: str | None) -> Failure | None:
 
 
 def outcomes_to_bytes(outcomes: Iterable[Outcome]) -> bytes:
-    rows = [{"item": outcome.item, "num_tokens": outcome.num_tokens, "output": outcome.output, "values": outcome.values} for outcome in outcomes]
-    return zlib.compress(json.dumps(rows, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(), level=6)
+    rows = [
+        {
+            "item": outcome.item,
+            "num_tokens": outcome.num_tokens,
+            "output": outcome.output,
+            "values": outcome.values,
+        }
+        for outcome in outcomes
+    ]
+    return zlib.compress(
+        json.dumps(rows, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(),
+        level=6,
+    )
 
 
 def outcomes_from_bytes(payload: bytes) -> tuple[Outcome, ...]:
     rows = json.loads(zlib.decompress(payload))
-    return tuple(Outcome(item=row["item"], values=tuple((name, value) for name, value in row["values"]), output=row["output"], num_tokens=row["num_tokens"]) for row in rows)
+    return tuple(
+        Outcome(
+            item=row["item"],
+            values=tuple((name, value) for name, value in row["values"]),
+            output=row["output"],
+            num_tokens=row["num_tokens"],
+        )
+        for row in rows
+    )
 
 
 def params_from_json(texts: Sequence[str]) -> list[tuple[tuple[str, float], ...]]:

@@ -10,14 +10,33 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
 
-from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError, UsageError
+from recycler.errors import (
+    InfrastructureError,
+    NotFoundError,
+    Problem,
+    UnsafeInputError,
+    UsageError,
+)
 from recycler.ledger.place import SCHEMA_PREFIX, is_database, split_place, with_password
 from recycler.redact import redacted
 
 OPEN_SECONDS = 20.0  # how long a database may be away when a ledger is opened
 PATIENCE_SECONDS = 900.0  # and while a job runs: a restart, a failover
-_PASSING_STATES = ("08", "53", "57", "40001", "40P01")  # SQLSTATE: connection, resources, shutdown, serialization, deadlock
-_LASTING_WORDS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "could not translate host name", "Name or service not known")
+_PASSING_STATES = (
+    "08",
+    "53",
+    "57",
+    "40001",
+    "40P01",
+)  # SQLSTATE: connection, resources, shutdown, serialization, deadlock
+_LASTING_WORDS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "could not translate host name",
+    "Name or service not known",
+)
 Value = TypeVar("Value")
 
 
@@ -35,25 +54,47 @@ class Database:
         if self.is_shared:
             url, job = split_place(with_password(self.place))
             if job is None:
-                raise UsageError(Problem(thing=f"ledger {self.shown}", cause="names no job", remedy="Add ?job=ID"))
+                raise UsageError(
+                    Problem(
+                        thing=f"ledger {self.shown}", cause="names no job", remedy="Add ?job=ID"
+                    )
+                )
             self.schema = f"{SCHEMA_PREFIX}{job}"
             self._bare = server_engine(url, patience)
-            self.engine = self.lazy_engine = self._bare.execution_options(schema_translate_map={None: self.schema})
+            self.engine = self.lazy_engine = self._bare.execution_options(
+                schema_translate_map={None: self.schema}
+            )
             retried(lambda again: self._make_schema(create), self, OPEN_SECONDS)
             return
         if not create and not Path(self.place).is_file():
-            raise NotFoundError(Problem(thing=f"ledger {self.place}", cause="no such file", remedy="Give the folder of a run that was started"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"ledger {self.place}",
+                    cause="no such file",
+                    remedy="Give the folder of a run that was started",
+                )
+            )
         self.engine = _sqlite(self.place, synchronous="FULL")
         self.lazy_engine = _sqlite(self.place, synchronous="NORMAL")
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970 by the clock that all drivers of this ledger share."""
-        return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()) if self.is_shared else time.time()
+        return (
+            float(
+                connection.execute(
+                    text("SELECT extract(epoch FROM clock_timestamp())")
+                ).scalar_one()
+            )
+            if self.is_shared
+            else time.time()
+        )
 
     def lock_schema(self, connection: Connection) -> None:
         """Until the transaction ends, nobody else makes or changes this job's tables."""
         if self.is_shared:
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.schema})
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": self.schema}
+            )
         else:  # sqlite3 would begin at the first row that is written, after the tables
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -65,9 +106,18 @@ class Database:
         with self._bare.begin() as connection:
             if create:
                 self.lock_schema(connection)
-            there = connection.execute(text("SELECT 1 FROM information_schema.schemata WHERE schema_name = :name"), {"name": self.schema}).first()
+            there = connection.execute(
+                text("SELECT 1 FROM information_schema.schemata WHERE schema_name = :name"),
+                {"name": self.schema},
+            ).first()
             if there is None and not create:
-                raise NotFoundError(Problem(thing=f"job {self.schema.removeprefix(SCHEMA_PREFIX)!r}", cause=f"not in {self.shown.partition('?')[0]}", remedy="recycler list --ledger URL shows the jobs there"))
+                raise NotFoundError(
+                    Problem(
+                        thing=f"job {self.schema.removeprefix(SCHEMA_PREFIX)!r}",
+                        cause=f"not in {self.shown.partition('?')[0]}",
+                        remedy="recycler list --ledger URL shows the jobs there",
+                    )
+                )
             if there is None:
                 connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
 
@@ -78,7 +128,12 @@ def job_ids(url: str, *, patience: float | None = None) -> list[str]:
 
     def names(again: bool) -> list[str]:
         with engine.connect() as connection:
-            rows = connection.execute(text("SELECT schema_name FROM information_schema.schemata WHERE starts_with(schema_name, :prefix) ORDER BY 1"), {"prefix": SCHEMA_PREFIX})
+            rows = connection.execute(
+                text(
+                    "SELECT schema_name FROM information_schema.schemata WHERE starts_with(schema_name, :prefix) ORDER BY 1"
+                ),
+                {"prefix": SCHEMA_PREFIX},
+            )
             return [row[0].removeprefix(SCHEMA_PREFIX) for row in rows]
 
     try:
@@ -90,14 +145,32 @@ def job_ids(url: str, *, patience: float | None = None) -> list[str]:
 def server_engine(url: str, patience: float | None = None) -> Engine:
     """An engine over a PostgreSQL server; with `patience` one that hangs is given up soon. Raises UsageError when the driver is not installed."""
     seconds = 10 if patience is None else max(2, min(10, round(patience)))  # libpq's least is 2
-    options = {"connect_timeout": seconds, "application_name": "recycler", "keepalives_idle": 10, "tcp_user_timeout": 3_000 * seconds}
+    options = {
+        "connect_timeout": seconds,
+        "application_name": "recycler",
+        "keepalives_idle": 10,
+        "tcp_user_timeout": 3_000 * seconds,
+    }
     try:
-        engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_size=4, max_overflow=4, connect_args=options)
+        engine = create_engine(
+            url.replace("postgresql://", "postgresql+psycopg://", 1),
+            pool_size=4,
+            max_overflow=4,
+            connect_args=options,
+        )
     except (ModuleNotFoundError, NoSuchModuleError):
-        raise UsageError(Problem(thing=f"ledger {redacted(url)}", cause="needs psycopg, which is not installed", remedy="pip install 'recycler[postgres]'")) from None
+        raise UsageError(
+            Problem(
+                thing=f"ledger {redacted(url)}",
+                cause="needs psycopg, which is not installed",
+                remedy="pip install 'recycler[postgres]'",
+            )
+        ) from None
 
     @event.listens_for(engine, "connect")
-    def _settings(connection, _record) -> None:  # a driver that is frozen in mid-transaction must not keep its successor out
+    def _settings(
+        connection, _record
+    ) -> None:  # a driver that is frozen in mid-transaction must not keep its successor out
         connection.execute("SET idle_in_transaction_session_timeout = '30s'")
         connection.commit()
 
@@ -116,7 +189,9 @@ def _sqlite(path: str, *, synchronous: str) -> Engine:
     return engine
 
 
-def retried(act: Callable[[bool], Value], database: Database | str, patience: float = PATIENCE_SECONDS) -> Value:
+def retried(
+    act: Callable[[bool], Value], database: Database | str, patience: float = PATIENCE_SECONDS
+) -> Value:
     """Call `act(False)`; when the database has gone away, wait and call `act(True)` until it is back or patience ends.
 
     True tells `act` that an earlier call may have been committed although its answer was lost. Raises InfrastructureError.
@@ -132,11 +207,27 @@ def retried(act: Callable[[bool], Value], database: Database | str, patience: fl
             shared = isinstance(database, str) or database.is_shared
             if not isinstance(error, OperationalError) and not error.connection_invalidated:
                 if not shared and "malformed" in str(error.orig):
-                    raise UnsafeInputError(Problem(thing=f"ledger {shown}", cause=f"is damaged ({error.orig})", remedy="Put a copy in its place")) from None
+                    raise UnsafeInputError(
+                        Problem(
+                            thing=f"ledger {shown}",
+                            cause=f"is damaged ({error.orig})",
+                            remedy="Put a copy in its place",
+                        )
+                    ) from None
                 raise
             if not shared or not _may_pass(error) or time.monotonic() - start > patience:
-                remedy = "Check that the database is up and may be reached" if shared else "Check that it is a recycler ledger and that the disk has room"
-                raise InfrastructureError(Problem(thing=f"ledger {shown}", cause=f"cannot be used ({redacted(str(error.orig).strip().splitlines()[0])})", remedy=f"{remedy}; what was acknowledged is kept")) from None
+                remedy = (
+                    "Check that the database is up and may be reached"
+                    if shared
+                    else "Check that it is a recycler ledger and that the disk has room"
+                )
+                raise InfrastructureError(
+                    Problem(
+                        thing=f"ledger {shown}",
+                        cause=f"cannot be used ({redacted(str(error.orig).strip().splitlines()[0])})",
+                        remedy=f"{remedy}; what was acknowledged is kept",
+                    )
+                ) from None
         time.sleep(pause)
         pause, again = min(2 * pause, 5.0), True
 

@@ -40,13 +40,18 @@ def term_seconds() -> float:
 
 def read_holder(database: Database) -> Holder | None:
     """Who holds the lease, or held it last and did not give it back; None when nobody does."""
+
     def read(again: bool) -> Holder | None:
         with database.engine.connect() as connection:
             row = connection.execute(select(lease)).first()
             if row is None or not row.holder:
                 return None
             now = database.now(connection)
-        return Holder(name=row.holder, seconds_since_renewal=max(0.0, now - row.renewed_at), is_alive=row.expires_at > now)
+        return Holder(
+            name=row.holder,
+            seconds_since_renewal=max(0.0, now - row.renewed_at),
+            is_alive=row.expires_at > now,
+        )
 
     return retried(read, database, OPEN_SECONDS)
 
@@ -64,9 +69,17 @@ class Lease:
 
     def check(self, connection: Connection) -> None:
         """Within a transaction that writes: raise InfrastructureError unless the lease is still ours."""
-        row = connection.execute(select(lease.c.token, lease.c.holder).with_for_update(read=True)).one()
+        row = connection.execute(
+            select(lease.c.token, lease.c.holder).with_for_update(read=True)
+        ).one()
         if row.token != self.token:
-            raise InfrastructureError(Problem(thing=f"ledger {self._database.shown}", cause=f"was taken over by {row.holder or 'another driver'}", remedy="This driver was thought dead and has stopped; that one goes on"))
+            raise InfrastructureError(
+                Problem(
+                    thing=f"ledger {self._database.shown}",
+                    cause=f"was taken over by {row.holder or 'another driver'}",
+                    remedy="This driver was thought dead and has stopped; that one goes on",
+                )
+            )
 
     def release(self) -> None:
         """Give it back, so that the next driver need not wait; a database that is away is not waited for."""
@@ -74,7 +87,11 @@ class Lease:
         self._thread.join(timeout=5)
         try:
             with self._database.engine.begin() as connection:
-                connection.execute(update(lease).where(lease.c.token == self.token).values(holder="", expires_at=0.0))
+                connection.execute(
+                    update(lease)
+                    .where(lease.c.token == self.token)
+                    .values(holder="", expires_at=0.0)
+                )
         except SQLAlchemyError:
             pass  # it runs out by itself
 
@@ -87,7 +104,13 @@ class Lease:
             if token is not None:
                 return token
             if seen is not None and renewed != seen:
-                raise InfrastructureError(Problem(thing=f"ledger {self._database.shown}", cause=f"is being driven by {holder}", remedy="Wait for it, or stop it first; recycler status shows how far it is"))
+                raise InfrastructureError(
+                    Problem(
+                        thing=f"ledger {self._database.shown}",
+                        cause=f"is being driven by {holder}",
+                        remedy="Wait for it, or stop it first; recycler status shows how far it is",
+                    )
+                )
             seen = renewed
             time.sleep(min(POLL_SECONDS, max(left, 0.05)))
 
@@ -100,7 +123,15 @@ class Lease:
                 return row.token, row.holder, row.renewed_at, 0.0  # our own, whose answer was lost
             if row.holder and row.expires_at > now:
                 return None, row.holder, row.renewed_at, row.expires_at - now
-            connection.execute(update(lease).values(token=row.token + 1, holder=self.holder, taken_at=now, renewed_at=now, expires_at=now + self._term))
+            connection.execute(
+                update(lease).values(
+                    token=row.token + 1,
+                    holder=self.holder,
+                    taken_at=now,
+                    renewed_at=now,
+                    expires_at=now + self._term,
+                )
+            )
             return row.token + 1, self.holder, now, 0.0
 
     def _beat(self) -> None:
@@ -108,7 +139,11 @@ class Lease:
             try:
                 with self._database.engine.begin() as connection:
                     now = self._database.now(connection)
-                    changed = connection.execute(update(lease).where(lease.c.token == self.token).values(renewed_at=now, expires_at=now + self._term)).rowcount
+                    changed = connection.execute(
+                        update(lease)
+                        .where(lease.c.token == self.token)
+                        .values(renewed_at=now, expires_at=now + self._term)
+                    ).rowcount
             except SQLAlchemyError:
                 continue  # away: the next beat may reach it, and nobody can take over meanwhile either
             if changed == 0:

@@ -52,7 +52,13 @@ class Ledger:
         try:
             retried(self._migrate, self._database, OPEN_SECONDS)
         except DatabaseError as error:  # what a busy or absent database says is an OperationalError, and has been waited for
-            raise UnsafeInputError(Problem(thing=f"ledger {self._database.shown}", cause=f"cannot be read ({error.orig})", remedy="It is no recycler ledger, or damaged; put a copy in its place")) from None
+            raise UnsafeInputError(
+                Problem(
+                    thing=f"ledger {self._database.shown}",
+                    cause=f"cannot be read ({error.orig})",
+                    remedy="It is no recycler ledger, or damaged; put a copy in its place",
+                )
+            ) from None
 
     @property
     def place(self) -> str:
@@ -79,7 +85,11 @@ class Ledger:
     # -------------------------------------------------------------- facts about the job
 
     def fact(self, key: str) -> str | None:
-        return self._read(lambda connection: connection.execute(select(schema.facts.c.value).where(schema.facts.c.key == key)).scalar())
+        return self._read(
+            lambda connection: connection.execute(
+                select(schema.facts.c.value).where(schema.facts.c.key == key)
+            ).scalar()
+        )
 
     def set_fact(self, key: str, value: str) -> None:
         def write(connection: Connection, again: bool) -> None:
@@ -90,17 +100,30 @@ class Ledger:
 
     def keep_files(self, files: Mapping[str, bytes]) -> None:
         """Keep the job's own files, by relative path, in place of those that were kept before."""
+
         def write(connection: Connection, again: bool) -> None:
             connection.execute(schema.files.delete())
-            connection.execute(schema.files.insert(), [{"name": name, "content": content} for name, content in sorted(files.items())])
+            connection.execute(
+                schema.files.insert(),
+                [{"name": name, "content": content} for name, content in sorted(files.items())],
+            )
 
         self._write(write)
 
     def files(self) -> dict[str, bytes]:
         """The job's own files. Raises NotFoundError when none were kept."""
-        found = {row.name: bytes(row.content) for row in self._read(lambda connection: connection.execute(select(schema.files)).all())}
+        found = {
+            row.name: bytes(row.content)
+            for row in self._read(lambda connection: connection.execute(select(schema.files)).all())
+        }
         if not found:
-            raise NotFoundError(Problem(thing=f"ledger {self.place}", cause="keeps no files of its job", remedy="Give the job file"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"ledger {self.place}",
+                    cause="keeps no files of its job",
+                    remedy="Give the job file",
+                )
+            )
         return found
 
     def retry_system_failures(self) -> tuple[int, ...]:
@@ -108,7 +131,11 @@ class Ledger:
         numbers = tuple(number for number, failure in self.failures() if failure.blame == "system")
 
         def write(connection: Connection, again: bool) -> None:
-            connection.execute(update(schema.trials).where(schema.trials.c.number.in_(numbers), schema.trials.c.state == "FAILED").values(state="PENDING", failure=None, closed_at=None))
+            connection.execute(
+                update(schema.trials)
+                .where(schema.trials.c.number.in_(numbers), schema.trials.c.state == "FAILED")
+                .values(state="PENDING", failure=None, closed_at=None)
+            )
 
         if numbers:
             self._write(write)
@@ -116,23 +143,62 @@ class Ledger:
 
     # -------------------------------------------------------------- writing
 
-    def open_trial(self, number: int, kind: TrialKind, recipe: Recipe, *, label: str = "", params: tuple[tuple[str, float], ...] = ()) -> None:
+    def open_trial(
+        self,
+        number: int,
+        kind: TrialKind,
+        recipe: Recipe,
+        *,
+        label: str = "",
+        params: tuple[tuple[str, float], ...] = (),
+    ) -> None:
         """Write a PENDING trial. Raises sqlalchemy's IntegrityError when the number is taken."""
-        def write(connection: Connection, again: bool) -> None:
-            if again and connection.execute(select(schema.trials.c.number).where(schema.trials.c.number == number, schema.trials.c.recipe_digest == digest(recipe))).first():
-                return
-            connection.execute(schema.trials.insert().values(
-                number=number, kind=kind, label=label, state="PENDING", recipe=codec.recipe_to_json(recipe), recipe_digest=digest(recipe),
-                params=canonical_json(dict(params)), opened_at=self._database.now(connection)))
 
-        self._write(write, lazily=True)  # the close of any trial makes it outlive a power cut; lost with it, it is proposed again
+        def write(connection: Connection, again: bool) -> None:
+            if (
+                again
+                and connection.execute(
+                    select(schema.trials.c.number).where(
+                        schema.trials.c.number == number,
+                        schema.trials.c.recipe_digest == digest(recipe),
+                    )
+                ).first()
+            ):
+                return
+            connection.execute(
+                schema.trials.insert().values(
+                    number=number,
+                    kind=kind,
+                    label=label,
+                    state="PENDING",
+                    recipe=codec.recipe_to_json(recipe),
+                    recipe_digest=digest(recipe),
+                    params=canonical_json(dict(params)),
+                    opened_at=self._database.now(connection),
+                )
+            )
+
+        self._write(
+            write, lazily=True
+        )  # the close of any trial makes it outlive a power cut; lost with it, it is proposed again
 
     def close_trial(self, number: int, scorecard: Scorecard) -> None:
         """PENDING -> SCORED, with its scores and outcomes, in one transaction."""
+
         def write(connection: Connection, again: bool) -> None:
-            changed = connection.execute(update(schema.trials).where(schema.trials.c.number == number, schema.trials.c.state == "PENDING").values(
-                state="SCORED", weights_digest=scorecard.weights_digest, engine_fingerprint=scorecard.engine_fingerprint, num_tokens=scorecard.num_tokens,
-                merge_seconds=scorecard.merge_seconds, score_seconds=scorecard.score_seconds, closed_at=self._database.now(connection))).rowcount
+            changed = connection.execute(
+                update(schema.trials)
+                .where(schema.trials.c.number == number, schema.trials.c.state == "PENDING")
+                .values(
+                    state="SCORED",
+                    weights_digest=scorecard.weights_digest,
+                    engine_fingerprint=scorecard.engine_fingerprint,
+                    num_tokens=scorecard.num_tokens,
+                    merge_seconds=scorecard.merge_seconds,
+                    score_seconds=scorecard.score_seconds,
+                    closed_at=self._database.now(connection),
+                )
+            ).rowcount
             if again and changed == 0 and self._is_there(connection, number, scorecard.role):
                 return
             assert changed == 1, f"trial {number} is not pending"
@@ -142,14 +208,24 @@ class Ledger:
 
     def fail_trial(self, number: int, failure: Failure) -> None:
         """PENDING -> FAILED."""
+
         def write(connection: Connection, again: bool) -> None:
-            connection.execute(update(schema.trials).where(schema.trials.c.number == number).values(
-                state="FAILED", failure=canonical_json(failure), attempts=failure.attempts, closed_at=self._database.now(connection)))
+            connection.execute(
+                update(schema.trials)
+                .where(schema.trials.c.number == number)
+                .values(
+                    state="FAILED",
+                    failure=canonical_json(failure),
+                    attempts=failure.attempts,
+                    closed_at=self._database.now(connection),
+                )
+            )
 
         self._write(write)
 
     def add_holdout(self, number: int, scorecard: Scorecard) -> None:
         """Add holdout scores to a SCORED trial; a second time changes nothing."""
+
         def write(connection: Connection, again: bool) -> None:
             if not self._is_there(connection, number, "holdout"):
                 self._insert_scores(connection, number, scorecard)
@@ -161,18 +237,38 @@ class Ledger:
 
         `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are added.
         """
+
         def write(connection: Connection, again: bool) -> None:
-            theirs = {table: (table.c.trial == number) & (table.c.role == scorecard.role) for table in (schema.scores, schema.outcomes)}
-            stored = connection.execute(select(schema.outcomes.c.payload).where(theirs[schema.outcomes])).scalar_one()
+            theirs = {
+                table: (table.c.trial == number) & (table.c.role == scorecard.role)
+                for table in (schema.scores, schema.outcomes)
+            }
+            stored = connection.execute(
+                select(schema.outcomes.c.payload).where(theirs[schema.outcomes])
+            ).scalar_one()
             columns = schema.trials.c
-            weights = connection.execute(select(columns.weights_digest).where(columns.number == number)).scalar_one()
-            if len(codec.outcomes_from_bytes(stored)) >= len(scorecard.outcomes) and weights == scorecard.weights_digest:
+            weights = connection.execute(
+                select(columns.weights_digest).where(columns.number == number)
+            ).scalar_one()
+            if (
+                len(codec.outcomes_from_bytes(stored)) >= len(scorecard.outcomes)
+                and weights == scorecard.weights_digest
+            ):
                 return
             for table, own in theirs.items():
                 connection.execute(table.delete().where(own))
             self._insert_scores(connection, number, scorecard)
-            connection.execute(update(schema.trials).where(columns.number == number).values(
-                weights_digest=scorecard.weights_digest, engine_fingerprint=scorecard.engine_fingerprint, num_tokens=columns.num_tokens + scorecard.num_tokens, merge_seconds=columns.merge_seconds + scorecard.merge_seconds, score_seconds=columns.score_seconds + scorecard.score_seconds))
+            connection.execute(
+                update(schema.trials)
+                .where(columns.number == number)
+                .values(
+                    weights_digest=scorecard.weights_digest,
+                    engine_fingerprint=scorecard.engine_fingerprint,
+                    num_tokens=columns.num_tokens + scorecard.num_tokens,
+                    merge_seconds=columns.merge_seconds + scorecard.merge_seconds,
+                    score_seconds=columns.score_seconds + scorecard.score_seconds,
+                )
+            )
 
         self._write(write)
 
@@ -183,54 +279,148 @@ class Ledger:
         columns, figures = schema.trials.c, schema.scores.c
 
         def read(connection: Connection) -> tuple[list, list]:
-            rows = connection.execute(select(columns.number, columns.kind, columns.label, columns.state, columns.failure, columns.weights_digest, columns.recipe, columns.params).order_by(columns.number))
-            return rows.all(), connection.execute(select(figures.trial, figures.role, figures.objective, figures.value, figures.stderr, figures.n).order_by(figures.trial, figures.role, figures.objective)).all()
+            rows = connection.execute(
+                select(
+                    columns.number,
+                    columns.kind,
+                    columns.label,
+                    columns.state,
+                    columns.failure,
+                    columns.weights_digest,
+                    columns.recipe,
+                    columns.params,
+                ).order_by(columns.number)
+            )
+            return rows.all(), connection.execute(
+                select(
+                    figures.trial,
+                    figures.role,
+                    figures.objective,
+                    figures.value,
+                    figures.stderr,
+                    figures.n,
+                ).order_by(figures.trial, figures.role, figures.objective)
+            ).all()
 
         with _no_collection():
             rows, score_rows = self._read(read)
             scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
             for trial, role, objective, value, stderr, n in score_rows:
-                scores[trial, role].append(Score(objective=objective, value=value, stderr=stderr, n=n))
-            recipes, params = codec.recipes_from_json([row[6] for row in rows]), codec.params_from_json([row[7] for row in rows])
-            return tuple([
-                Trial(number=number, kind=kind, label=label, state=state, recipe=recipe, search=tuple(scores.get((number, "search"), ())), holdout=tuple(scores.get((number, "holdout"), ())),
-                      failure=codec.failure_from_json(failure), weights_digest=weights_digest, params=own)
-                for (number, kind, label, state, failure, weights_digest, _, _), recipe, own in zip(rows, recipes, params, strict=True)])
+                scores[trial, role].append(
+                    Score(objective=objective, value=value, stderr=stderr, n=n)
+                )
+            recipes, params = (
+                codec.recipes_from_json([row[6] for row in rows]),
+                codec.params_from_json([row[7] for row in rows]),
+            )
+            return tuple(
+                [
+                    Trial(
+                        number=number,
+                        kind=kind,
+                        label=label,
+                        state=state,
+                        recipe=recipe,
+                        search=tuple(scores.get((number, "search"), ())),
+                        holdout=tuple(scores.get((number, "holdout"), ())),
+                        failure=codec.failure_from_json(failure),
+                        weights_digest=weights_digest,
+                        params=own,
+                    )
+                    for (
+                        number,
+                        kind,
+                        label,
+                        state,
+                        failure,
+                        weights_digest,
+                        _,
+                        _,
+                    ), recipe, own in zip(rows, recipes, params, strict=True)
+                ]
+            )
 
     def counts(self) -> dict[str, int]:
         """Number of trials by state; reads no trial."""
-        rows = self._read(lambda connection: connection.execute(select(schema.trials.c.state, func.count()).group_by(schema.trials.c.state)).all())
+        rows = self._read(
+            lambda connection: connection.execute(
+                select(schema.trials.c.state, func.count()).group_by(schema.trials.c.state)
+            ).all()
+        )
         return {"SCORED": 0, "PENDING": 0, "FAILED": 0} | {state: number for state, number in rows}
 
     def failures(self) -> tuple[tuple[int, Failure], ...]:
         """(number, failure) of the trials that failed."""
         columns = schema.trials.c
-        rows = self._read(lambda connection: connection.execute(select(columns.number, columns.failure).where(columns.state == "FAILED").order_by(columns.number)).all())
-        return tuple((number, failure) for number, text in rows if (failure := codec.failure_from_json(text)) is not None)
+        rows = self._read(
+            lambda connection: connection.execute(
+                select(columns.number, columns.failure)
+                .where(columns.state == "FAILED")
+                .order_by(columns.number)
+            ).all()
+        )
+        return tuple(
+            (number, failure)
+            for number, text in rows
+            if (failure := codec.failure_from_json(text)) is not None
+        )
 
     def outcomes(self, number: int, role: Role) -> tuple[Outcome, ...]:
         """Per-item results of one trial. Raises NotFoundError when it has none of that role."""
         columns = schema.outcomes.c
-        payload = self._read(lambda connection: connection.execute(select(columns.payload).where(columns.trial == number, columns.role == role)).scalar())
+        payload = self._read(
+            lambda connection: connection.execute(
+                select(columns.payload).where(columns.trial == number, columns.role == role)
+            ).scalar()
+        )
         if payload is None:
-            raise NotFoundError(Problem(thing=f"trial {number}", cause=f"has no {role} outcomes", remedy="Only scored trials have; holdout is scored for the front when the budget is spent"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"trial {number}",
+                    cause=f"has no {role} outcomes",
+                    remedy="Only scored trials have; holdout is scored for the front when the budget is spent",
+                )
+            )
         return codec.outcomes_from_bytes(payload)
 
     def scorecard(self, number: int, role: Role) -> Scorecard:
         """What was written for a scored trial; its costs are 0, since giving it again costs nothing. Raises NotFoundError."""
+
         def read(connection: Connection) -> tuple:
-            return (connection.execute(select(schema.trials).where(schema.trials.c.number == number)).one(),
-                    connection.execute(select(schema.scores).where(schema.scores.c.trial == number, schema.scores.c.role == role).order_by(schema.scores.c.objective)).all())
+            return (
+                connection.execute(
+                    select(schema.trials).where(schema.trials.c.number == number)
+                ).one(),
+                connection.execute(
+                    select(schema.scores)
+                    .where(schema.scores.c.trial == number, schema.scores.c.role == role)
+                    .order_by(schema.scores.c.objective)
+                ).all(),
+            )
 
         row, scores = self._read(read)
-        return Scorecard(role=role, scores=tuple(Score(objective=score.objective, value=score.value, stderr=score.stderr, n=score.n) for score in scores),
-                         outcomes=self.outcomes(number, role), weights_digest=row.weights_digest, engine_fingerprint=row.engine_fingerprint)
+        return Scorecard(
+            role=role,
+            scores=tuple(
+                Score(objective=score.objective, value=score.value, stderr=score.stderr, n=score.n)
+                for score in scores
+            ),
+            outcomes=self.outcomes(number, role),
+            weights_digest=row.weights_digest,
+            engine_fingerprint=row.engine_fingerprint,
+        )
 
     def spent(self) -> tuple[int, float]:
         """(tokens, worker seconds) of all scored trials."""
         columns = schema.trials.c
-        tokens, seconds = self._read(lambda connection: connection.execute(
-            select(func.sum(columns.num_tokens), func.sum(columns.merge_seconds + columns.score_seconds)).where(columns.state == "SCORED")).one())
+        tokens, seconds = self._read(
+            lambda connection: connection.execute(
+                select(
+                    func.sum(columns.num_tokens),
+                    func.sum(columns.merge_seconds + columns.score_seconds),
+                ).where(columns.state == "SCORED")
+            ).one()
+        )
         return int(tokens or 0), float(seconds or 0.0)
 
     # -------------------------------------------------------------- transactions
@@ -264,11 +454,33 @@ class Ledger:
     @staticmethod
     def _is_there(connection: Connection, number: int, role: Role) -> bool:
         columns = schema.outcomes.c
-        return connection.execute(select(columns.trial).where(columns.trial == number, columns.role == role)).first() is not None
+        return (
+            connection.execute(
+                select(columns.trial).where(columns.trial == number, columns.role == role)
+            ).first()
+            is not None
+        )
 
     @staticmethod
     def _insert_scores(connection: Connection, number: int, scorecard: Scorecard) -> None:
-        connection.execute(schema.scores.insert(), [
-            {"trial": number, "role": scorecard.role, "objective": score.objective, "value": score.value, "stderr": score.stderr, "n": score.n}
-            for score in scorecard.scores])
-        connection.execute(schema.outcomes.insert().values(trial=number, role=scorecard.role, payload=codec.outcomes_to_bytes(scorecard.outcomes)))
+        connection.execute(
+            schema.scores.insert(),
+            [
+                {
+                    "trial": number,
+                    "role": scorecard.role,
+                    "objective": score.objective,
+                    "value": score.value,
+                    "stderr": score.stderr,
+                    "n": score.n,
+                }
+                for score in scorecard.scores
+            ],
+        )
+        connection.execute(
+            schema.outcomes.insert().values(
+                trial=number,
+                role=scorecard.role,
+                payload=codec.outcomes_to_bytes(scorecard.outcomes),
+            )
+        )

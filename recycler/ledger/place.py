@@ -29,7 +29,13 @@ def is_database(place: str | Path) -> bool:
 def job_place(url: str, job_id: str) -> str:
     """The place of one job's ledger in a database. Raises UsageError for an id that is no plain word."""
     if not JOB_ID.fullmatch(job_id):
-        raise UsageError(Problem(thing=f"job id {job_id[:80]!r}", cause="is not a plain word", remedy="Lower case letters, digits, dots, dashes; at most 54"))
+        raise UsageError(
+            Problem(
+                thing=f"job id {job_id[:80]!r}",
+                cause="is not a plain word",
+                remedy="Lower case letters, digits, dots, dashes; at most 54",
+            )
+        )
     base, _ = split_place(url)
     return f"{base}{'&' if '?' in base else '?'}job={job_id}"
 
@@ -38,7 +44,13 @@ def split_place(place: str) -> tuple[str, str | None]:
     """(URL of the database, job id or None). Raises UsageError for what is no URL of PostgreSQL."""
     match = _URL.fullmatch(str(place))
     if match is None:
-        raise UsageError(Problem(thing=f"ledger {redacted(str(place))}", cause="is not the URL of a database", remedy="Write postgresql://USER@HOST/DATABASE"))
+        raise UsageError(
+            Problem(
+                thing=f"ledger {redacted(str(place))}",
+                cause="is not the URL of a database",
+                remedy="Write postgresql://USER@HOST/DATABASE",
+            )
+        )
     address, _, query = match[2].partition("?")
     words = [word for word in query.split("&") if word]
     jobs = [word.removeprefix("job=") for word in words if word.startswith("job=")]
@@ -54,7 +66,13 @@ def find_ledger(run: str | Path) -> str:
     text = str(run)
     if is_database(text):
         if split_place(text)[1] is None:
-            raise UsageError(Problem(thing=f"ledger {redacted(text)}", cause="names no job", remedy="Add ?job=ID; recycler list --ledger URL shows the ids"))
+            raise UsageError(
+                Problem(
+                    thing=f"ledger {redacted(text)}",
+                    cause="names no job",
+                    remedy="Add ?job=ID; recycler list --ledger URL shows the ids",
+                )
+            )
         return text
     folder = Path(text)
     if (folder / LEDGER).is_file():
@@ -63,7 +81,13 @@ def find_ledger(run: str | Path) -> str:
         return (folder / LEDGER_URL).read_text().strip()
     if JOB_ID.fullmatch(text) and os.environ.get(ENVIRONMENT) and not folder.exists():
         return job_place(os.environ[ENVIRONMENT], text)
-    raise NotFoundError(Problem(thing=f"run {text}", cause=f"has no {LEDGER}", remedy=f"Give the folder of a run (recycler run job.yaml --dir RUN), or the id of a job in the database that {ENVIRONMENT} names"))
+    raise NotFoundError(
+        Problem(
+            thing=f"run {text}",
+            cause=f"has no {LEDGER}",
+            remedy=f"Give the folder of a run (recycler run job.yaml --dir RUN), or the id of a job in the database that {ENVIRONMENT} names",
+        )
+    )
 
 
 def has_password(url: str) -> bool:

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import BigInteger, Column, Connection, Float, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table, Text, func, inspect, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    func,
+    inspect,
+    select,
+)
 
 metadata = MetaData()
 
 applied = Table("migrations", metadata, Column("number", Integer, primary_key=True))
 
-facts = Table("facts", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False))
+facts = Table(
+    "facts",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
 
 trials = Table(
-    "trials", metadata,
+    "trials",
+    metadata,
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("kind", String(32), nullable=False),
     Column("label", Text, nullable=False, default=""),
@@ -33,20 +55,29 @@ trials = Table(
 )
 
 scores = Table(
-    "scores", metadata,
-    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("objective", Text, nullable=False),
-    Column("value", Float, nullable=False), Column("stderr", Float, nullable=False), Column("n", Integer, nullable=False),
+    "scores",
+    metadata,
+    Column("trial", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("objective", Text, nullable=False),
+    Column("value", Float, nullable=False),
+    Column("stderr", Float, nullable=False),
+    Column("n", Integer, nullable=False),
     PrimaryKeyConstraint("trial", "role", "objective"),
 )
 
 outcomes = Table(  # per-item results of one trial on one split: zlib-compressed JSON
-    "outcomes", metadata,
-    Column("trial", Integer, nullable=False), Column("role", String(16), nullable=False), Column("payload", LargeBinary, nullable=False),
+    "outcomes",
+    metadata,
+    Column("trial", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
     PrimaryKeyConstraint("trial", "role"),
 )
 
 lease = Table(  # one row: who may write to a ledger that several machines see; every taking over raises the token
-    "lease", metadata,
+    "lease",
+    metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("token", Integer, nullable=False),
     Column("holder", Text, nullable=False),
@@ -56,12 +87,19 @@ lease = Table(  # one row: who may write to a ledger that several machines see; 
 )
 
 files = Table(  # the job's bundle, so that it can be resumed from anywhere
-    "files", metadata,
+    "files",
+    metadata,
     Column("name", String(400), primary_key=True),
     Column("content", LargeBinary, nullable=False),
 )
 
-by_state = Index("ix_trials_state_cost", trials.c.state, trials.c.num_tokens, trials.c.merge_seconds, trials.c.score_seconds)  # a summary reads no rows
+by_state = Index(
+    "ix_trials_state_cost",
+    trials.c.state,
+    trials.c.num_tokens,
+    trials.c.merge_seconds,
+    trials.c.score_seconds,
+)  # a summary reads no rows
 
 
 def m001_initial(connection: Connection) -> None:
@@ -72,7 +110,11 @@ def m001_initial(connection: Connection) -> None:
 def m002_lease_files_and_summary(connection: Connection) -> None:
     lease.create(connection, checkfirst=True)
     files.create(connection, checkfirst=True)
-    connection.execute(lease.insert().values(id=1, token=0, holder="", taken_at=0.0, renewed_at=0.0, expires_at=0.0))
+    connection.execute(
+        lease.insert().values(
+            id=1, token=0, holder="", taken_at=0.0, renewed_at=0.0, expires_at=0.0
+        )
+    )
     by_state.create(connection, checkfirst=True)
 
 
@@ -81,7 +123,11 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_lease
 
 def is_current(connection: Connection) -> bool:
     """Whether nothing is left to migrate; asked before any lock is taken, since readers open ledgers too."""
-    return inspect(connection).has_table(applied.name) and len(MIGRATIONS) <= connection.execute(select(func.count()).select_from(applied)).scalar_one()
+    return (
+        inspect(connection).has_table(applied.name)
+        and len(MIGRATIONS)
+        <= connection.execute(select(func.count()).select_from(applied)).scalar_one()
+    )
 
 
 def migrate(connection: Connection) -> None:

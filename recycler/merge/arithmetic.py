@@ -10,8 +10,16 @@ from recycler.merge.deltas import merge_deltas
 from recycler.merge.method import TensorContext
 
 
-def task_arithmetic(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-                    lambda_: float = 1.0, normalize: bool = False) -> None:
+def task_arithmetic(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    lambda_: float = 1.0,
+    normalize: bool = False,
+) -> None:
     """b + lambda sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089).
 
     Computed on float32 deltas, which are exact for close bfloat16 numbers; `linear` with a base is the same merge in one
@@ -20,4 +28,13 @@ def task_arithmetic(tensors: Sequence[Tensor], weights: Sequence[float], *, base
     step.
     """
     assert base is not None
-    merge_deltas(tensors, weights, base, out, lambda index, delta: None, consensus=False, normalize=normalize, lambda_=lambda_)
+    merge_deltas(
+        tensors,
+        weights,
+        base,
+        out,
+        lambda index, delta: None,
+        consensus=False,
+        normalize=normalize,
+        lambda_=lambda_,
+    )

@@ -11,7 +11,9 @@ from torch import Tensor
 from recycler.merge import native
 
 BLOCK_ELEMENTS = 1 << 17  # a float32 block of 512 KiB
-CACHE_ELEMENTS = 1 << 20  # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls than they save
+CACHE_ELEMENTS = (
+    1 << 20
+)  # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls than they save
 CUDA_BLOCK_ELEMENTS = 1 << 25
 
 
@@ -54,13 +56,17 @@ def weighted_sum(terms: Sequence[tuple[Tensor, float]], out: Tensor, divisor: fl
         return
     (first, first_weight), *rest = terms
     with torch.no_grad(), flat_output(out) as target:
-        if native.weighted_sum_bf16([tensor for tensor, _ in terms], [weight for _, weight in terms], target, divisor):
+        if native.weighted_sum_bf16(
+            [tensor for tensor, _ in terms], [weight for _, weight in terms], target, divisor
+        ):
             return
         size = block_elements(out)
         buffer = torch.empty(min(size, out.numel()), dtype=torch.float32, device=out.device)
         for block in blocks(out.numel(), size):
             total = buffer[: block.stop - block.start]
-            total.copy_(first[block]).mul_(first_weight)  # not 0 + w t: that would lose the sign of -0.0
+            total.copy_(first[block]).mul_(
+                first_weight
+            )  # not 0 + w t: that would lose the sign of -0.0
             for tensor, weight in rest:
                 total.add_(tensor[block], alpha=weight)
             if divisor != 1.0:

@@ -18,14 +18,21 @@ STEPS = 1 << 16  # a probability is told apart in steps of 1/65536
 def mask_key(seed: int, member: str, tensor: str) -> tuple[int, int]:
     """Two signed 32-bit numbers for one tensor of one member."""
     raw = hashlib.sha256("\x1f".join((str(seed), member, tensor)).encode()).digest()
-    return int.from_bytes(raw[:4], "little", signed=True), int.from_bytes(raw[4:8], "little", signed=True)
+    return int.from_bytes(raw[:4], "little", signed=True), int.from_bytes(
+        raw[4:8], "little", signed=True
+    )
 
 
-def random_u16(key: tuple[int, int], start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+def random_u16(
+    key: tuple[int, int], start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """int32 `(count,)` of uniform integers in [0, 65536) for the elements start, start + 1, ... of a tensor."""
     first, last = start // 2, (start + count + 1) // 2
-    bits = torch.arange(first, last, dtype=torch.int64, device=device).to(torch.int32) if last >= 1 << 31 else \
-        torch.arange(first, last, dtype=torch.int32, device=device)
+    bits = (
+        torch.arange(first, last, dtype=torch.int64, device=device).to(torch.int32)
+        if last >= 1 << 31
+        else torch.arange(first, last, dtype=torch.int32, device=device)
+    )
     scratch = torch.empty_like(bits)
     for number in key:
         bits.bitwise_xor_(number)

@@ -15,8 +15,12 @@ from recycler.merge.blocks import active, block_elements, blocks, flat_output
 from recycler.merge.linear import SMALLEST_DIVISOR
 from recycler.merge.selection import DeltaBlocks
 
-Thin = Callable[[int, Tensor], None]  # (first element, float32 delta block): zero and rescale it in place; called in order
-MakeThin = Callable[[int, DeltaBlocks], Thin | None]  # (member's index, its delta) -> how to thin it; None keeps all
+Thin = Callable[
+    [int, Tensor], None
+]  # (first element, float32 delta block): zero and rescale it in place; called in order
+MakeThin = Callable[
+    [int, DeltaBlocks], Thin | None
+]  # (member's index, its delta) -> how to thin it; None keeps all
 
 
 def delta_blocks(tensor: Tensor, base: Tensor, size: int) -> Iterator[Tensor]:
@@ -29,8 +33,17 @@ def delta_blocks(tensor: Tensor, base: Tensor, size: int) -> Iterator[Tensor]:
         yield delta.copy_(tensor[block]).sub_(origin)
 
 
-def merge_deltas(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor, out: Tensor, make_thin: MakeThin, *,
-                 consensus: bool, normalize: bool, lambda_: float) -> None:
+def merge_deltas(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    base: Tensor,
+    out: Tensor,
+    make_thin: MakeThin,
+    *,
+    consensus: bool,
+    normalize: bool,
+    lambda_: float,
+) -> None:
     """Write the merge to `out`. With `consensus`, per element, only members that agree with the sign of the sum count.
 
     `normalize` divides by the sum of the weights (of the agreeing members, with consensus), unless that is zero.
@@ -41,21 +54,48 @@ def merge_deltas(tensors: Sequence[Tensor], weights: Sequence[float], base: Tens
             out.copy_(base)
             return
         factor = lambda_ * (1.0 if normalize else weights[members[0]])
-        thins = [make_thin(index, partial(delta_blocks, tensors[index], base, block_elements(out))) for index in members]
+        thins = [
+            make_thin(index, partial(delta_blocks, tensors[index], base, block_elements(out)))
+            for index in members
+        ]
         if len(members) == 1 and thins[0] is None and factor == 1.0:
-            out.copy_(tensors[members[0]])  # b + (t - b) may lose the last bits of a t that is much smaller than b
+            out.copy_(
+                tensors[members[0]]
+            )  # b + (t - b) may lose the last bits of a t that is much smaller than b
             return
-        used = torch.tensor([weights[index] for index in members], dtype=torch.float32, device=out.device)
+        used = torch.tensor(
+            [weights[index] for index in members], dtype=torch.float32, device=out.device
+        )
         flats = [tensors[index].reshape(-1) for index in members]
-        _run(flats, used, base.reshape(-1), out, thins, consensus=consensus, normalize=normalize, lambda_=lambda_)
+        _run(
+            flats,
+            used,
+            base.reshape(-1),
+            out,
+            thins,
+            consensus=consensus,
+            normalize=normalize,
+            lambda_=lambda_,
+        )
 
 
-def _run(flats: Sequence[Tensor], weights: Tensor, base: Tensor, out: Tensor, thins: Sequence[Thin | None], *,
-         consensus: bool, normalize: bool, lambda_: float) -> None:
+def _run(
+    flats: Sequence[Tensor],
+    weights: Tensor,
+    base: Tensor,
+    out: Tensor,
+    thins: Sequence[Thin | None],
+    *,
+    consensus: bool,
+    normalize: bool,
+    lambda_: float,
+) -> None:
     size = min(block_elements(out, len(flats)), max(out.numel(), 1))
     buffer = torch.empty(len(flats), size, dtype=torch.float32, device=out.device)
     origin_buffer = torch.empty(size, dtype=torch.float32, device=out.device)
-    divisor = float(weights.sum()) if normalize and abs(float(weights.sum())) >= SMALLEST_DIVISOR else 1.0
+    divisor = (
+        float(weights.sum()) if normalize and abs(float(weights.sum())) >= SMALLEST_DIVISOR else 1.0
+    )
     with flat_output(out) as target:
         for block in blocks(out.numel(), size):
             length = block.stop - block.start
@@ -65,7 +105,9 @@ def _run(flats: Sequence[Tensor], weights: Tensor, base: Tensor, out: Tensor, th
                 if thin is not None:
                     thin(block.start, row)
             deltas.mul_(weights[:, None])
-            mixed = _agreeing_mean(deltas, weights, normalize=normalize) if consensus else deltas.sum(0)
+            mixed = (
+                _agreeing_mean(deltas, weights, normalize=normalize) if consensus else deltas.sum(0)
+            )
             if divisor != 1.0 and not consensus:
                 mixed.div_(divisor)
             if lambda_ != 1.0:
@@ -81,10 +123,14 @@ def _agreeing_mean(weighted: Tensor, weights: Tensor, *, normalize: bool) -> Ten
     """
     sign = weighted.sum(0)
     sign.sign_().add_(0.5).sign_()  # -1, or +1 also for zero
-    agreeing = weighted.mul_(sign).clamp_(min=0.0).abs_()  # abs: -0.0 has a bit set, and would be counted below
+    agreeing = (
+        weighted.mul_(sign).clamp_(min=0.0).abs_()
+    )  # abs: -0.0 has a bit set, and would be counted below
     mixed = agreeing.sum(0).mul_(sign)
     if not normalize:
         return mixed
-    taken = agreeing.view(torch.int32).neg_().bitwise_right_shift_(31)  # all ones where a member agrees
+    taken = (
+        agreeing.view(torch.int32).neg_().bitwise_right_shift_(31)
+    )  # all ones where a member agrees
     divisor = taken.bitwise_and_(weights.view(torch.int32)[:, None]).view(torch.float32).sum(0)
     return mixed.div_(divisor.add_(divisor == 0))

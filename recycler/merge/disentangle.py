@@ -14,8 +14,16 @@ from recycler.merge.one_thread import one_thread
 
 
 @one_thread
-def widen(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-          ratio: float = 1.0, calibration: float = 1.0) -> None:
+def widen(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    ratio: float = 1.0,
+    calibration: float = 1.0,
+) -> None:
     """WIDEN (Yu et al. 2024, arXiv:2408.03092): for members whose deltas differ in size, continued pretraining among them.
 
     A matrix is split into column lengths m and directions; each member's |m - m_0| and 1 - cos to the base's columns are
@@ -34,10 +42,22 @@ def widen(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
         dim = 1 if layer_of(context.name) is None and place_of(context.name) != "final_norm" else 0
         if out.ndim == 2:
             changes = [_column_changes(tensors[index].float(), origin, dim) for index in members]
-            scores = sum(_scores(torch.stack(kind), ratio, calibration) for kind in zip(*changes, strict=True)) / 2
+            scores = (
+                sum(
+                    _scores(torch.stack(kind), ratio, calibration)
+                    for kind in zip(*changes, strict=True)
+                )
+                / 2
+            )
             factors = [score.unsqueeze(dim) for score in scores]
         else:
-            scores = _scores(torch.stack([(tensors[index].float() - origin).abs().reshape(-1) for index in members]), ratio, calibration)
+            scores = _scores(
+                torch.stack(
+                    [(tensors[index].float() - origin).abs().reshape(-1) for index in members]
+                ),
+                ratio,
+                calibration,
+            )
             factors = [score.view(out.shape) for score in scores]
         total = origin.clone()
         for index, factor in zip(members, factors, strict=True):
@@ -55,6 +75,12 @@ def _column_changes(tensor: Tensor, base: Tensor, dim: int) -> tuple[Tensor, Ten
 def _scores(changes: Tensor, ratio: float, calibration: float) -> Tensor:
     """Importance `(K, n)` of changes `(K, n)`: softmax over members of ranks in [0, 1), calibrated where clearly above the mean."""
     count = changes.shape[1]
-    ranks = torch.empty_like(changes).scatter_(1, changes.argsort(dim=1, stable=True), torch.arange(count, dtype=changes.dtype, device=changes.device).div_(count).expand_as(changes))
+    ranks = torch.empty_like(changes).scatter_(
+        1,
+        changes.argsort(dim=1, stable=True),
+        torch.arange(count, dtype=changes.dtype, device=changes.device)
+        .div_(count)
+        .expand_as(changes),
+    )
     scores = ranks.softmax(dim=0)
     return scores.masked_fill_(ranks > ranks.mean(dim=1, keepdim=True) * ratio, calibration)

@@ -17,7 +17,9 @@ def gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
     total = torch.zeros(len(flats), len(flats), dtype=torch.float64)
     num_elements = flats[0].numel()
     size = block_elements(flats[0], len(flats))
-    buffer = torch.empty(len(flats), min(size, max(num_elements, 1)), dtype=torch.float32, device=flats[0].device)
+    buffer = torch.empty(
+        len(flats), min(size, max(num_elements, 1)), dtype=torch.float32, device=flats[0].device
+    )
     with torch.no_grad():
         for block in blocks(num_elements, size):
             rows = buffer[:, : block.stop - block.start]

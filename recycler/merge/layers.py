@@ -33,9 +33,21 @@ def place_of(tensor: str) -> Place:
     return "embedding" if _EMBEDDING.search(tensor) else "final_norm"
 
 
-def layer_swap(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-               bottom: int = 5, top: int = 2, bottom_transition: int = 1, top_transition: int = 1,
-               embeddings: str = "adjacent", final_norm: str = "adjacent", head: str = "adjacent") -> None:
+def layer_swap(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    bottom: int = 5,
+    top: int = 2,
+    bottom_transition: int = 1,
+    top_transition: int = 1,
+    embeddings: str = "adjacent",
+    final_norm: str = "adjacent",
+    head: str = "adjacent",
+) -> None:
     """Layer swapping (Bandarkar et al. 2024, arXiv:2410.01335, Algorithm 1) of two members: (middle, outer).
 
     The lowest `bottom` and highest `top` layers come from the outer member (the language expert), the middle from the
@@ -53,21 +65,52 @@ def layer_swap(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Ten
         policy = {"embedding": embeddings, "final_norm": final_norm, "head": head}[place]
         layer = 0 if place == "embedding" else context.num_layers - 1
     if policy not in POLICIES:
-        raise UsageError(Problem(thing=f"layer_swap's policy {policy!r}", cause="unknown", remedy=did_you_mean(str(policy), POLICIES)))
-    zone = _zone(layer, context.num_layers, int(bottom), int(top), int(bottom_transition), int(top_transition)) if policy == "adjacent" else policy
+        raise UsageError(
+            Problem(
+                thing=f"layer_swap's policy {policy!r}",
+                cause="unknown",
+                remedy=did_you_mean(str(policy), POLICIES),
+            )
+        )
+    zone = (
+        _zone(
+            layer,
+            context.num_layers,
+            int(bottom),
+            int(top),
+            int(bottom_transition),
+            int(top_transition),
+        )
+        if policy == "adjacent"
+        else policy
+    )
     row = {"middle": (1.0, 0.0), "outer": (0.0, 1.0), "transition": tuple(weights)}[zone]
     linear(tensors, row, base=base, context=context, out=out)
 
 
-def _zone(layer: int, num_layers: int, bottom: int, top: int, bottom_transition: int, top_transition: int) -> str:
+def _zone(
+    layer: int, num_layers: int, bottom: int, top: int, bottom_transition: int, top_transition: int
+) -> str:
     from_top = num_layers - 1 - layer
     if layer < bottom or from_top < top:
         return "outer"
-    return "transition" if layer < bottom + bottom_transition or from_top < top + top_transition else "middle"
+    return (
+        "transition"
+        if layer < bottom + bottom_transition or from_top < top + top_transition
+        else "middle"
+    )
 
 
-def lines(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-          alpha: float = 0.5, beta: float = 0.5) -> None:
+def lines(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+) -> None:
     """LiNeS (Wang et al. 2024, arXiv:2410.17146): task arithmetic whose step grows linearly with depth.
 
     b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which hold general features,
@@ -78,19 +121,37 @@ def lines(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     if layer is None:
         layer = 0 if place_of(context.name) == "embedding" else context.num_layers - 1
     depth = layer / (context.num_layers - 1) if context.num_layers > 1 else 1.0
-    task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=alpha + beta * depth)
+    task_arithmetic(
+        tensors, weights, base=base, context=context, out=out, lambda_=alpha + beta * depth
+    )
 
 
 def _require_layers(method: str, context: TensorContext) -> None:
     """A depth that nobody knows must not pass for any: every layer would count as the last."""
     if context.num_layers < 1:
-        raise UsageError(Problem(thing=f"method {method!r}", cause="must know how many layers the model has, and its config does not say", remedy="Give a config.json with num_hidden_layers"))
+        raise UsageError(
+            Problem(
+                thing=f"method {method!r}",
+                cause="must know how many layers the model has, and its config does not say",
+                remedy="Give a config.json with num_hidden_layers",
+            )
+        )
     layer = layer_of(context.name)
     if layer is not None and layer >= context.num_layers:
-        raise UsageError(Problem(thing=f"tensor {context.name!r}", cause=f"is of layer {layer}, the model has {context.num_layers} by its config", remedy="Mend num_hidden_layers in config.json"))
+        raise UsageError(
+            Problem(
+                thing=f"tensor {context.name!r}",
+                cause=f"is of layer {layer}, the model has {context.num_layers} by its config",
+                remedy="Mend num_hidden_layers in config.json",
+            )
+        )
 
 
 def depth_complaint(options: Mapping[str, Any], num_layers: int) -> str | None:
     """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None; nothing is for an unknown depth, which the method itself refuses."""
     bottom, top = options["bottom"], options["top"]
-    return f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model" if bottom + top > num_layers > 0 else None
+    return (
+        f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model"
+        if bottom + top > num_layers > 0
+        else None
+    )

@@ -12,8 +12,15 @@ from recycler.merge.method import TensorContext
 SMALLEST_DIVISOR = 1e-8  # below this a sum of weights is taken for zero and not divided by
 
 
-def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-           normalize: bool = False) -> None:
+def linear(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    normalize: bool = False,
+) -> None:
     """Weighted sum of same-shaped tensors, written to `out`.
 
     Without a base: sum_k w_k t_k (Wortsman et al. 2022, arXiv:2203.05482; Khalifa et al. 2024, arXiv:2412.04144).

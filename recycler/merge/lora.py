@@ -59,13 +59,21 @@ class Adapter:
 
 # ---------------------------------------------------------------- files
 
+
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
     """A PEFT adapter folder. Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules."""
     from recycler.pool.fold import read_factors
 
     factors, config = read_factors(folder)
-    modules = {tensor.removesuffix(".weight"): LowRank(up=part.up, down=part.down, scale=part.scale) for tensor, part in factors.items()}
-    return Adapter(name=name or folder.name, modules=modules, base_model=str(config.get("base_model_name_or_path") or ""))
+    modules = {
+        tensor.removesuffix(".weight"): LowRank(up=part.up, down=part.down, scale=part.scale)
+        for tensor, part in factors.items()
+    }
+    return Adapter(
+        name=name or folder.name,
+        modules=modules,
+        base_model=str(config.get("base_model_name_or_path") or ""),
+    )
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
@@ -74,17 +82,33 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for module, factors in adapter.modules.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.down.float().contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.up.float().mul(factors.scale).contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = (
+            factors.up.float().mul(factors.scale).contiguous()
+        )
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ranks = {module: factors.rank for module, factors in adapter.modules.items()}
     largest = max(ranks.values(), default=1)
     other = {re.escape(module): rank for module, rank in ranks.items() if rank != largest}
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base_model, "r": largest, "lora_alpha": largest, "lora_dropout": 0.0, "bias": "none",
-              "fan_in_fan_out": False, "inference_mode": True, "use_rslora": False, "rank_pattern": other, "alpha_pattern": other, "target_modules": sorted(ranks)}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "r": largest,
+        "lora_alpha": largest,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(ranks),
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- merges
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseWeights:
@@ -94,7 +118,9 @@ class BaseWeights:
     tensor: Callable[[str], Tensor]
 
 
-Weights = Sequence[float] | Mapping[str, Sequence[float]]  # one row for all modules, or one for each
+Weights = (
+    Sequence[float] | Mapping[str, Sequence[float]]
+)  # one row for all modules, or one for each
 
 
 def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Adapter:
@@ -104,45 +130,103 @@ def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Ada
     """
     merged: dict[str, LowRank] = {}
     for module in modules_of(adapters):
-        parts = [(adapter.modules[module], weight) for adapter, weight in zip(adapters, _row(weights, module, len(adapters)), strict=True) if module in adapter.modules and weight != 0.0]
+        parts = [
+            (adapter.modules[module], weight)
+            for adapter, weight in zip(adapters, _row(weights, module, len(adapters)), strict=True)
+            if module in adapter.modules and weight != 0.0
+        ]
         if parts:
-            merged[module] = LowRank(up=torch.cat([part.up.float() * (weight * part.scale) for part, weight in parts], 1),
-                                     down=torch.cat([part.down.float() for part, _ in parts], 0), scale=1.0)
+            merged[module] = LowRank(
+                up=torch.cat(
+                    [part.up.float() * (weight * part.scale) for part, weight in parts], 1
+                ),
+                down=torch.cat([part.down.float() for part, _ in parts], 0),
+                scale=1.0,
+            )
     return Adapter(name=name, modules=merged, base_model=adapters[0].base_model)
 
 
-def merged_deltas(adapters: Sequence[Adapter], weights: Weights, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0,
-                  base: BaseWeights | None = None) -> Iterator[tuple[str, Tensor]]:
+def merged_deltas(
+    adapters: Sequence[Adapter],
+    weights: Weights,
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    base: BaseWeights | None = None,
+) -> Iterator[tuple[str, Tensor]]:
     """(module, merged delta) with any merge method: ties, dare_linear, della, ...; what folding first and merging then would give.
 
     float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises UsageError, also for a
     method that depends on the base (layer_swap and lines on its depth, widen on its weights) without one.
     """
     if method not in MERGE_METHODS:
-        raise UsageError(Problem(thing=f"method {method!r}", cause="unknown", remedy=did_you_mean(method, MERGE_METHODS)))
+        raise UsageError(
+            Problem(
+                thing=f"method {method!r}",
+                cause="unknown",
+                remedy=did_you_mean(method, MERGE_METHODS),
+            )
+        )
     for module in modules_of(adapters):
-        yield module, merged_delta(adapters, _row(weights, module, len(adapters)), module, method, options, seed, base)
+        yield (
+            module,
+            merged_delta(
+                adapters, _row(weights, module, len(adapters)), module, method, options, seed, base
+            ),
+        )
 
 
-def merged_delta(adapters: Sequence[Adapter], row: Sequence[float], module: str, method: str = "linear", options: Mapping[str, Any] | None = None, seed: int = 0,
-                 base: BaseWeights | None = None) -> Tensor:
+def merged_delta(
+    adapters: Sequence[Adapter],
+    row: Sequence[float],
+    module: str,
+    method: str = "linear",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    base: BaseWeights | None = None,
+) -> Tensor:
     """One module's merged delta, float32 `(out, in)`. Raises UsageError for a method that depends on the base without one."""
     entry = MERGE_METHODS[method]
     if base is None and (entry.by_depth or entry.reads_base):
-        raise UsageError(Problem(thing=f"method {method!r}", cause=f"depends on the base's {'number of layers' if entry.by_depth else 'own weights'}", remedy="Give base: FOLDER"))
+        raise UsageError(
+            Problem(
+                thing=f"method {method!r}",
+                cause=f"depends on the base's {'number of layers' if entry.by_depth else 'own weights'}",
+                remedy="Give base: FOLDER",
+            )
+        )
     shape = next(adapter.modules[module].shape for adapter in adapters if module in adapter.modules)
-    deltas = [adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape) for adapter in adapters]
+    deltas = [
+        adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape)
+        for adapter in adapters
+    ]
     out = torch.empty(shape)
-    context = TensorContext(name=f"{module}.weight", members=tuple(adapter.name for adapter in adapters), seed=seed, num_layers=base.num_layers if base else 0)
+    context = TensorContext(
+        name=f"{module}.weight",
+        members=tuple(adapter.name for adapter in adapters),
+        seed=seed,
+        num_layers=base.num_layers if base else 0,
+    )
     # on deltas the base is zero, which rounds less than adding the base and taking it off again
-    origin = base.tensor(f"{module}.weight").float() if base and entry.reads_base else torch.zeros(shape)
+    origin = (
+        base.tensor(f"{module}.weight").float() if base and entry.reads_base else torch.zeros(shape)
+    )
     if entry.reads_base:
         deltas = [delta.add_(origin) for delta in deltas]
-    entry.function(deltas, row, base=origin if entry.needs_base else None, context=context, out=out, **as_keywords(options or {}))
+    entry.function(
+        deltas,
+        row,
+        base=origin if entry.needs_base else None,
+        context=context,
+        out=out,
+        **as_keywords(options or {}),
+    )
     return out.sub_(origin) if entry.reads_base else out
 
 
-def factor(deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = "") -> tuple[Adapter, dict[str, float]]:
+def factor(
+    deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = ""
+) -> tuple[Adapter, dict[str, float]]:
     """The best adapter of this rank for given deltas (SVD; Eckart-Young), and its relative Frobenius error by module."""
     modules, errors = {}, {}
     for module, delta in deltas.items():
@@ -161,7 +245,9 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
         up_basis, up_small = torch.linalg.qr(factors.up.float() * factors.scale)
         down_basis, down_small = torch.linalg.qr(factors.down.float().T)
         left, values, right = torch.linalg.svd(up_small @ down_small.T, full_matrices=False)
-        modules[module], errors[module] = _truncated(up_basis @ left, values, right @ down_basis.T, rank)
+        modules[module], errors[module] = _truncated(
+            up_basis @ left, values, right @ down_basis.T, rank
+        )
     return Adapter(name=adapter.name, modules=modules, base_model=adapter.base_model), errors
 
 
@@ -178,14 +264,31 @@ def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tu
             tensor = (tensor.float() + adapter.modules[module].delta()).to(tensor.dtype)
         yield name, tensor
     if open_modules:
-        raise UsageError(Problem(thing=f"adapter {adapter.name!r}", cause=f"changes {sorted(open_modules)[0]!r}, which the base does not have", remedy="It was trained on another base"))
+        raise UsageError(
+            Problem(
+                thing=f"adapter {adapter.name!r}",
+                cause=f"changes {sorted(open_modules)[0]!r}, which the base does not have",
+                remedy="It was trained on another base",
+            )
+        )
 
 
 def check_fit(adapters: Sequence[Adapter]) -> None:
     """Raise UnsafeInputError unless the adapters change weights of one shape wherever they change the same module."""
     first = {module: adapter for adapter in reversed(adapters) for module in adapter.modules}
-    raise_problems([Problem(thing=f"adapter {adapter.name!r}: {module!r}", cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of {list(first[module].modules[module].shape)}",
-                            remedy="They were trained on different bases, and cannot be merged") for adapter in adapters for module, factors in adapter.modules.items() if factors.shape != first[module].modules[module].shape][:SHOWN], UnsafeInputError)
+    raise_problems(
+        [
+            Problem(
+                thing=f"adapter {adapter.name!r}: {module!r}",
+                cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of {list(first[module].modules[module].shape)}",
+                remedy="They were trained on different bases, and cannot be merged",
+            )
+            for adapter in adapters
+            for module, factors in adapter.modules.items()
+            if factors.shape != first[module].modules[module].shape
+        ][:SHOWN],
+        UnsafeInputError,
+    )
 
 
 def modules_of(adapters: Sequence[Adapter]) -> list[str]:
@@ -196,7 +299,13 @@ def modules_of(adapters: Sequence[Adapter]) -> list[str]:
 def _row(weights: Weights, module: str, count: int) -> Sequence[float]:
     row = weights[module] if isinstance(weights, Mapping) else weights
     if len(row) != count:
-        raise UsageError(Problem(thing="weights", cause=f"has {len(row)} numbers for {count} adapters", remedy="Give one an adapter"))
+        raise UsageError(
+            Problem(
+                thing="weights",
+                cause=f"has {len(row)} numbers for {count} adapters",
+                remedy="Give one an adapter",
+            )
+        )
     return row
 
 

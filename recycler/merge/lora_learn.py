@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from recycler.errors import Problem, UsageError
 from recycler.merge.lora import Adapter, modules_of
 
-Loss = Callable[[Tensor], Tensor]  # weights (M, K), rows in the order of modules_of(adapters) -> scalar
+Loss = Callable[
+    [Tensor], Tensor
+]  # weights (M, K), rows in the order of modules_of(adapters) -> scalar
 
 
 @contextmanager
@@ -26,7 +28,13 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> 
     try:
         for row, module in zip(weights, modules_of(adapters), strict=True):
             if module not in by_name:
-                raise UsageError(Problem(thing=f"module {module!r}", cause="is in an adapter and not in the model", remedy="The adapter was trained on another base"))
+                raise UsageError(
+                    Problem(
+                        thing=f"module {module!r}",
+                        cause="is in an adapter and not in the model",
+                        remedy="The adapter was trained on another base",
+                    )
+                )
             handles.append(by_name[module].register_forward_hook(_adds(module, adapters, row)))
         yield
     finally:
@@ -35,7 +43,11 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> 
 
 
 def _adds(module: str, adapters: Sequence[Adapter], row: Tensor) -> Callable:
-    parts = [(index, adapter.modules[module]) for index, adapter in enumerate(adapters) if module in adapter.modules]
+    parts = [
+        (index, adapter.modules[module])
+        for index, adapter in enumerate(adapters)
+        if module in adapter.modules
+    ]
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
@@ -53,7 +65,14 @@ def loss_of_uniform(loss: Loss, num_modules: int, num_adapters: int) -> float:
         return float(loss(torch.full((num_modules, num_adapters), 1 / num_adapters)))
 
 
-def learn_by_gradient(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 100, learning_rate: float = 0.05) -> Tensor:
+def learn_by_gradient(
+    loss: Loss,
+    num_modules: int,
+    num_adapters: int,
+    *,
+    steps: int = 100,
+    learning_rate: float = 0.05,
+) -> Tensor:
     """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so never worse than uniform."""
     logits = torch.zeros(num_modules, num_adapters, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=learning_rate)
@@ -69,7 +88,16 @@ def learn_by_gradient(loss: Loss, num_modules: int, num_adapters: int, *, steps:
     return best
 
 
-def learn_by_spsa(loss: Loss, num_modules: int, num_adapters: int, *, steps: int = 200, learning_rate: float = 0.2, epsilon: float = 0.05, seed: int = 0) -> Tensor:
+def learn_by_spsa(
+    loss: Loss,
+    num_modules: int,
+    num_adapters: int,
+    *,
+    steps: int = 200,
+    learning_rate: float = 0.2,
+    epsilon: float = 0.05,
+    seed: int = 0,
+) -> Tensor:
     """Weights `(M, K)` from losses or scores alone, two evaluations a step: SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
 
     x -= a_t g z / rms(g), g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t shrinking as in Spall 1998;
@@ -81,8 +109,12 @@ def learn_by_spsa(loss: Loss, num_modules: int, num_adapters: int, *, steps: int
     with torch.no_grad():
         best, best_loss = logits.softmax(1), float(loss(logits.softmax(1)))
         for step in range(steps):
-            direction = torch.randint(0, 2, logits.shape, generator=generator).float().mul_(2).sub_(1)
-            ahead, behind = (float(loss((logits + side * epsilon * direction).softmax(1))) for side in (1, -1))
+            direction = (
+                torch.randint(0, 2, logits.shape, generator=generator).float().mul_(2).sub_(1)
+            )
+            ahead, behind = (
+                float(loss((logits + side * epsilon * direction).softmax(1))) for side in (1, -1)
+            )
             slope = (ahead - behind) / (2 * epsilon)
             size = max(abs(slope), 1e-30) if step == 0 else (0.9 * size**2 + 0.1 * slope**2) ** 0.5
             logits -= learning_rate / (step + 1) ** 0.3 * slope / size * direction

@@ -13,16 +13,28 @@ Matches = Callable[[str], bool]  # does this filter match the tensor at hand?
 def setting_fault(setting: Any, depth: int = 0) -> str | None:
     """What is wrong with a setting's shape, in words; None when it is sound."""
     if isinstance(setting, (bool, int, float, str)):
-        return f"is {setting}" if isinstance(setting, float) and not math.isfinite(setting) else "is a number of too many digits" if type(setting) is int and abs(setting) > 2**63 else None
+        return (
+            f"is {setting}"
+            if isinstance(setting, float) and not math.isfinite(setting)
+            else "is a number of too many digits"
+            if type(setting) is int and abs(setting) > 2**63
+            else None
+        )
     if depth > MAX_NESTING or setting is None or setting == []:
         return "is empty" if not setting else "is nested too deeply"
     if isinstance(setting, Mapping):
-        if "value" not in setting or setting.keys() - {"filter", "value"} or not isinstance(setting.get("filter"), str | None):
+        if (
+            "value" not in setting
+            or setting.keys() - {"filter", "value"}
+            or not isinstance(setting.get("filter"), str | None)
+        ):
             return "is not {filter: a word, value: ...}"
         return setting_fault(setting["value"], depth + 1)
     if not isinstance(setting, list):
         return f"is a {type(setting).__name__}"
-    if len({isinstance(entry, Mapping) for entry in setting}) > 1 or any(isinstance(entry, list) for entry in setting):
+    if len({isinstance(entry, Mapping) for entry in setting}) > 1 or any(
+        isinstance(entry, list) for entry in setting
+    ):
         return "mixes filters with plain values"
     return next((fault for entry in setting if (fault := setting_fault(entry, depth + 1))), None)
 
@@ -72,10 +84,15 @@ def has_gradient(setting: Any) -> bool:
         return has_gradient(setting.get("value"))
     if not isinstance(setting, list):
         return False
-    return any(has_gradient(entry) if isinstance(entry, Mapping) else entry != setting[0] for entry in setting)
+    return any(
+        has_gradient(entry) if isinstance(entry, Mapping) else entry != setting[0]
+        for entry in setting
+    )
 
 
-def first(settings: Sequence[Mapping[str, Any] | None], name: str, depth: float, matches: Matches) -> Any:
+def first(
+    settings: Sequence[Mapping[str, Any] | None], name: str, depth: float, matches: Matches
+) -> Any:
     """The first value that a scope gives for a parameter: scopes from the innermost to the outermost."""
     for scope in settings:
         if scope and name in scope:

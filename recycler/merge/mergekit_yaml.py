@@ -16,25 +16,48 @@ from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.merge import MERGE_METHODS
 from recycler.merge.mergekit_numbers import MAX_LAYERS, Reader, Slice, groups_and_options
 from recycler.merge.mergekit_settings import setting_fault
-from recycler.merge.mergekit_write import recipe_to_mergekit as recipe_to_mergekit  # both ways from one door
+from recycler.merge.mergekit_write import (
+    recipe_to_mergekit as recipe_to_mergekit,
+)  # both ways from one door
 from recycler.merge.recipe_yaml import DTYPES
 from recycler.pool.aligned import TokenizerPolicy
 from recycler.pool.catalog import local_path, open_checkpoint, packed_place, read_config, remote_url
 from recycler.types import Recipe
 from recycler.yamls import KeyPath, YamlDocument, load_yaml
 
-KEYS = ("models", "slices", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name")
+KEYS = (
+    "models",
+    "slices",
+    "merge_method",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "name",
+)
 SCALARS = ("merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "name")
 
 
-def read_mergekit(path: Path | str | YamlDocument, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
+def read_mergekit(
+    path: Path | str | YamlDocument, text: str | None = None
+) -> tuple[Recipe, dict[str, Path]]:
     """The recipe that a mergekit configuration (a file, read already, or `text`) means, and the folder of each model by the name it got.
 
     Folders are as mergekit takes them: relative to where the command runs. Raises UsageError with file:line.
     """
     reader = Reader(load_yaml(path, text))
     if not isinstance(reader.data, dict):
-        raise UsageError(Problem(thing=reader.document.path, cause="does not hold a mapping of keys to values", remedy="Start it with merge_method:", where=reader.document.where(())))
+        raise UsageError(
+            Problem(
+                thing=reader.document.path,
+                cause="does not hold a mapping of keys to values",
+                remedy="Start it with merge_method:",
+                where=reader.document.where(()),
+            )
+        )
     _check_keys(reader)
     slices = _slices(reader)
     reader.stop_if_wrong()
@@ -48,15 +71,28 @@ def read_mergekit(path: Path | str | YamlDocument, text: str | None = None) -> t
     method = reader.data["merge_method"]
     members = _members(reader, method, models, base)
     reader.stop_if_wrong()
-    groups, weights, options = groups_and_options(reader, method, members, slices, num_layers=_num_layers(reader, slices, models))
+    groups, weights, options = groups_and_options(
+        reader, method, members, slices, num_layers=_num_layers(reader, slices, models)
+    )
     reader.stop_if_wrong()
     uses_base = base is not None and base not in members
-    recipe = Recipe(method=method, members=tuple(names[model] for model in members), base=names[base] if uses_base else None,
-                    groups=groups, weights=weights, options=options, dtype=_dtype(reader, base or models[0]))
-    return recipe, {names[model]: Path(model) for model in (*members, *([base] if uses_base else []))}
+    recipe = Recipe(
+        method=method,
+        members=tuple(names[model] for model in members),
+        base=names[base] if uses_base else None,
+        groups=groups,
+        weights=weights,
+        options=options,
+        dtype=_dtype(reader, base or models[0]),
+    )
+    return recipe, {
+        names[model]: Path(model) for model in (*members, *([base] if uses_base else []))
+    }
 
 
-def read_tokenizer_policy(document: YamlDocument, recipe: Recipe, sources: Mapping[str, Path]) -> tuple[TokenizerPolicy, str | None]:
+def read_tokenizer_policy(
+    document: YamlDocument, recipe: Recipe, sources: Mapping[str, Path]
+) -> tuple[TokenizerPolicy, str | None]:
     """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
 
     The name of the base (or first) model means `base`; another model's is honoured where vocabularies agree, as without any.
@@ -65,44 +101,114 @@ def read_tokenizer_policy(document: YamlDocument, recipe: Recipe, sources: Mappi
     source, base = _tokenizer_source(document.data), document.data.get("base_model")
     template = sources[recipe.base or recipe.members[0]]
     if source not in (None, "union", "base") and Path(source) not in sources.values():
-        raise UsageError(Problem(thing=f"tokenizer source {source!r}", cause="is neither union nor base nor one of the merged models", remedy="Write union, base, or a model of this file",
-                                 where=document.where(("tokenizer_source",) if "tokenizer_source" in document.data else ("tokenizer", "source"))))
-    policy: TokenizerPolicy = "union" if source == "union" else "base" if source == "base" or (source and Path(source) == template) else "refuse"
-    return policy, next((name for name, place in sources.items() if base is not None and place == Path(base)), None)
+        raise UsageError(
+            Problem(
+                thing=f"tokenizer source {source!r}",
+                cause="is neither union nor base nor one of the merged models",
+                remedy="Write union, base, or a model of this file",
+                where=document.where(
+                    ("tokenizer_source",)
+                    if "tokenizer_source" in document.data
+                    else ("tokenizer", "source")
+                ),
+            )
+        )
+    policy: TokenizerPolicy = (
+        "union"
+        if source == "union"
+        else "base"
+        if source == "base" or (source and Path(source) == template)
+        else "refuse"
+    )
+    return policy, next(
+        (name for name, place in sources.items() if base is not None and place == Path(base)), None
+    )
 
 
 # ---------------------------------------------------------------- structure
 
+
 def _check_keys(reader: Reader) -> None:
     data = reader.data
     for key in data.keys() - set(KEYS):
-        reader.refuse((key,), f"key {key!r}", "is not understood", "Modules are not; give models or slices" if key == "modules" else did_you_mean(str(key), KEYS))
+        reader.refuse(
+            (key,),
+            f"key {key!r}",
+            "is not understood",
+            "Modules are not; give models or slices"
+            if key == "modules"
+            else did_you_mean(str(key), KEYS),
+        )
     if "chat_template" in data:
-        reader.refuse(("chat_template",), "key 'chat_template'", "is not done here: a merge gets the chat template of its base, or first model", "Leave it out, and put the template into the merge's folder")
+        reader.refuse(
+            ("chat_template",),
+            "key 'chat_template'",
+            "is not done here: a merge gets the chat template of its base, or first model",
+            "Leave it out, and put the template into the merge's folder",
+        )
     for key in SCALARS:
         if not isinstance(data.get(key), str | None):
-            reader.refuse((key,), f"key {key!r}", f"is {str(data[key])[:40]!r}, which is not a word", "Write one word")
+            reader.refuse(
+                (key,),
+                f"key {key!r}",
+                f"is {str(data[key])[:40]!r}, which is not a word",
+                "Write one word",
+            )
     if not isinstance(data.get("tokenizer"), dict | None):
-        reader.refuse(("tokenizer",), "key 'tokenizer'", "is not a mapping", "Write tokenizer: {source: union}")
+        reader.refuse(
+            ("tokenizer",),
+            "key 'tokenizer'",
+            "is not a mapping",
+            "Write tokenizer: {source: union}",
+        )
     for key in (data.get("tokenizer") or {}) if isinstance(data.get("tokenizer"), dict) else ():
         if key != "source":
-            reader.refuse(("tokenizer", key), f"key {str(key)[:40]!r}", "is not done here: rows of tokens are the member's own, else the base's, else the mean", "Leave it out, or run this one with mergekit")
+            reader.refuse(
+                ("tokenizer", key),
+                f"key {str(key)[:40]!r}",
+                "is not done here: rows of tokens are the member's own, else the base's, else the mean",
+                "Leave it out, or run this one with mergekit",
+            )
     if not isinstance(_tokenizer_source(data), str | None):
-        reader.refuse(("tokenizer",), "the tokenizer's source", "is not a word", "Write union, base, or a model")
+        reader.refuse(
+            ("tokenizer",),
+            "the tokenizer's source",
+            "is not a word",
+            "Write union, base, or a model",
+        )
     _parameters(reader, data.get("parameters"), ("parameters",))
     reader.stop_if_wrong()
     method = data.get("merge_method")
     if method == "passthrough":
-        reader.refuse(("merge_method",), "method 'passthrough'", "stacks layers into another architecture, which a pool of one architecture cannot hold", "Run this one with mergekit")
+        reader.refuse(
+            ("merge_method",),
+            "method 'passthrough'",
+            "stacks layers into another architecture, which a pool of one architecture cannot hold",
+            "Run this one with mergekit",
+        )
     elif method not in MERGE_METHODS:
-        reader.refuse(("merge_method",), f"method {method!r}", "unknown", did_you_mean(str(method), MERGE_METHODS))
+        reader.refuse(
+            ("merge_method",),
+            f"method {method!r}",
+            "unknown",
+            did_you_mean(str(method), MERGE_METHODS),
+        )
     elif MERGE_METHODS[method].needs_base and not data.get("base_model"):
-        reader.refuse(("merge_method",), f"method {method!r}", "works on deltas and there is no base_model", "Add base_model:")
+        reader.refuse(
+            ("merge_method",),
+            f"method {method!r}",
+            "works on deltas and there is no base_model",
+            "Add base_model:",
+        )
     if ("models" in data) == ("slices" in data):
-        reader.refuse((), "models and slices", "exactly one of them is needed", "models: for whole models")
+        reader.refuse(
+            (), "models and slices", "exactly one of them is needed", "models: for whole models"
+        )
     for key in ("dtype", "out_dtype"):
         if data.get(key) is not None and data[key] not in DTYPES:
-            reader.refuse((key,), f"{key} {data[key]!r}", "unknown", did_you_mean(str(data[key]), DTYPES))
+            reader.refuse(
+                (key,), f"{key} {data[key]!r}", "unknown", did_you_mean(str(data[key]), DTYPES)
+            )
 
 
 def _tokenizer_source(data: Mapping[str, Any]) -> Any:
@@ -118,12 +224,24 @@ def _slices(reader: Reader) -> list[Slice]:
         return []
     if "models" in data:
         settings = _inputs(reader, data["models"], ("models",))
-        return [Slice(0, 0, {model: entry.get("parameters") for model, entry in settings.items()}, data.get("parameters"))]
+        return [
+            Slice(
+                0,
+                0,
+                {model: entry.get("parameters") for model, entry in settings.items()},
+                data.get("parameters"),
+            )
+        ]
     slices: list[Slice] = []
     for index, part in enumerate(data["slices"] if isinstance(data["slices"], list) else []):
         path: KeyPath = ("slices", index)
         if not isinstance(part, dict) or part.keys() - {"sources", "parameters"}:
-            reader.refuse(path, "slice", "is more than sources and parameters", "A base_model or residual_weight of its own is not supported")
+            reader.refuse(
+                path,
+                "slice",
+                "is more than sources and parameters",
+                "A base_model or residual_weight of its own is not supported",
+            )
             continue
         inputs = _inputs(reader, part.get("sources"), (*path, "sources"))
         _parameters(reader, part.get("parameters"), (*path, "parameters"))
@@ -131,11 +249,28 @@ def _slices(reader: Reader) -> list[Slice]:
         place = slices[-1].stop if slices else 0
         if reader.problems:
             continue
-        if len(set(ranges)) != 1 or ranges[0] is None or ranges[0][0] != place or not place < ranges[0][1] <= MAX_LAYERS:
-            reader.refuse(path, f"slice {index}", f"does not take layers {place} and up from all of its sources: layers would repeat, be skipped or change place", "Run this one with mergekit")
+        if (
+            len(set(ranges)) != 1
+            or ranges[0] is None
+            or ranges[0][0] != place
+            or not place < ranges[0][1] <= MAX_LAYERS
+        ):
+            reader.refuse(
+                path,
+                f"slice {index}",
+                f"does not take layers {place} and up from all of its sources: layers would repeat, be skipped or change place",
+                "Run this one with mergekit",
+            )
             continue
         shared = {**(data.get("parameters") or {}), **(part.get("parameters") or {})}
-        slices.append(Slice(place, ranges[0][1], {model: entry.get("parameters") for model, entry in inputs.items()}, shared))
+        slices.append(
+            Slice(
+                place,
+                ranges[0][1],
+                {model: entry.get("parameters") for model, entry in inputs.items()},
+                shared,
+            )
+        )
     if not slices and not reader.problems:
         reader.refuse(("slices",), "slices", "empty", "Give at least one")
     return slices
@@ -145,12 +280,28 @@ def _inputs(reader: Reader, entries: Any, path: KeyPath) -> dict[str, dict[str, 
     """The entries of a list of models or sources by model. Adds problems."""
     found: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
-        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str) or entry.keys() - {"model", "parameters", "layer_range"}:
-            reader.refuse((*path, index), "entry", "is not model, parameters and layer_range", "Write - model: FOLDER")
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("model"), str)
+            or entry.keys() - {"model", "parameters", "layer_range"}
+        ):
+            reader.refuse(
+                (*path, index),
+                "entry",
+                "is not model, parameters and layer_range",
+                "Write - model: FOLDER",
+            )
         elif "+" in entry["model"] or "@" in entry["model"]:
-            reader.refuse((*path, index), f"model {entry['model']!r}", "is an adapter or a revision of a model", "Fold the adapter with recycler fold, or download the revision")
+            reader.refuse(
+                (*path, index),
+                f"model {entry['model']!r}",
+                "is an adapter or a revision of a model",
+                "Fold the adapter with recycler fold, or download the revision",
+            )
         elif entry["model"] in found:
-            reader.refuse((*path, index), f"model {entry['model']!r}", "stands twice", "Add its weights up")
+            reader.refuse(
+                (*path, index), f"model {entry['model']!r}", "stands twice", "Add its weights up"
+            )
         else:
             found[entry["model"]] = entry
             _parameters(reader, entry.get("parameters"), (*path, index, "parameters"))
@@ -165,19 +316,35 @@ def _parameters(reader: Reader, given: Any, path: KeyPath) -> None:
         reader.refuse(path, "parameters", "are not a mapping", "Write parameters: {NAME: VALUE}")
         return
     for name, setting in (given or {}).items():
-        fault = setting_fault(setting) if isinstance(name, str) else "does not have a word as its name"
+        fault = (
+            setting_fault(setting) if isinstance(name, str) else "does not have a word as its name"
+        )
         if fault:
-            reader.refuse((*path, name), f"parameter {str(name)[:40]!r}", fault, "Write a number, a list of numbers over depth, or a list of {filter: PART OF A NAME, value: ...}")
+            reader.refuse(
+                (*path, name),
+                f"parameter {str(name)[:40]!r}",
+                fault,
+                "Write a number, a list of numbers over depth, or a list of {filter: PART OF A NAME, value: ...}",
+            )
 
 
 def _layer_range(given: Any) -> tuple[int, int] | None:
-    return (given[0], given[1]) if isinstance(given, list) and len(given) == 2 and all(type(number) is int for number in given) else None
+    return (
+        (given[0], given[1])
+        if isinstance(given, list)
+        and len(given) == 2
+        and all(type(number) is int for number in given)
+        else None
+    )
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
     """Short names: the last part of the path where that is unique, the whole path otherwise."""
     last = [Path(model).name for model in models]
-    return {model: name if last.count(name) == 1 else model.strip("/").replace("/", "-") for model, name in zip(models, last, strict=True)}
+    return {
+        model: name if last.count(name) == 1 else model.strip("/").replace("/", "-")
+        for model, name in zip(models, last, strict=True)
+    }
 
 
 def _members(reader: Reader, method: str, models: Sequence[str], base: str | None) -> list[str]:
@@ -185,7 +352,12 @@ def _members(reader: Reader, method: str, models: Sequence[str], base: str | Non
     if method == "slerp":
         others = [model for model in models if model != base]
         if base is None or len(others) != 1:
-            reader.refuse(("merge_method",), "method 'slerp'", "needs a base_model and one other model", "Give exactly two models")
+            reader.refuse(
+                ("merge_method",),
+                "method 'slerp'",
+                "needs a base_model and one other model",
+                "Give exactly two models",
+            )
             return list(models)
         return [base, *others]
     if method in ("linear", "karcher"):
@@ -193,7 +365,12 @@ def _members(reader: Reader, method: str, models: Sequence[str], base: str | Non
     members = [model for model in models if model != base]
     wanted = MERGE_METHODS[method].num_members
     if not members or (wanted is not None and len(members) != wanted):
-        reader.refuse(("merge_method",), f"method {method!r}", f"merges {wanted or 'some'} models besides the base, here are {len(members)}", "Check models:")
+        reader.refuse(
+            ("merge_method",),
+            f"method {method!r}",
+            f"merges {wanted or 'some'} models besides the base, here are {len(members)}",
+            "Check models:",
+        )
     return members
 
 
@@ -201,9 +378,21 @@ def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) 
     """Layers of the merge: from the slices, else from the first model that is a folder here; 0 when none is."""
     if slices[-1].stop:
         return slices[-1].stop
-    number = next((found.get("num_hidden_layers", 0) for model in models if (found := _config(model)) is not None), 0)
+    number = next(
+        (
+            found.get("num_hidden_layers", 0)
+            for model in models
+            if (found := _config(model)) is not None
+        ),
+        0,
+    )
     if type(number) is not int or not 0 <= number <= MAX_LAYERS:
-        reader.refuse((), "num_hidden_layers", f"is {str(number)[:40]} in config.json", f"A model has at most {MAX_LAYERS:,} layers")
+        reader.refuse(
+            (),
+            "num_hidden_layers",
+            f"is {str(number)[:40]} in config.json",
+            f"A model has at most {MAX_LAYERS:,} layers",
+        )
         return 0
     return number
 
@@ -214,7 +403,10 @@ def _config(model: str) -> dict[str, Any] | None:
     path = Path(local_path(model)) / "config.json"
     try:
         return read_config(path) if path.is_file() else None
-    except (OSError, ValueError):  # no name that a file could have: that is told when the model is opened
+    except (
+        OSError,
+        ValueError,
+    ):  # no name that a file could have: that is told when the model is opened
         return None
 
 

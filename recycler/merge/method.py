@@ -23,8 +23,16 @@ class TensorContext:
 
 
 class MergeFunction(Protocol):
-    def __call__(self, tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext,
-                 out: Tensor, **options: Any) -> None:
+    def __call__(
+        self,
+        tensors: Sequence[Tensor],
+        weights: Sequence[float],
+        *,
+        base: Tensor | None,
+        context: TensorContext,
+        out: Tensor,
+        **options: Any,
+    ) -> None:
         """Write the merge of `tensors` (K of one shape) with `weights` (K) into `out`: float32 inside, one rounding."""
 
 
@@ -50,23 +58,54 @@ class MergeMethod:
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as keyword arguments: `lambda` becomes `lambda_`, since Python keeps that word for itself."""
-    return {f"{name}_" if keyword.iskeyword(name) else name: value for name, value in options.items()}
+    return {
+        f"{name}_" if keyword.iskeyword(name) else name: value for name, value in options.items()
+    }
 
 
-def per_member(name: str, value: float | Sequence[float], num_members: int, *, low: float = 0.0, high: float = 1.0) -> tuple[float, ...]:
+def per_member(
+    name: str,
+    value: float | Sequence[float],
+    num_members: int,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[float, ...]:
     """An option as one number per member: a scalar is meant for all, a sequence must have K entries in [low, high].
 
     Raises UsageError.
     """
-    values = tuple(float(entry) for entry in value) if isinstance(value, (tuple, list)) else (float(value),) * num_members
+    values = (
+        tuple(float(entry) for entry in value)
+        if isinstance(value, (tuple, list))
+        else (float(value),) * num_members
+    )
     if len(values) != num_members:
-        raise UsageError(Problem(thing=f"option {name!r}", cause=f"has {len(values)} values for {num_members} members", remedy="Give one number, or one per member"))
+        raise UsageError(
+            Problem(
+                thing=f"option {name!r}",
+                cause=f"has {len(values)} values for {num_members} members",
+                remedy="Give one number, or one per member",
+            )
+        )
     if not all(low <= entry <= high for entry in values):
-        raise UsageError(Problem(thing=f"option {name!r}", cause=f"is {value}, outside [{low:g}, {high:g}]", remedy="Choose a value inside"))
+        raise UsageError(
+            Problem(
+                thing=f"option {name!r}",
+                cause=f"is {value}, outside [{low:g}, {high:g}]",
+                remedy="Choose a value inside",
+            )
+        )
     return values
 
 
 def require_members(method: str, tensors: Sequence[Tensor], count: int) -> None:
     """Raise UsageError unless there are exactly `count` members."""
     if len(tensors) != count:
-        raise UsageError(Problem(thing=f"method {method!r}", cause=f"merges {count} members, the recipe has {len(tensors)}", remedy="Use multislerp, karcher or linear for more"))
+        raise UsageError(
+            Problem(
+                thing=f"method {method!r}",
+                cause=f"merges {count} members, the recipe has {len(tensors)}",
+                remedy="Use multislerp, karcher or linear for more",
+            )
+        )

@@ -113,9 +113,14 @@ void weighted_sum_bf16(const uint16_t *const *in, const float *w, int64_t num, u
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 
 
-def weighted_sum_bf16(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor, divisor: float) -> bool:
+def weighted_sum_bf16(
+    tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor, divisor: float
+) -> bool:
     """Fill `out` and return True; False when this machine or these tensors are not for the kernel (CPU, bfloat16, contiguous)."""
-    if not all(tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in (*tensors, out)):
+    if not all(
+        tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous()
+        for tensor in (*tensors, out)
+    ):
         return False
     kernel = _kernel()
     if kernel is None:
@@ -135,7 +140,14 @@ def _kernel():  # noqa: ANN202  a ctypes function
     except (OSError, subprocess.SubprocessError):
         return None
     function = library.weighted_sum_bf16
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float]
+    function.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_float,
+    ]
     function.restype = None
     return function
 
@@ -149,7 +161,14 @@ def _compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             built = Path(aside) / target.name
-            subprocess.run(["cc", *FLAGS, "-x", "c", "-", "-o", str(built), "-lm"], input=SOURCE, text=True, check=True, capture_output=True, timeout=60)
+            subprocess.run(
+                ["cc", *FLAGS, "-x", "c", "-", "-o", str(built), "-lm"],
+                input=SOURCE,
+                text=True,
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
             built.rename(target)
     return target
 
@@ -157,6 +176,13 @@ def _compiled() -> Path:
 def _cpu() -> str:
     """What -march=native depends on, so that a home folder shared by several machines holds one library for each kind."""
     try:
-        return next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+        return next(
+            (
+                line
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith(("flags", "Features"))
+            ),
+            "",
+        )
     except OSError:
         return ""

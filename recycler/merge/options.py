@@ -13,7 +13,9 @@ from typing import Any
 from recycler.errors import did_you_mean
 from recycler.types import OptionValue
 
-PER_MEMBER = frozenset({"density", "gamma", "epsilon"})  # options that may be a list of one number a member
+PER_MEMBER = frozenset(
+    {"density", "gamma", "epsilon"}
+)  # options that may be a list of one number a member
 Options = tuple[tuple[str, OptionValue], ...]
 
 
@@ -21,11 +23,15 @@ Options = tuple[tuple[str, OptionValue], ...]
 def options_of(options: Options, group: str) -> Mapping[str, OptionValue]:
     """The options that hold for the tensors of a group, by their bare names."""
     bare = {name: value for name, value in options if "@" not in name}
-    own = {name.partition("@")[0]: value for name, value in options if name.partition("@")[2] == group}
+    own = {
+        name.partition("@")[0]: value for name, value in options if name.partition("@")[2] == group
+    }
     return bare | own
 
 
-def option_complaints(options: Options, known: Mapping[str, Any], groups: Sequence[str], num_members: int) -> Iterator[tuple[str, str, str]]:
+def option_complaints(
+    options: Options, known: Mapping[str, Any], groups: Sequence[str], num_members: int
+) -> Iterator[tuple[str, str, str]]:
     """(option, cause, remedy) for every option that the method does not know, or whose value it cannot take.
 
     `known` maps a method's options to their defaults, which tell the kind of value.
@@ -35,12 +41,20 @@ def option_complaints(options: Options, known: Mapping[str, Any], groups: Sequen
         if bare not in known:
             yield name, "unknown", did_you_mean(bare, known) if known else "It has no options"
         elif at and group not in groups:
-            yield name, f"is for the group {group!r}, which the recipe does not have", did_you_mean(group, groups)
+            yield (
+                name,
+                f"is for the group {group!r}, which the recipe does not have",
+                did_you_mean(group, groups),
+            )
         elif isinstance(value, tuple):
             if bare not in PER_MEMBER:
                 yield name, "is a list, and holds for all members", "Give one value"
             elif len(value) != num_members or not all(map(_is_number, value)):
-                yield name, f"is not one number for each of {num_members} members", "Give one number, or one per member"
+                yield (
+                    name,
+                    f"is not one number for each of {num_members} members",
+                    "Give one number, or one per member",
+                )
         elif not _fits(value, known[bare]):
             yield name, f"is {value!r}", f"Give a {_kind(known[bare])}"
 
@@ -48,13 +62,23 @@ def option_complaints(options: Options, known: Mapping[str, Any], groups: Sequen
 def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
-    if isinstance(default, int):  # a count: rounding it would run another merge than the one that is written
+    if isinstance(
+        default, int
+    ):  # a count: rounding it would run another merge than the one that is written
         return _is_number(value) and value >= 0 and float(value).is_integer()
     return isinstance(value, str) if isinstance(default, str) else _is_number(value)
 
 
 def _kind(default: Any) -> str:
-    return "truth value" if isinstance(default, bool) else "word" if isinstance(default, str) else "whole number from 0 on" if isinstance(default, int) else "finite number"
+    return (
+        "truth value"
+        if isinstance(default, bool)
+        else "word"
+        if isinstance(default, str)
+        else "whole number from 0 on"
+        if isinstance(default, int)
+        else "finite number"
+    )
 
 
 def _is_number(value: Any) -> bool:

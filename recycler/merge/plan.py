@@ -15,9 +15,27 @@ from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES
 from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES
 from recycler.types import Checkpoint, Recipe, TensorInfo
 
-PASSES = {"ties": 3, "breadcrumbs": 5, "breadcrumbs_ties": 5, "della": 2, "della_linear": 2, "sce": 6, "slerp": 2, "nuslerp": 2, "multislerp": 2, "karcher": 2,
-          "model_stock": 2, "widen": 3, "tsv_merge": 1, "iso_c": 1}  # times that a member's tensor is walked; later walks hit the page cache
-FLOAT32_COPIES = {"widen": 5.0, "tsv_merge": 6.0, "iso_c": 6.0}  # whole float32 tensors held at once, by methods that cannot go by block
+PASSES = {
+    "ties": 3,
+    "breadcrumbs": 5,
+    "breadcrumbs_ties": 5,
+    "della": 2,
+    "della_linear": 2,
+    "sce": 6,
+    "slerp": 2,
+    "nuslerp": 2,
+    "multislerp": 2,
+    "karcher": 2,
+    "model_stock": 2,
+    "widen": 3,
+    "tsv_merge": 1,
+    "iso_c": 1,
+}  # times that a member's tensor is walked; later walks hit the page cache
+FLOAT32_COPIES = {
+    "widen": 5.0,
+    "tsv_merge": 6.0,
+    "iso_c": 6.0,
+}  # whole float32 tensors held at once, by methods that cannot go by block
 FIXED_BYTES = 64_000_000  # blocks, buffers and histograms
 
 
@@ -38,12 +56,19 @@ class MergePlan:
         return (self.bytes_read + self.bytes_written) / bytes_per_second
 
 
-def plan_merge(recipe: Recipe, tensors: Mapping[str, TensorInfo], num_bytes_of: Mapping[str, Mapping[str, int]] | None = None) -> MergePlan:
+def plan_merge(
+    recipe: Recipe,
+    tensors: Mapping[str, TensorInfo],
+    num_bytes_of: Mapping[str, Mapping[str, int]] | None = None,
+) -> MergePlan:
     """Plan `recipe` over the template's `tensors`; `num_bytes_of` gives the bytes of each checkpoint's tensors when these differ.
 
     A member whose weight is zero in a tensor's group is not read for it. Raises ValueError for a tensor that no group takes.
     """
-    used = [[name for name, weight in zip(recipe.members, row, strict=True) if weight != 0.0] for row in recipe.weights]
+    used = [
+        [name for name, weight in zip(recipe.members, row, strict=True) if weight != 0.0]
+        for row in recipe.weights
+    ]
     out_bytes = DTYPE_BYTES[SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]]
     patterns = [re.compile(group.match) for group in recipe.groups]
     read = written = parameters = largest = 0
@@ -52,20 +77,38 @@ def plan_merge(recipe: Recipe, tensors: Mapping[str, TensorInfo], num_bytes_of: 
         is_float = info.dtype in FLOAT_DTYPES
         readers = used[_group(patterns, name)] if is_float else list(recipe.members)
         readers = [*readers, recipe.base] if recipe.base and is_float else readers
-        read += sum(num_bytes_of[reader][name] for reader in readers) if num_bytes_of else info.num_bytes * len(readers)
+        read += (
+            sum(num_bytes_of[reader][name] for reader in readers)
+            if num_bytes_of
+            else info.num_bytes * len(readers)
+        )
         written += count * out_bytes if is_float else info.num_bytes
         parameters += count
         largest = max(largest, count * max(out_bytes, DTYPE_BYTES[info.dtype]))
     by_block = MERGE_METHODS[recipe.method].elementwise
-    whole = 0 if by_block else 2 * largest + int(FLOAT32_COPIES.get(recipe.method, 0.0) * 4 * largest / out_bytes)
-    return MergePlan(num_tensors=len(tensors), num_parameters=parameters, bytes_read=read, bytes_written=written, peak_bytes=FIXED_BYTES + whole,
-                     largest_tensor_bytes=largest, passes=PASSES.get(recipe.method, 1))
+    whole = (
+        0
+        if by_block
+        else 2 * largest + int(FLOAT32_COPIES.get(recipe.method, 0.0) * 4 * largest / out_bytes)
+    )
+    return MergePlan(
+        num_tensors=len(tensors),
+        num_parameters=parameters,
+        bytes_read=read,
+        bytes_written=written,
+        peak_bytes=FIXED_BYTES + whole,
+        largest_tensor_bytes=largest,
+        passes=PASSES.get(recipe.method, 1),
+    )
 
 
 def plan_checkpoints(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> MergePlan:
     """Plan over opened checkpoints by name: the base, if any, or the first member is the template."""
     template = checkpoints[recipe.base or recipe.members[0]]
-    sizes = {name: {tensor: info.num_bytes for tensor, info in checkpoint.tensors.items()} for name, checkpoint in checkpoints.items()}
+    sizes = {
+        name: {tensor: info.num_bytes for tensor, info in checkpoint.tensors.items()}
+        for name, checkpoint in checkpoints.items()
+    }
     return plan_merge(recipe, template.tensors, sizes)
 
 
@@ -73,4 +116,6 @@ def _group(patterns: list[re.Pattern[str]], name: str) -> int:
     for index, pattern in enumerate(patterns):
         if pattern.search(name):
             return index
-    raise ValueError(f"no group of the recipe matches tensor {name!r}; add a last group with match: ''")
+    raise ValueError(
+        f"no group of the recipe matches tensor {name!r}; add a last group with match: ''"
+    )

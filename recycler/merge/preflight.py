@@ -17,45 +17,94 @@ from recycler.pool.preflight import CHECKS, check_pool
 from recycler.types import Checkpoint, Pool, Recipe
 
 OVERRIDE = "--allow"
-WARNED = frozenset({"dtypes"})  # of a recipe: each value is read exactly and rounded once, to the dtype that the recipe names
-BY_TOKEN = frozenset({"vocabulary", "tokenizer"})  # what the policy union or base has settled already
+WARNED = frozenset(
+    {"dtypes"}
+)  # of a recipe: each value is read exactly and rounded once, to the dtype that the recipe names
+BY_TOKEN = frozenset(
+    {"vocabulary", "tokenizer"}
+)  # what the policy union or base has settled already
 SAMPLED_TENSORS = 20_000  # tensors of all checkpoints together that are sampled in seconds
 
 
-def check_merge(recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False) -> tuple[Problem, ...]:
+def check_merge(
+    recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
+) -> tuple[Problem, ...]:
     """Preflight of a merge: headers, configs, tokenizers, a sample of every delta, digests of members that look alike.
 
     `allow` names checks whose refusals are warnings; `lenient` allows them all. Returns the warnings. Raises as `check_pool` does.
     """
     _known(allow)
-    return check_pool(_used(recipe, pool), method=recipe.method, scan_values=False, options=_options(pool, allow, lenient)).warnings
+    return check_pool(
+        _used(recipe, pool),
+        method=recipe.method,
+        scan_values=False,
+        options=_options(pool, allow, lenient),
+    ).warnings
 
 
-def check_plan(recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False) -> tuple[Problem, ...]:
+def check_plan(
+    recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
+) -> tuple[Problem, ...]:
     """The same without a digest of any checkpoint; where sampling would fetch shards or take minutes, from headers alone."""
     _known(allow)
     used = _used(recipe, pool)
-    near = not any(remote_url(checkpoint.location) or packed_place(checkpoint.location) for checkpoint in used.checkpoints)
+    near = not any(
+        remote_url(checkpoint.location) or packed_place(checkpoint.location)
+        for checkpoint in used.checkpoints
+    )
     few = sum(len(checkpoint.tensors) for checkpoint in used.checkpoints) <= SAMPLED_TENSORS
-    return check_pool(used, method=recipe.method, scan_values=False, look_inside="sample" if near and few else "headers", options=_options(pool, allow, lenient)).warnings
+    return check_pool(
+        used,
+        method=recipe.method,
+        scan_values=False,
+        look_inside="sample" if near and few else "headers",
+        options=_options(pool, allow, lenient),
+    ).warnings
 
 
 def _known(allow: Collection[str]) -> None:
-    raise_problems([Problem(thing=f"{OVERRIDE} {name}", cause="is no check", remedy=did_you_mean(name, CHECKS)) for name in allow if name not in CHECKS], UsageError)
+    raise_problems(
+        [
+            Problem(
+                thing=f"{OVERRIDE} {name}", cause="is no check", remedy=did_you_mean(name, CHECKS)
+            )
+            for name in allow
+            if name not in CHECKS
+        ],
+        UsageError,
+    )
 
 
 def _options(pool: Pool, allow: Collection[str], lenient: bool) -> dict[str, object]:
-    return {"allow": tuple(CHECKS) if lenient else (*allow, *WARNED), "ignore": tuple(BY_TOKEN) if isinstance(pool, AlignedPool) else (), "override": OVERRIDE}
+    return {
+        "allow": tuple(CHECKS) if lenient else (*allow, *WARNED),
+        "ignore": tuple(BY_TOKEN) if isinstance(pool, AlignedPool) else (),
+        "override": OVERRIDE,
+    }
 
 
 def _used(recipe: Recipe, pool: Pool) -> Pool:
     """The pool without members of weight 0, whose weights the merge does not read, and without rows in another order."""
     reads_all = MERGE_METHODS[recipe.method].reads_all
-    used = [name for index, name in enumerate(recipe.members) if reads_all or any(row[index] != 0.0 for row in recipe.weights)] or list(recipe.members)
-    return Pool(members=tuple(_as_stored(pool.find(name)) for name in used), base=_as_stored(pool.find(recipe.base)) if recipe.base else None)
+    used = [
+        name
+        for index, name in enumerate(recipe.members)
+        if reads_all or any(row[index] != 0.0 for row in recipe.weights)
+    ] or list(recipe.members)
+    return Pool(
+        members=tuple(_as_stored(pool.find(name)) for name in used),
+        base=_as_stored(pool.find(recipe.base)) if recipe.base else None,
+    )
 
 
 def _as_stored(checkpoint: Checkpoint) -> Checkpoint:
     if not any(isinstance(info, GatheredTensor) for info in checkpoint.tensors.values()):
         return checkpoint
-    return replace(checkpoint, tensors={name: info for name, info in checkpoint.tensors.items() if not isinstance(info, GatheredTensor)})
+    return replace(
+        checkpoint,
+        tensors={
+            name: info
+            for name, info in checkpoint.tensors.items()
+            if not isinstance(info, GatheredTensor)
+        },
+    )

@@ -55,7 +55,9 @@ class _RecipeFile(BaseModel):
     tokenizer: str = "refuse"
 
 
-def read_recipe(path: Path | str | YamlDocument, text: str | None = None) -> tuple[Recipe, dict[str, Path]]:
+def read_recipe(
+    path: Path | str | YamlDocument, text: str | None = None
+) -> tuple[Recipe, dict[str, Path]]:
     """The recipe in a file (read already, or in `text`), and the folder of each checkpoint it names.
 
     Raises UsageError with every problem and its file:line.
@@ -63,15 +65,25 @@ def read_recipe(path: Path | str | YamlDocument, text: str | None = None) -> tup
     document = load_yaml(path, text)
     entry = parse_model(_RecipeFile, document)
     raise_problems(_problems(entry, document))
-    groups = entry.groups if entry.groups is not None else [_GroupEntry(name="all", weights=entry.weights or {})]
+    groups = (
+        entry.groups
+        if entry.groups is not None
+        else [_GroupEntry(name="all", weights=entry.weights or {})]
+    )
     recipe = Recipe(
-        method=entry.method, members=tuple(entry.members), base=next(iter(entry.base), None) if entry.base else None,
+        method=entry.method,
+        members=tuple(entry.members),
+        base=next(iter(entry.base), None) if entry.base else None,
         groups=tuple(Group(name=group.name, match=group.match) for group in groups),
         weights=tuple(tuple(group.weights[member] for member in entry.members) for group in groups),
         options=_options(entry),
-        dtype=entry.dtype, seed=entry.seed)
+        dtype=entry.dtype,
+        seed=entry.seed,
+    )
     folder = Path(document.path).parent
-    return recipe, {name: _beside(folder, place) for name, place in (entry.members | (entry.base or {})).items()}
+    return recipe, {
+        name: _beside(folder, place) for name, place in (entry.members | (entry.base or {})).items()
+    }
 
 
 def _beside(folder: Path, place: str) -> Path:
@@ -81,11 +93,22 @@ def _beside(folder: Path, place: str) -> Path:
 
 def _options(entry: _RecipeFile) -> Options:
     """The recipe's options, then those of its groups as NAME@GROUP."""
-    pairs = [*entry.options.items(), *((f"{name}@{group.name}", value) for group in entry.groups or [] for name, value in group.options.items())]
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in pairs)
+    pairs = [
+        *entry.options.items(),
+        *(
+            (f"{name}@{group.name}", value)
+            for group in entry.groups or []
+            for name, value in group.options.items()
+        ),
+    ]
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value) for name, value in pairs
+    )
 
 
-def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path], *, tokenizer: str = "refuse") -> str:
+def recipe_to_yaml(
+    recipe: Recipe, sources: Mapping[str, str | Path], *, tokenizer: str = "refuse"
+) -> str:
     """The recipe as YAML text that `read_recipe` reads back equal. Raises KeyError for a checkpoint without a source."""
     data: dict[str, Any] = {"method": recipe.method}
     if recipe.base is not None:
@@ -95,13 +118,24 @@ def recipe_to_yaml(recipe: Recipe, sources: Mapping[str, str | Path], *, tokeniz
     if recipe.groups == (Group(name="all"),):
         data["weights"] = rows[0]
     else:
-        data["groups"] = [{"name": group.name, "match": group.match, "weights": row} for group, row in zip(recipe.groups, rows, strict=True)]
+        data["groups"] = [
+            {"name": group.name, "match": group.match, "weights": row}
+            for group, row in zip(recipe.groups, rows, strict=True)
+        ]
         for entry in data["groups"]:
-            if own := {name.partition("@")[0]: _plain_option(value) for name, value in recipe.options if name.partition("@")[2] == entry["name"]}:
+            if own := {
+                name.partition("@")[0]: _plain_option(value)
+                for name, value in recipe.options
+                if name.partition("@")[2] == entry["name"]
+            }:
                 entry["options"] = own
     if options := {name: _plain_option(value) for name, value in recipe.options if "@" not in name}:
         data["options"] = options
-    return dump_yaml(data | {"dtype": recipe.dtype, "seed": recipe.seed} | ({"tokenizer": tokenizer} if tokenizer != "refuse" else {}))
+    return dump_yaml(
+        data
+        | {"dtype": recipe.dtype, "seed": recipe.seed}
+        | ({"tokenizer": tokenizer} if tokenizer != "refuse" else {})
+    )
 
 
 def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
@@ -121,7 +155,10 @@ def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
         recipe, sources = read_recipe(document)
         policy, origin = document.data.get("tokenizer", "refuse"), recipe.base
     members = tuple(open_checkpoint(sources[name], name) for name in recipe.members)
-    pool = Pool(members=members, base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None)
+    pool = Pool(
+        members=members,
+        base=open_checkpoint(sources[recipe.base], recipe.base) if recipe.base else None,
+    )
     return recipe, align_vocabularies(pool, policy, origin)
 
 
@@ -138,40 +175,95 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
     problems: list[Problem] = []
 
     def add(key_path: KeyPath, thing: str, cause: str, remedy: str) -> None:
-        problems.append(Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key_path)))
+        problems.append(
+            Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key_path))
+        )
 
     if entry.method not in MERGE_METHODS:
-        add(("method",), f"method {entry.method!r}", "unknown", did_you_mean(entry.method, MERGE_METHODS))
+        add(
+            ("method",),
+            f"method {entry.method!r}",
+            "unknown",
+            did_you_mean(entry.method, MERGE_METHODS),
+        )
     else:
         places = {group.name: index for index, group in enumerate(entry.groups or [])}
-        for name, cause, remedy in option_complaints(_options(entry), MERGE_METHODS[entry.method].options, list(places), len(entry.members)):
+        for name, cause, remedy in option_complaints(
+            _options(entry), MERGE_METHODS[entry.method].options, list(places), len(entry.members)
+        ):
             bare, at, group = name.partition("@")
-            add(("groups", places[group], "options", bare) if group in places else ("options", name), f"option {bare!r} of {entry.method!r}", cause, remedy)
+            add(
+                ("groups", places[group], "options", bare)
+                if group in places
+                else ("options", name),
+                f"option {bare!r} of {entry.method!r}",
+                cause,
+                remedy,
+            )
         if MERGE_METHODS[entry.method].needs_base and not entry.base:
-            add(("method",), f"method {entry.method!r}", "works on deltas and there is no base", "Add base: {name: folder}")
+            add(
+                ("method",),
+                f"method {entry.method!r}",
+                "works on deltas and there is no base",
+                "Add base: {name: folder}",
+            )
     if entry.dtype not in DTYPES:
         add(("dtype",), f"dtype {entry.dtype!r}", "unknown", did_you_mean(entry.dtype, DTYPES))
     if entry.tokenizer not in POLICIES:
-        add(("tokenizer",), f"tokenizer {entry.tokenizer!r}", "is no policy for vocabularies that differ", f"Write one of {', '.join(POLICIES)}")
+        add(
+            ("tokenizer",),
+            f"tokenizer {entry.tokenizer!r}",
+            "is no policy for vocabularies that differ",
+            f"Write one of {', '.join(POLICIES)}",
+        )
     if not entry.members:
         add(("members",), "members", "empty", "Name at least one: {name: folder}")
     if entry.base and (len(entry.base) != 1 or set(entry.base) & set(entry.members)):
-        add(("base",), "base", "is not exactly one checkpoint with a name of its own", "Write base: {name: folder}")
+        add(
+            ("base",),
+            "base",
+            "is not exactly one checkpoint with a name of its own",
+            "Write base: {name: folder}",
+        )
     if (entry.weights is None) == (entry.groups is None) or entry.groups == []:
-        add((), "weights and groups", "exactly one of them is needed", "weights: for one row, groups: for more")
+        add(
+            (),
+            "weights and groups",
+            "exactly one of them is needed",
+            "weights: for one row, groups: for more",
+        )
     rows = [(("weights",), entry.weights)] if entry.weights is not None else []
-    for name in {group.name for group in entry.groups or [] if "@" in group.name or [other.name for other in entry.groups].count(group.name) > 1}:
-        add(("groups",), f"group {name!r}", "has a name with an @, or that another group has", "Give each group a word of its own")
+    for name in {
+        group.name
+        for group in entry.groups or []
+        if "@" in group.name or [other.name for other in entry.groups].count(group.name) > 1
+    }:
+        add(
+            ("groups",),
+            f"group {name!r}",
+            "has a name with an @, or that another group has",
+            "Give each group a word of its own",
+        )
     for index, group in enumerate(entry.groups or []):
         rows.append((("groups", index, "weights"), group.weights))
         try:
             re.compile(group.match)
         except re.error as error:
-            add(("groups", index, "match"), f"match {group.match!r}", f"is not a regular expression ({error})", "Escape special characters with a backslash")
+            add(
+                ("groups", index, "match"),
+                f"match {group.match!r}",
+                f"is not a regular expression ({error})",
+                "Escape special characters with a backslash",
+            )
     for key_path, row in rows:
         for name in row.keys() ^ entry.members.keys():
             cause = "is no member" if name in row else "has no weight"
-            add((*key_path, name), f"{name!r}", cause, did_you_mean(name, entry.members) if name in row else "Give 0 to leave it out")
+            add(
+                (*key_path, name),
+                f"{name!r}",
+                cause,
+                did_you_mean(name, entry.members) if name in row else "Give 0 to leave it out",
+            )
         for name, value in row.items():
             if not math.isfinite(value):
                 add((*key_path, name), f"weight of {name!r}", f"is {value}", "Give a finite number")

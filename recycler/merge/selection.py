@@ -14,7 +14,9 @@ from torch import Tensor
 
 MAGNITUDE = 0x7FFFFFFF
 LOW_BITS = 16
-DeltaBlocks = Callable[[], Iterator[Tensor]]  # each call walks the float32 delta from its first element to its last
+DeltaBlocks = Callable[
+    [], Iterator[Tensor]
+]  # each call walks the float32 delta from its first element to its last
 
 
 @dataclass(slots=True)
@@ -69,14 +71,18 @@ def smallest(delta_blocks: DeltaBlocks, count: int, num_elements: int) -> Cut:
 
 def _kth_largest(delta_blocks: DeltaBlocks, count: int) -> tuple[int, int, int]:
     """Magnitude bits of the count-th largest element; how many are larger; how many are equal."""
-    upper = _histogram(delta_blocks, lambda bits: bits.bitwise_right_shift_(LOW_BITS), 1 << (31 - LOW_BITS))
+    upper = _histogram(
+        delta_blocks, lambda bits: bits.bitwise_right_shift_(LOW_BITS), 1 << (31 - LOW_BITS)
+    )
     bin_, above = _kth_bin(upper, count)
     lower = _histogram(delta_blocks, lambda bits: _low_bits_in(bits, bin_), 1 << LOW_BITS)
     low, above_low = _kth_bin(lower, count - above)
     return (bin_ << LOW_BITS) | low, above + above_low, int(lower[low])
 
 
-def _histogram(delta_blocks: DeltaBlocks, bin_of: Callable[[Tensor], Tensor], num_bins: int) -> Tensor:
+def _histogram(
+    delta_blocks: DeltaBlocks, bin_of: Callable[[Tensor], Tensor], num_bins: int
+) -> Tensor:
     total: Tensor | None = None
     for delta in delta_blocks():
         bins = bin_of(magnitude_bits(delta))

@@ -13,8 +13,18 @@ from recycler.merge.method import TensorContext, per_member
 from recycler.merge.selection import Cut, DeltaBlocks, largest, magnitude_bits
 
 
-def ties(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-         density: float | Sequence[float] = 1.0, normalize: bool = True, rescale: bool = False, lambda_: float = 1.0) -> None:
+def ties(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    density: float | Sequence[float] = 1.0,
+    normalize: bool = True,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+) -> None:
     """TIES: trim, elect sign, disjoint mean (Yadav et al. 2023, arXiv:2306.01708, section 3).
 
     tau_k keeps its `density` largest magnitudes; sign = sgn(sum_k w_k tau_k); out = b + lambda mean of the w_k tau_k that
@@ -28,10 +38,14 @@ def ties(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | 
     def make_thin(index: int, delta: DeltaBlocks) -> Thin | None:
         return keep_largest(delta, out.numel(), densities[index], rescale=rescale)
 
-    merge_deltas(tensors, weights, base, out, make_thin, consensus=True, normalize=normalize, lambda_=lambda_)
+    merge_deltas(
+        tensors, weights, base, out, make_thin, consensus=True, normalize=normalize, lambda_=lambda_
+    )
 
 
-def keep_largest(delta: DeltaBlocks, num_elements: int, density: float, *, rescale: bool) -> Thin | None:
+def keep_largest(
+    delta: DeltaBlocks, num_elements: int, density: float, *, rescale: bool
+) -> Thin | None:
     """Keep int(density * n) elements of largest magnitude: None when that is all of them."""
     if density >= 1.0 or num_elements == 0:
         return None
@@ -59,8 +73,15 @@ def l1_ratio(delta: DeltaBlocks, mask_of: Callable[[Tensor], Tensor]) -> float:
     return before / after if before > 1e-7 and after > 1e-7 else 1.0
 
 
-def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-        select_topk: float = 1.0) -> None:
+def sce(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    select_topk: float = 1.0,
+) -> None:
     """SCE: select by variance, calculate weights by energy, erase minority signs (Wan et al. 2024, arXiv:2408.07990).
 
     Elements are kept where the variance of the deltas over members is among the `select_topk` largest (of those that vary
@@ -85,8 +106,14 @@ def sce(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | N
         for _, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
             energies += deltas.square().sum(1, dtype=torch.float64)
         energies = energies / out.numel()
-        scaled = energies / energies.sum() if float(energies.sum()) >= 1e-6 else torch.full_like(energies, 1 / len(flats))
-        coefficients = (scaled * torch.tensor([weights[index] for index in members], device=out.device)).float()
+        scaled = (
+            energies / energies.sum()
+            if float(energies.sum()) >= 1e-6
+            else torch.full_like(energies, 1 / len(flats))
+        )
+        coefficients = (
+            scaled * torch.tensor([weights[index] for index in members], device=out.device)
+        ).float()
         with flat_output(out) as target:
             for block, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
                 sign = deltas.sum(0).sign_().add_(0.5).sign_()
@@ -108,7 +135,9 @@ def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float
     return largest(variances, count) if count else Cut(0x7F800000, 0, take_all=False)
 
 
-def _stacks(flats: Sequence[Tensor], base: Tensor, size: int, cut: Cut | None) -> Iterator[tuple[slice, Tensor]]:
+def _stacks(
+    flats: Sequence[Tensor], base: Tensor, size: int, cut: Cut | None
+) -> Iterator[tuple[slice, Tensor]]:
     """(block, float32 deltas `(K, n)`), zero where `cut` leaves the element's variance outside."""
     for block in blocks(base.numel(), size):
         origin = base[block].float()

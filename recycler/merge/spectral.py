@@ -19,8 +19,15 @@ from recycler.merge.one_thread import one_thread
 
 
 @one_thread
-def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-              lambda_: float = 1.0) -> None:
+def tsv_merge(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    lambda_: float = 1.0,
+) -> None:
     """Task Singular Vectors merge (Gargiulo et al. 2024, arXiv:2412.00081).
 
     Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right vectors are put side by
@@ -44,13 +51,23 @@ def tsv_merge(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tens
     if not any(len(value) for value in values):
         out.copy_(base)
         return
-    left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights, 0))
+    left, right = (
+        _nearest_orthogonal(torch.cat(lefts, 1)),
+        _nearest_orthogonal(torch.cat(rights, 0)),
+    )
     out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 
 
 @one_thread
-def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-          lambda_: float = 1.0) -> None:
+def iso_c(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    lambda_: float = 1.0,
+) -> None:
     """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
 
     sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same strength. Directions whose
@@ -71,7 +88,11 @@ def iso_c(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     if rank == 0:
         out.copy_(base)
         return
-    out.copy_(torch.add(origin, left[:, :rank] @ right[:rank], alpha=lambda_ * float(values[:rank].mean())))
+    out.copy_(
+        torch.add(
+            origin, left[:, :rank] @ right[:rank], alpha=lambda_ * float(values[:rank].mean())
+        )
+    )
 
 
 def _spectral(out: Tensor, context: TensorContext) -> bool:
@@ -80,11 +101,30 @@ def _spectral(out: Tensor, context: TensorContext) -> bool:
 
 def _rank(values: Tensor, out: Tensor) -> int:
     """Singular values (descending) above the rounding of a float32 SVD, by numpy's rule for matrix_rank."""
-    return int((values > values[0] * max(out.shape) * torch.finfo(torch.float32).eps).sum()) if len(values) else 0
+    return (
+        int((values > values[0] * max(out.shape) * torch.finfo(torch.float32).eps).sum())
+        if len(values)
+        else 0
+    )
 
 
-def _mean(tensors: Sequence[Tensor], weights: Sequence[float], members: Sequence[int], base: Tensor, context: TensorContext, out: Tensor, lambda_: float) -> None:
-    task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=lambda_ / max(len(members), 1))
+def _mean(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    members: Sequence[int],
+    base: Tensor,
+    context: TensorContext,
+    out: Tensor,
+    lambda_: float,
+) -> None:
+    task_arithmetic(
+        tensors,
+        weights,
+        base=base,
+        context=context,
+        out=out,
+        lambda_=lambda_ / max(len(members), 1),
+    )
 
 
 def _nearest_orthogonal(matrix: Tensor) -> Tensor:

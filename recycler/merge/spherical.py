@@ -22,7 +22,14 @@ COLLINEAR = 0.9995  # |cos| above which slerp is taken for linear interpolation
 TINY = 1e-8
 
 
-def slerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor) -> None:
+def slerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+) -> None:
     """Spherical interpolation of two members at t = w_1 / (w_0 + w_1) (Shoemake 1985).
 
     sin((1-t) a) / sin a * t_0 + sin(t a) / sin a * t_1, with a the angle between the flattened tensors; linear when
@@ -33,8 +40,16 @@ def slerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor |
     _arc(tensors, weights, base, out, collinear=lambda cosine: abs(cosine) > COLLINEAR)
 
 
-def nuslerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-            nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> None:
+def nuslerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    nuslerp_flatten: bool = True,
+    nuslerp_row_wise: bool = False,
+) -> None:
     """SLERP of two members, or of their deltas to a base, whole or by rows (Goddard 2024, mergekit).
 
     t = w_1 / (w_0 + w_1), 0.5 when the sum is nearly zero. `nuslerp_flatten=False` draws one arc for each vector along the
@@ -47,8 +62,15 @@ def nuslerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor
         _arcs_by_vector(tensors, _fraction(weights), base, out, dim=0 if nuslerp_row_wise else -1)
 
 
-def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-               normalize_weights: bool = True) -> None:
+def multislerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    normalize_weights: bool = True,
+) -> None:
     """Barycentre on the sphere by one tangent step from the weighted mean direction (Goddard 2025, mergekit).
 
     With u_k the unit tensors (of the deltas when a base is given): direction of sum_k w_k u_k, length sum_k w_k |t_k|. The
@@ -60,23 +82,45 @@ def multislerp(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Ten
         _lone(tensors, weights, members, base, out, normalize=normalize_weights)
         return
     chosen = [tensors[index] for index in members]
-    shares = torch.tensor(_shares([weights[index] for index in members]) if normalize_weights else [weights[index] for index in members], dtype=torch.float64)
+    shares = torch.tensor(
+        _shares([weights[index] for index in members])
+        if normalize_weights
+        else [weights[index] for index in members],
+        dtype=torch.float64,
+    )
     products = gram(chosen, base)
     lengths = products.diagonal().clamp(min=0).sqrt()
-    directions = torch.where(lengths > TINY, shares / (lengths + TINY), 0.0)  # a member that has not moved points nowhere: a large factor on it would only cancel against the base's
+    directions = torch.where(
+        lengths > TINY, shares / (lengths + TINY), 0.0
+    )  # a member that has not moved points nowhere: a large factor on it would only cancel against the base's
     mean_length = float((directions @ products @ directions).clamp(min=0).sqrt())
     if mean_length >= TINY:
         coefficients = directions / mean_length * (lengths * shares).sum()
-    elif len(members) == 2 or not bool((lengths > TINY).any()):  # a tensor that no member has changed has no directions at all
+    elif len(members) == 2 or not bool(
+        (lengths > TINY).any()
+    ):  # a tensor that no member has changed has no directions at all
         coefficients = shares
     else:
-        raise UsageError(Problem(thing=f"tensor {context.name!r}", cause="the weighted directions of the members cancel, so there is no mean direction",
-                                 remedy="Use other weights, or linear"))
+        raise UsageError(
+            Problem(
+                thing=f"tensor {context.name!r}",
+                cause="the weighted directions of the members cancel, so there is no mean direction",
+                remedy="Use other weights, or linear",
+            )
+        )
     _combine(chosen, coefficients, base, out)
 
 
-def karcher(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-            max_iter: int = 10, tol: float = 1e-5) -> None:
+def karcher(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    max_iter: int = 10,
+    tol: float = 1e-5,
+) -> None:
     """Weighted Karcher (Riemannian) mean of the members' directions, times their weighted mean length.
 
     Iterates u <- exp_u(sum_k a_k log_u u_k) from the mean direction, at most `max_iter` times or until the step is below
@@ -104,6 +148,7 @@ def karcher(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor
 
 def _karcher_mean(cosines: Tensor, alphas: Tensor, max_iter: int, tol: float) -> Tensor:
     """Coefficients, over unit vectors with these mutual cosines, of their mean on the sphere."""
+
     def length(vector: Tensor) -> float:
         return float((vector @ cosines @ vector).clamp(min=0).sqrt())
 
@@ -125,8 +170,15 @@ def _karcher_mean(cosines: Tensor, alphas: Tensor, max_iter: int, tol: float) ->
     return mean
 
 
-def model_stock(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Tensor | None, context: TensorContext, out: Tensor,
-                filter_wise: bool = False) -> None:
+def model_stock(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None,
+    context: TensorContext,
+    out: Tensor,
+    filter_wise: bool = False,
+) -> None:
     """Model Stock (Jang et al. 2024, arXiv:2403.19522, eq. 4): t mean + (1 - t) base, t = N c / (1 + (N - 1) c).
 
     c is the mean cosine between pairs of deltas, per tensor or per row (`filter_wise`). N counts the members of non-zero
@@ -138,7 +190,10 @@ def model_stock(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Te
     if len(members) < 2:
         _lone(tensors, weights, members, base, out, normalize=True)
         return
-    chosen, shares = [tensors[index] for index in members], _shares([weights[index] for index in members])
+    chosen, shares = (
+        [tensors[index] for index in members],
+        _shares([weights[index] for index in members]),
+    )
     if not (filter_wise and out.ndim > 1):
         step = _stock_step(gram(chosen, base))
         linear(chosen, [step * share for share in shares], base=base, context=context, out=out)
@@ -146,7 +201,9 @@ def model_stock(tensors: Sequence[Tensor], weights: Sequence[float], *, base: Te
     for row in range(out.shape[0]):
         rows = [tensor[row] for tensor in chosen]
         step = _stock_step(gram(rows, base[row]))
-        linear(rows, [step * share for share in shares], base=base[row], context=context, out=out[row])
+        linear(
+            rows, [step * share for share in shares], base=base[row], context=context, out=out[row]
+        )
 
 
 def _stock_step(products: Tensor) -> float:
@@ -160,7 +217,10 @@ def _stock_step(products: Tensor) -> float:
 
 # ---------------------------------------------------------------- shared
 
-def _combine(tensors: Sequence[Tensor], coefficients: Tensor, base: Tensor | None, out: Tensor) -> None:
+
+def _combine(
+    tensors: Sequence[Tensor], coefficients: Tensor, base: Tensor | None, out: Tensor
+) -> None:
     """out = sum_k c_k t_k, of deltas when there is a base: b + sum_k c_k (t_k - b)."""
     terms = list(zip(tensors, coefficients.tolist(), strict=True))
     if base is not None:
@@ -168,16 +228,32 @@ def _combine(tensors: Sequence[Tensor], coefficients: Tensor, base: Tensor | Non
     weighted_sum(terms, out)
 
 
-def _lone(tensors: Sequence[Tensor], weights: Sequence[float], members: Sequence[int], base: Tensor | None, out: Tensor, *, normalize: bool) -> None:
+def _lone(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    members: Sequence[int],
+    base: Tensor | None,
+    out: Tensor,
+    *,
+    normalize: bool,
+) -> None:
     """No arc with fewer than two members: the one there is, or the base, or zeros."""
     weight = [1.0 if normalize else weights[index] for index in members]
-    _combine([tensors[index] for index in members], torch.tensor(weight, dtype=torch.float64), base, out)
+    _combine(
+        [tensors[index] for index in members], torch.tensor(weight, dtype=torch.float64), base, out
+    )
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
     total = sum(weights)
     if abs(total) < SMALLEST_DIVISOR:
-        raise UsageError(Problem(thing="weights", cause="sum to zero and cannot be normalised", remedy="Give weights with another sum"))
+        raise UsageError(
+            Problem(
+                thing="weights",
+                cause="sum to zero and cannot be normalised",
+                remedy="Give weights with another sum",
+            )
+        )
     return [weight / total for weight in weights]
 
 
@@ -186,7 +262,14 @@ def _fraction(weights: Sequence[float]) -> float:
     return 0.5 if abs(total) < 1e-6 else weights[1] / total
 
 
-def _arc(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None, out: Tensor, *, collinear) -> None:
+def _arc(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    base: Tensor | None,
+    out: Tensor,
+    *,
+    collinear,
+) -> None:
     members = active(tensors, weights)
     if len(members) < 2:
         _lone(tensors, weights, members, base, out, normalize=True)
@@ -203,18 +286,31 @@ def _arc(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | Non
     _combine(tensors, torch.tensor(pair, dtype=torch.float64), base, out)
 
 
-def _arcs_by_vector(tensors: Sequence[Tensor], t: float, base: Tensor | None, out: Tensor, *, dim: int) -> None:
+def _arcs_by_vector(
+    tensors: Sequence[Tensor], t: float, base: Tensor | None, out: Tensor, *, dim: int
+) -> None:
     """One arc for each vector along `dim`, over slabs of a million elements where vectors are rows."""
     with torch.no_grad():
         first, second = (tensor.movedim(dim, -1) for tensor in tensors)
         origin = base.movedim(dim, -1) if base is not None else None
         target = out.movedim(dim, -1)
         slab = max(1, (1 << 20) // max(target.shape[-1], 1)) if target.ndim > 1 else 1
-        pieces = [slice(start, start + slab) for start in range(0, target.shape[0], slab)] if target.ndim > 1 else [...]
+        pieces = (
+            [slice(start, start + slab) for start in range(0, target.shape[0], slab)]
+            if target.ndim > 1
+            else [...]
+        )
         for piece in pieces:
             zero = origin[piece].float() if origin is not None else 0.0
             a, b = first[piece].float() - zero, second[piece].float() - zero
-            cosine = (torch.nn.functional.normalize(a, dim=-1, eps=1e-7) * torch.nn.functional.normalize(b, dim=-1, eps=1e-7)).sum(-1, keepdim=True).clamp(-1, 1)
+            cosine = (
+                (
+                    torch.nn.functional.normalize(a, dim=-1, eps=1e-7)
+                    * torch.nn.functional.normalize(b, dim=-1, eps=1e-7)
+                )
+                .sum(-1, keepdim=True)
+                .clamp(-1, 1)
+            )
             flat = 1 - cosine.square() <= TINY**2
             angle = torch.where(flat, torch.ones_like(cosine), cosine).acos().clamp(min=1e-12)
             arc = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()

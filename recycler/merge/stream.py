@@ -28,28 +28,87 @@ SHOWN = 20  # problems that are told; another architecture has hundreds of the s
 def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
     """Raise UsageError, with every problem, unless the recipe can be run on this pool."""
     problems = []
-    known = {checkpoint.name for checkpoint in (*resident.pool.members, *((resident.pool.base,) if resident.pool.base else ()))}
+    known = {
+        checkpoint.name
+        for checkpoint in (
+            *resident.pool.members,
+            *((resident.pool.base,) if resident.pool.base else ()),
+        )
+    }
     for name in (*recipe.members, *((recipe.base,) if recipe.base else ())):
         if name not in known:
-            problems.append(Problem(thing=f"checkpoint {name!r}", cause="not in the pool", remedy=did_you_mean(name, known)))
+            problems.append(
+                Problem(
+                    thing=f"checkpoint {name!r}",
+                    cause="not in the pool",
+                    remedy=did_you_mean(name, known),
+                )
+            )
     if recipe.method not in MERGE_METHODS:
-        problems.append(Problem(thing=f"method {recipe.method!r}", cause="unknown", remedy=did_you_mean(recipe.method, MERGE_METHODS)))
+        problems.append(
+            Problem(
+                thing=f"method {recipe.method!r}",
+                cause="unknown",
+                remedy=did_you_mean(recipe.method, MERGE_METHODS),
+            )
+        )
     elif MERGE_METHODS[recipe.method].needs_base and recipe.base is None:
-        problems.append(Problem(thing=f"method {recipe.method!r}", cause="works on deltas and the recipe has no base", remedy="Add base: to it"))
+        problems.append(
+            Problem(
+                thing=f"method {recipe.method!r}",
+                cause="works on deltas and the recipe has no base",
+                remedy="Add base: to it",
+            )
+        )
     else:
-        options, wanted = MERGE_METHODS[recipe.method].options, MERGE_METHODS[recipe.method].num_members
+        options, wanted = (
+            MERGE_METHODS[recipe.method].options,
+            MERGE_METHODS[recipe.method].num_members,
+        )
         if wanted is not None and len(recipe.members) != wanted:
-            problems.append(Problem(thing=f"method {recipe.method!r}", cause=f"merges {wanted} members, the recipe has {len(recipe.members)}", remedy="Name exactly that many"))
-        problems += [Problem(thing=f"option {name!r} of {recipe.method!r}", cause=cause, remedy=remedy)
-                     for name, cause, remedy in option_complaints(recipe.options, options, [group.name for group in recipe.groups], len(recipe.members))]
+            problems.append(
+                Problem(
+                    thing=f"method {recipe.method!r}",
+                    cause=f"merges {wanted} members, the recipe has {len(recipe.members)}",
+                    remedy="Name exactly that many",
+                )
+            )
+        problems += [
+            Problem(thing=f"option {name!r} of {recipe.method!r}", cause=cause, remedy=remedy)
+            for name, cause, remedy in option_complaints(
+                recipe.options,
+                options,
+                [group.name for group in recipe.groups],
+                len(recipe.members),
+            )
+        ]
         if recipe.method == "layer_swap" and not problems:
-            found = {depth_complaint(options | options_of(recipe.options, group.name), resident.pool.template.num_layers) for group in recipe.groups} - {None}
-            problems += [Problem(thing="layer_swap", cause=cause, remedy="Set both in options") for cause in sorted(found)]
+            found = {
+                depth_complaint(
+                    options | options_of(recipe.options, group.name),
+                    resident.pool.template.num_layers,
+                )
+                for group in recipe.groups
+            } - {None}
+            problems += [
+                Problem(thing="layer_swap", cause=cause, remedy="Set both in options")
+                for cause in sorted(found)
+            ]
     if recipe.dtype not in TORCH_DTYPES:
-        problems.append(Problem(thing=f"dtype {recipe.dtype!r}", cause="unknown", remedy=did_you_mean(recipe.dtype, TORCH_DTYPES)))
+        problems.append(
+            Problem(
+                thing=f"dtype {recipe.dtype!r}",
+                cause="unknown",
+                remedy=did_you_mean(recipe.dtype, TORCH_DTYPES),
+            )
+        )
     if problems:
         raise UsageError(problems)
-    misfits = [problem for name in (*recipe.members, *((recipe.base,) if recipe.base else ())) for problem in _misfits(resident.pool, name)]
+    misfits = [
+        problem
+        for name in (*recipe.members, *((recipe.base,) if recipe.base else ()))
+        for problem in _misfits(resident.pool, name)
+    ]
     if misfits:
         raise UnsafeInputError(misfits[:SHOWN])
 
@@ -60,11 +119,21 @@ def _misfits(pool: Pool, name: str) -> Iterator[Problem]:
     if ours is theirs:
         return
     for tensor in theirs.keys() ^ ours.keys():
-        yield Problem(thing=f"checkpoint {name!r}", cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike {pool.template.name!r}", remedy="recycler inspect tells all that differs; nothing is dropped silently")
+        yield Problem(
+            thing=f"checkpoint {name!r}",
+            cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike {pool.template.name!r}",
+            remedy="recycler inspect tells all that differs; nothing is dropped silently",
+        )
     for tensor, info in theirs.items():
         own = ours.get(tensor)
-        if own is not None and (own.shape != info.shape or (own.dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES)):
-            yield Problem(thing=f"checkpoint {name!r}", cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where {pool.template.name!r} has {info.dtype} {list(info.shape)}", remedy="recycler inspect tells all that differs")
+        if own is not None and (
+            own.shape != info.shape or (own.dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES)
+        ):
+            yield Problem(
+                thing=f"checkpoint {name!r}",
+                cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where {pool.template.name!r} has {info.dtype} {list(info.shape)}",
+                remedy="recycler inspect tells all that differs",
+            )
 
 
 def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str, Tensor]]:
@@ -72,7 +141,9 @@ def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str
     check_recipe(recipe, resident)
     for name, info in resident.pool.template.tensors.items():
         dtype = TORCH_DTYPES[recipe.dtype] if info.dtype in FLOAT_DTYPES else None
-        out = torch.empty(info.shape, dtype=dtype or resident.tensor(resident.pool.template.name, name).dtype)
+        out = torch.empty(
+            info.shape, dtype=dtype or resident.tensor(resident.pool.template.name, name).dtype
+        )
         _merge_one(recipe, resident, name, out)
         yield name, out
 
@@ -84,10 +155,23 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
     """
     check_recipe(recipe, resident)
     template = resident.pool.template.tensors
-    problems = [Problem(thing=f"tensor {name!r}", cause="is in the checkpoint or in the engine, but not in both",
-                        remedy="The engine runs another architecture than the pool") for name in sorted(set(template) ^ set(destinations))]
-    problems += [Problem(thing=f"tensor {name!r}", cause=f"engine holds {tuple(destinations[name].shape)}, pool {info.shape}", remedy="")
-                 for name, info in template.items() if name in destinations and tuple(destinations[name].shape) != info.shape]
+    problems = [
+        Problem(
+            thing=f"tensor {name!r}",
+            cause="is in the checkpoint or in the engine, but not in both",
+            remedy="The engine runs another architecture than the pool",
+        )
+        for name in sorted(set(template) ^ set(destinations))
+    ]
+    problems += [
+        Problem(
+            thing=f"tensor {name!r}",
+            cause=f"engine holds {tuple(destinations[name].shape)}, pool {info.shape}",
+            remedy="",
+        )
+        for name, info in template.items()
+        if name in destinations and tuple(destinations[name].shape) != info.shape
+    ]
     if problems:
         raise UnsafeInputError(problems)
     with torch.no_grad():
@@ -100,7 +184,9 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
                 out.copy_(merged)
 
 
-def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None) -> None:
+def _merge_one(
+    recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None
+) -> None:
     """Merge one tensor into `out`; of an elementwise method, if asked, only these elements of it, in row-major order."""
     if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
         out.copy_(_agreed(recipe, resident, name))
@@ -110,19 +196,39 @@ def _merge_one(recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, e
         tensors = [resident.tensor(member, name) for member in recipe.members]
         base = resident.tensor(recipe.base, name) if recipe.base else None
     else:  # of weight 0: out stands in for what is not read
-        tensors = [resident.elements(member, name, elements) if weight != 0.0 or method.reads_all else out for member, weight in zip(recipe.members, recipe.weights[group], strict=True)]
+        tensors = [
+            resident.elements(member, name, elements) if weight != 0.0 or method.reads_all else out
+            for member, weight in zip(recipe.members, recipe.weights[group], strict=True)
+        ]
         base = resident.elements(recipe.base, name, elements) if recipe.base else None
-    context = TensorContext(name=name, members=recipe.members, seed=recipe.seed, num_layers=resident.pool.template.num_layers)
+    context = TensorContext(
+        name=name,
+        members=recipe.members,
+        seed=recipe.seed,
+        num_layers=resident.pool.template.num_layers,
+    )
     options = options_of(recipe.options, recipe.groups[group].name)
-    method.function(tensors, recipe.weights[group], base=base, context=context, out=out, **as_keywords(options))
+    method.function(
+        tensors, recipe.weights[group], base=base, context=context, out=out, **as_keywords(options)
+    )
 
 
 def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:
     first, *rest = (resident.tensor(member, name) for member in recipe.members)
-    if not all(torch.equal(first.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)) for other in rest):
+    if not all(
+        torch.equal(first.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+        for other in rest
+    ):
         kind = resident.pool.template.tensors[name].dtype
-        raise UnsafeInputError(Problem(thing=f"tensor {name!r}", cause=f"is {kind}, which cannot be averaged, and members disagree about it",
-                                       remedy="Merge the unquantized weights and quantize the result" if kind.startswith("F8") else "Leave those members out"))
+        raise UnsafeInputError(
+            Problem(
+                thing=f"tensor {name!r}",
+                cause=f"is {kind}, which cannot be averaged, and members disagree about it",
+                remedy="Merge the unquantized weights and quantize the result"
+                if kind.startswith("F8")
+                else "Leave those members out",
+            )
+        )
     return first
 
 
@@ -131,4 +237,10 @@ def _group_index(groups: tuple[Group, ...], name: str) -> int:
     for index, group in enumerate(groups):
         if re.search(group.match, name):
             return index
-    raise UsageError(Problem(thing=f"tensor {name!r}", cause="no group of the recipe matches it", remedy="Add a last group with match: ''"))
+    raise UsageError(
+        Problem(
+            thing=f"tensor {name!r}",
+            cause="no group of the recipe matches it",
+            remedy="Add a last group with match: ''",
+        )
+    )

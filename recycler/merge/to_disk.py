@@ -24,19 +24,37 @@ from recycler.merge.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
 from recycler.pool.gathered import GatheredTensor
 from recycler.pool.headers import FLOAT_DTYPES
 from recycler.pool.scan import all_finite, count_not_finite
-from recycler.pool.tensors import DTYPES, SAFETENSORS_DTYPES, TORCH_DTYPES, ResidentPool, StreamedPool
+from recycler.pool.tensors import (
+    DTYPES,
+    SAFETENSORS_DTYPES,
+    TORCH_DTYPES,
+    ResidentPool,
+    StreamedPool,
+)
 from recycler.types import Pool, Recipe, TensorInfo
 
-STEP_ELEMENTS = 1 << 18  # 512 KiB of bfloat16 a member: read, merged, written and hashed while it is in the cache
+STEP_ELEMENTS = (
+    1 << 18
+)  # 512 KiB of bfloat16 a member: read, merged, written and hashed while it is in the cache
 
 
 def merged_infos(recipe: Recipe, pool: Pool) -> dict[str, TensorSpec]:
     """What a merge will hold: safetensors dtype and shape of every tensor of the template, in its order."""
     target = SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]
-    return {name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape) for name, info in pool.template.tensors.items()}
+    return {
+        name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape)
+        for name, info in pool.template.tensors.items()
+    }
 
 
-def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES, allow_not_finite: bool = False) -> dict[str, str]:
+def merge_to_folder(
+    recipe: Recipe,
+    resident: ResidentPool,
+    folder: Path,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_not_finite: bool = False,
+) -> dict[str, str]:
     """Write the merge's weights into `folder` as safetensors and return the digest of each tensor by name.
 
     The same bytes as `write_model(merged_tensors(recipe, resident), ...)`, faster and with two buffers of a few megabytes
@@ -46,7 +64,12 @@ def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max
     check_recipe(recipe, resident)
     infos = merged_infos(recipe, resident.pool)
     by_block = MERGE_METHODS[recipe.method].elementwise
-    with ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer, ThreadPoolExecutor(1) as worker, StreamedPool(resident.pool) as streamed, torch.no_grad():
+    with (
+        ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer,
+        ThreadPoolExecutor(1) as worker,
+        StreamedPool(resident.pool) as streamed,
+        torch.no_grad(),
+    ):
         buffers = _Buffers()
         digests: dict[str, Future[str]] = {}
         spoiled: dict[str, None] = {}
@@ -55,15 +78,27 @@ def merge_to_folder(recipe: Recipe, resident: ResidentPool, folder: Path, *, max
             whole = not by_block or dtype not in FLOAT_DTYPES
             for elements, out in buffers.parts(DTYPES[dtype], shape, whole=whole):
                 _merge_one(recipe, resident if whole else streamed, name, out, elements)
-                buffers.busy(worker.submit(_finish, writer, sha, spoiled, name, dtype, elements, out))
+                buffers.busy(
+                    worker.submit(_finish, writer, sha, spoiled, name, dtype, elements, out)
+                )
             digests[name] = worker.submit(sha.hexdigest)  # one worker: after the updates
         buffers.wait()
         if spoiled and not allow_not_finite:
-            raise UnsafeInputError([_not_finite(recipe, resident.pool, name) for name in spoiled][:SHOWN])
+            raise UnsafeInputError(
+                [_not_finite(recipe, resident.pool, name) for name in spoiled][:SHOWN]
+            )
         return {name: digest.result() for name, digest in digests.items()}
 
 
-def _finish(writer: ModelWriter, sha: hashlib._Hash, spoiled: dict[str, None], name: str, dtype: str, elements: slice | None, out: Tensor) -> None:
+def _finish(
+    writer: ModelWriter,
+    sha: hashlib._Hash,
+    spoiled: dict[str, None],
+    name: str,
+    dtype: str,
+    elements: slice | None,
+    out: Tensor,
+) -> None:
     writer.write_part(name, elements.start if elements is not None else 0, out)
     raw = tensor_bytes(out)
     sha.update(raw)
@@ -73,12 +108,32 @@ def _finish(writer: ModelWriter, sha: hashlib._Hash, spoiled: dict[str, None], n
 
 def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
     """Whose NaN or infinities these are: a checkpoint's, or those of weights that overflow the dtype."""
-    row = next(row for group, row in zip(recipe.groups, recipe.weights, strict=True) if re.search(group.match, name))
-    read = [member for member, weight in zip(recipe.members, row, strict=True) if weight != 0.0 or MERGE_METHODS[recipe.method].reads_all] + ([recipe.base] if recipe.base else [])
-    holders = [checkpoint for checkpoint in read if sum(count_not_finite(_stored(pool.find(checkpoint).tensors[name])))]
+    row = next(
+        row
+        for group, row in zip(recipe.groups, recipe.weights, strict=True)
+        if re.search(group.match, name)
+    )
+    read = [
+        member
+        for member, weight in zip(recipe.members, row, strict=True)
+        if weight != 0.0 or MERGE_METHODS[recipe.method].reads_all
+    ] + ([recipe.base] if recipe.base else [])
+    holders = [
+        checkpoint
+        for checkpoint in read
+        if sum(count_not_finite(_stored(pool.find(checkpoint).tensors[name])))
+    ]
     if holders:
-        return Problem(thing=f"tensor {name!r}", cause=f"holds NaN or infinite values in {', '.join(map(repr, holders))}, and so would the merge", remedy="That training run broke, or the file did; leave the checkpoint out, or go on with --allow values")
-    return Problem(thing=f"tensor {name!r}", cause=f"of the merge holds NaN or infinite values, which no checkpoint does: it overflows {recipe.dtype}, or a step of the method does", remedy="Give smaller weights or a wider dtype, or go on with --allow values")
+        return Problem(
+            thing=f"tensor {name!r}",
+            cause=f"holds NaN or infinite values in {', '.join(map(repr, holders))}, and so would the merge",
+            remedy="That training run broke, or the file did; leave the checkpoint out, or go on with --allow values",
+        )
+    return Problem(
+        thing=f"tensor {name!r}",
+        cause=f"of the merge holds NaN or infinite values, which no checkpoint does: it overflows {recipe.dtype}, or a step of the method does",
+        remedy="Give smaller weights or a wider dtype, or go on with --allow values",
+    )
 
 
 def _stored(info: TensorInfo) -> TensorInfo:
@@ -93,7 +148,9 @@ class _Buffers:
         self._done: list[Future | None] = [None, None]
         self._turn = 0
 
-    def parts(self, dtype: torch.dtype, shape: tuple[int, ...], *, whole: bool) -> Iterator[tuple[slice | None, Tensor]]:
+    def parts(
+        self, dtype: torch.dtype, shape: tuple[int, ...], *, whole: bool
+    ) -> Iterator[tuple[slice | None, Tensor]]:
         """(elements, output to fill): once, in its shape, or for consecutive elements of the flat tensor."""
         count = torch.Size(shape).numel()
         if whole:
@@ -118,6 +175,8 @@ class _Buffers:
             waiting.result()
         num_bytes = count * dtype.itemsize
         if self._bytes[self._turn].numel() < num_bytes:
-            self._bytes[self._turn] = torch.empty(0, dtype=torch.uint8)  # give the old one back first
+            self._bytes[self._turn] = torch.empty(
+                0, dtype=torch.uint8
+            )  # give the old one back first
             self._bytes[self._turn] = torch.empty(num_bytes, dtype=torch.uint8)
         return self._bytes[self._turn][:num_bytes].view(dtype)

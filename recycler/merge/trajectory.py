@@ -28,7 +28,10 @@ def ema(num_checkpoints: int, alpha: float = 0.2) -> tuple[float, ...]:
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}, outside (0, 1]")
     first = (1 - alpha) ** (num_checkpoints - 1)
-    return (first, *(alpha * (1 - alpha) ** (num_checkpoints - i) for i in range(2, num_checkpoints + 1)))
+    return (
+        first,
+        *(alpha * (1 - alpha) ** (num_checkpoints - i) for i in range(2, num_checkpoints + 1)),
+    )
 
 
 def decay(curve: Sequence[float]) -> tuple[float, ...]:
@@ -37,7 +40,11 @@ def decay(curve: Sequence[float]) -> tuple[float, ...]:
     The update that led to checkpoint i is in checkpoints i..K, so w_i = c_i - c_{i+1}, with c_{K+1} = 0. Raises ValueError.
     """
     _require(len(curve))
-    if curve[0] != 1.0 or any(later > earlier for earlier, later in zip(curve, curve[1:])) or curve[-1] < 0:
+    if (
+        curve[0] != 1.0
+        or any(later > earlier for earlier, later in zip(curve, curve[1:]))
+        or curve[-1] < 0
+    ):
         raise ValueError("a decay curve starts at 1 and never rises or becomes negative")
     return tuple(here - there for here, there in zip(curve, (*curve[1:], 0.0), strict=True))
 
@@ -47,4 +54,9 @@ def _require(num_checkpoints: int) -> None:
         raise ValueError("an average needs at least one checkpoint")
 
 
-TRAJECTORY_WEIGHTS: Mapping[str, Callable[..., tuple[float, ...]]] = {"sma": sma, "wma": wma, "ema": ema, "decay": decay}
+TRAJECTORY_WEIGHTS: Mapping[str, Callable[..., tuple[float, ...]]] = {
+    "sma": sma,
+    "wma": wma,
+    "ema": ema,
+    "decay": decay,
+}

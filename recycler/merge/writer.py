@@ -26,8 +26,13 @@ INDEX = "model.safetensors.index.json"
 TensorSpec = tuple[str, tuple[int, ...]]  # safetensors dtype (BF16, F32 ...) and shape
 
 
-def write_model(tensors: Iterable[tuple[str, Tensor]], infos: Mapping[str, TensorSpec], folder: Path, *,
-                max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> dict[str, str]:
+def write_model(
+    tensors: Iterable[tuple[str, Tensor]],
+    infos: Mapping[str, TensorSpec],
+    folder: Path,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> dict[str, str]:
     """Write (name, tensor) pairs as they come into `folder`, and return the digest of each tensor by name.
 
     `infos` says beforehand what will come: dtype in safetensors' spelling and shape. One file when it fits into
@@ -35,7 +40,10 @@ def write_model(tensors: Iterable[tuple[str, Tensor]], infos: Mapping[str, Tenso
     hashed. A folder that was not finished has no index and files with holes: write aside and rename, as export does.
     Raises ValueError when a tensor is missing, comes twice, or is not what `infos` says.
     """
-    with ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer, ThreadPoolExecutor(1) as hasher:
+    with (
+        ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer,
+        ThreadPoolExecutor(1) as hasher,
+    ):
         digests: dict[str, Future[str]] = {}
         previous: Future[str] | None = None
         for name, tensor in tensors:
@@ -64,7 +72,9 @@ def num_bytes(spec: TensorSpec) -> int:
     return math.prod(spec[1]) * DTYPE_BYTES[spec[0]]
 
 
-def header_bytes(infos: Mapping[str, TensorSpec], names: Sequence[str]) -> tuple[bytes, dict[str, int]]:
+def header_bytes(
+    infos: Mapping[str, TensorSpec], names: Sequence[str]
+) -> tuple[bytes, dict[str, int]]:
     """The start of a safetensors file that holds `names`, and the byte at which each tensor begins.
 
     Widest dtype first, then by name, padded to 8 bytes: the library's own order, so that the files are equal too.
@@ -79,12 +89,30 @@ def header_bytes(infos: Mapping[str, TensorSpec], names: Sequence[str]) -> tuple
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {name: start + offset for name, offset in offsets.items()}
+    return len(text).to_bytes(8, "little") + text, {
+        name: start + offset for name, offset in offsets.items()
+    }
 
 
 def _library_rank(dtype: str) -> int:
     """safetensors sorts by its enum of dtypes, descending."""
-    order = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
+    order = (
+        "U64",
+        "I64",
+        "F64",
+        "F32",
+        "U32",
+        "I32",
+        "BF16",
+        "F16",
+        "U16",
+        "I16",
+        "F8_E4M3",
+        "F8_E5M2",
+        "I8",
+        "U8",
+        "BOOL",
+    )
     return order.index(dtype)
 
 
@@ -94,7 +122,13 @@ class ModelWriter:
     Leaving it without an exception checks that every byte was written and then writes the index, last.
     """
 
-    def __init__(self, infos: Mapping[str, TensorSpec], folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES):
+    def __init__(
+        self,
+        infos: Mapping[str, TensorSpec],
+        folder: Path,
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    ):
         self.infos = infos
         self.folder = folder
         self._missing = {name: num_bytes(spec) for name, spec in infos.items()}
@@ -104,12 +138,18 @@ class ModelWriter:
         folder.mkdir(parents=True, exist_ok=True)
         shards = shard_plan(infos, max_shard_bytes)
         for number, names in enumerate(shards, start=1):
-            file_name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file_name = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            )
             self._open_shard(file_name, names)
 
     def _open_shard(self, file_name: str, names: Sequence[str]) -> None:
         header, offsets = header_bytes(self.infos, names)
-        file = os.open(self.folder / file_name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        file = os.open(
+            self.folder / file_name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644
+        )
         self._files.append(file)
         write_all(file, memoryview(header), 0)
         for name in names:
@@ -133,15 +173,22 @@ class ModelWriter:
     def _check(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         announced = self.infos.get(name)
         if announced is not None and (announced[0], tuple(announced[1])) != (dtype, shape):
-            raise ValueError(f"tensor {name!r} was announced as {announced[0]} {tuple(announced[1])} and came as {dtype} {shape}")
+            raise ValueError(
+                f"tensor {name!r} was announced as {announced[0]} {tuple(announced[1])} and came as {dtype} {shape}"
+            )
 
     def finish(self) -> None:
         """Check that nothing is missing and write the index. Raises ValueError."""
         missing = sorted(name for name, left in self._missing.items() if left)
         if missing:
-            raise ValueError(f"{len(missing)} tensors were announced and did not come, first {missing[0]!r}")
+            raise ValueError(
+                f"{len(missing)} tensors were announced and did not come, first {missing[0]!r}"
+            )
         if len(self._files) > 1:
-            index = {"metadata": {"total_size": sum(map(num_bytes, self.infos.values()))}, "weight_map": self._shard_of}
+            index = {
+                "metadata": {"total_size": sum(map(num_bytes, self.infos.values()))},
+                "weight_map": self._shard_of,
+            }
             (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def close(self) -> None:
@@ -151,7 +198,12 @@ class ModelWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 self.finish()

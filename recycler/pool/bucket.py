@@ -38,12 +38,20 @@ def split_url(url: str) -> tuple[str, str]:
     """('s3://bucket', 'key/of/object') of a URL; for file:// all is key. Raises UsageError."""
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
-        raise UsageError(Problem(thing=url, cause=f"has the scheme {scheme!r}", remedy=f"Known: {', '.join(SCHEMES)}, hf"))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause=f"has the scheme {scheme!r}",
+                remedy=f"Known: {', '.join(SCHEMES)}, hf",
+            )
+        )
     if scheme == "file":
         return "file:///", rest.strip("/")
     bucket, _, key = rest.partition("/")
     if not bucket:
-        raise UsageError(Problem(thing=url, cause="names no bucket", remedy=f"Write {scheme}://BUCKET/PREFIX"))
+        raise UsageError(
+            Problem(thing=url, cause="names no bucket", remedy=f"Write {scheme}://BUCKET/PREFIX")
+        )
     return f"{scheme}://{bucket}", key.strip("/")
 
 
@@ -56,7 +64,9 @@ def trimmed(url: str) -> str:
 def list_prefix(url: str) -> tuple[dict[str, int], list[str]]:
     """(sizes of the objects directly below a prefix by name, names of the prefixes below it). Raises as `read` does."""
     root, prefix = split_url(url)
-    found = _try(url, lambda: _obstore().list_with_delimiter(_store(root), f"{prefix}/" if prefix else None))
+    found = _try(
+        url, lambda: _obstore().list_with_delimiter(_store(root), f"{prefix}/" if prefix else None)
+    )
     objects = {entry["path"].rsplit("/", 1)[-1]: entry["size"] for entry in found["objects"]}
     return objects, sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
@@ -90,17 +100,32 @@ def read(url: str, start: int = 0, end: int | None = None, *, etag: str = "") ->
     def get() -> Piece:
         result = _obstore().get(_store(root), key, options=options)
         raw = bytes(result.bytes())
-        return _checked(url, Piece(raw=raw, etag=result.meta["e_tag"] or "", size=result.meta["size"]), start, end, tuple(result.range), etag)
+        return _checked(
+            url,
+            Piece(raw=raw, etag=result.meta["e_tag"] or "", size=result.meta["size"]),
+            start,
+            end,
+            tuple(result.range),
+            etag,
+        )
 
     return _try(url, get)
 
 
-def _checked(url: str, piece: Piece, start: int, end: int | None, served: tuple[int, int], etag: str) -> Piece:
+def _checked(
+    url: str, piece: Piece, start: int, end: int | None, served: tuple[int, int], etag: str
+) -> Piece:
     if etag and piece.etag != etag:
         raise _overwritten(url)
     wanted = (min(start, piece.size), piece.size if end is None else min(end, piece.size))
     if served != wanted or len(piece.raw) != wanted[1] - wanted[0]:
-        raise InfrastructureError(Problem(thing=url, cause=f"the bucket sent bytes {served[0]:,} to {served[1]:,} ({len(piece.raw):,}) where {wanted[0]:,} to {wanted[1]:,} were asked for", remedy="Try again; if it goes on, a proxy in between is broken"))
+        raise InfrastructureError(
+            Problem(
+                thing=url,
+                cause=f"the bucket sent bytes {served[0]:,} to {served[1]:,} ({len(piece.raw):,}) where {wanted[0]:,} to {wanted[1]:,} were asked for",
+                remedy="Try again; if it goes on, a proxy in between is broken",
+            )
+        )
     return piece
 
 
@@ -143,6 +168,7 @@ def remove(url: str) -> None:
 
 # ---------------------------------------------------------------- obstore
 
+
 def _obstore() -> Any:
     import obstore
     import obstore.store
@@ -161,7 +187,13 @@ def _timeout() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_TIMEOUT:
-        raise UsageError(Problem(thing="RECYCLER_BUCKET_TIMEOUT", cause=f"is {text[:40]!r}, which is no number of seconds up to {MAX_TIMEOUT:,}", remedy="Set it to 60, or unset it"))
+        raise UsageError(
+            Problem(
+                thing="RECYCLER_BUCKET_TIMEOUT",
+                cause=f"is {text[:40]!r}, which is no number of seconds up to {MAX_TIMEOUT:,}",
+                remedy="Set it to 60, or unset it",
+            )
+        )
     return seconds
 
 
@@ -169,11 +201,26 @@ def _timeout() -> float:
 def _open_store(root: str, endpoint: str, timeout: float) -> Any:
     if root == "file:///":
         return _obstore().store.LocalStore("/")
-    client = {"timeout": timedelta(seconds=timeout), "connect_timeout": timedelta(seconds=min(timeout, 10))}
+    client = {
+        "timeout": timedelta(seconds=timeout),
+        "connect_timeout": timedelta(seconds=min(timeout, 10)),
+    }
     if endpoint.startswith("http://"):
         client["allow_http"] = True  # named by the person who runs it
-    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
-    return _obstore().store.from_url(root, client_options=client, retry_config={"max_retries": 4, "backoff": backoff, "retry_timeout": timedelta(seconds=max(5 * timeout, 10))})
+    backoff = {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=5),
+        "base": 2,
+    }
+    return _obstore().store.from_url(
+        root,
+        client_options=client,
+        retry_config={
+            "max_retries": 4,
+            "backoff": backoff,
+            "retry_timeout": timedelta(seconds=max(5 * timeout, 10)),
+        },
+    )
 
 
 def _try(url: str, act: Callable[[], Value]) -> Value:
@@ -185,26 +232,56 @@ def _try(url: str, act: Callable[[], Value]) -> Value:
         except RecyclerError:
             raise
         except FileNotFoundError:
-            raise UsageError(Problem(thing=url, cause="is not there", remedy="Check bucket and prefix")) from None
+            raise UsageError(
+                Problem(thing=url, cause="is not there", remedy="Check bucket and prefix")
+            ) from None
         except errors.PreconditionError:
             raise _overwritten(url) from None
-        except (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError) as error:
-            raise UsageError(Problem(thing=url, cause=f"access denied ({_short(error)})", remedy="Check the credentials in the environment")) from None
+        except (
+            errors.PermissionDeniedError,
+            errors.UnauthenticatedError,
+            PermissionError,
+        ) as error:
+            raise UsageError(
+                Problem(
+                    thing=url,
+                    cause=f"access denied ({_short(error)})",
+                    remedy="Check the credentials in the environment",
+                )
+            ) from None
         except (errors.BaseError, OSError, ValueError) as error:
             if "404 Not Found" in str(error):  # a bucket, where an object is a FileNotFoundError
-                raise UsageError(Problem(thing=url, cause="is not there: no such bucket", remedy="Check its name")) from None
+                raise UsageError(
+                    Problem(
+                        thing=url, cause="is not there: no such bucket", remedy="Check its name"
+                    )
+                ) from None
             if attempt + 1 == ATTEMPTS or not _may_pass(error):
-                raise InfrastructureError(Problem(thing=url, cause=_short(error), remedy="The bucket did not answer well; try again")) from None
+                raise InfrastructureError(
+                    Problem(
+                        thing=url,
+                        cause=_short(error),
+                        remedy="The bucket did not answer well; try again",
+                    )
+                ) from None
             time.sleep(0.2 * 2**attempt * (1 + random.random()))
     raise AssertionError("unreachable")
 
 
 def _may_pass(error: Exception) -> bool:
-    return any(word in str(error) for word in ("429", "Too Many Requests", "SlowDown", "response body"))
+    return any(
+        word in str(error) for word in ("429", "Too Many Requests", "SlowDown", "response body")
+    )
 
 
 def _overwritten(url: str) -> InfrastructureError:
-    return InfrastructureError(Problem(thing=url, cause="was overwritten while it was read", remedy="Start again, when nobody writes to it any more"))
+    return InfrastructureError(
+        Problem(
+            thing=url,
+            cause="was overwritten while it was read",
+            remedy="Start again, when nobody writes to it any more",
+        )
+    )
 
 
 def _short(error: Exception) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 from recycler.errors import InfrastructureError, Problem, UsageError
 
 DEFAULT_CACHE_BYTES = 200_000_000_000
-_held: dict[str, int] = {}  # key -> file descriptor with a shared lock, for as long as this process lives
+_held: dict[
+    str, int
+] = {}  # key -> file descriptor with a shared lock, for as long as this process lives
 
 
 def cache_folder() -> Path:
@@ -35,7 +37,13 @@ def cache_folder() -> Path:
 
 
 def _no_cache(folder: Path, cause: str | None) -> InfrastructureError:
-    return InfrastructureError(Problem(thing=f"cache {folder}", cause=f"cannot be written ({cause})", remedy="Make room there, or name another folder in RECYCLER_CACHE"))
+    return InfrastructureError(
+        Problem(
+            thing=f"cache {folder}",
+            cause=f"cannot be written ({cause})",
+            remedy="Make room there, or name another folder in RECYCLER_CACHE",
+        )
+    )
 
 
 def cache_bytes() -> int:
@@ -44,7 +52,13 @@ def cache_bytes() -> int:
     try:
         return int(float(text))
     except ValueError:
-        raise UsageError(Problem(thing="RECYCLER_CACHE_BYTES", cause=f"is {text!r}, not a number of bytes", remedy="Give one, such as 50e9")) from None
+        raise UsageError(
+            Problem(
+                thing="RECYCLER_CACHE_BYTES",
+                cause=f"is {text!r}, not a number of bytes",
+                remedy="Give one, such as 50e9",
+            )
+        ) from None
 
 
 def cache_key(url: str, etag: str, size: int) -> str:
@@ -105,7 +119,9 @@ def _hold(folder: Path, key: str) -> None:
         _held[name] = file
 
 
-def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path], dict[str, Any]]) -> None:
+def _fetch(
+    folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path], dict[str, Any]]
+) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{key}.", suffix=".part", dir=folder)
     os.close(handle)
     part = Path(name)
@@ -125,7 +141,14 @@ def _fetch(folder: Path, key: str, facts: dict[str, Any], fetch: Callable[[Path]
 def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
     """Remove the least recently used copies that no process holds, until `wanted` bytes fit."""
     _remove_leftovers(folder, key)
-    entries = sorted(((status.st_mtime_ns, status.st_size, path) for path in folder.glob("*.bin") if (status := path.stat())), key=lambda entry: entry[0])
+    entries = sorted(
+        (
+            (status.st_mtime_ns, status.st_size, path)
+            for path in folder.glob("*.bin")
+            if (status := path.stat())
+        ),
+        key=lambda entry: entry[0],
+    )
     total, limit = sum(size for _, size, _ in entries), cache_bytes()
     for _, size, path in entries:
         if total + wanted <= limit:
@@ -133,7 +156,13 @@ def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
         if _remove(path):
             total -= size
     if total + wanted > limit:
-        raise InfrastructureError(Problem(thing=f"cache {folder}", cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}", remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints"))
+        raise InfrastructureError(
+            Problem(
+                thing=f"cache {folder}",
+                cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}",
+                remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints",
+            )
+        )
 
 
 def _remove_leftovers(folder: Path, own: str) -> None:
@@ -142,7 +171,11 @@ def _remove_leftovers(folder: Path, own: str) -> None:
         if part.name.split(".")[1] == own:
             part.unlink(missing_ok=True)
             continue
-        file = os.open(folder / f"{part.name.split('.')[1]}.fetch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(
+            folder / f"{part.name.split('.')[1]}.fetch",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+            0o600,
+        )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -71,7 +71,9 @@ class DeltaProfile:
     cosines: tuple[tuple[float, ...], ...]
 
 
-def delta_profile(pool: Pool, *, sample: int | None = 65_536, candidates: Sequence[Checkpoint] = ()) -> DeltaProfile:
+def delta_profile(
+    pool: Pool, *, sample: int | None = 65_536, candidates: Sequence[Checkpoint] = ()
+) -> DeltaProfile:
     """Measure deltas of floating point tensors that all checkpoints share; memory is a few times `sample` per checkpoint."""
     base = pool.template
     others = [*(member for member in pool.members if member is not base), *candidates]
@@ -88,7 +90,10 @@ class _Sums:
         self.others, self.num = others, len(others)
         self.histograms = [np.zeros(1 << (31 - _BIN_SHIFT)) for _ in others]
         self.tensors: list[list[TensorDelta]] = [[] for _ in others]
-        self.layer_sums, self.layer_counts = np.zeros((self.num, max(min(base.num_layers, 10_000), 1))), np.zeros(max(min(base.num_layers, 10_000), 1))
+        self.layer_sums, self.layer_counts = (
+            np.zeros((self.num, max(min(base.num_layers, 10_000), 1))),
+            np.zeros(max(min(base.num_layers, 10_000), 1)),
+        )
         self.totals, self.maxima, self.count = np.zeros(self.num), np.zeros(self.num), 0.0
         self.gram = np.zeros((self.num + 1, self.num + 1))  # deltas, then the base
         self.matrices = np.zeros((self.num, 3))  # over matrices: member.base, |member|^2, |base|^2
@@ -98,19 +103,35 @@ class _Sums:
         num = int(np.prod(infos[0].shape, dtype=np.int64))
         if num == 0:
             return
-        counts, gram, read = [np.zeros(1 << (31 - _BIN_SHIFT)) for _ in self.others], np.zeros_like(self.gram), 0
+        counts, gram, read = (
+            [np.zeros(1 << (31 - _BIN_SHIFT)) for _ in self.others],
+            np.zeros_like(self.gram),
+            0,
+        )
         sums, maxima = np.zeros(self.num), np.zeros(self.num)
         for values in zip(*(_values(info, sample) for info in infos), strict=True):
             rows = np.stack([*(value - values[0] for value in values[1:]), values[0]])
             gram += rows @ rows.T
             read += rows.shape[1]
             for index, row in enumerate(np.abs(rows[:-1])):
-                counts[index] += np.bincount(row.view(np.uint32) >> _BIN_SHIFT, minlength=1 << (31 - _BIN_SHIFT))[: 1 << (31 - _BIN_SHIFT)]
+                counts[index] += np.bincount(
+                    row.view(np.uint32) >> _BIN_SHIFT, minlength=1 << (31 - _BIN_SHIFT)
+                )[: 1 << (31 - _BIN_SHIFT)]
                 sums[index] += row.sum(dtype=np.float64)
                 maxima[index] = max(maxima[index], float(row.max()))
         self._keep(name, num / read, counts, gram, sums, maxima, is_matrix=len(infos[0].shape) > 1)
 
-    def _keep(self, name: str, scale: float, counts: list[np.ndarray], gram: np.ndarray, sums: np.ndarray, maxima: np.ndarray, *, is_matrix: bool) -> None:
+    def _keep(
+        self,
+        name: str,
+        scale: float,
+        counts: list[np.ndarray],
+        gram: np.ndarray,
+        sums: np.ndarray,
+        maxima: np.ndarray,
+        *,
+        is_matrix: bool,
+    ) -> None:
         read = max(float(counts[0].sum()) if counts else 1.0, 1.0)
         self.gram += gram * scale
         self.count += read * scale
@@ -122,29 +143,57 @@ class _Sums:
             self.layer_counts[int(layer[1])] += read * scale
         for index in range(self.num):
             self.histograms[index] += counts[index] * scale
-            self.tensors[index].append(TensorDelta(name=name, mean=float(sums[index] / read), p50=_quantile(counts[index], 0.5), p99=min(_quantile(counts[index], 0.99), float(maxima[index])), max=float(maxima[index])))
+            self.tensors[index].append(
+                TensorDelta(
+                    name=name,
+                    mean=float(sums[index] / read),
+                    p50=_quantile(counts[index], 0.5),
+                    p99=min(_quantile(counts[index], 0.99), float(maxima[index])),
+                    max=float(maxima[index]),
+                )
+            )
             if is_matrix:
                 dot, base = gram[index, -1] + gram[-1, -1], gram[-1, -1]
-                self.matrices[index] += np.array([dot, gram[index, index] + 2 * gram[index, -1] + base, base]) * scale
+                self.matrices[index] += (
+                    np.array([dot, gram[index, index] + 2 * gram[index, -1] + base, base]) * scale
+                )
 
     def profile(self, base: str, num_members: int, sample: int | None) -> DeltaProfile:
         norm = float(np.sqrt(self.gram[-1, -1])) or 1.0
         squares = np.diag(self.gram)[:-1]
-        distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * self.gram[:-1, :-1], 0.0)) / norm
+        distances = (
+            np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * self.gram[:-1, :-1], 0.0))
+            / norm
+        )
         np.fill_diagonal(distances, 0.0)
         lengths = np.sqrt(np.maximum(squares, 0.0))
         cosines = self.gram[:-1, :-1] / np.maximum(np.outer(lengths, lengths), 1e-30)
         members = tuple(self._member(index, norm) for index in range(num_members))
-        return DeltaProfile(base=base, sample=sample, members=members, names=tuple(other.name for other in self.others), to_base=_floats(lengths / norm),
-                            distances=tuple(map(_floats, distances)), cosines=tuple(map(_floats, cosines)))
+        return DeltaProfile(
+            base=base,
+            sample=sample,
+            members=members,
+            names=tuple(other.name for other in self.others),
+            to_base=_floats(lengths / norm),
+            distances=tuple(map(_floats, distances)),
+            cosines=tuple(map(_floats, cosines)),
+        )
 
     def _member(self, index: int, norm: float) -> MemberDelta:
         dot, own, base = self.matrices[index]
         layers = self.layer_sums[index] / np.maximum(self.layer_counts, 1.0)
         histogram = self.histograms[index]
-        return MemberDelta(member=self.others[index].name, mean=float(self.totals[index] / max(self.count, 1.0)), p50=_quantile(histogram, 0.5), p99=min(_quantile(histogram, 0.99), float(self.maxima[index])),
-                           max=float(self.maxima[index]), relative=float(np.sqrt(max(self.gram[index, index], 0.0))) / norm, cosine=float(dot / np.sqrt(own * base)) if own * base > 0 else 1.0,
-                           tensors=tuple(self.tensors[index]), layers=_floats(layers))
+        return MemberDelta(
+            member=self.others[index].name,
+            mean=float(self.totals[index] / max(self.count, 1.0)),
+            p50=_quantile(histogram, 0.5),
+            p99=min(_quantile(histogram, 0.99), float(self.maxima[index])),
+            max=float(self.maxima[index]),
+            relative=float(np.sqrt(max(self.gram[index, index], 0.0))) / norm,
+            cosine=float(dot / np.sqrt(own * base)) if own * base > 0 else 1.0,
+            tensors=tuple(self.tensors[index]),
+            layers=_floats(layers),
+        )
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
@@ -158,7 +207,9 @@ def _values(info: TensorInfo, sample: int | None):
         for block in tensor_blocks(info, block_bytes=size << 18):
             yield as_float32(block, info.dtype)
         return
-    parts = [read_bytes(info, size * start, size * count) for start, count in stretches_of(num, sample)]
+    parts = [
+        read_bytes(info, size * start, size * count) for start, count in stretches_of(num, sample)
+    ]
     yield as_float32(b"".join(parts), info.dtype)
 
 
@@ -183,7 +234,9 @@ def decoded(raw: bytes | memoryview, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (np.frombuffer(raw, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
-        return np.frombuffer(raw, dtype={"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).astype(np.float32)
+        return np.frombuffer(
+            raw, dtype={"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
+        ).astype(np.float32)
 
 
 def _quantile(histogram: np.ndarray, share: float) -> float:
@@ -194,50 +247,128 @@ def _quantile(histogram: np.ndarray, share: float) -> float:
     index = int(np.searchsorted(cumulated, share * cumulated[-1]))
     if index == 0:
         return 0.0
-    return float(np.array([(index << _BIN_SHIFT) + (1 << (_BIN_SHIFT - 1))], dtype=np.uint32).view(np.float32)[0])
+    return float(
+        np.array([(index << _BIN_SHIFT) + (1 << (_BIN_SHIFT - 1))], dtype=np.uint32).view(
+            np.float32
+        )[0]
+    )
 
 
 # ---------------------------------------------------------------- what it means
 
-def delta_findings(pool: Pool, profile: DeltaProfile, method: str, settings: Mapping[str, Any]) -> list[Finding]:
+
+def delta_findings(
+    pool: Pool, profile: DeltaProfile, method: str, settings: Mapping[str, Any]
+) -> list[Finding]:
     """A wrong base, and deltas too large for the method; empty without a base."""
     if pool.base is None:
         return []
     findings = []
     for index, (member, delta) in enumerate(zip(pool.members, profile.members, strict=True)):
         if delta.cosine < settings["base_cosine"]:
-            findings.append(refuse("wrong_base", member, f"is no relative of the base (cosine of their matrices {delta.cosine:.2f}, norm of the delta {delta.relative:.2f} of the base's)", "Give the checkpoint it was trained from as base", unsafe=False))
+            findings.append(
+                refuse(
+                    "wrong_base",
+                    member,
+                    f"is no relative of the base (cosine of their matrices {delta.cosine:.2f}, norm of the delta {delta.relative:.2f} of the base's)",
+                    "Give the checkpoint it was trained from as base",
+                    unsafe=False,
+                )
+            )
             continue
         findings += _nearer(pool, profile, index, member, delta, method, settings)
         findings += _too_large(member, delta, method, settings)
     return findings
 
 
-def _nearer(pool: Pool, profile: DeltaProfile, index: int, member: Checkpoint, delta: MemberDelta, method: str, settings: Mapping[str, Any]) -> list[Finding]:
+def _nearer(
+    pool: Pool,
+    profile: DeltaProfile,
+    index: int,
+    member: Checkpoint,
+    delta: MemberDelta,
+    method: str,
+    settings: Mapping[str, Any],
+) -> list[Finding]:
     num, own = len(pool.members), profile.to_base[index]
-    nearer = [other for other in range(num, len(profile.names)) if profile.distances[index][other] * NEARER < own]
+    nearer = [
+        other
+        for other in range(num, len(profile.names))
+        if profile.distances[index][other] * NEARER < own
+    ]
     if nearer:
         best = min(nearer, key=lambda other: profile.distances[index][other])
-        return [refuse("wrong_base", member, f"is {own / max(profile.distances[index][best], 1e-12):.0f} times nearer to {profile.names[best]!r} than to the base", f"Give {profile.names[best]!r} as base", unsafe=False)]
+        return [
+            refuse(
+                "wrong_base",
+                member,
+                f"is {own / max(profile.distances[index][best], 1e-12):.0f} times nearer to {profile.names[best]!r} than to the base",
+                f"Give {profile.names[best]!r} as base",
+                unsafe=False,
+            )
+        ]
     if delta.p99 <= settings["dare_warn"]:
         return []
     others = sorted(profile.to_base[other] for other in range(num) if other != index)
     if others and own > OUTLIER * others[len(others) // 2] > 0:
         said = f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other members (p99 of |delta| {delta.p99:.2g})"
         remedy = "It was probably trained from another base; leave it out, or merge it apart"
-        return [refuse("wrong_base", member, said, remedy, unsafe=False) if method in DROP_METHODS else warn("wrong_base", member, said, remedy)]
-    siblings = sorted(profile.distances[index][other] for other in range(num) if other != index and profile.distances[index][other] > 0)
+        return [
+            refuse("wrong_base", member, said, remedy, unsafe=False)
+            if method in DROP_METHODS
+            else warn("wrong_base", member, said, remedy)
+        ]
+    siblings = sorted(
+        profile.distances[index][other]
+        for other in range(num)
+        if other != index and profile.distances[index][other] > 0
+    )
     if siblings and siblings[len(siblings) // 2] * NEARER < own:
-        return [warn("wrong_base", member, f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members than to the base (p99 of |delta| {delta.p99:.2g})", "They share a nearer ancestor; give that as base if you have it")]
+        return [
+            warn(
+                "wrong_base",
+                member,
+                f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members than to the base (p99 of |delta| {delta.p99:.2g})",
+                "They share a nearer ancestor; give that as base if you have it",
+            )
+        ]
     return []
 
 
-def _too_large(member: Checkpoint, delta: MemberDelta, method: str, settings: Mapping[str, Any]) -> list[Finding]:
+def _too_large(
+    member: Checkpoint, delta: MemberDelta, method: str, settings: Mapping[str, Any]
+) -> list[Finding]:
     if delta.p99 <= settings["dare_warn"]:
         return []
     said = f"has large deltas: p50 {delta.p50:.2g}, p99 {delta.p99:.2g}, max {delta.max:.2g}"
     if method not in DROP_METHODS:
-        return [warn("delta_size", member, said, "DARE and DELLA would break it; widen is made for such members")] if delta.p99 > settings["dare_refuse"] else []
+        return (
+            [
+                warn(
+                    "delta_size",
+                    member,
+                    said,
+                    "DARE and DELLA would break it; widen is made for such members",
+                )
+            ]
+            if delta.p99 > settings["dare_refuse"]
+            else []
+        )
     if delta.p99 > settings["dare_refuse"]:
-        return [refuse("delta_size", member, f"{said}; {method} drops most of a delta, which breaks above {settings['dare_refuse']:g}", "Use linear, ties or widen, or give its true base; dare_refuse moves the limit", unsafe=False)]
-    return [warn("delta_size", member, f"{said}; {method} may lose it above {settings['dare_warn']:g}", "Keep the density high, or use linear or ties")]
+        return [
+            refuse(
+                "delta_size",
+                member,
+                f"{said}; {method} drops most of a delta, which breaks above {settings['dare_refuse']:g}",
+                "Use linear, ties or widen, or give its true base; dare_refuse moves the limit",
+                unsafe=False,
+            )
+        ]
+    return [
+        warn(
+            "delta_size",
+            member,
+            f"{said}; {method} may lose it above {settings['dare_warn']:g}",
+            "Keep the density high, or use linear or ties",
+        )
+    ]

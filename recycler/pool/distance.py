@@ -24,7 +24,9 @@ def delta_products(pool: Pool) -> DeltaProducts:
     table, power = np.zeros((len(names), len(pool.members), len(pool.members))), 0.0
     for index, name in enumerate(names):
         own = pool.base.tensors[name]
-        for base, *members in zip(_floats(own), *(_floats(member.tensors[name]) for member in pool.members), strict=True):
+        for base, *members in zip(
+            _floats(own), *(_floats(member.tensors[name]) for member in pool.members), strict=True
+        ):
             deltas = np.stack(members) - base
             table[index] += deltas @ deltas.T
             power += float(base @ base)

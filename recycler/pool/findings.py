@@ -22,8 +22,12 @@ class Finding:
     unsafe: bool = True
 
 
-def refuse(check: str, checkpoint: Checkpoint, cause: str, remedy: str, *, unsafe: bool = True) -> Finding:
-    return Finding(check=check, level="refuse", problem=about(checkpoint, cause, remedy), unsafe=unsafe)
+def refuse(
+    check: str, checkpoint: Checkpoint, cause: str, remedy: str, *, unsafe: bool = True
+) -> Finding:
+    return Finding(
+        check=check, level="refuse", problem=about(checkpoint, cause, remedy), unsafe=unsafe
+    )
 
 
 def warn(check: str, checkpoint: Checkpoint, cause: str, remedy: str) -> Finding:
@@ -31,7 +35,12 @@ def warn(check: str, checkpoint: Checkpoint, cause: str, remedy: str) -> Finding
 
 
 def about(checkpoint: Checkpoint, cause: str, remedy: str) -> Problem:
-    return Problem(thing=f"checkpoint {checkpoint.name!r}", cause=cause, remedy=remedy, where=checkpoint.location)
+    return Problem(
+        thing=f"checkpoint {checkpoint.name!r}",
+        cause=cause,
+        remedy=remedy,
+        where=checkpoint.location,
+    )
 
 
 def named(names: Sequence[str], what: str = "tensor") -> str:

@@ -36,10 +36,24 @@ _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)\.weig
 # options of PEFT that change what an adapter computes, or that changed the base it was trained on (pissa, olora, loftq);
 # any value other than these is more than plain LoRA
 _PLAIN: Mapping[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None), "lora_bias": (False, None), "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []), "trainable_token_indices": (None,), "target_parameters": (None, []), "layer_replication": (None, []),
-    "alora_invocation_tokens": (None,), "use_qalora": (False, None), "use_bdlora": (None, False), "arrow_config": (None,), "velora_config": (None,), "kasa_config": (None,),
-    "monteclora_config": (None,), "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal")}
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "velora_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,9 @@ class Rounding:
     error: float = 0.0
 
     def add(self, delta: Tensor, before: Tensor, after: Tensor) -> None:
-        moved = after.float() - before  # a float32 tensor is its own .float(): nothing may be done to it in place
+        moved = (
+            after.float() - before
+        )  # a float32 tensor is its own .float(): nothing may be done to it in place
         self.step += float(delta.square().sum())
         self.product += float((moved * delta).sum())
         self.error += float(moved.sub_(delta).square().sum())
@@ -98,7 +114,9 @@ def fold_adapter(base: Path, adapter: Path, out: Path) -> Rounding:
     return rounding
 
 
-def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors], rounding: Rounding) -> Iterator[tuple[str, Tensor]]:
+def _folded(
+    checkpoint: Checkpoint, factors: Mapping[str, Factors], rounding: Rounding
+) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in iterate_tensors(checkpoint):
         if name not in factors:
             yield name, tensor
@@ -109,65 +127,139 @@ def _folded(checkpoint: Checkpoint, factors: Mapping[str, Factors], rounding: Ro
         yield name, folded
 
 
-def match_factors(found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: str) -> dict[str, Factors]:
+def match_factors(
+    found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: str
+) -> dict[str, Factors]:
     """Factors by the checkpoint's tensor names. Raises UnsafeInputError when one has no tensor of its shape."""
     problems = []
     if checkpoint.config.get("tie_word_embeddings") and "lm_head.weight" in found:
-        problems.append(Problem(thing=f"{adapter}: 'lm_head.weight'", cause="is tied to the embeddings in the base: folding would change both", remedy="Train without lm_head, or untie the base"))
+        problems.append(
+            Problem(
+                thing=f"{adapter}: 'lm_head.weight'",
+                cause="is tied to the embeddings in the base: folding would change both",
+                remedy="Train without lm_head, or untie the base",
+            )
+        )
     for name, factors in found.items():
         info = checkpoint.tensors.get(name)
         if info is None:
-            problems.append(Problem(thing=f"{adapter}: {name!r}", cause="is not in the base", remedy="Fold it into the base it was trained on"))
+            problems.append(
+                Problem(
+                    thing=f"{adapter}: {name!r}",
+                    cause="is not in the base",
+                    remedy="Fold it into the base it was trained on",
+                )
+            )
         elif info.shape != factors.shape or info.dtype not in FLOAT_DTYPES:
-            problems.append(Problem(thing=f"{adapter}: {name!r}", cause=f"is {factors.shape}, in the base {info.dtype} {info.shape}", remedy="Fold it into the base it was trained on"))
+            problems.append(
+                Problem(
+                    thing=f"{adapter}: {name!r}",
+                    cause=f"is {factors.shape}, in the base {info.dtype} {info.shape}",
+                    remedy="Fold it into the base it was trained on",
+                )
+            )
     raise_problems(problems, UnsafeInputError)
     return dict(found)
 
 
 # ---------------------------------------------------------------- the adapter's folder
 
+
 def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
     """Factors by the name of the base tensor they change, and the adapter's configuration. Raises UsageError or UnsafeInputError."""
     config = _read_config(adapter)
     path = adapter / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_WEIGHTS}", remedy="Save the adapter with save_pretrained; pickles are not read"))
+        raise UsageError(
+            Problem(
+                thing=str(adapter),
+                cause=f"has no {ADAPTER_WEIGHTS}",
+                remedy="Save the adapter with save_pretrained; pickles are not read",
+            )
+        )
     pairs: dict[str, dict[str, str]] = {}
     problems = []
     for name, info in read_header(path).items():
         if (place := _NAME.fullmatch(name)) is None:
             problems.append(_no_factor(path, name))
         elif info.dtype not in FLOAT_DTYPES:
-            problems.append(Problem(thing=f"{path}: {name!r}", cause=f"is {info.dtype}, where a factor is one of {', '.join(sorted(FLOAT_DTYPES))}", remedy="Save the adapter again, not quantized"))
+            problems.append(
+                Problem(
+                    thing=f"{path}: {name!r}",
+                    cause=f"is {info.dtype}, where a factor is one of {', '.join(sorted(FLOAT_DTYPES))}",
+                    remedy="Save the adapter again, not quantized",
+                )
+            )
         else:
             pairs.setdefault(place["module"], {})[place["side"]] = name
-    problems += [Problem(thing=f"{path}: {module!r}", cause="has only one of its two factors", remedy="Save the adapter again")
-                 for module, pair in pairs.items() if len(pair) != 2]
+    problems += [
+        Problem(
+            thing=f"{path}: {module!r}",
+            cause="has only one of its two factors",
+            remedy="Save the adapter again",
+        )
+        for module, pair in pairs.items()
+        if len(pair) != 2
+    ]
     if not pairs and not problems:
-        problems.append(Problem(thing=str(path), cause="holds no tensor", remedy="Save the adapter again"))
+        problems.append(
+            Problem(thing=str(path), cause="holds no tensor", remedy="Save the adapter again")
+        )
     raise_problems(problems[:SHOWN], UnsafeInputError)
     scales = _scales(pairs, config, adapter / ADAPTER_CONFIG)
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {f"{module}.weight": _factors(file.get_tensor(pair["A"]), file.get_tensor(pair["B"]), module, *scales[module], path) for module, pair in pairs.items()}, config
+        return {
+            f"{module}.weight": _factors(
+                file.get_tensor(pair["A"]),
+                file.get_tensor(pair["B"]),
+                module,
+                *scales[module],
+                path,
+            )
+            for module, pair in pairs.items()
+        }, config
 
 
 def _no_factor(path: Path, name: str) -> Problem:
-    if name.endswith(".base_layer.weight"):  # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as before
-        return Problem(thing=f"{path}: {name!r}", cause="is the base's own weight, which PEFT saves along with an adapter on embeddings or head", remedy="Save it with save_pretrained(..., save_embedding_layers=False) if that layer has not been resized")
-    return Problem(thing=f"{path}: {name!r}", cause="is not a factor of plain LoRA on a linear layer", remedy=BY_PEFT)
+    if name.endswith(
+        ".base_layer.weight"
+    ):  # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as before
+        return Problem(
+            thing=f"{path}: {name!r}",
+            cause="is the base's own weight, which PEFT saves along with an adapter on embeddings or head",
+            remedy="Save it with save_pretrained(..., save_embedding_layers=False) if that layer has not been resized",
+        )
+    return Problem(
+        thing=f"{path}: {name!r}",
+        cause="is not a factor of plain LoRA on a linear layer",
+        remedy=BY_PEFT,
+    )
 
 
 def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, path: Path) -> Factors:
     if rank < 1 or down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
-        raise UnsafeInputError(Problem(thing=f"{path}: {module!r}", cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
-                                       remedy="Configuration and weights belong to different adapters"))
+        raise UnsafeInputError(
+            Problem(
+                thing=f"{path}: {module!r}",
+                cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
+                remedy="Configuration and weights belong to different adapters",
+            )
+        )
     for side, factor in (("A", down), ("B", up)):
         if not bool(factor.isfinite().all()):
-            raise UnsafeInputError(Problem(thing=f"{path}: {module!r}", cause=f"holds {int((~factor.isfinite()).sum())} NaN or infinite values in lora_{side}", remedy="That training run broke, or the file did; leave the adapter out"))
+            raise UnsafeInputError(
+                Problem(
+                    thing=f"{path}: {module!r}",
+                    cause=f"holds {int((~factor.isfinite()).sum())} NaN or infinite values in lora_{side}",
+                    remedy="That training run broke, or the file did; leave the adapter out",
+                )
+            )
     return Factors(down, up, scale)
 
 
-def _scales(modules: Iterable[str], config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, float]]:
+def _scales(
+    modules: Iterable[str], config: Mapping[str, Any], path: Path
+) -> dict[str, tuple[int, float]]:
     """(rank, scale) of each module: what a pattern of the configuration says about it, else the common value."""
     found = {}
     key = "rank_pattern"
@@ -180,10 +272,22 @@ def _scales(modules: Iterable[str], config: Mapping[str, Any], path: Path) -> di
             rank = own_rank(module)
             key = "alpha_pattern"
             alpha = own_alpha(module)
-            rank, alpha = config["r"] if rank is None else rank, config["lora_alpha"] if alpha is None else alpha
-            found[module] = (rank, alpha / (math.sqrt(rank) if config["use_rslora"] else rank) if rank > 0 else 0.0)
+            rank, alpha = (
+                config["r"] if rank is None else rank,
+                config["lora_alpha"] if alpha is None else alpha,
+            )
+            found[module] = (
+                rank,
+                alpha / (math.sqrt(rank) if config["use_rslora"] else rank) if rank > 0 else 0.0,
+            )
     except ValueError as error:
-        raise UnsafeInputError(Problem(thing=f"{path}: {key}", cause=str(error), remedy="Write the modules' names, or plain patterns of them")) from None
+        raise UnsafeInputError(
+            Problem(
+                thing=f"{path}: {key}",
+                cause=str(error),
+                remedy="Write the modules' names, or plain patterns of them",
+            )
+        ) from None
     return found
 
 
@@ -191,16 +295,49 @@ def _read_config(adapter: Path) -> dict[str, Any]:
     """adapter_config.json with the values that matter here checked and filled in. Raises UsageError or UnsafeInputError, with file and key."""
     path = adapter / ADAPTER_CONFIG
     if not os.path.lexists(path):
-        raise UsageError(Problem(thing=str(adapter), cause=f"has no {ADAPTER_CONFIG}", remedy="Give the folder of a PEFT adapter"))
+        raise UsageError(
+            Problem(
+                thing=str(adapter),
+                cause=f"has no {ADAPTER_CONFIG}",
+                remedy="Give the folder of a PEFT adapter",
+            )
+        )
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UnsafeInputError(Problem(thing=str(path), cause="is not a JSON object", remedy="Save the adapter again"))
+        raise UnsafeInputError(
+            Problem(thing=str(path), cause="is not a JSON object", remedy="Save the adapter again")
+        )
     absent: dict[str, Any] = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
     checked = {**config, **{key: value for key, value in absent.items() if config.get(key) is None}}
     wrong = [(key, wanted) for key, (fits, wanted) in _VALUES.items() if not fits(checked.get(key))]
-    raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {str(config.get(key))[:80]!r} where {wanted} is wanted" if key in config else "is missing", remedy="Save the adapter again") for key, wanted in wrong], UnsafeInputError)
-    raise_problems([Problem(thing=f"{path}: {key}", cause=f"is {str(config.get(key))[:80]}, which is more than plain LoRA", remedy=BY_PEFT)
-                    for key, plain in _PLAIN.items() if key in config and not any(config[key] == value and type(config[key]) is type(value) for value in plain)], UsageError)
+    raise_problems(
+        [
+            Problem(
+                thing=f"{path}: {key}",
+                cause=f"is {str(config.get(key))[:80]!r} where {wanted} is wanted"
+                if key in config
+                else "is missing",
+                remedy="Save the adapter again",
+            )
+            for key, wanted in wrong
+        ],
+        UnsafeInputError,
+    )
+    raise_problems(
+        [
+            Problem(
+                thing=f"{path}: {key}",
+                cause=f"is {str(config.get(key))[:80]}, which is more than plain LoRA",
+                remedy=BY_PEFT,
+            )
+            for key, plain in _PLAIN.items()
+            if key in config
+            and not any(
+                config[key] == value and type(config[key]) is type(value) for value in plain
+            )
+        ],
+        UsageError,
+    )
     return checked
 
 
@@ -212,7 +349,18 @@ def _is_alpha(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < MAX_NUMBER
 
 
-_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {  # nothing is converted: 4.9 is no rank, and "false" is no truth value
-    "r": (_is_rank, "a whole number from 1 on"), "lora_alpha": (_is_alpha, "a number"), "use_rslora": (lambda value: type(value) is bool, "true or false"),
-    "rank_pattern": (lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())), "a mapping of patterns to whole numbers from 1 on"),
-    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_alpha, value.values())), "a mapping of patterns to numbers")}
+_VALUES: Mapping[
+    str, tuple[Callable[[Any], bool], str]
+] = {  # nothing is converted: 4.9 is no rank, and "false" is no truth value
+    "r": (_is_rank, "a whole number from 1 on"),
+    "lora_alpha": (_is_alpha, "a number"),
+    "use_rslora": (lambda value: type(value) is bool, "true or false"),
+    "rank_pattern": (
+        lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())),
+        "a mapping of patterns to whole numbers from 1 on",
+    ),
+    "alpha_pattern": (
+        lambda value: isinstance(value, dict) and all(map(_is_alpha, value.values())),
+        "a mapping of patterns to numbers",
+    ),
+}

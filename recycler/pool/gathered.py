@@ -28,7 +28,9 @@ class GatheredTensor(TensorInfo):
     base: int | None
 
 
-def gather_rows(info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], first: int, stop: int) -> Tensor:
+def gather_rows(
+    info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], first: int, stop: int
+) -> Tensor:
     """Rows `first` to `stop` as a fresh tensor; `stored` gives a source's tensor as it is stored."""
     rows = info.rows[:, first:stop].astype(np.int64)
     own = rows[info.own]
@@ -39,7 +41,9 @@ def gather_rows(info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], fi
     return found
 
 
-def gather_elements(info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], elements: slice) -> Tensor:
+def gather_elements(
+    info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], elements: slice
+) -> Tensor:
     """These elements of the flat tensor, in row-major order; only the rows that they touch are read."""
     width = math.prod(info.shape[1:])
     first = elements.start // width
@@ -47,11 +51,15 @@ def gather_elements(info: GatheredTensor, stored: Callable[[TensorInfo], Tensor]
     return found[elements.start - first * width : elements.stop - first * width]
 
 
-def _stand_ins(info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], rows: np.ndarray, like: Tensor) -> Tensor:
+def _stand_ins(
+    info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], rows: np.ndarray, like: Tensor
+) -> Tensor:
     if info.base is not None:
         others = np.arange(len(rows)) != info.base
         rows[np.ix_(others, rows[info.base] >= 0)] = -1
-    total = torch.zeros((rows.shape[1], *like.shape[1:]), dtype=torch.promote_types(like.dtype, torch.float32))
+    total = torch.zeros(
+        (rows.shape[1], *like.shape[1:]), dtype=torch.promote_types(like.dtype, torch.float32)
+    )
     count = np.zeros(rows.shape[1], dtype=np.int64)
     for source, its in zip(info.sources, rows, strict=True):
         has = np.flatnonzero(its >= 0)

@@ -21,7 +21,10 @@ from recycler.pool.stretches import Stretches
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 SAMPLE = 16_384  # elements of each tensor
-LEAST_SAMPLE, LEAST_TENSORS = 2_048, 8  # with fewer elements of each, fewer tensors are read instead
+LEAST_SAMPLE, LEAST_TENSORS = (
+    2_048,
+    8,
+)  # with fewer elements of each, fewer tensors are read instead
 BLOCK = 1 << 18  # elements, where all are read
 MOST_RANGES = 60_000  # requests to a bucket: two minutes at 30 ms each, 16 at once
 DEFAULT_BYTES = 2_000_000_000
@@ -36,7 +39,9 @@ class Sample:
     every: int
 
 
-def delta_gram(pool: Pool, *, sample: int | None = SAMPLE, most_bytes: int | None = None, seed: int = 0) -> tuple[tuple[float, ...], ...]:
+def delta_gram(
+    pool: Pool, *, sample: int | None = SAMPLE, most_bytes: int | None = None, seed: int = 0
+) -> tuple[tuple[float, ...], ...]:
     """(K, K) inner products of the members' deltas over the base's squared norm, in the pool's order, from a sample.
 
     Without a base the first member stands for it: distances between averages are the same from any origin. `sample` elements of
@@ -53,14 +58,27 @@ def delta_gram(pool: Pool, *, sample: int | None = SAMPLE, most_bytes: int | Non
     names = same_names(checkpoints)
     total = np.zeros((len(checkpoints),) * 2)
     with Stretches(checkpoints) as stretches:
-        chosen = _within(checkpoints, names, sample, seed, stretches, gram_bytes() if most_bytes is None else most_bytes)
+        chosen = _within(
+            checkpoints,
+            names,
+            sample,
+            seed,
+            stretches,
+            gram_bytes() if most_bytes is None else most_bytes,
+        )
         for name in chosen.names:
             infos = [checkpoint.tensors[name] for checkpoint in checkpoints]
             total += _products(infos, chosen.elements, stretches) * chosen.every
     gram = total / (total[0, 0] or 1.0)
     place = {checkpoint.name: index for index, checkpoint in enumerate(checkpoints)}
     origin = {base.name} if pool.base is None else set()
-    return tuple(tuple(0.0 if {first, second} & origin else float(gram[place[first], place[second]]) for second in pool.names) for first in pool.names)
+    return tuple(
+        tuple(
+            0.0 if {first, second} & origin else float(gram[place[first], place[second]])
+            for second in pool.names
+        )
+        for first in pool.names
+    )
 
 
 def gram_bytes() -> int:
@@ -69,7 +87,13 @@ def gram_bytes() -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise UsageError(Problem(thing="RECYCLER_GRAM_BYTES", cause=f"is {text[:40]!r}, not a number of bytes", remedy="Give one, such as 2e9, or 0 to read nothing")) from None
+        raise UsageError(
+            Problem(
+                thing="RECYCLER_GRAM_BYTES",
+                cause=f"is {text[:40]!r}, not a number of bytes",
+                remedy="Give one, such as 2e9, or 0 to read nothing",
+            )
+        ) from None
 
 
 def _products(infos: Sequence[TensorInfo], sample: int | None, stretches: Stretches) -> np.ndarray:
@@ -77,9 +101,16 @@ def _products(infos: Sequence[TensorInfo], sample: int | None, stretches: Stretc
     num = math.prod(infos[0].shape)
     found, read = np.zeros((len(infos),) * 2), 0
     for parts in _chunks(num, sample):
-        wanted = [(info, start * DTYPE_BYTES[info.dtype], count * DTYPE_BYTES[info.dtype]) for info in infos for start, count in parts]
+        wanted = [
+            (info, start * DTYPE_BYTES[info.dtype], count * DTYPE_BYTES[info.dtype])
+            for info in infos
+            for start, count in parts
+        ]
         raw = stretches.read(wanted)
-        base, *others = [as_float32(b"".join(raw[index * len(parts) : (index + 1) * len(parts)]), info.dtype) for index, info in enumerate(infos)]
+        base, *others = [
+            as_float32(b"".join(raw[index * len(parts) : (index + 1) * len(parts)]), info.dtype)
+            for index, info in enumerate(infos)
+        ]
         rows = np.stack([base, *(other - base for other in others)])
         found += rows @ rows.T
         read += rows.shape[1]
@@ -94,19 +125,35 @@ def _chunks(num: int, sample: int | None) -> Iterator[list[tuple[int, int]]]:
         yield from ([(start, min(BLOCK, num - start))] for start in range(0, num, BLOCK))
 
 
-def _within(checkpoints: Sequence[Checkpoint], names: Sequence[str], sample: int | None, seed: int, stretches: Stretches, most_bytes: int) -> Sample:
+def _within(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    sample: int | None,
+    seed: int,
+    stretches: Stretches,
+    most_bytes: int,
+) -> Sample:
     """The largest sample that keeps what comes from buckets within bounds. Raises UsageError where none does."""
     base, elements, every, chosen = checkpoints[0], sample, 1, list(names)
 
     def far() -> list[TensorInfo]:
-        return [info for checkpoint in checkpoints for name in chosen if stretches.far(info := checkpoint.tensors[name])]
+        return [
+            info
+            for checkpoint in checkpoints
+            for name in chosen
+            if stretches.far(info := checkpoint.tensors[name])
+        ]
 
     if elements is None or not far():
         return Sample(names=tuple(chosen), elements=elements, every=every)
 
     def asked() -> tuple[int, int]:
         """Requests, and bytes."""
-        parts = [(len(own), sum(count for _, count in own) * DTYPE_BYTES[info.dtype]) for info in far() for own in [stretches_of(math.prod(info.shape), elements)]]
+        parts = [
+            (len(own), sum(count for _, count in own) * DTYPE_BYTES[info.dtype])
+            for info in far()
+            for own in [stretches_of(math.prod(info.shape), elements)]
+        ]
         return sum(count for count, _ in parts), sum(num_bytes for _, num_bytes in parts)
 
     by_size = sorted(names, key=lambda name: (base.tensors[name].num_bytes, name))
@@ -117,5 +164,11 @@ def _within(checkpoints: Sequence[Checkpoint], names: Sequence[str], sample: int
         every += max(every // 8, 1)
         chosen = by_size[int(np.random.default_rng([seed, every]).integers(every)) :: every]
         if len(chosen) < LEAST_TENSORS:
-            raise UsageError(Problem(thing="distances between members", cause=f"cannot be told from {most_bytes:,} bytes of their bucket in {MOST_RANGES:,} requests", remedy="Raise RECYCLER_GRAM_BYTES"))
+            raise UsageError(
+                Problem(
+                    thing="distances between members",
+                    cause=f"cannot be told from {most_bytes:,} bytes of their bucket in {MOST_RANGES:,} requests",
+                    remedy="Raise RECYCLER_GRAM_BYTES",
+                )
+            )
     return Sample(names=tuple(chosen), elements=elements, every=every)

@@ -19,16 +19,48 @@ _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 def hub_folder(url: str) -> Path:
     """A local folder with the repository's weights and small files. Raises UsageError or InfrastructureError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     match = _URL.fullmatch(url)
     if match is None:
-        raise UsageError(Problem(thing=url, cause="is not a repository of the hub", remedy="Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="is not a repository of the hub",
+                remedy="Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION",
+            )
+        )
     try:
-        return Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_WANTED)))
+        return Path(
+            snapshot_download(
+                match["repo"], revision=match["revision"], allow_patterns=list(_WANTED)
+            )
+        )
     except LocalEntryNotFoundError as error:
-        raise InfrastructureError(Problem(thing=url, cause=f"cannot be reached ({str(error)[:200]})", remedy="Try again, or give a local folder")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=url,
+                cause=f"cannot be reached ({str(error)[:200]})",
+                remedy="Try again, or give a local folder",
+            )
+        ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise UsageError(Problem(thing=url, cause="is not there, or not open to you", remedy="Check owner, name and revision; set HF_TOKEN for a private one")) from None
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="is not there, or not open to you",
+                remedy="Check owner, name and revision; set HF_TOKEN for a private one",
+            )
+        ) from None
     except OSError as error:  # connections, proxies, a full disk
-        raise InfrastructureError(Problem(thing=url, cause=f"could not be fetched ({str(error)[:200]})", remedy="Try again, or give a local folder")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=url,
+                cause=f"could not be fetched ({str(error)[:200]})",
+                remedy="Try again, or give a local folder",
+            )
+        ) from None

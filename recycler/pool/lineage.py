@@ -35,7 +35,11 @@ def lineage(location: str) -> Facts:
         try:
             path = folder / name
             if path.is_file() and path.stat().st_size <= MAX_BYTES:
-                found |= {fact: text for fact, value in read(path.read_text(errors="replace")).items() if (text := _line(value))}
+                found |= {
+                    fact: text
+                    for fact, value in read(path.read_text(errors="replace")).items()
+                    if (text := _line(value))
+                }
         except (OSError, ValueError, TypeError, AttributeError, RecursionError, RecyclerError):
             continue
     return found
@@ -43,36 +47,65 @@ def lineage(location: str) -> Facts:
 
 def _config(text: str) -> dict[str, Any]:
     config = json.loads(text)
-    return {"architecture": config.get("model_type"), "saved from": config.get("_name_or_path"), "dtype": config.get("dtype") or config.get("torch_dtype")}
+    return {
+        "architecture": config.get("model_type"),
+        "saved from": config.get("_name_or_path"),
+        "dtype": config.get("dtype") or config.get("torch_dtype"),
+    }
 
 
 def _adapter(text: str) -> dict[str, Any]:
     config = json.loads(text)
-    return {"adapter": f"{config.get('peft_type', '')} rank {config.get('r')} alpha {config.get('lora_alpha')}", "adapter of": config.get("base_model_name_or_path"), "adapted modules": config.get("target_modules")}
+    return {
+        "adapter": f"{config.get('peft_type', '')} rank {config.get('r')} alpha {config.get('lora_alpha')}",
+        "adapter of": config.get("base_model_name_or_path"),
+        "adapted modules": config.get("target_modules"),
+    }
 
 
 def _trainer(text: str) -> dict[str, Any]:
     state = json.loads(text)
     losses = [entry["loss"] for entry in state.get("log_history", []) if "loss" in entry]
-    return {"trained": f"{state.get('global_step')} of {state.get('max_steps')} steps, {float(state.get('epoch', 0)):.2f} epochs", "last loss": losses[-1] if losses else None}
+    return {
+        "trained": f"{state.get('global_step')} of {state.get('max_steps')} steps, {float(state.get('epoch', 0)):.2f} epochs",
+        "last loss": losses[-1] if losses else None,
+    }
 
 
 def _readme(text: str) -> dict[str, Any]:
     if not text.startswith("---\n") or "\n---" not in text[4:]:
         return {}
-    metadata = load_yaml("README.md", text[4:text.index("\n---", 4) + 1]).data
-    return {"base model": metadata.get("base_model"), "relation to it": metadata.get("base_model_relation"), "datasets": metadata.get("datasets"), "licence": metadata.get("license")}
+    metadata = load_yaml("README.md", text[4 : text.index("\n---", 4) + 1]).data
+    return {
+        "base model": metadata.get("base_model"),
+        "relation to it": metadata.get("base_model_relation"),
+        "datasets": metadata.get("datasets"),
+        "licence": metadata.get("license"),
+    }
 
 
 def _manifest(text: str) -> dict[str, Any]:
     manifest = json.loads(text)
-    return {"made by": f"recycler, recipe {str(manifest.get('recipe_digest'))[:12]}", "weights": str(manifest.get("weights_digest"))[:12]}
+    return {
+        "made by": f"recycler, recipe {str(manifest.get('recipe_digest'))[:12]}",
+        "weights": str(manifest.get("weights_digest"))[:12],
+    }
 
 
-_SOURCES: dict[str, Callable[[str], dict[str, Any]]] = {"config.json": _config, "adapter_config.json": _adapter, "trainer_state.json": _trainer, "README.md": _readme, "recycler-manifest.json": _manifest}
+_SOURCES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "config.json": _config,
+    "adapter_config.json": _adapter,
+    "trainer_state.json": _trainer,
+    "README.md": _readme,
+    "recycler-manifest.json": _manifest,
+}
 
 
 def _line(value: Any) -> str:
     if isinstance(value, (list, tuple, set)):
         value = ", ".join(map(str, value))
-    return " ".join(str(value).split())[:MAX_TEXT] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    return (
+        " ".join(str(value).split())[:MAX_TEXT]
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        else ""
+    )

@@ -29,10 +29,13 @@ def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
     Raises InfrastructureError when an object has been overwritten since the pool was opened, when a local folder is not on
     this machine, or when the bucket stays away; UnsafeInputError when a copy is not what it should be.
     """
+
     def local(checkpoint: Checkpoint) -> Checkpoint:
         return patiently(lambda: _local(checkpoint), patience)
 
-    return Pool(members=tuple(map(local, pool.members)), base=local(pool.base) if pool.base else None)
+    return Pool(
+        members=tuple(map(local, pool.members)), base=local(pool.base) if pool.base else None
+    )
 
 
 def patiently(act: Callable[[], Value], patience: float) -> Value:
@@ -42,7 +45,12 @@ def patiently(act: Callable[[], Value], patience: float) -> Value:
         try:
             return act()
         except InfrastructureError as error:
-            lasting = any("overwritten" in problem.cause or "may hold" in problem.cause or "not on this machine" in problem.cause for problem in error.problems)
+            lasting = any(
+                "overwritten" in problem.cause
+                or "may hold" in problem.cause
+                or "not on this machine" in problem.cause
+                for problem in error.problems
+            )
             if lasting or time.monotonic() - start + pause > patience:
                 raise
         time.sleep(pause)
@@ -51,25 +59,46 @@ def patiently(act: Callable[[], Value], patience: float) -> Value:
 
 def _local(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.location.startswith("hf://"):
-        return replace(open_checkpoint(local_folder(checkpoint), checkpoint.name), name=checkpoint.name)
+        return replace(
+            open_checkpoint(local_folder(checkpoint), checkpoint.name), name=checkpoint.name
+        )
     if not any(tensor.etag for tensor in checkpoint.tensors.values()):
         folder = Path(local_path(checkpoint.location))
         if remote_url(checkpoint.location) is None and not folder.is_dir():
-            raise InfrastructureError(Problem(thing=f"checkpoint {checkpoint.name!r}", cause=f"{folder} is not on this machine", remedy="Put the pool into a bucket, or on a disk that all nodes share"))
+            raise InfrastructureError(
+                Problem(
+                    thing=f"checkpoint {checkpoint.name!r}",
+                    cause=f"{folder} is not on this machine",
+                    remedy="Put the pool into a bucket, or on a disk that all nodes share",
+                )
+            )
         return checkpoint
     shards = {info.file: local_file(info) for info in checkpoint.tensors.values()}
     folder = _linked_folder(checkpoint, shards)
-    tensors = {name: replace(info, file=str(folder / _shard_name(info.file)), etag="") for name, info in checkpoint.tensors.items()}
+    tensors = {
+        name: replace(info, file=str(folder / _shard_name(info.file)), etag="")
+        for name, info in checkpoint.tensors.items()
+    }
     found = open_checkpoint(folder, checkpoint.name)
     if found.tensors != tensors:
-        raise UnsafeInputError(Problem(thing=checkpoint.location, cause="its copy in the cache does not hold the tensors of its headers", remedy=f"Remove {cache_folder()} and start again"))
+        raise UnsafeInputError(
+            Problem(
+                thing=checkpoint.location,
+                cause="its copy in the cache does not hold the tensors of its headers",
+                remedy=f"Remove {cache_folder()} and start again",
+            )
+        )
     return found
 
 
 def _linked_folder(checkpoint: Checkpoint, shards: dict[str, Path]) -> Path:
     """A folder of links: the checkpoint's small files and its shards, under their own names. Named after their versions."""
     small = local_folder(checkpoint)
-    key = cache_key(checkpoint.location, repr(sorted((name, str(path)) for name, path in shards.items())) + str(small), 0)
+    key = cache_key(
+        checkpoint.location,
+        repr(sorted((name, str(path)) for name, path in shards.items())) + str(small),
+        0,
+    )
     folder = cache_folder() / "folders" / key / checkpoint.name
     folder.mkdir(parents=True, exist_ok=True)
     for source in small.iterdir():

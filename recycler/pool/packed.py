@@ -28,7 +28,9 @@ def packed_pool(pack: str) -> tuple[list[str], str]:
     """(places of the members, place of the base) of a packed pool. Raises UsageError, UnsafeInputError."""
     manifest, _ = _manifest(pack)
     places = {name: f"{pack.rstrip('/')}/{MANIFEST}#{name}" for name in manifest["checkpoints"]}
-    return [place for name, place in places.items() if name != manifest["base"]], places[manifest["base"]]
+    return [place for name, place in places.items() if name != manifest["base"]], places[
+        manifest["base"]
+    ]
 
 
 def open_packed_checkpoint(place: str, name: str | None = None) -> Checkpoint:
@@ -36,10 +38,20 @@ def open_packed_checkpoint(place: str, name: str | None = None) -> Checkpoint:
     pack, own = _split(place)
     manifest, version = _manifest(pack)
     if own not in manifest["checkpoints"]:
-        raise UsageError(Problem(thing=place, cause=f"the pack has no checkpoint {own!r}", remedy=f"It holds {', '.join(sorted(manifest['checkpoints']))}"))
+        raise UsageError(
+            Problem(
+                thing=place,
+                cause=f"the pack has no checkpoint {own!r}",
+                remedy=f"It holds {', '.join(sorted(manifest['checkpoints']))}",
+            )
+        )
     header = unpacked_header(manifest, own)
-    size = len(header) + sum(_num_bytes(entry) for entry in manifest["checkpoints"][own]["tensors"].values())
-    tensors = parse_header(place, header[PREFIX_BYTES:], length=len(header) - PREFIX_BYTES, size=size, etag=version)
+    size = len(header) + sum(
+        _num_bytes(entry) for entry in manifest["checkpoints"][own]["tensors"].values()
+    )
+    tensors = parse_header(
+        place, header[PREFIX_BYTES:], length=len(header) - PREFIX_BYTES, size=size, etag=version
+    )
     config = check_config(place, read_json(packed_small_files(place) / "config.json"))
     return Checkpoint(name=name or own, location=place, tensors=tensors, config=config)
 
@@ -54,7 +66,10 @@ def packed_small_files(place: str) -> Path:
             with whole_folder(folder) as aside:
                 for name, digest in manifest["checkpoints"][own]["small"].items():
                     if not SMALL.fullmatch(name):
-                        raise broken(f"{pack}/{MANIFEST}", f"names the file {name[:80]!r}, which is not allowed")
+                        raise broken(
+                            f"{pack}/{MANIFEST}",
+                            f"names the file {name[:80]!r}, which is not allowed",
+                        )
                     (aside / name).write_bytes(_small(pack, digest))
         except (UsageError, OSError):  # another process was first
             if not folder.is_dir():
@@ -72,7 +87,13 @@ def unpacked_file(info: TensorInfo) -> Path:
     def write(path: Path) -> dict[str, Any]:
         folder = _pack_folder(pack)
         if hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != info.etag:
-            raise InfrastructureError(Problem(thing=f"{pack}/{MANIFEST}", cause="was overwritten since the pool was opened", remedy="Put it back, or start a new run"))
+            raise InfrastructureError(
+                Problem(
+                    thing=f"{pack}/{MANIFEST}",
+                    cause="was overwritten since the pool was opened",
+                    remedy="Put it back, or start a new run",
+                )
+            )
         write_unpacked(path, Unpacker(folder, read_manifest(folder)), own)
         return {}
 
@@ -95,7 +116,12 @@ def _num_bytes(entry: dict[str, Any]) -> int:
 def _manifest(pack: str) -> tuple[dict[str, Any], str]:
     """The manifest and its SHA-256, as it is now."""
     folder = _pack_folder(pack, shards=False)
-    return _parsed(folder, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() if (folder / MANIFEST).is_file() else "")
+    return _parsed(
+        folder,
+        hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        if (folder / MANIFEST).is_file()
+        else "",
+    )
 
 
 @lru_cache(maxsize=8)

@@ -40,7 +40,9 @@ def compile_patterns(patterns: Mapping[str, Any]) -> Callable[[str], Any]:
                 left = 0.0
             left -= time.process_time() - start
             if left <= 0:
-                raise ValueError(f"pattern {pattern.pattern[len(_PREFIX) + 1 : -2][:80]!r} takes too long to match")
+                raise ValueError(
+                    f"pattern {pattern.pattern[len(_PREFIX) + 1 : -2][:80]!r} takes too long to match"
+                )
         return None
 
     return value_of
@@ -51,7 +53,9 @@ _PREFIX = r"(.*\.)?"
 
 def _compiled(pattern: str) -> regex.Pattern:
     if len(pattern) > MAX_CHARACTERS or _TOO_MUCH.search(pattern):
-        raise ValueError(f"pattern {pattern[:80]!r} is longer than {MAX_CHARACTERS} characters, or repeats or recurses more than a module's name needs")
+        raise ValueError(
+            f"pattern {pattern[:80]!r} is longer than {MAX_CHARACTERS} characters, or repeats or recurses more than a module's name needs"
+        )
     try:
         re.compile(pattern)
         return regex.compile(f"{_PREFIX}({pattern})$")

@@ -62,8 +62,15 @@ class PoolReport:
     deltas: DeltaProfile | None = None
 
 
-def check_pool(pool: Pool, *, duplicates: Literal["refuse", "allow"] = "refuse", method: str = "linear", scan_values: bool = True,
-               look_inside: Literal["digests", "sample", "headers"] = "digests", options: Mapping[str, Any] | None = None) -> PoolReport:
+def check_pool(
+    pool: Pool,
+    *,
+    duplicates: Literal["refuse", "allow"] = "refuse",
+    method: str = "linear",
+    scan_values: bool = True,
+    look_inside: Literal["digests", "sample", "headers"] = "digests",
+    options: Mapping[str, Any] | None = None,
+) -> PoolReport:
     """Compare every checkpoint with the template (base, or first member) and look at the values; raise once, or report.
 
     Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them is read. Then a sample
@@ -72,20 +79,36 @@ def check_pool(pool: Pool, *, duplicates: Literal["refuse", "allow"] = "refuse",
     the choice is wrong: a duplicate, a base they were not trained from, a method too coarse for such deltas.
     """
     settings = _settings(options)
-    findings = [finding for checkpoint in _all(pool) for finding in soundness(checkpoint)] + compare(pool)
+    findings = [
+        finding for checkpoint in _all(pool) for finding in soundness(checkpoint)
+    ] + compare(pool)
     findings = _raise(findings, settings)
     profile, digests = None, ()
     if look_inside != "headers":
-        profile = delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"]) if pool.base else None
-        found, digests = duplicate_findings(pool, level="refuse" if duplicates == "refuse" else "warn", read=look_inside == "digests")
+        profile = (
+            delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"])
+            if pool.base
+            else None
+        )
+        found, digests = duplicate_findings(
+            pool,
+            level="refuse" if duplicates == "refuse" else "warn",
+            read=look_inside == "digests",
+        )
         findings += found
     if profile is not None:
         findings += delta_findings(pool, profile, method, settings)
     if scan_values:
         findings += value_findings(pool)
     findings = _raise(findings, settings)
-    return PoolReport(num_members=len(pool.members), num_tensors=len(pool.template.tensors), num_bytes=sum(checkpoint.num_bytes for checkpoint in _all(pool)),
-                      warnings=tuple(finding.problem for finding in findings), digests=digests, deltas=profile)
+    return PoolReport(
+        num_members=len(pool.members),
+        num_tensors=len(pool.template.tensors),
+        num_bytes=sum(checkpoint.num_bytes for checkpoint in _all(pool)),
+        warnings=tuple(finding.problem for finding in findings),
+        digests=digests,
+        deltas=profile,
+    )
 
 
 def _all(pool: Pool) -> tuple[Checkpoint, ...]:
@@ -94,8 +117,25 @@ def _all(pool: Pool) -> tuple[Checkpoint, ...]:
 
 def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
-    problems = [Problem(thing=f"preflight option {name!r}", cause="unknown", remedy=did_you_mean(name, DEFAULT_OPTIONS)) for name in options if name not in DEFAULT_OPTIONS]
-    problems += [Problem(thing=f"preflight check {name!r}", cause="unknown", remedy=did_you_mean(str(name), CHECKS)) for key in ("allow", "ignore") for name in options.get(key, ()) if name not in CHECKS]
+    problems = [
+        Problem(
+            thing=f"preflight option {name!r}",
+            cause="unknown",
+            remedy=did_you_mean(name, DEFAULT_OPTIONS),
+        )
+        for name in options
+        if name not in DEFAULT_OPTIONS
+    ]
+    problems += [
+        Problem(
+            thing=f"preflight check {name!r}",
+            cause="unknown",
+            remedy=did_you_mean(str(name), CHECKS),
+        )
+        for key in ("allow", "ignore")
+        for name in options.get(key, ())
+        if name not in CHECKS
+    ]
     if problems:
         raise UsageError(problems)
     return {**DEFAULT_OPTIONS, **options}
@@ -104,12 +144,25 @@ def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
 def _raise(findings: Iterable[Finding], settings: Mapping[str, Any]) -> list[Finding]:
     """The findings that are to be told as warnings; raises those that are refusals."""
     findings = [finding for finding in findings if finding.check not in settings["ignore"]]
-    refused = [finding for finding in findings if finding.level == "refuse" and finding.check not in settings["allow"]]
+    refused = [
+        finding
+        for finding in findings
+        if finding.level == "refuse" and finding.check not in settings["allow"]
+    ]
     if refused:
-        kind: type[RecyclerError] = UnsafeInputError if any(finding.unsafe for finding in refused) else UsageError
+        kind: type[RecyclerError] = (
+            UnsafeInputError if any(finding.unsafe for finding in refused) else UsageError
+        )
         raise kind([_with_override(finding, settings["override"]) for finding in refused])
     return findings
 
 
 def _with_override(finding: Finding, override: str) -> Problem:
-    return replace(finding.problem, remedy=f"{finding.problem.remedy}. To go on all the same: {override} {finding.check}") if override else finding.problem
+    return (
+        replace(
+            finding.problem,
+            remedy=f"{finding.problem.remedy}. To go on all the same: {override} {finding.check}",
+        )
+        if override
+        else finding.problem
+    )

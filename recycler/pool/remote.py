@@ -17,7 +17,14 @@ from typing import Any
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.pool.bucket import list_prefix, read, size_of, trimmed
 from recycler.pool.cache import cache_folder, cache_key, cached, cached_facts
-from recycler.pool.catalog import INDEX, check_config, check_index, collect, parse_json, weight_names
+from recycler.pool.catalog import (
+    INDEX,
+    check_config,
+    check_index,
+    collect,
+    parse_json,
+    weight_names,
+)
 from recycler.pool.headers import PREFIX_BYTES, header_length, parse_header
 from recycler.types import Checkpoint, TensorInfo
 from recycler.wholefolder import whole_folder
@@ -27,7 +34,9 @@ PART_BYTES = 1 << 23
 PARALLEL = 8
 MAX_SMALL_BYTES = 200_000_000
 UNFINISHED = "recycler-upload.json"  # lies there while an upload goes on
-SMALL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.(json|jinja|txt|model|md)|LICENSE|README\.md")
+SMALL = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.(json|jinja|txt|model|md)|LICENSE|README\.md"
+)
 _folders: dict[str, Path] = {}  # prefix -> its small files, as this process first saw them
 
 
@@ -39,7 +48,11 @@ def list_checkpoints(url: str) -> list[str]:
         return [url]
     below = [f"{url}/{name}" for name in prefixes]
     with ThreadPoolExecutor(PARALLEL) as threads:
-        return [place for place, listing in zip(below, threads.map(list_prefix, below), strict=True) if "config.json" in listing[0]]
+        return [
+            place
+            for place, listing in zip(below, threads.map(list_prefix, below), strict=True)
+            if "config.json" in listing[0]
+        ]
 
 
 def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
@@ -50,15 +63,24 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
     url = trimmed(url)
     objects = _objects(url)
     folder = _small_files(url, objects)
-    config = check_config(f"{url}/config.json", parse_json(f"{url}/config.json", (folder / "config.json").read_bytes()))
-    index = parse_json(f"{url}/{INDEX}", (folder / INDEX).read_bytes()) if INDEX in objects else None
+    config = check_config(
+        f"{url}/config.json",
+        parse_json(f"{url}/config.json", (folder / "config.json").read_bytes()),
+    )
+    index = (
+        parse_json(f"{url}/{INDEX}", (folder / INDEX).read_bytes()) if INDEX in objects else None
+    )
     names = weight_names(url, set(objects) | _unlisted(url, index, set(objects)))
     with ThreadPoolExecutor(PARALLEL) as threads:
         headers = list(threads.map(lambda file: read_remote_header(f"{url}/{file}"), names))
-    tensors = collect({f"{url}/{file}": header for file, header in zip(names, headers, strict=True)})
+    tensors = collect(
+        {f"{url}/{file}": header for file, header in zip(names, headers, strict=True)}
+    )
     if index is not None:
         check_index(f"{url}/{INDEX}", index, tensors)
-    return Checkpoint(name=name or url.rsplit("/", 1)[-1], location=url, tensors=tensors, config=config)
+    return Checkpoint(
+        name=name or url.rsplit("/", 1)[-1], location=url, tensors=tensors, config=config
+    )
 
 
 def small_files_folder(url: str) -> Path:
@@ -73,7 +95,12 @@ def cached_shard(info: TensorInfo) -> Path:
     Raises InfrastructureError when the object has been overwritten since, and UnsafeInputError when its bytes are not
     those that the checkpoint's own manifest promises.
     """
-    return cached(info.file, info.etag, info.file_bytes, lambda path: _download(info.file, info.etag, info.file_bytes, path))
+    return cached(
+        info.file,
+        info.etag,
+        info.file_bytes,
+        lambda path: _download(info.file, info.etag, info.file_bytes, path),
+    )
 
 
 def shard_facts(info: TensorInfo) -> dict[str, Any]:
@@ -83,20 +110,41 @@ def shard_facts(info: TensorInfo) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- headers and small files
 
+
 def _objects(url: str) -> dict[str, int]:
     objects, _ = list_prefix(url)
     if UNFINISHED in objects:
-        raise UsageError(Problem(thing=url, cause="is still being uploaded, or its upload was interrupted", remedy="Wait for it, or upload it again"))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="is still being uploaded, or its upload was interrupted",
+                remedy="Wait for it, or upload it again",
+            )
+        )
     if "config.json" not in objects:
-        raise UsageError(Problem(thing=url, cause="has no config.json", remedy="Give the prefix that holds config.json"))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="has no config.json",
+                remedy="Give the prefix that holds config.json",
+            )
+        )
     return objects
 
 
 def _unlisted(url: str, index: Any, listed: set[str]) -> set[str]:
     """Shards that the index names and a stale listing does not show, though they are there."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    names = {file for file in weight_map.values() if isinstance(file, str)} - listed if isinstance(weight_map, dict) else set()
-    plausible = [name for name in sorted(names)[:1000] if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", name)]
+    names = (
+        {file for file in weight_map.values() if isinstance(file, str)} - listed
+        if isinstance(weight_map, dict)
+        else set()
+    )
+    plausible = [
+        name
+        for name in sorted(names)[:1000]
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", name)
+    ]
     return {name for name in plausible if size_of(f"{url}/{name}") is not None}
 
 
@@ -110,7 +158,13 @@ def read_remote_header(url: str) -> dict[str, TensorInfo]:
     if len(raw) < length:
         raw += read(url, len(first.raw), PREFIX_BYTES + length, etag=first.etag).raw
     if not first.etag:
-        raise InfrastructureError(Problem(thing=url, cause="the bucket gives its objects no etag", remedy="Copy the checkpoint to a disk: without it, an overwritten object would go unnoticed"))
+        raise InfrastructureError(
+            Problem(
+                thing=url,
+                cause="the bucket gives its objects no etag",
+                remedy="Copy the checkpoint to a disk: without it, an overwritten object would go unnoticed",
+            )
+        )
     return parse_header(url, raw, length=length, size=first.size, etag=first.etag)
 
 
@@ -119,10 +173,27 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
     names = sorted(name for name in objects if SMALL.fullmatch(name))
     large = [name for name in names if objects[name] > MAX_SMALL_BYTES]
     if large:
-        raise UnsafeInputError(Problem(thing=f"{url}/{large[0]}", cause=f"holds {objects[large[0]]:,} bytes; {MAX_SMALL_BYTES:,} is the limit", remedy="Check what was uploaded there"))
+        raise UnsafeInputError(
+            Problem(
+                thing=f"{url}/{large[0]}",
+                cause=f"holds {objects[large[0]]:,} bytes; {MAX_SMALL_BYTES:,} is the limit",
+                remedy="Check what was uploaded there",
+            )
+        )
     with ThreadPoolExecutor(PARALLEL) as threads:
-        pieces = dict(zip(names, threads.map(lambda name: read(f"{url}/{name}"), names), strict=True))
-    folder = cache_folder() / "folders" / cache_key(url, repr([(name, hashlib.sha256(piece.raw).hexdigest()) for name, piece in pieces.items()]), 0) / url.rsplit("/", 1)[-1]
+        pieces = dict(
+            zip(names, threads.map(lambda name: read(f"{url}/{name}"), names), strict=True)
+        )
+    folder = (
+        cache_folder()
+        / "folders"
+        / cache_key(
+            url,
+            repr([(name, hashlib.sha256(piece.raw).hexdigest()) for name, piece in pieces.items()]),
+            0,
+        )
+        / url.rsplit("/", 1)[-1]
+    )
     if not folder.is_dir():
         try:
             with whole_folder(folder) as aside:
@@ -137,13 +208,20 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
 
 # ---------------------------------------------------------------- shards
 
+
 def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
     """Fetch one version of an object in parallel parts; every part is bound to its etag. Returns its digests."""
 
     def fetch(start: int) -> None:
         piece = read(url, start, min(start + PART_BYTES, size), etag=etag)
         if piece.size != size:
-            raise InfrastructureError(Problem(thing=url, cause=f"holds {piece.size:,} bytes where {size:,} were announced", remedy="Start again, when nobody writes to it any more"))
+            raise InfrastructureError(
+                Problem(
+                    thing=url,
+                    cause=f"holds {piece.size:,} bytes where {size:,} were announced",
+                    remedy="Start again, when nobody writes to it any more",
+                )
+            )
         os.pwrite(file, piece.raw, start)
 
     file = os.open(path, os.O_RDWR)
@@ -175,10 +253,22 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
     found, digests = sha.hexdigest(), tensor_digests(path, tensors.values())
     file, wanted = _promised(url)
     if file not in (None, found):
-        raise UnsafeInputError(Problem(thing=url, cause=f"has SHA-256 {found[:12]}, its manifest says {str(file)[:12]}", remedy="It was changed after its export; upload it again"))
+        raise UnsafeInputError(
+            Problem(
+                thing=url,
+                cause=f"has SHA-256 {found[:12]}, its manifest says {str(file)[:12]}",
+                remedy="It was changed after its export; upload it again",
+            )
+        )
     for name, digest in digests.items():
         if wanted.get(name, digest) != digest:
-            raise UnsafeInputError(Problem(thing=url, cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says {str(wanted[name])[:12]}", remedy="It was changed after its export; upload it again"))
+            raise UnsafeInputError(
+                Problem(
+                    thing=url,
+                    cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says {str(wanted[name])[:12]}",
+                    remedy="It was changed after its export; upload it again",
+                )
+            )
     return {"sha256": found, "tensors": digests}
 
 
@@ -211,4 +301,6 @@ def _promised(url: str) -> tuple[str | None, dict[str, Any]]:
         return None, {}
     files, tensors = manifest.get("files"), manifest.get("tensors")
     entry = files.get(name) if isinstance(files, dict) else None
-    return entry.get("sha256") if isinstance(entry, dict) else None, tensors if isinstance(tensors, dict) else {}
+    return entry.get("sha256") if isinstance(entry, dict) else None, tensors if isinstance(
+        tensors, dict
+    ) else {}

@@ -23,8 +23,12 @@ from recycler.types import Checkpoint, Pool, TensorInfo
 BLOCK_BYTES = 1 << 23
 BLOCK_ELEMENTS = 1 << 18
 SAMPLE_BYTES = 512  # from the start, the middle and the end of a tensor
-_EXPONENTS = {"BF16": (np.uint16, 0x7FFF, 0x7F80), "F16": (np.uint16, 0x7FFF, 0x7C00), "F32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
-              "F64": (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000)}  # bits, mask without the sign, first that is not finite
+_EXPONENTS = {
+    "BF16": (np.uint16, 0x7FFF, 0x7F80),
+    "F16": (np.uint16, 0x7FFF, 0x7C00),
+    "F32": (np.uint32, 0x7FFF_FFFF, 0x7F80_0000),
+    "F64": (np.uint64, 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+}  # bits, mask without the sign, first that is not finite
 
 
 def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
@@ -36,7 +40,9 @@ def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[
         while left:
             block = buffer[: min(left, len(buffer))]
             if file.readinto(block) != len(block):
-                raise broken(info.file, f"ends within tensor {info.name!r}: it was changed while it was read")
+                raise broken(
+                    info.file, f"ends within tensor {info.name!r}: it was changed while it was read"
+                )
             yield block
             left -= len(block)
 
@@ -58,7 +64,9 @@ def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
 
 def checkpoint_digest(checkpoint: Checkpoint, spoiled: list[str] | None = None) -> str:
     """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`. `spoiled` as in `tensor_digest`."""
-    return weights_digest((name, tensor_digest(info, spoiled)) for name, info in checkpoint.tensors.items())
+    return weights_digest(
+        (name, tensor_digest(info, spoiled)) for name, info in checkpoint.tensors.items()
+    )
 
 
 def count_not_finite(info: TensorInfo) -> tuple[int, int]:
@@ -79,7 +87,10 @@ def all_finite(raw: memoryview, dtype: str) -> bool:
     """Whether values of a floating point `dtype`, as bytes, hold neither NaN nor infinities."""
     kind, mask, first = _EXPONENTS[dtype]
     values = np.frombuffer(raw, dtype=kind)
-    return all((values[start : start + BLOCK_ELEMENTS] & kind(mask)).max() < first for start in range(0, values.size, BLOCK_ELEMENTS))
+    return all(
+        (values[start : start + BLOCK_ELEMENTS] & kind(mask)).max() < first
+        for start in range(0, values.size, BLOCK_ELEMENTS)
+    )
 
 
 def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
@@ -87,7 +98,11 @@ def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     with ThreadPoolExecutor(threads) as threads_pool:
         found = list(threads_pool.map(_not_finite, checkpoints))
-    return [finding for group in found for finding in group] + _integers(pool) + [finding for checkpoint in checkpoints for finding in _head(checkpoint)]
+    return (
+        [finding for group in found for finding in group]
+        + _integers(pool)
+        + [finding for checkpoint in checkpoints for finding in _head(checkpoint)]
+    )
 
 
 def _not_finite(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[Finding]:
@@ -97,9 +112,24 @@ def _not_finite(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> l
         info = checkpoint.tensors[name]
         nans, infinities = count_not_finite(info)
         if nans or infinities:
-            counts = " and ".join(f"{count} {what}" for count, what in ((nans, "NaN"), (infinities, "infinite")) if count)
+            counts = " and ".join(
+                f"{count} {what}"
+                for count, what in ((nans, "NaN"), (infinities, "infinite"))
+                if count
+            )
             said.append(f"{name}: {counts} of {info.num_bytes // DTYPE_BYTES[info.dtype]:,}")
-    return [refuse("values", checkpoint, f"holds NaN or infinite values in {named(said)}", "That training run broke, or the file did; leave the checkpoint out")] if said else []
+    return (
+        [
+            refuse(
+                "values",
+                checkpoint,
+                f"holds NaN or infinite values in {named(said)}",
+                "That training run broke, or the file did; leave the checkpoint out",
+            )
+        ]
+        if said
+        else []
+    )
 
 
 def _integers(pool: Pool) -> list[Finding]:
@@ -108,21 +138,47 @@ def _integers(pool: Pool) -> list[Finding]:
     findings = []
     for name in names:
         wanted = tensor_digest(pool.template.tensors[name])
-        findings += [refuse("integers", member, f"holds other numbers in the {member.tensors[name].dtype} tensor {name!r} than {pool.template.name!r}", "Leave it out: such a tensor cannot be merged")
-                     for member in pool.members if member is not pool.template and name in member.tensors and tensor_digest(member.tensors[name]) != wanted]
+        findings += [
+            refuse(
+                "integers",
+                member,
+                f"holds other numbers in the {member.tensors[name].dtype} tensor {name!r} than {pool.template.name!r}",
+                "Leave it out: such a tensor cannot be merged",
+            )
+            for member in pool.members
+            if member is not pool.template
+            and name in member.tensors
+            and tensor_digest(member.tensors[name]) != wanted
+        ]
     return findings
 
 
 def _head(checkpoint: Checkpoint) -> Iterator[Finding]:
     """A stored head that config.json declares tied must be the embeddings, or transformers would ignore it."""
-    head, embeddings = checkpoint.tensors.get("lm_head.weight"), checkpoint.tensors.get("model.embed_tokens.weight")
-    if head and embeddings and checkpoint.config.get("tie_word_embeddings") is True and tensor_digest(head) != tensor_digest(embeddings):
-        yield refuse("tied_head", checkpoint, "has its own lm_head.weight, unlike the embeddings to which config.json ties it", "Set tie_word_embeddings to false in all members, or save it tied")
+    head, embeddings = (
+        checkpoint.tensors.get("lm_head.weight"),
+        checkpoint.tensors.get("model.embed_tokens.weight"),
+    )
+    if (
+        head
+        and embeddings
+        and checkpoint.config.get("tie_word_embeddings") is True
+        and tensor_digest(head) != tensor_digest(embeddings)
+    ):
+        yield refuse(
+            "tied_head",
+            checkpoint,
+            "has its own lm_head.weight, unlike the embeddings to which config.json ties it",
+            "Set tie_word_embeddings to false in all members, or save it tied",
+        )
 
 
 # ---------------------------------------------------------------- duplicates
 
-def digests_and_values(checkpoints: Sequence[Checkpoint], threads: int = 2) -> tuple[dict[str, str], list[Finding]]:
+
+def digests_and_values(
+    checkpoints: Sequence[Checkpoint], threads: int = 2
+) -> tuple[dict[str, str], list[Finding]]:
     """Digest of each by name, and what is not finite in them. Reads every byte once."""
 
     def read(checkpoint: Checkpoint) -> tuple[str, list[Finding]]:
@@ -132,10 +188,18 @@ def digests_and_values(checkpoints: Sequence[Checkpoint], threads: int = 2) -> t
 
     with ThreadPoolExecutor(threads) as threads_pool:
         found = list(threads_pool.map(read, checkpoints))
-    return {checkpoint.name: digest for checkpoint, (digest, _) in zip(checkpoints, found, strict=True)}, [finding for _, findings in found for finding in findings]
+    return {
+        checkpoint.name: digest for checkpoint, (digest, _) in zip(checkpoints, found, strict=True)
+    }, [finding for _, findings in found for finding in findings]
 
 
-def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse", known: Mapping[str, str] = MappingProxyType({}), read: bool = True) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
+def duplicate_findings(
+    pool: Pool,
+    *,
+    level: Literal["warn", "refuse"] = "refuse",
+    known: Mapping[str, str] = MappingProxyType({}),
+    read: bool = True,
+) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
     """Members with identical weights, and the digests that had to be made to know it; those in `known` are made already.
 
     A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full, or, when
@@ -147,17 +211,46 @@ def duplicate_findings(pool: Pool, *, level: Literal["warn", "refuse"] = "refuse
     findings, digests = [], {}
     for alike in by_sample.values():
         if not read:
-            findings += [warn("duplicates", checkpoint, f"agrees with {alike[0].name!r} in every byte that was sampled", "They are probably the same weights; recycler merge and run compare them whole") for checkpoint in alike[1:]]
+            findings += [
+                warn(
+                    "duplicates",
+                    checkpoint,
+                    f"agrees with {alike[0].name!r} in every byte that was sampled",
+                    "They are probably the same weights; recycler merge and run compare them whole",
+                )
+                for checkpoint in alike[1:]
+            ]
             continue
         first: dict[str, Checkpoint] = {}
         for checkpoint in alike if len(alike) > 1 else ():
-            digests[checkpoint.name] = digest = known.get(checkpoint.name) or checkpoint_digest(checkpoint)
+            digests[checkpoint.name] = digest = known.get(checkpoint.name) or checkpoint_digest(
+                checkpoint
+            )
             original = first.setdefault(digest, checkpoint)
             if original is pool.base and checkpoint is not original:
-                findings.append(warn("duplicates", checkpoint, "has the weights of the base: its delta is zero", "It can only dilute a merge; leave it out"))
+                findings.append(
+                    warn(
+                        "duplicates",
+                        checkpoint,
+                        "has the weights of the base: its delta is zero",
+                        "It can only dilute a merge; leave it out",
+                    )
+                )
             elif original is not checkpoint:
-                how = refuse("duplicates", checkpoint, f"has the same weights as {original.name!r} ({digest[:12]})", "Leave one of them out, or set pool.duplicates: allow", unsafe=False)
-                findings.append(how if level == "refuse" else warn("duplicates", checkpoint, how.problem.cause, "Their weights act as one"))
+                how = refuse(
+                    "duplicates",
+                    checkpoint,
+                    f"has the same weights as {original.name!r} ({digest[:12]})",
+                    "Leave one of them out, or set pool.duplicates: allow",
+                    unsafe=False,
+                )
+                findings.append(
+                    how
+                    if level == "refuse"
+                    else warn(
+                        "duplicates", checkpoint, how.problem.cause, "Their weights act as one"
+                    )
+                )
     return findings, tuple(sorted(digests.items()))
 
 
@@ -176,11 +269,23 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
         file.seek(info.start + start)
         raw = file.read(count)
     if len(raw) != count:
-        raise broken(info.file, f"ends within tensor {info.name!r}: it was changed since its header was read")
+        raise broken(
+            info.file, f"ends within tensor {info.name!r}: it was changed since its header was read"
+        )
     return raw
 
 
 def same_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Names of the floating point tensors that all of the checkpoints hold in one shape, in the first one's order."""
     first, *others = checkpoints
-    return [name for name, info in first.tensors.items() if info.dtype in FLOAT_DTYPES and all(name in other.tensors and other.tensors[name].shape == info.shape and other.tensors[name].dtype in FLOAT_DTYPES for other in others)]
+    return [
+        name
+        for name, info in first.tensors.items()
+        if info.dtype in FLOAT_DTYPES
+        and all(
+            name in other.tensors
+            and other.tensors[name].shape == info.shape
+            and other.tensors[name].dtype in FLOAT_DTYPES
+            for other in others
+        )
+    ]

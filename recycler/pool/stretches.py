@@ -29,7 +29,9 @@ class Stretches:
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint]):
-        shards = {info.file: info for checkpoint in checkpoints for info in checkpoint.tensors.values()}
+        shards = {
+            info.file: info for checkpoint in checkpoints for info in checkpoint.tensors.values()
+        }
         self._places = {file: _here(info) for file, info in shards.items()}
         self._files: dict[str, int] = {}
         self._threads = ThreadPoolExecutor(PARALLEL)
@@ -40,8 +42,15 @@ class Stretches:
 
     def read(self, wanted: Sequence[Stretch]) -> list[bytes]:
         """The bytes of each stretch, in order; those in buckets at once. Raises UnsafeInputError, UsageError, InfrastructureError."""
-        coming = {index: self._threads.submit(_range, *stretch) for index, stretch in enumerate(wanted) if self.far(stretch[0])}
-        return [coming[index].result() if index in coming else self._own(*stretch) for index, stretch in enumerate(wanted)]
+        coming = {
+            index: self._threads.submit(_range, *stretch)
+            for index, stretch in enumerate(wanted)
+            if self.far(stretch[0])
+        }
+        return [
+            coming[index].result() if index in coming else self._own(*stretch)
+            for index, stretch in enumerate(wanted)
+        ]
 
     def _own(self, info: TensorInfo, start: int, count: int) -> bytes:
         place = self._places[info.file]
@@ -53,7 +62,10 @@ class Stretches:
         except OSError as error:
             raise broken(info.file, f"cannot be read ({error.strerror})") from None
         if len(raw) != count:
-            raise broken(info.file, f"ends within tensor {info.name!r}: it was changed since its header was read")
+            raise broken(
+                info.file,
+                f"ends within tensor {info.name!r}: it was changed since its header was read",
+            )
         return raw
 
     def close(self) -> None:
@@ -71,10 +83,18 @@ class Stretches:
 def _here(info: TensorInfo) -> Path | None:
     """The shard as a file of this machine, or None where it would have to be fetched; a pack on a disk is unpacked."""
     pack = packed_place(info.file)
-    if remote_url(pack[0] if pack else info.file) is None or is_cached(info.file, info.etag, info.file_bytes):
+    if remote_url(pack[0] if pack else info.file) is None or is_cached(
+        info.file, info.etag, info.file_bytes
+    ):
         return local_file(info)
     if pack:
-        raise UsageError(Problem(thing=info.file, cause="is packed and lies in a bucket", remedy="A packed checkpoint cannot be read in part: unpack it first"))
+        raise UsageError(
+            Problem(
+                thing=info.file,
+                cause="is packed and lies in a bucket",
+                remedy="A packed checkpoint cannot be read in part: unpack it first",
+            )
+        )
     return None
 
 
@@ -83,5 +103,11 @@ def _range(info: TensorInfo, start: int, count: int) -> bytes:
 
     raw = read(info.file, info.start + start, info.start + start + count, etag=info.etag).raw
     if len(raw) != count:
-        raise InfrastructureError(Problem(thing=info.file, cause=f"ends within tensor {info.name!r}", remedy="Start again, when nobody writes to it any more"))
+        raise InfrastructureError(
+            Problem(
+                thing=info.file,
+                cause=f"ends within tensor {info.name!r}",
+                remedy="Start again, when nobody writes to it any more",
+            )
+        )
     return raw

@@ -19,11 +19,28 @@ from recycler.pool.headers import DTYPE_BYTES, broken
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 TORCH_DTYPES = {
-    "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
 }
-SAFETENSORS_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-                      torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-                      torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 
 DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 MAX_VIEWS = 100_000
@@ -54,7 +71,9 @@ class ResidentPool:
             return view
         info = self.pool.find(checkpoint).tensors[name]
         if isinstance(info, GatheredTensor):
-            return gather_rows(info, self._stored, 0, info.shape[0])  # as large as the embeddings: not kept
+            return gather_rows(
+                info, self._stored, 0, info.shape[0]
+            )  # as large as the embeddings: not kept
         view = self._stored(info)
         if len(self._views) < MAX_VIEWS:
             self._views[checkpoint, name] = view
@@ -91,7 +110,12 @@ class StreamedPool(ResidentPool):
         buffer = self._buffers[checkpoint][:count]
         if info.file not in self._descriptors:
             self._descriptors[info.file] = os.open(local_file(info), os.O_RDONLY | os.O_CLOEXEC)
-        read_into(self._descriptors[info.file], memoryview(buffer.numpy()), info.start + size * elements.start, info)
+        read_into(
+            self._descriptors[info.file],
+            memoryview(buffer.numpy()),
+            info.start + size * elements.start,
+            info,
+        )
         return buffer.view(DTYPES[info.dtype])
 
     def close(self) -> None:
@@ -110,7 +134,10 @@ def read_into(file: int, target: memoryview, position: int, info: TensorInfo) ->
     while target.nbytes:
         count = os.preadv(file, [target], position)
         if not count:
-            raise broken(info.file, f"ends within tensor {info.name!r}: it was changed since its header was read")
+            raise broken(
+                info.file,
+                f"ends within tensor {info.name!r}: it was changed since its header was read",
+            )
         target, position = target[count:], position + count
 
 

@@ -10,7 +10,13 @@ from recycler.errors import Problem, UnsafeInputError
 from recycler.pool.vocabulary import TokenizerFile
 
 FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+PLAIN = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": True,
+    "special": False,
+}
 
 
 def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
@@ -19,10 +25,17 @@ def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
     Ordinary tokens come before those that some file has as added tokens, each by file and id. Ordinary ones go into the
     model's vocabulary, so the first tokenizer's merges cut texts as before. Raises UnsafeInputError.
     """
-    added = {token["content"]: token for file in reversed(files) for token in _added(file)}  # settings of the first that has it
+    added = {
+        token["content"]: token for file in reversed(files) for token in _added(file)
+    }  # settings of the first that has it
     ids = dict(files[0].tokens)
     following = max(ids.values()) + 1
-    ordinary = [token for file in files for token in sorted(file.tokens, key=file.tokens.__getitem__) if token not in added]
+    ordinary = [
+        token
+        for file in files
+        for token in sorted(file.tokens, key=file.tokens.__getitem__)
+        if token not in added
+    ]
     for token in (*ordinary, *(token["content"] for file in files for token in _added(file))):
         if token not in ids:
             ids[token], following = following, following + 1
@@ -33,9 +46,18 @@ def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = ids
     else:  # Unigram: places are ids, and added tokens come after them
-        entries += [{"id": index, "content": token, **PLAIN} for token, index in ids.items() if token not in files[0].tokens and token not in added]
-    data = files[0].data | {"model": model, "added_tokens": sorted(entries, key=lambda entry: entry["id"])}
-    return _checked(files[0].source, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(), ids)
+        entries += [
+            {"id": index, "content": token, **PLAIN}
+            for token, index in ids.items()
+            if token not in files[0].tokens and token not in added
+        ]
+    data = files[0].data | {
+        "model": model,
+        "added_tokens": sorted(entries, key=lambda entry: entry["id"]),
+    }
+    return _checked(
+        files[0].source, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(), ids
+    )
 
 
 def with_added_tokens(config: bytes, tokenizer: TokenizerFile) -> bytes:
@@ -43,7 +65,10 @@ def with_added_tokens(config: bytes, tokenizer: TokenizerFile) -> bytes:
     data = json.loads(config)
     if not isinstance(data, dict) or "added_tokens_decoder" not in data:
         return config
-    data["added_tokens_decoder"] = {str(token["id"]): {flag: token.get(flag, False) for flag in FLAGS} for token in _added(tokenizer)}
+    data["added_tokens_decoder"] = {
+        str(token["id"]): {flag: token.get(flag, False) for flag in FLAGS}
+        for token in _added(tokenizer)
+    }
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -61,7 +86,13 @@ def _checked(source: str, raw: bytes, ids: dict[str, int]) -> TokenizerFile:
 
 
 def _cannot(source: str, why: str) -> UnsafeInputError:
-    return UnsafeInputError(Problem(thing=source, cause=f"cannot be extended ({why})", remedy="Use tokenizer: base, or save the tokenizer again"))
+    return UnsafeInputError(
+        Problem(
+            thing=source,
+            cause=f"cannot be extended ({why})",
+            remedy="Use tokenizer: base, or save the tokenizer again",
+        )
+    )
 
 
 def _added(file: TokenizerFile) -> list[dict[str, Any]]:

@@ -29,18 +29,42 @@ def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, s
     """
     url = trimmed(url)
     if not (folder / MANIFEST).is_file():
-        raise UsageError(Problem(thing=str(folder), cause=f"has no {MANIFEST}", remedy="Upload a folder that recycler export or merge has written"))
+        raise UsageError(
+            Problem(
+                thing=str(folder),
+                cause=f"has no {MANIFEST}",
+                remedy="Upload a folder that recycler export or merge has written",
+            )
+        )
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
     if _is_done(folder, url):
         return digests
     claim = json.dumps({"manifest_sha256": digests[MANIFEST]}).encode()
     if not write_new(f"{url}/{UNFINISHED}", claim) and read(f"{url}/{UNFINISHED}").raw != claim:
-        raise UsageError(Problem(thing=url, cause="another model is being uploaded there, or was and was interrupted", remedy=f"Give another prefix, or remove {UNFINISHED} from it"))
-    others = sorted((name for name in digests if name != MANIFEST), key=lambda name: (not name.endswith(".safetensors"), name))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="another model is being uploaded there, or was and was interrupted",
+                remedy=f"Give another prefix, or remove {UNFINISHED} from it",
+            )
+        )
+    others = sorted(
+        (name for name in digests if name != MANIFEST),
+        key=lambda name: (not name.endswith(".safetensors"), name),
+    )
     with ThreadPoolExecutor(PARALLEL) as threads:
-        for names in ([name for name in others if name.endswith(".safetensors")], [name for name in others if not name.endswith(".safetensors")]):
-            list(threads.map(lambda name: _put(folder / name, f"{url}/{name}", digests[name], verify), names))
-    if not write_new(f"{url}/{MANIFEST}", (folder / MANIFEST).read_bytes()) and not _is_done(folder, url):
+        for names in (
+            [name for name in others if name.endswith(".safetensors")],
+            [name for name in others if not name.endswith(".safetensors")],
+        ):
+            list(
+                threads.map(
+                    lambda name: _put(folder / name, f"{url}/{name}", digests[name], verify), names
+                )
+            )
+    if not write_new(f"{url}/{MANIFEST}", (folder / MANIFEST).read_bytes()) and not _is_done(
+        folder, url
+    ):
         raise _taken(url)
     remove(f"{url}/{UNFINISHED}")
     return digests
@@ -49,7 +73,13 @@ def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, s
 def check_target(url: str) -> None:
     """Raise UsageError, before anything is merged, for a URL that nothing can be uploaded to."""
     if not split_url(trimmed(url))[1]:
-        raise UsageError(Problem(thing=url, cause="is a whole bucket", remedy="Give a prefix in it, such as s3://BUCKET/my-merge"))
+        raise UsageError(
+            Problem(
+                thing=url,
+                cause="is a whole bucket",
+                remedy="Give a prefix in it, such as s3://BUCKET/my-merge",
+            )
+        )
 
 
 def remote_digest(url: str, size: int) -> str:
@@ -79,8 +109,16 @@ def _put(path: Path, url: str, digest: str, verify: bool) -> None:
     upload(url, path)
     found = size_of(url)
     if found != size or (verify and remote_digest(url, size) != digest):
-        raise InfrastructureError(Problem(thing=url, cause=f"holds other bytes than {path.name} after its upload", remedy="Upload it again; if it goes on, the bucket or a proxy is broken"))
+        raise InfrastructureError(
+            Problem(
+                thing=url,
+                cause=f"holds other bytes than {path.name} after its upload",
+                remedy="Upload it again; if it goes on, the bucket or a proxy is broken",
+            )
+        )
 
 
 def _taken(url: str) -> UsageError:
-    return UsageError(Problem(thing=url, cause="holds another model already", remedy="Give another prefix"))
+    return UsageError(
+        Problem(thing=url, cause="holds another model already", remedy="Give another prefix")
+    )

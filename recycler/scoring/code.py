@@ -34,8 +34,13 @@ def probe_sandbox(items: Iterable[Item]) -> None:
         shared_sandbox()
 
 
-def score_code(items: Sequence[Item], completions: Sequence[Completion]) -> Callable[[], list[dict[str, float]]]:
+def score_code(
+    items: Sequence[Item], completions: Sequence[Completion]
+) -> Callable[[], list[dict[str, float]]]:
     """Start all programs; the function given back waits for them. Raises UnsafeInputError where there is no sandbox."""
     sandbox = shared_sandbox()
-    futures = [sandbox.submit(program_of(item, completion.text)) for item, completion in zip(items, completions, strict=True)]
+    futures = [
+        sandbox.submit(program_of(item, completion.text))
+        for item, completion in zip(items, completions, strict=True)
+    ]
     return lambda: [{"pass@1": float(future.result().passed)} for future in futures]

@@ -25,7 +25,14 @@ _BYTES_PER_TOKEN = 3.5  # English text; only for estimates of length
 
 def write_frozen(suite: EvalSuite, path: Path) -> None:
     """Write a suite to `path`; the file appears whole or not at all."""
-    header = {"kind": "recycler-suite", "schema_version": SCHEMA_VERSION, "name": suite.name, "digest": suite.digest, "num_items": len(suite.items), "test_tasks": suite.test_tasks}
+    header = {
+        "kind": "recycler-suite",
+        "schema_version": SCHEMA_VERSION,
+        "name": suite.name,
+        "digest": suite.digest,
+        "num_items": len(suite.items),
+        "test_tasks": suite.test_tasks,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(canonical_json(line) + "\n" for line in (header, *suite.items))
@@ -38,7 +45,11 @@ def read_frozen(path: Path) -> EvalSuite:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise NotFoundError(Problem(thing=str(path), cause="no such file", remedy="Make it with: recycler suite build")) from None
+        raise NotFoundError(
+            Problem(
+                thing=str(path), cause="no such file", remedy="Make it with: recycler suite build"
+            )
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(path, f"cannot be read ({error})") from None
     try:
@@ -72,9 +83,15 @@ def searched_test_tasks(run_folder: Path) -> dict[str, tuple[str, ...]] | None:
     return found or None
 
 
-def suite_build(name: str, model: Path, out: Path, *, data_folders: Sequence[Path] = ()) -> EvalSuite:
+def suite_build(
+    name: str, model: Path, out: Path, *, data_folders: Sequence[Path] = ()
+) -> EvalSuite:
     """Build a suite (a shipped name or a path) with the tokenizer of `model` and write it to `out`."""
-    suite = build_suite(suite_path(name, beside=Path(), data_folders=data_folders), load_tokenizer(model), data_folders=data_folders)
+    suite = build_suite(
+        suite_path(name, beside=Path(), data_folders=data_folders),
+        load_tokenizer(model),
+        data_folders=data_folders,
+    )
     write_frozen(suite, out)
     return suite
 
@@ -87,7 +104,15 @@ def suite_show(suite: EvalSuite) -> dict[str, Any]:
     """
     tasks: dict[str, Any] = {}
     for item in suite.items:
-        own = tasks.setdefault(item.task, {"kind": item.kind, "scorer": item.scorer, "metrics": list(item_metrics(item)), "search_is_test_set": item.task in suite.test_tasks})
+        own = tasks.setdefault(
+            item.task,
+            {
+                "kind": item.kind,
+                "scorer": item.scorer,
+                "metrics": list(item_metrics(item)),
+                "search_is_test_set": item.task in suite.test_tasks,
+            },
+        )
         split = own.setdefault(item.role, {"items": 0, "clusters": set(), "tokens": 0})
         split["items"] += 1
         split["clusters"].add(item.cluster)
@@ -96,28 +121,54 @@ def suite_show(suite: EvalSuite) -> dict[str, Any]:
         for role in ("search", "holdout"):
             split = own[role]
             split["clusters"] = len(split["clusters"])
-            split["smallest_visible_difference"] = round(minimal_detectable_difference(split["clusters"], discordance=0.15), 4)
-    return {"schema_version": SCHEMA_VERSION, "name": suite.name, "digest": suite.digest, "num_items": len(suite.items), "tasks": tasks}
+            split["smallest_visible_difference"] = round(
+                minimal_detectable_difference(split["clusters"], discordance=0.15), 4
+            )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": suite.name,
+        "digest": suite.digest,
+        "num_items": len(suite.items),
+        "tasks": tasks,
+    }
 
 
 def expected_tokens(item: Item) -> int:
     """Tokens that an item costs: prompt plus continuations, or prompt plus an answer somewhat longer than the gold one."""
     if item.kind == "loglikelihood":
         return sum(len(item.prompt_ids) + len(ids) for ids in item.continuations)
-    return len(item.prompt_ids) + min(item.max_new_tokens, 16 + round(1.5 * len(item.gold.encode()) / _BYTES_PER_TOKEN))
+    return len(item.prompt_ids) + min(
+        item.max_new_tokens, 16 + round(1.5 * len(item.gold.encode()) / _BYTES_PER_TOKEN)
+    )
 
 
 def suite_check(frozen: Path, name: str, model: Path, *, data_folders: Sequence[Path] = ()) -> None:
     """Build the suite again and compare with the frozen file. Raises UsageError with the differences."""
     old = read_frozen(frozen)
-    refuse_change(old, build_suite(suite_path(name, beside=Path(), data_folders=data_folders), load_tokenizer(model), data_folders=data_folders))
+    refuse_change(
+        old,
+        build_suite(
+            suite_path(name, beside=Path(), data_folders=data_folders),
+            load_tokenizer(model),
+            data_folders=data_folders,
+        ),
+    )
 
 
 def refuse_change(old: EvalSuite, new: EvalSuite) -> None:
     """Raise UsageError that tells how `new` differs from the suite that a job began with."""
     told = suite_difference(old, new)
     if told:
-        raise UsageError([Problem(thing=f"suite {old.name!r}", cause=f"is not the one the job began with: {line}", remedy="Put the suite, its data and lm-eval back, or start a new run") for line in told])
+        raise UsageError(
+            [
+                Problem(
+                    thing=f"suite {old.name!r}",
+                    cause=f"is not the one the job began with: {line}",
+                    remedy="Put the suite, its data and lm-eval back, or start a new run",
+                )
+                for line in told
+            ]
+        )
 
 
 def suite_difference(old: EvalSuite, new: EvalSuite, *, most: int = 10) -> list[str]:
@@ -126,12 +177,28 @@ def suite_difference(old: EvalSuite, new: EvalSuite, *, most: int = 10) -> list[
         return []
     before, after = {item.id: item for item in old.items}, {item.id: item for item in new.items}
     lines = []
-    for word, names in (("gone", before.keys() - after.keys()), ("new", after.keys() - before.keys())):
+    for word, names in (
+        ("gone", before.keys() - after.keys()),
+        ("new", after.keys() - before.keys()),
+    ):
         if names:
             lines.append(f"{len(names)} items are {word}, such as {min(names)!r}")
-    changed = [(name, [field.name for field in fields(Item) if getattr(before[name], field.name) != getattr(after[name], field.name)]) for name in sorted(before.keys() & after.keys())]
+    changed = [
+        (
+            name,
+            [
+                field.name
+                for field in fields(Item)
+                if getattr(before[name], field.name) != getattr(after[name], field.name)
+            ],
+        )
+        for name in sorted(before.keys() & after.keys())
+    ]
     changed = [(name, names) for name, names in changed if names]
-    lines += [f"item {name!r} has other {', '.join(names)}{_shown(before[name], after[name], names[0])}" for name, names in changed[:most]]
+    lines += [
+        f"item {name!r} has other {', '.join(names)}{_shown(before[name], after[name], names[0])}"
+        for name, names in changed[:most]
+    ]
     if len(changed) > most:
         lines.append(f"and {len(changed) - most} more items have changed")
     return lines or ["the same items stand in another order"]
@@ -139,18 +206,28 @@ def suite_difference(old: EvalSuite, new: EvalSuite, *, most: int = 10) -> list[
 
 def _shown(old: Item, new: Item, field: str) -> str:
     texts = [repr(getattr(entry, field)) for entry in (old, new)]
-    start = next((place for place, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts)))
+    start = next(
+        (place for place, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts))
+    )
     begin = max(0, start - 15)
-    return " (" + ", now ".join(("..." if begin else "") + text[begin:start + 25] for text in texts) + ")"
+    return (
+        " ("
+        + ", now ".join(("..." if begin else "") + text[begin : start + 25] for text in texts)
+        + ")"
+    )
 
 
 def _item(data: dict[str, Any]) -> Item:
-    pairs = {"prompt_ids": tuple(data.pop("prompt_ids")), "continuations": tuple(map(tuple, data.pop("continuations"))),
-             "stop": tuple(data.pop("stop")), "detail": tuple((key, value) for key, value in data.pop("detail"))}
+    pairs = {
+        "prompt_ids": tuple(data.pop("prompt_ids")),
+        "continuations": tuple(map(tuple, data.pop("continuations"))),
+        "stop": tuple(data.pop("stop")),
+        "detail": tuple((key, value) for key, value in data.pop("detail")),
+    }
     return Item(**data, **pairs)
 
 
 def _broken(path: Path, cause: str) -> UnsafeInputError:
-    return UnsafeInputError(Problem(thing=str(path), cause=cause, remedy="Make it again with: recycler suite build"))
-
-
+    return UnsafeInputError(
+        Problem(thing=str(path), cause=cause, remedy="Make it again with: recycler suite build")
+    )

@@ -21,7 +21,14 @@ from recycler.evaluate import aggregate
 from recycler.scoring.scorers import detail, item_metrics, lm_eval_filter
 from recycler.types import Item, Objective, Outcome, Score
 
-_LOWER_IS_BETTER = ("bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "brier_score", "ter")
+_LOWER_IS_BETTER = (
+    "bits_per_byte",
+    "byte_perplexity",
+    "word_perplexity",
+    "perplexity",
+    "brier_score",
+    "ter",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,9 @@ def lm_eval_task_name(item: Item) -> str:
     return item.suite if item.suite == item.task else f"{item.suite}_{item.task}"
 
 
-def write_lm_eval(folder: Path, items: Sequence[Item], outcomes: Iterable[Outcome], *, model: str, date: str = "") -> Path:
+def write_lm_eval(
+    folder: Path, items: Sequence[Item], outcomes: Iterable[Outcome], *, model: str, date: str = ""
+) -> Path:
     """Write results_DATE.json and one samples file a task into `folder`; the path of the results file.
 
     items and outcomes: one each, of one split. `date` is ISO 8601, now by default; colons become dashes in file names.
@@ -49,18 +58,44 @@ def write_lm_eval(folder: Path, items: Sequence[Item], outcomes: Iterable[Outcom
     tasks: dict[str, list[Item]] = {}
     for item in items:
         tasks.setdefault(lm_eval_task_name(item), []).append(item)
-    results: dict[str, Any] = {"results": {}, "group_subtasks": {}, "configs": {}, "versions": {}, "n-shot": {}, "higher_is_better": {}, "n-samples": {}, "config": {"model": "recycler", "model_args": {"pretrained": model}},
-                               "model_name": model, "model_source": "recycler", "date": date, "task_hashes": {}}
+    results: dict[str, Any] = {
+        "results": {},
+        "group_subtasks": {},
+        "configs": {},
+        "versions": {},
+        "n-shot": {},
+        "higher_is_better": {},
+        "n-samples": {},
+        "config": {"model": "recycler", "model_args": {"pretrained": model}},
+        "model_name": model,
+        "model_source": "recycler",
+        "date": date,
+        "task_hashes": {},
+    }
     for task, own in tasks.items():
         told = [outcomes[item.id] for item in own]
-        lines = [line for item, outcome in zip(own, told, strict=True) for line in _samples(item, outcome)]
-        (folder / f"samples_{task}_{date}.jsonl").write_text("".join(_json(line) + "\n" for line in lines), encoding="utf-8")
+        lines = [
+            line
+            for item, outcome in zip(own, told, strict=True)
+            for line in _samples(item, outcome)
+        ]
+        (folder / f"samples_{task}_{date}.jsonl").write_text(
+            "".join(_json(line) + "\n" for line in lines), encoding="utf-8"
+        )
         results["results"][task] = {"alias": task} | _figures(own, told)
         results["group_subtasks"][task] = []
-        results["configs"][task] = {"task": task, "output_type": "generate_until" if own[0].kind == "generate" else "multiple_choice"}
-        results["higher_is_better"][task] = {metric.partition(",")[0]: metric.partition(",")[0] not in _LOWER_IS_BETTER for metric in item_metrics(own[0])}
+        results["configs"][task] = {
+            "task": task,
+            "output_type": "generate_until" if own[0].kind == "generate" else "multiple_choice",
+        }
+        results["higher_is_better"][task] = {
+            metric.partition(",")[0]: metric.partition(",")[0] not in _LOWER_IS_BETTER
+            for metric in item_metrics(own[0])
+        }
         results["n-samples"][task] = {"original": len(own), "effective": len(own)}
-        results["task_hashes"][task] = _sha("".join(line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines))
+        results["task_hashes"][task] = _sha(
+            "".join(line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines)
+        )
     path = folder / f"results_{date}.json"
     path.write_text(_json(results, indent=2), encoding="utf-8")
     return path
@@ -74,8 +109,18 @@ def read_lm_eval_scores(path: Path) -> LmEvalRun:
     path = _newest(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        scores = [score for task, figures in data["results"].items() for score in _scores(task, figures, int(data.get("n-samples", {}).get(task, {}).get("effective", 0)))]
-        return LmEvalRun(model=str(data.get("model_name") or data.get("config", {}).get("model", "")), date=str(data.get("date", "")), scores=tuple(scores))
+        scores = [
+            score
+            for task, figures in data["results"].items()
+            for score in _scores(
+                task, figures, int(data.get("n-samples", {}).get(task, {}).get("effective", 0))
+            )
+        ]
+        return LmEvalRun(
+            model=str(data.get("model_name") or data.get("config", {}).get("model", "")),
+            date=str(data.get("date", "")),
+            scores=tuple(scores),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise _broken(path, error) from None
 
@@ -87,22 +132,47 @@ def read_lm_eval_outcomes(path: Path, items: Sequence[Item]) -> tuple[Outcome, .
     item by item. Raises NotFoundError or UnsafeInputError.
     """
     if not path.is_file():
-        raise NotFoundError(Problem(thing=str(path), cause="no such file", remedy="Give a samples_TASK_DATE.jsonl of lm-eval (--log_samples)"))
+        raise NotFoundError(
+            Problem(
+                thing=str(path),
+                cause="no such file",
+                remedy="Give a samples_TASK_DATE.jsonl of lm-eval (--log_samples)",
+            )
+        )
     asked: dict[str, dict[Any, _Sample]] = {}
     try:
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line:
                 sample = json.loads(line)
                 of_prompt = asked.setdefault(sample["prompt_hash"], {})
-                known = of_prompt.setdefault(sample["doc_id"], _Sample(values={}, output=_text(sample), target=sample.get("target_hash")))
-                known.values.update({_key(metric, sample["filter"]): _mean(sample[metric]) for metric in sample["metrics"]})
+                known = of_prompt.setdefault(
+                    sample["doc_id"],
+                    _Sample(values={}, output=_text(sample), target=sample.get("target_hash")),
+                )
+                known.values.update(
+                    {
+                        _key(metric, sample["filter"]): _mean(sample[metric])
+                        for metric in sample["metrics"]
+                    }
+                )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
     hashes = {item.id: _sha(item.prompt) for item in items}
     alike = Counter(hashes.values())
-    found = [(item, _sample_of(item, asked.get(hashes[item.id], {}), alone=alike[hashes[item.id]] == 1)) for item in items]
-    return tuple(Outcome(item=item.id, values=values, output=sample.output) for item, sample in found
-                 if sample and (values := tuple((name, value) for name, value in sample.values.items() if math.isfinite(value))))
+    found = [
+        (item, _sample_of(item, asked.get(hashes[item.id], {}), alone=alike[hashes[item.id]] == 1))
+        for item in items
+    ]
+    return tuple(
+        Outcome(item=item.id, values=values, output=sample.output)
+        for item, sample in found
+        if sample
+        and (
+            values := tuple(
+                (name, value) for name, value in sample.values.items() if math.isfinite(value)
+            )
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +195,20 @@ def _sample_of(item: Item, samples: Mapping[Any, _Sample], *, alone: bool) -> _S
 def _figures(items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for metric in item_metrics(items[0]):
-        (score,) = aggregate(items, outcomes, [Objective(suite=items[0].suite, task=items[0].task, metric=metric, direction="maximize")])
+        (score,) = aggregate(
+            items,
+            outcomes,
+            [
+                Objective(
+                    suite=items[0].suite, task=items[0].task, metric=metric, direction="maximize"
+                )
+            ],
+        )
         name, _, filter_name = metric.partition(",")
-        figures |= {f"{name},{filter_name or 'none'}": score.value, f"{name}_stderr,{filter_name or 'none'}": score.stderr}
+        figures |= {
+            f"{name},{filter_name or 'none'}": score.value,
+            f"{name}_stderr,{filter_name or 'none'}": score.stderr,
+        }
     return figures
 
 
@@ -135,12 +216,41 @@ def _samples(item: Item, outcome: Outcome) -> Iterator[dict[str, Any]]:
     doc = {"id": item.id, "cluster": item.cluster}
     match = detail(item, "match")
     filters = json.loads(match)["filters"] if match else {}
-    for filter_name in dict.fromkeys(metric.partition(",")[2] or "none" for metric, _ in outcome.values):
-        values = {metric.partition(",")[0]: value for metric, value in outcome.values if (metric.partition(",")[2] or "none") == filter_name}
-        steps = next((steps for metric, steps in filters.items() if metric.endswith(f",{filter_name}")), [])
-        arguments = {"gen_args_0": {"arg_0": item.prompt, "arg_1": {"until": list(item.stop), "max_gen_toks": item.max_new_tokens, "do_sample": False}}}
-        yield {"doc_id": item.id, "doc": doc, "target": item.gold, "arguments": arguments, "resps": [[outcome.output]], "filtered_resps": [lm_eval_filter(steps, outcome.output)],
-               "filter": filter_name, "metrics": list(values), "doc_hash": _sha(json.dumps(doc, indent=2)), "prompt_hash": _sha(item.prompt), "target_hash": _sha(item.gold), **values}
+    for filter_name in dict.fromkeys(
+        metric.partition(",")[2] or "none" for metric, _ in outcome.values
+    ):
+        values = {
+            metric.partition(",")[0]: value
+            for metric, value in outcome.values
+            if (metric.partition(",")[2] or "none") == filter_name
+        }
+        steps = next(
+            (steps for metric, steps in filters.items() if metric.endswith(f",{filter_name}")), []
+        )
+        arguments = {
+            "gen_args_0": {
+                "arg_0": item.prompt,
+                "arg_1": {
+                    "until": list(item.stop),
+                    "max_gen_toks": item.max_new_tokens,
+                    "do_sample": False,
+                },
+            }
+        }
+        yield {
+            "doc_id": item.id,
+            "doc": doc,
+            "target": item.gold,
+            "arguments": arguments,
+            "resps": [[outcome.output]],
+            "filtered_resps": [lm_eval_filter(steps, outcome.output)],
+            "filter": filter_name,
+            "metrics": list(values),
+            "doc_hash": _sha(json.dumps(doc, indent=2)),
+            "prompt_hash": _sha(item.prompt),
+            "target_hash": _sha(item.gold),
+            **values,
+        }
 
 
 def _scores(task: str, figures: Mapping[str, Any], n: int) -> Iterator[Score]:
@@ -151,7 +261,12 @@ def _scores(task: str, figures: Mapping[str, Any], n: int) -> Iterator[Score]:
         stderr = figures.get(f"{name}_stderr,{filter_name}")
         if not _is_figure(stderr):
             stderr = math.sqrt(value * (1 - value) / n) if n and 0 <= value <= 1 else 0.5
-        yield Score(objective=f"{task}/{_key(name, filter_name)}", value=float(value), stderr=float(stderr), n=n)
+        yield Score(
+            objective=f"{task}/{_key(name, filter_name)}",
+            value=float(value),
+            stderr=float(stderr),
+            n=n,
+        )
 
 
 def _is_figure(value: Any) -> bool:
@@ -159,9 +274,19 @@ def _is_figure(value: Any) -> bool:
 
 
 def _newest(path: Path) -> Path:
-    found = [path] if path.is_file() else sorted(path.rglob("results_*.json"), key=lambda entry: entry.name)
+    found = (
+        [path]
+        if path.is_file()
+        else sorted(path.rglob("results_*.json"), key=lambda entry: entry.name)
+    )
     if not found:
-        raise NotFoundError(Problem(thing=str(path), cause="holds no results_*.json", remedy="Give the output folder of an lm-eval run"))
+        raise NotFoundError(
+            Problem(
+                thing=str(path),
+                cause="holds no results_*.json",
+                remedy="Give the output folder of an lm-eval run",
+            )
+        )
     return found[-1]
 
 
@@ -193,4 +318,10 @@ def _sha(text: str) -> str:
 
 
 def _broken(path: Path, error: Exception) -> UnsafeInputError:
-    return UnsafeInputError(Problem(thing=str(path), cause=f"is not what lm-eval 0.4.13 writes ({type(error).__name__}: {error})", remedy="Check the file"))
+    return UnsafeInputError(
+        Problem(
+            thing=str(path),
+            cause=f"is not what lm-eval 0.4.13 writes ({type(error).__name__}: {error})",
+            remedy="Check the file",
+        )
+    )

@@ -19,9 +19,18 @@ def definition(name: str, where: str = "") -> Path:
     """The file of a task. Raises NotFoundError, or UsageError for a group of tasks, a tag, or a task that is a program."""
     found = importlib.util.find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
-        raise UsageError(Problem(thing=f"lm_eval: {name}", cause="lm-eval is not installed", remedy="pip install 'lm-eval==0.4.13'", where=where))
+        raise UsageError(
+            Problem(
+                thing=f"lm_eval: {name}",
+                cause="lm-eval is not installed",
+                remedy="pip install 'lm-eval==0.4.13'",
+                where=where,
+            )
+        )
     root = Path(found.submodule_search_locations[0]) / "tasks"
-    line = re.compile(rf"^['\"]?task['\"]?\s*:\s*(['\"]?){re.escape(name)}\1\s*(#.*)?$", re.MULTILINE)
+    line = re.compile(
+        rf"^['\"]?task['\"]?\s*:\s*(['\"]?){re.escape(name)}\1\s*(#.*)?$", re.MULTILINE
+    )
     words = name.split("_")
     near = [root / "_".join(words[:size]) for size in range(len(words), 0, -1)]
     for folder in (*(folder for folder in near if folder.is_dir()), root):
@@ -37,14 +46,35 @@ def _indexed(name: str, where: str) -> Path:
     entry = index.get(name)
     if entry is None:
         close = get_close_matches(name, index, n=1)
-        raise NotFoundError(Problem(thing=f"lm-eval task {name!r}", cause="not found in the installed lm-eval", where=where,
-                                    remedy=(f"Did you mean {close[0]!r}? " if close else "") + "List them with: lm_eval ls tasks"))
+        raise NotFoundError(
+            Problem(
+                thing=f"lm-eval task {name!r}",
+                cause="not found in the installed lm-eval",
+                where=where,
+                remedy=(f"Did you mean {close[0]!r}? " if close else "")
+                + "List them with: lm_eval ls tasks",
+            )
+        )
     if entry.kind.name == "TASK":
         return entry.yaml_path
     if entry.kind.name == "PY_TASK":
-        raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause="is a program of its own, not a definition in YAML", remedy="Choose another, or write a suite with prompt: and answer:", where=where))
+        raise UsageError(
+            Problem(
+                thing=f"lm-eval task {name!r}",
+                cause="is a program of its own, not a definition in YAML",
+                remedy="Choose another, or write a suite with prompt: and answer:",
+                where=where,
+            )
+        )
     tasks = sorted(_members(name, index))
-    raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"is a group of {len(tasks)} tasks", remedy=f"Name them one by one, such as {', '.join(tasks[:3])}", where=where))
+    raise UsageError(
+        Problem(
+            thing=f"lm-eval task {name!r}",
+            cause=f"is a group of {len(tasks)} tasks",
+            remedy=f"Name them one by one, such as {', '.join(tasks[:3])}",
+            where=where,
+        )
+    )
 
 
 def _members(name: str, index: Mapping[str, Any], above: frozenset[str] = frozenset()) -> set[str]:
@@ -55,8 +85,16 @@ def _members(name: str, index: Mapping[str, Any], above: frozenset[str] = frozen
     if entry.kind.name in ("TASK", "PY_TASK"):
         return {name}
     named = (entry.cfg or {}).get("task") or sorted(entry.tags)
-    names = [part if isinstance(part, str) else part.get("task") or part.get("group") for part in ([named] if isinstance(named, str) else named)]
-    return {found for part in names if isinstance(part, str) for found in _members(part, index, above | {name}) or {part}}
+    names = [
+        part if isinstance(part, str) else part.get("task") or part.get("group")
+        for part in ([named] if isinstance(named, str) else named)
+    ]
+    return {
+        found
+        for part in names
+        if isinstance(part, str)
+        for found in _members(part, index, above | {name}) or {part}
+    }
 
 
 @lru_cache(maxsize=1)

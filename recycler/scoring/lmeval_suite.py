@@ -22,10 +22,15 @@ from recycler.yamls import dump_yaml
 
 PREFIX = "lm_eval:"
 ENDINGS = ("jsonl", "jsonl.gz", "json", "parquet")
-MOST_ROWS, MOST_SEARCH = 1000, 250  # of the search split: enough to see five points, few enough to build at once
+MOST_ROWS, MOST_SEARCH = (
+    1000,
+    250,
+)  # of the search split: enough to see five points, few enough to build at once
 
 
-def suite_path(name: str, *, beside: Path, data_folders: Sequence[Path] = (), where: str = "") -> Path:
+def suite_path(
+    name: str, *, beside: Path, data_folders: Sequence[Path] = (), where: str = ""
+) -> Path:
     """The suite file that a job names: one of ours, a path, or lm_eval:TASK, for which one is written. Raises NotFoundError, UsageError."""
     if not name.startswith(PREFIX):
         return shipped_file("eval_suites", name, beside=beside, where=where)
@@ -39,24 +44,66 @@ def bare_suite(task: str, folders: Sequence[Path], *, where: str = "") -> dict[s
     """What a person would write for a task of lm-eval. Raises UsageError for a task whose data cannot be named."""
     config = data_settings(task, where)
     test = config.get("test_split") or config.get("validation_split")
-    if not test or not config.get("dataset_path") or (config.get("dataset_kwargs") or {}).get("data_files"):
-        raise UsageError(Problem(thing=f"lm-eval task {task!r}", cause="does not say which rows it asks", remedy="Write a suite with lm_eval: and data: for it, see docs/suites.md", where=where))
-    search = next((split for split in (config.get("validation_split"), config.get("training_split")) if split and split != test), None)
-    has_samples = not config.get("num_fewshot") or (config.get("fewshot_config") or {}).get("samples")
-    examples = None if has_samples else config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
+    if (
+        not test
+        or not config.get("dataset_path")
+        or (config.get("dataset_kwargs") or {}).get("data_files")
+    ):
+        raise UsageError(
+            Problem(
+                thing=f"lm-eval task {task!r}",
+                cause="does not say which rows it asks",
+                remedy="Write a suite with lm_eval: and data: for it, see docs/suites.md",
+                where=where,
+            )
+        )
+    search = next(
+        (
+            split
+            for split in (config.get("validation_split"), config.get("training_split"))
+            if split and split != test
+        ),
+        None,
+    )
+    has_samples = not config.get("num_fewshot") or (config.get("fewshot_config") or {}).get(
+        "samples"
+    )
+    examples = (
+        None
+        if has_samples
+        else config.get("fewshot_split")
+        or config.get("training_split")
+        or config.get("validation_split")
+    )
     held_out = _source(task, config, test, folders)
     own: dict[str, Any] = {"lm_eval": task, "repeated": "drop"}
     if search:
         source = _source(task, config, search, folders)
         there = len(load_rows(source, folders, where))
-        rows = min(MOST_ROWS, there // 2 if search == examples else there)  # what is searched is no example
-        own |= {"search": {"data": source, "rows": [0, rows], "limit": MOST_SEARCH} | ({"benchmark_test": True} if "test" in search else {}), "holdout": {"data": held_out}}
+        rows = min(
+            MOST_ROWS, there // 2 if search == examples else there
+        )  # what is searched is no example
+        own |= {
+            "search": {"data": source, "rows": [0, rows], "limit": MOST_SEARCH}
+            | ({"benchmark_test": True} if "test" in search else {}),
+            "holdout": {"data": held_out},
+        }
     else:
         rows = len(load_rows(held_out, folders, where))
-        own |= {"data": held_out, "search": {"rows": [0, rows // 2], "limit": MOST_SEARCH, "benchmark_test": True}, "holdout": {"rows": [rows // 2, rows]}}
+        own |= {
+            "data": held_out,
+            "search": {"rows": [0, rows // 2], "limit": MOST_SEARCH, "benchmark_test": True},
+            "holdout": {"rows": [rows // 2, rows]},
+        }
     if examples:
         own["fewshot"] = {"data": _source(task, config, examples, folders)}
-    return {"version": 1, "description": f"{task} as lm-eval has it", "tasks": {"".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task): own}}
+    return {
+        "version": 1,
+        "description": f"{task} as lm-eval has it",
+        "tasks": {
+            "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task): own
+        },
+    }
 
 
 def _source(task: str, config: Mapping[str, Any], split: str, folders: Sequence[Path]) -> str:

@@ -28,8 +28,20 @@ from recycler.scoring.lmeval_unsafe import ALLOW, function_name, runs_code
 FEWSHOT_SEED = 1234  # lm_eval/evaluator.py, simple_evaluate(fewshot_random_seed=1234)
 DEFAULT_NEW_TOKENS = 256  # lm_eval/models/huggingface.py, max_gen_toks
 PROBE = "A sentence. Another one."  # an answer that every check looks at, when a suite is built
-_PLAIN_FILTERS = {"regex": {"regex_pattern", "group_select", "fallback"}, "remove_whitespace": set(), "take_first": set()}
-_PLAIN_MATCH = {"metric", "aggregation", "higher_is_better", "regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers"}
+_PLAIN_FILTERS = {
+    "regex": {"regex_pattern", "group_select", "fallback"},
+    "remove_whitespace": set(),
+    "take_first": set(),
+}
+_PLAIN_MATCH = {
+    "metric",
+    "aggregation",
+    "higher_is_better",
+    "regexes_to_ignore",
+    "ignore_case",
+    "ignore_punctuation",
+    "ignore_numbers",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +60,14 @@ class Question:
 def lm_eval_metrics(name: str) -> tuple[str, ...]:
     """Names of the metrics of a task: 'exact_match,strict-match' with the filter's name, or the bare metric without one."""
     config = _config(name, resolve=False)
-    metrics = [function_name(entry["metric"]) for entry in config.get("metric_list") or [] if isinstance(entry.get("metric"), str)]
-    return tuple(_metric_name(metric, filter_name) for filter_name in _filters(config) for metric in metrics)
+    metrics = [
+        function_name(entry["metric"])
+        for entry in config.get("metric_list") or []
+        if isinstance(entry.get("metric"), str)
+    ]
+    return tuple(
+        _metric_name(metric, filter_name) for filter_name in _filters(config) for metric in metrics
+    )
 
 
 def data_settings(name: str, where: str = "") -> Mapping[str, Any]:
@@ -60,14 +78,40 @@ def data_settings(name: str, where: str = "") -> Mapping[str, Any]:
 class LmEvalTask:
     """One task over `docs` (all rows of the data file up to the last one asked) and a pool of few-shot examples."""
 
-    def __init__(self, name: str, docs: Sequence[Mapping[str, Any]], shots: Sequence[Mapping[str, Any]], *, num_fewshot: int | None = None, where: str = ""):
+    def __init__(
+        self,
+        name: str,
+        docs: Sequence[Mapping[str, Any]],
+        shots: Sequence[Mapping[str, Any]],
+        *,
+        num_fewshot: int | None = None,
+        where: str = "",
+    ):
         self.name, self._config, self._where = name, _config(name, resolve=True, where=where), where
         self._task = _open_task(self._config, docs, shots or docs, num_fewshot)
         self._num_fewshot = self._task.config.num_fewshot or 0
-        if self._num_fewshot and not shots and not (self._config.get("fewshot_config") or {}).get("samples"):
-            raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"wants {self._num_fewshot} examples and there is no data for them", remedy="Give fewshot: {data: ...} or num_fewshot: 0", where=where))
+        if (
+            self._num_fewshot
+            and not shots
+            and not (self._config.get("fewshot_config") or {}).get("samples")
+        ):
+            raise UsageError(
+                Problem(
+                    thing=f"lm-eval task {name!r}",
+                    cause=f"wants {self._num_fewshot} examples and there is no data for them",
+                    remedy="Give fewshot: {data: ...} or num_fewshot: 0",
+                    where=where,
+                )
+            )
 
-    def questions(self, indices: Sequence[int], *, chat: Callable[..., str] | None = None, system: str = "", max_new_tokens: int | None = None) -> Iterator[Question]:
+    def questions(
+        self,
+        indices: Sequence[int],
+        *,
+        chat: Callable[..., str] | None = None,
+        system: str = "",
+        max_new_tokens: int | None = None,
+    ) -> Iterator[Question]:
         """The questions at these rows, in order; rows between are drawn for too, so that prompts do not depend on the choice."""
         task, wanted = self._task, set(indices)
         task.set_fewshot_seed(FEWSHOT_SEED)
@@ -75,56 +119,135 @@ class LmEvalTask:
         for index, doc in enumerate(task.eval_docs):
             if index not in wanted:
                 if self._num_fewshot:
-                    task.sampler.sample(n=self._num_fewshot, eval_doc=doc if task.fewshot_cfg.split == task.config.test_split else None)
+                    task.sampler.sample(
+                        n=self._num_fewshot,
+                        eval_doc=doc if task.fewshot_cfg.split == task.config.test_split else None,
+                    )
                 continue
-            context = task.fewshot_context(doc, num_fewshot=self._num_fewshot, system_instruction=system or None, apply_chat_template=chat is not None,
-                                           chat_template=template, gen_prefix=task.doc_to_prefix(doc))
+            context = task.fewshot_context(
+                doc,
+                num_fewshot=self._num_fewshot,
+                system_instruction=system or None,
+                apply_chat_template=chat is not None,
+                chat_template=template,
+                gen_prefix=task.doc_to_prefix(doc),
+            )
             yield self._question(doc, context, max_new_tokens, chat is not None)
 
-    def _question(self, doc: Mapping[str, Any], context: str, max_new_tokens: int | None, chat: bool) -> Question:
+    def _question(
+        self, doc: Mapping[str, Any], context: str, max_new_tokens: int | None, chat: bool
+    ) -> Question:
         kind, task = self._task.OUTPUT_TYPE, self._task
         if kind == "generate_until":
             return self._generating(doc, context, max_new_tokens)
         if kind != "multiple_choice" or task.multiple_input:
-            raise UsageError(Problem(thing=f"lm-eval task {self.name!r}", cause=f"is of the kind {kind}, which is not supported", remedy="Generating and multiple-choice tasks are", where=self._where))
+            raise UsageError(
+                Problem(
+                    thing=f"lm-eval task {self.name!r}",
+                    cause=f"is of the kind {kind}, which is not supported",
+                    remedy="Generating and multiple-choice tasks are",
+                    where=self._where,
+                )
+            )
         choices = task.doc_to_choice(doc)
-        requests = task.construct_requests(doc=doc, ctx=context, metadata=(self.name, 0, 1), apply_chat_template=chat)
+        requests = task.construct_requests(
+            doc=doc, ctx=context, metadata=(self.name, 0, 1), apply_chat_template=chat
+        )
         gold = task.doc_to_target(doc)
         right = gold if isinstance(gold, int) else choices.index(gold) if gold in choices else -1
-        return Question(prompt=context, gold=str(right), scorer="choice", choices=tuple(request.args[1] for request in requests), detail=(
-            ("choices", json.dumps(choices, ensure_ascii=False)), ("metrics", json.dumps(lm_eval_metrics(self.name)))))
+        return Question(
+            prompt=context,
+            gold=str(right),
+            scorer="choice",
+            choices=tuple(request.args[1] for request in requests),
+            detail=(
+                ("choices", json.dumps(choices, ensure_ascii=False)),
+                ("metrics", json.dumps(lm_eval_metrics(self.name))),
+            ),
+        )
 
-    def _generating(self, doc: Mapping[str, Any], context: str, max_new_tokens: int | None) -> Question:
+    def _generating(
+        self, doc: Mapping[str, Any], context: str, max_new_tokens: int | None
+    ) -> Question:
         settings = self._task.config.generation_kwargs or {}
         if settings.get("do_sample"):
-            raise UsageError(Problem(thing=f"lm-eval task {self.name!r}", cause="samples its answers; scores of a search must not depend on luck", remedy="Choose a greedy task", where=self._where))
+            raise UsageError(
+                Problem(
+                    thing=f"lm-eval task {self.name!r}",
+                    cause="samples its answers; scores of a search must not depend on luck",
+                    remedy="Choose a greedy task",
+                    where=self._where,
+                )
+            )
         until = settings.get("until") or []
-        limits = {"max_new_tokens": max_new_tokens or int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)), "stop": tuple([until] if isinstance(until, str) else until)}
-        gold, metrics = self._task.doc_to_target(doc), ("metrics", json.dumps(lm_eval_metrics(self.name)))
+        limits = {
+            "max_new_tokens": max_new_tokens
+            or int(settings.get("max_gen_toks", DEFAULT_NEW_TOKENS)),
+            "stop": tuple([until] if isinstance(until, str) else until),
+        }
+        gold, metrics = (
+            self._task.doc_to_target(doc),
+            ("metrics", json.dumps(lm_eval_metrics(self.name))),
+        )
         plain = _plain_match(self._config)
         if plain is not None and isinstance(gold, (str, int)):
-            return Question(prompt=context, gold=str(gold), scorer="lm_eval_match", detail=(("match", json.dumps(plain, ensure_ascii=False)), metrics), **limits)
-        weights = {name: len(value) for name, value in process_text(self.name, doc, PROBE, lists=True).items() if isinstance(value, list)}
-        detail = (("task", self.name), ("doc", json.dumps(doc, ensure_ascii=False)), metrics, *([("weights", json.dumps(weights))] if weights else []))
-        return Question(prompt=context, gold=json.dumps(gold, ensure_ascii=False) if not isinstance(gold, str) else gold, scorer="lm_eval", detail=detail, **limits)
+            return Question(
+                prompt=context,
+                gold=str(gold),
+                scorer="lm_eval_match",
+                detail=(("match", json.dumps(plain, ensure_ascii=False)), metrics),
+                **limits,
+            )
+        weights = {
+            name: len(value)
+            for name, value in process_text(self.name, doc, PROBE, lists=True).items()
+            if isinstance(value, list)
+        }
+        detail = (
+            ("task", self.name),
+            ("doc", json.dumps(doc, ensure_ascii=False)),
+            metrics,
+            *([("weights", json.dumps(weights))] if weights else []),
+        )
+        return Question(
+            prompt=context,
+            gold=json.dumps(gold, ensure_ascii=False) if not isinstance(gold, str) else gold,
+            scorer="lm_eval",
+            detail=detail,
+            **limits,
+        )
 
 
-def process_text(name: str, doc: Mapping[str, Any], text: str, *, lists: bool = False) -> dict[str, Any]:
+def process_text(
+    name: str, doc: Mapping[str, Any], text: str, *, lists: bool = False
+) -> dict[str, Any]:
     """Values of one answer by lm-eval's own filters and process_results; lists of yes and no become their mean unless `lists`.
 
     Raises UsageError where its checks need data of nltk that are not here.
     """
     from lm_eval.api.instance import Instance
 
-    task = _SCORING.get(name) or _SCORING.setdefault(name, _open_task(_config(name, resolve=True), [doc], [doc], 0))
+    task = _SCORING.get(name) or _SCORING.setdefault(
+        name, _open_task(_config(name, resolve=True), [doc], [doc], 0)
+    )
     values: dict[str, Any] = {}
     with _one_verdict():
         for ensemble in task._filters:
-            instance = Instance(request_type="generate_until", doc=dict(doc), arguments=("", {}), idx=0, metadata=(name, 0, 1))
+            instance = Instance(
+                request_type="generate_until",
+                doc=dict(doc),
+                arguments=("", {}),
+                idx=0,
+                metadata=(name, 0, 1),
+            )
             instance.resps = [text]
             ensemble.apply([instance])
-            for metric, value in _results(task, name, doc, instance.filtered_resps[ensemble.name]).items():
-                values[_metric_name(metric, ensemble.name)] = value if isinstance(value, list) and lists else _figure(value)
+            for metric, value in _results(
+                task, name, doc, instance.filtered_resps[ensemble.name]
+            ).items():
+                values[_metric_name(metric, ensemble.name)] = (
+                    value if isinstance(value, list) and lists else _figure(value)
+                )
     return values
 
 
@@ -136,7 +259,13 @@ def _results(task: Any, name: str, doc: Mapping[str, Any], answer: Any) -> dict[
         if type(error) is not LookupError:  # nltk raises the bare class, and a page of advice
             raise
         missing = re.search(r"nltk\.download\('([\w.-]+)'\)", str(error))
-        raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"is checked with nltk's {missing[1] if missing else 'data'}, which is not on this machine", remedy="Set NLTK_DATA to a folder that holds it, see docs/suites.md")) from None
+        raise UsageError(
+            Problem(
+                thing=f"lm-eval task {name!r}",
+                cause=f"is checked with nltk's {missing[1] if missing else 'data'}, which is not on this machine",
+                remedy="Set NLTK_DATA to a folder that holds it, see docs/suites.md",
+            )
+        ) from None
 
 
 @contextmanager
@@ -156,21 +285,41 @@ def _figure(value: Any) -> float:
     return sum(map(float, value)) / len(value) if isinstance(value, list) else float(value)
 
 
-_SCORING: dict[str, Any] = {}  # tasks by name, for their filters and metrics only; lm-eval wants a row to open one
+_SCORING: dict[
+    str, Any
+] = {}  # tasks by name, for their filters and metrics only; lm-eval wants a row to open one
 
 
-def _open_task(config: Mapping[str, Any], docs: Sequence[Mapping[str, Any]], shots: Sequence[Mapping[str, Any]], num_fewshot: int | None) -> Any:
+def _open_task(
+    config: Mapping[str, Any],
+    docs: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
+    num_fewshot: int | None,
+) -> Any:
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    own = {key: value for key, value in config.items() if key not in ("dataset_path", "dataset_name", "dataset_kwargs", "include", "group")}
+    own = {
+        key: value
+        for key, value in config.items()
+        if key not in ("dataset_path", "dataset_name", "dataset_kwargs", "include", "group")
+    }
     if num_fewshot is not None:
         own["num_fewshot"] = num_fewshot
-    splits = {own[key]: shots for key in ("training_split", "validation_split", "fewshot_split") if own.get(key)}
+    splits = {
+        own[key]: shots
+        for key in ("training_split", "validation_split", "fewshot_split")
+        if own.get(key)
+    }
     splits[own.get("test_split") or own.get("validation_split")] = docs
-    tables = {split: datasets.Dataset.from_list([dict(row) for row in rows]) for split, rows in splits.items()}
+    tables = {
+        split: datasets.Dataset.from_list([dict(row) for row in rows])
+        for split, rows in splits.items()
+    }
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return ConfigurableTask(config={**own, **_compiled_templates(own), "custom_dataset": lambda **_: tables})
+    return ConfigurableTask(
+        config={**own, **_compiled_templates(own), "custom_dataset": lambda **_: tables}
+    )
 
 
 def _compiled_templates(config: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
@@ -200,15 +349,25 @@ def _compiled_templates(config: Mapping[str, Any]) -> dict[str, Callable[[Mappin
 
     if config.get("doc_to_choice") or config.get("use_prompt"):
         return {}
-    return {key: build(config[key]) for key, build in (("doc_to_text", text), ("doc_to_target", target)) if isinstance(config.get(key), str) and "{" in config[key]}
+    return {
+        key: build(config[key])
+        for key, build in (("doc_to_text", text), ("doc_to_target", target))
+        if isinstance(config.get(key), str) and "{" in config[key]
+    }
 
 
 def _chat_template(chat: Callable[..., str]) -> Callable[..., str]:
     """As lm_eval/models/huggingface.py `apply_chat_template` calls the tokenizer's."""
-    return lambda messages, add_generation_prompt=True: chat(messages, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
+    return lambda messages, add_generation_prompt=True: chat(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
 
 
 # ---------------------------------------------------------------- definitions
+
 
 @lru_cache(maxsize=256)
 def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
@@ -219,18 +378,34 @@ def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
     os.environ.pop(ALLOW, None)
     try:
         unresolved = load_yaml(path, resolve_func=False)
-        reason = runs_code(unresolved, next(folder for folder in path.parents if folder.name == "tasks"))
+        reason = runs_code(
+            unresolved, next(folder for folder in path.parents if folder.name == "tasks")
+        )
         if reason:
-            raise UnsafeInputError(Problem(thing=f"lm-eval task {name!r}", cause=f"{reason}: a program that a model wrote would run outside the sandbox",
-                                           remedy="For HumanEval and MBPP use the suites humaneval.yaml and mbpp.yaml (scorer: humaneval, mbpp), which run programs in the sandbox; others cannot be scored", where=where))
+            raise UnsafeInputError(
+                Problem(
+                    thing=f"lm-eval task {name!r}",
+                    cause=f"{reason}: a program that a model wrote would run outside the sandbox",
+                    remedy="For HumanEval and MBPP use the suites humaneval.yaml and mbpp.yaml (scorer: humaneval, mbpp), which run programs in the sandbox; others cannot be scored",
+                    where=where,
+                )
+            )
         return load_yaml(path, resolve_func=True) if resolve else unresolved
     except (ImportError, LookupError, OSError) as error:
-        raise UsageError(Problem(thing=f"lm-eval task {name!r}", cause=f"needs something that is not installed ({str(error).strip().splitlines()[0][:200]})",
-                                 remedy=f"pip install 'lm-eval[{path.parent.name}]' and its data, or leave it out", where=where)) from None
+        raise UsageError(
+            Problem(
+                thing=f"lm-eval task {name!r}",
+                cause=f"needs something that is not installed ({str(error).strip().splitlines()[0][:200]})",
+                remedy=f"pip install 'lm-eval[{path.parent.name}]' and its data, or leave it out",
+                where=where,
+            )
+        ) from None
 
 
 def _filters(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    return {entry["name"]: entry["filter"] for entry in config.get("filter_list") or []} or {"none": [{"function": "take_first"}]}
+    return {entry["name"]: entry["filter"] for entry in config.get("filter_list") or []} or {
+        "none": [{"function": "take_first"}]
+    }
 
 
 def _metric_name(metric: str, filter_name: str) -> str:
@@ -240,10 +415,27 @@ def _metric_name(metric: str, filter_name: str) -> str:
 def _plain_match(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Filters and settings when exact_match is all there is, so that our own scorer can stand for lm-eval's; else None."""
     metrics = config.get("metric_list") or []
-    if len(metrics) != 1 or metrics[0].get("metric") != "exact_match" or set(metrics[0]) - _PLAIN_MATCH or config.get("process_results") or config.get("doc_to_choice"):
+    if (
+        len(metrics) != 1
+        or metrics[0].get("metric") != "exact_match"
+        or set(metrics[0]) - _PLAIN_MATCH
+        or config.get("process_results")
+        or config.get("doc_to_choice")
+    ):
         return None
     filters = _filters(config)
     for steps in filters.values():
-        if any(step["function"] not in _PLAIN_FILTERS or set(step) - {"function"} - _PLAIN_FILTERS[step["function"]] for step in steps):
+        if any(
+            step["function"] not in _PLAIN_FILTERS
+            or set(step) - {"function"} - _PLAIN_FILTERS[step["function"]]
+            for step in steps
+        ):
             return None
-    return {"filters": {_metric_name("exact_match", name): steps for name, steps in filters.items()}, "exact_match": {key: value for key, value in metrics[0].items() if key not in ("metric", "aggregation", "higher_is_better")}}
+    return {
+        "filters": {_metric_name("exact_match", name): steps for name, steps in filters.items()},
+        "exact_match": {
+            key: value
+            for key, value in metrics[0].items()
+            if key not in ("metric", "aggregation", "higher_is_better")
+        },
+    }

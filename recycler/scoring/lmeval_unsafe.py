@@ -13,7 +13,24 @@ from pathlib import Path
 from typing import Any
 
 ALLOW = "HF_ALLOW_CODE_EVAL"  # evaluate's own permission to run programs; never given, and taken away where it stands
-_CALLS = {"exec", "eval", "__import__", "system", "popen", "Popen", "run_path", "run_module", "check_output", "check_call", "parse_expr", "sympify", "execv", "execve", "spawnv", "posix_spawn"}
+_CALLS = {
+    "exec",
+    "eval",
+    "__import__",
+    "system",
+    "popen",
+    "Popen",
+    "run_path",
+    "run_module",
+    "check_output",
+    "check_call",
+    "parse_expr",
+    "sympify",
+    "execv",
+    "execve",
+    "spawnv",
+    "posix_spawn",
+}
 _WORDS = ("code_eval", ALLOW)
 
 

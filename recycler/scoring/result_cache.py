@@ -25,8 +25,21 @@ from recycler.types import Item, Outcome, Pool
 from recycler.wholefolder import whole_file
 
 
-_IDLE = ("_name_or_path", "transformers_version", "_commit_hash")  # of a config: say where a model comes from, not what it answers
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
+_IDLE = (
+    "_name_or_path",
+    "transformers_version",
+    "_commit_hash",
+)  # of a config: say where a model comes from, not what it answers
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def surroundings(pool: Pool) -> str:
@@ -36,8 +49,16 @@ def surroundings(pool: Pool) -> str:
     turn ids into text again, the version of lm-eval, whose checkers some answers go through, and the Python and rules that programs are judged by.
     """
     folder = Path(pool.template.location)
-    configs = [{key: value for key, value in found.items() if key not in _IDLE} for found in (pool.template.config, _json(folder / "generation_config.json"))]
-    files = [hashlib.sha256((folder / name).read_bytes()).hexdigest() if (folder / name).is_file() else "" for name in _TOKENIZER]
+    configs = [
+        {key: value for key, value in found.items() if key not in _IDLE}
+        for found in (pool.template.config, _json(folder / "generation_config.json"))
+    ]
+    files = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if (folder / name).is_file()
+        else ""
+        for name in _TOKENIZER
+    ]
     try:
         lm_eval = version("lm_eval")
     except PackageNotFoundError:
@@ -59,16 +80,32 @@ class ResultCache:
     def __init__(self, folder: Path, surroundings: str):
         self._folder, self._surroundings = folder, surroundings
 
-    def read(self, weights_digest: str, fingerprint: str, items: Sequence[Item]) -> dict[str, Outcome]:
+    def read(
+        self, weights_digest: str, fingerprint: str, items: Sequence[Item]
+    ) -> dict[str, Outcome]:
         """Known outcomes of `items` by item id."""
         known = self._stored(self._path(weights_digest, fingerprint))
         found = {item.id: known.get(question_digest(item)) for item in items} if known else {}
-        return {name: replace(outcome, item=name) for name, outcome in found.items() if outcome is not None}
+        return {
+            name: replace(outcome, item=name)
+            for name, outcome in found.items()
+            if outcome is not None
+        }
 
-    def write(self, weights_digest: str, fingerprint: str, items: Iterable[Item], outcomes: Mapping[str, Outcome]) -> None:
+    def write(
+        self,
+        weights_digest: str,
+        fingerprint: str,
+        items: Iterable[Item],
+        outcomes: Mapping[str, Outcome],
+    ) -> None:
         """Add the outcomes of `items`."""
         path = self._path(weights_digest, fingerprint)
-        known = self._stored(path) | {key: replace(outcomes[item.id], item=key) for item in items for key in (question_digest(item),)}
+        known = self._stored(path) | {
+            key: replace(outcomes[item.id], item=key)
+            for item in items
+            for key in (question_digest(item),)
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside:
             aside.write_bytes(outcomes_to_bytes(known.values()))
@@ -87,4 +124,16 @@ class ResultCache:
 
 def question_digest(item: Item) -> str:
     """All of an item that its outcome depends on; not its name, split or cluster."""
-    return digest([item.kind, item.scorer, item.prompt_ids, item.continuations, item.gold, item.num_bytes, item.max_new_tokens, item.stop, item.detail])
+    return digest(
+        [
+            item.kind,
+            item.scorer,
+            item.prompt_ids,
+            item.continuations,
+            item.gold,
+            item.num_bytes,
+            item.max_new_tokens,
+            item.stop,
+            item.detail,
+        ]
+    )

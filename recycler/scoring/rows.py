@@ -13,7 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError, UsageError, did_you_mean
+from recycler.errors import (
+    InfrastructureError,
+    NotFoundError,
+    Problem,
+    UnsafeInputError,
+    UsageError,
+    did_you_mean,
+)
 from recycler.suite import SplitSpec
 
 Row = Mapping[str, Any]
@@ -26,21 +33,38 @@ def find_data(name: str, folders: Sequence[Path], where: str) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise NotFoundError(Problem(thing=f"data file {name!r}", cause=f"not found in {', '.join(map(str, folders))}", remedy="Give its folder with --data DIR or RECYCLER_DATA", where=where))
+    raise NotFoundError(
+        Problem(
+            thing=f"data file {name!r}",
+            cause=f"not found in {', '.join(map(str, folders))}",
+            remedy="Give its folder with --data DIR or RECYCLER_DATA",
+            where=where,
+        )
+    )
 
 
 def data_folders_of(given: Sequence[Path], *beside: Path) -> list[Path]:
     """Where data files are looked for: --data, RECYCLER_DATA, then beside the job and the suite."""
-    return [*given, *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []), *beside]
+    return [
+        *given,
+        *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []),
+        *beside,
+    ]
 
 
 def has_data(name: str, folders: Sequence[Path]) -> bool:
     return any((folder / name).is_file() for folder in folders)
 
 
-def load_rows(name: str, folders: Sequence[Path], where: str, columns: Sequence[str] = ()) -> list[Row]:
+def load_rows(
+    name: str, folders: Sequence[Path], where: str, columns: Sequence[str] = ()
+) -> list[Row]:
     """Rows of a data file, or of hub:DATASET:CONFIG:SPLIT. Raises NotFoundError, UnsafeInputError, or InfrastructureError for a hub that cannot be reached."""
-    return _hub_rows(name, where) if name.startswith(HUB) else read_rows(find_data(name, folders, where), columns)
+    return (
+        _hub_rows(name, where)
+        if name.startswith(HUB)
+        else read_rows(find_data(name, folders, where), columns)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -51,14 +75,27 @@ def _hub_rows(name: str, where: str) -> list[Row]:
     try:
         return list(datasets.load_dataset(path, config or None, split=split))
     except (OSError, ValueError, RuntimeError) as error:
-        raise InfrastructureError(Problem(thing=f"data set {path}", cause=f"cannot be had from the hub ({str(error).strip().splitlines()[0][:200]})",
-                                          remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below --data DIR", where=where)) from None
+        raise InfrastructureError(
+            Problem(
+                thing=f"data set {path}",
+                cause=f"cannot be had from the hub ({str(error).strip().splitlines()[0][:200]})",
+                remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below --data DIR",
+                where=where,
+            )
+        ) from None
 
 
 def _hub_parts(name: str, where: str) -> list[str]:
     parts = name.removeprefix(HUB).split(":", 2)
     if len(parts) != 3 or not parts[0] or not parts[2]:
-        raise UsageError(Problem(thing=name, cause="names no split of the hub", remedy="Write hub:DATASET:CONFIG:SPLIT, or hub:DATASET::SPLIT", where=where))
+        raise UsageError(
+            Problem(
+                thing=name,
+                cause="names no split of the hub",
+                remedy="Write hub:DATASET:CONFIG:SPLIT, or hub:DATASET::SPLIT",
+                where=where,
+            )
+        )
     return parts
 
 
@@ -69,20 +106,38 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("jsonl", "json", "tsv", "parquet"):
-        raise UsageError(Problem(thing=str(path), cause=f"unknown kind of file {kind!r}", remedy="Use .jsonl, .json, .tsv or .parquet"))
+        raise UsageError(
+            Problem(
+                thing=str(path),
+                cause=f"unknown kind of file {kind!r}",
+                remedy="Use .jsonl, .json, .tsv or .parquet",
+            )
+        )
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if kind == "parquet":
             rows = _parquet(content)
         else:
             text = content.decode("utf-8-sig")
-            rows = _tsv(text, columns) if kind == "tsv" else _json_lines(text) if kind == "jsonl" else _json(text)
+            rows = (
+                _tsv(text, columns)
+                if kind == "tsv"
+                else _json_lines(text)
+                if kind == "jsonl"
+                else _json(text)
+            )
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is no object with fields, but {str(row)[:40]!r}")
         _refuse_surrogates(rows, content)
     except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
-        raise UnsafeInputError(Problem(thing=str(path), cause=f"cannot be read as {kind} ({str(error).strip()[:300]})", remedy="Check the file")) from None
+        raise UnsafeInputError(
+            Problem(
+                thing=str(path),
+                cause=f"cannot be read as {kind} ({str(error).strip()[:300]})",
+                remedy="Check the file",
+            )
+        ) from None
     if not rows:
         raise UsageError(Problem(thing=str(path), cause="holds no rows", remedy="Check the file"))
     return rows
@@ -96,11 +151,18 @@ def _parquet(content: bytes) -> list[Row]:
     from pyarrow import BufferReader, parquet
 
     table = parquet.ParquetFile(BufferReader(content)).read()
-    columns = {name: column.to_pylist() for name, column in zip(table.column_names, table.columns, strict=True)}
+    columns = {
+        name: column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
     for name, values in columns.items():
-        if None in values and all(value is None or isinstance(value, float) and value.is_integer() for value in values):
+        if None in values and all(
+            value is None or isinstance(value, float) and value.is_integer() for value in values
+        ):
             columns[name] = [value if value is None else int(value) for value in values]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
 def _json_lines(text: str) -> list[Row]:
@@ -123,15 +185,27 @@ def _json(text: str) -> list[Row]:
 
 def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
     """Fields between tabs, taken as they are (no quotes); every line has as many as there are columns."""
-    lines = [(number, line.removesuffix("\r").split("\t")) for number, line in enumerate(text.split("\n"), start=1) if line.strip("\r")]
-    if lines and columns and any(field.strip().lower() == name.lower() for field, name in zip(lines[0][1], columns)):
-        raise ValueError(f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: out")
+    lines = [
+        (number, line.removesuffix("\r").split("\t"))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip("\r")
+    ]
+    if (
+        lines
+        and columns
+        and any(field.strip().lower() == name.lower() for field, name in zip(lines[0][1], columns))
+    ):
+        raise ValueError(
+            f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: out"
+        )
     names = list(columns) or (lines.pop(0)[1] if lines else [])
     if len(set(names)) != len(names):
         raise ValueError("two columns have one name")
     for number, entries in lines:
         if len(entries) != len(names):
-            raise ValueError(f"line {number} has {len(entries)} fields, and there are {len(names)} columns")
+            raise ValueError(
+                f"line {number} has {len(entries)} fields, and there are {len(names)} columns"
+            )
         if any("\r" in entry for entry in entries):
             raise ValueError(f"line {number} has a carriage return within a field")
     return [dict(zip(names, entries, strict=True)) for _, entries in lines]
@@ -151,7 +225,12 @@ def _refuse_surrogates(rows: Sequence[Row], content: bytes) -> None:
 def select_rows(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
     """(number in the file, row) of the rows of a split, in the order of the file."""
     first, last = split.rows or (0, len(rows))
-    chosen = [(index, row) for index, row in enumerate(rows) if first <= index < last and all(row.get(key) == value for key, value in split.where.items())]
+    chosen = [
+        (index, row)
+        for index, row in enumerate(rows)
+        if first <= index < last
+        and all(row.get(key) == value for key, value in split.where.items())
+    ]
     if split.limit is not None and len(chosen) > split.limit:
         chosen = [chosen[index * len(chosen) // split.limit] for index in range(split.limit)]
     return chosen
@@ -162,20 +241,41 @@ def fill(template: str, row: Row, where: str) -> str:
 
     Raises UsageError for a field that the row does not have, and for one without a value (null, NaN).
     """
+
     def value(match: re.Match) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         field, _, clean = match[1].partition("|")
         name, _, index = field.partition("[")
         if name not in row:
-            raise UsageError(Problem(thing=f"field {name!r}", cause="not in the data", remedy=did_you_mean(name, [key for key in map(str, row) if key != FILE]), where=where))
+            raise UsageError(
+                Problem(
+                    thing=f"field {name!r}",
+                    cause="not in the data",
+                    remedy=did_you_mean(name, [key for key in map(str, row) if key != FILE]),
+                    where=where,
+                )
+            )
         if clean not in ("", "strip", "number"):
-            raise UsageError(Problem(thing=f"'|{clean}'", cause="unknown", remedy="Use |strip or |number", where=where))
+            raise UsageError(
+                Problem(
+                    thing=f"'|{clean}'",
+                    cause="unknown",
+                    remedy="Use |strip or |number",
+                    where=where,
+                )
+            )
         found = _entry(row, name, index, where) if index else row[name]
         if found is None or isinstance(found, float) and math.isnan(found):
             raise _unfit(row, field, f"has no value ({'null' if found is None else 'NaN'})", where)
         entry = str(found)
-        return entry if not clean else entry.strip() if clean == "strip" else entry.strip().replace(",", "")
+        return (
+            entry
+            if not clean
+            else entry.strip()
+            if clean == "strip"
+            else entry.strip().replace(",", "")
+        )
 
     return re.sub(r"\{\{|\}\}|\{([^{}]+)\}", value, template)
 
@@ -183,7 +283,14 @@ def fill(template: str, row: Row, where: str) -> str:
 def _entry(row: Row, name: str, index: str, where: str) -> object:
     number = index.removesuffix("]")
     if not index.endswith("]") or not number.isdecimal():
-        raise UsageError(Problem(thing=f"{{{name}[{index}}}", cause="is no entry of a list", remedy=f"Write a number, such as {{{name}[0]}}", where=where))
+        raise UsageError(
+            Problem(
+                thing=f"{{{name}[{index}}}",
+                cause="is no entry of a list",
+                remedy=f"Write a number, such as {{{name}[0]}}",
+                where=where,
+            )
+        )
     if not isinstance(row[name], (list, tuple)):
         raise _unfit(row, name, f"is no list to take entry {number} of", where)
     if int(number) >= len(row[name]):
@@ -192,5 +299,16 @@ def _entry(row: Row, name: str, index: str, where: str) -> object:
 
 
 def _unfit(row: Row, field: str, cause: str, where: str) -> UsageError:
-    place = "".join(f"{row[key]}, " if key == FILE else f"row {row[key]}, " for key in (FILE, "_row") if key in row)
-    return UsageError(Problem(thing=f"{place}field {field!r}", cause=cause, remedy="Mend the data, or leave the row out (rows:, where:)", where=where))
+    place = "".join(
+        f"{row[key]}, " if key == FILE else f"row {row[key]}, "
+        for key in (FILE, "_row")
+        if key in row
+    )
+    return UsageError(
+        Problem(
+            thing=f"{place}field {field!r}",
+            cause=cause,
+            remedy="Mend the data, or leave the row out (rows:, where:)",
+            where=where,
+        )
+    )

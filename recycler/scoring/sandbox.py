@@ -100,7 +100,9 @@ class Sandbox:
         self._cache: dict[str, Verdict] = {}
         self._lock = threading.Lock()
         self._command = _command()
-        self._pool = ThreadPoolExecutor(workers or max(1, os.cpu_count() or 1), thread_name_prefix="sandbox")
+        self._pool = ThreadPoolExecutor(
+            workers or max(1, os.cpu_count() or 1), thread_name_prefix="sandbox"
+        )
         self._probe()
 
     def submit(self, program: Program) -> Future[Verdict]:
@@ -129,24 +131,49 @@ class Sandbox:
 
     def _probe(self) -> None:
         """A right program passes, a wrong one fails, and one that looks for the outside world finds nothing."""
-        inside = ("import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') and not os.path.exists('/home')\n"
-                  "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    pass\nelse:\n    raise SystemExit('network')\n")
-        for text, tests, expected in (("two = 1 + 1", "assert two == 2", True), ("two = 1 + 1", "assert two == 3", False), (inside, inside, True)):
+        inside = (
+            "import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') and not os.path.exists('/home')\n"
+            "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    pass\nelse:\n    raise SystemExit('network')\n"
+        )
+        for text, tests, expected in (
+            ("two = 1 + 1", "assert two == 2", True),
+            ("two = 1 + 1", "assert two == 3", False),
+            (inside, inside, True),
+        ):
             verdict = _run(self._command, Program(text, tests), self.limits)
             if verdict is None or verdict.passed != expected:
                 self.close()
-                raise _refusal(f"bubblewrap does not hold or does not start here ({_why(self._command)})",
-                               "Allow user namespaces (in Docker: --security-opt seccomp=unconfined; on Ubuntu: an AppArmor profile for bwrap), or leave code suites out")
+                raise _refusal(
+                    f"bubblewrap does not hold or does not start here ({_why(self._command)})",
+                    "Allow user namespaces (in Docker: --security-opt seccomp=unconfined; on Ubuntu: an AppArmor profile for bwrap), or leave code suites out",
+                )
 
 
 def _command() -> list[str]:
     """The bwrap command line up to the interpreter's arguments. Raises UnsafeInputError when bwrap or an interpreter is missing."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise _refusal("bubblewrap (bwrap) is not installed", "apt-get install bubblewrap, or leave code suites out")
+        raise _refusal(
+            "bubblewrap (bwrap) is not installed",
+            "apt-get install bubblewrap, or leave code suites out",
+        )
     interpreter = _interpreter()
-    command = [bwrap, "--unshare-user", "--unshare-all", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
-               "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
+    command = [
+        bwrap,
+        "--unshare-user",
+        "--unshare-all",
+        "--disable-userns",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--clearenv",
+        "--hostname",
+        "sandbox",
+        "--ro-bind",
+        "/usr",
+        "/usr",
+    ]
     for name in ("lib", "lib64", "lib32", "bin"):
         if os.path.islink(f"/{name}"):
             command += ["--symlink", f"usr/{name}", f"/{name}"]
@@ -155,28 +182,64 @@ def _command() -> list[str]:
     if not interpreter.startswith("/usr/"):
         prefix = str(Path(interpreter).parent.parent)
         command += ["--ro-bind", prefix, prefix]
-    return [*command, "--dev", "/dev", *_TMPFS, "/dev/shm", "--remount-ro", "/dev", *_TMPFS, "/tmp", "--chdir", "/tmp", "--remount-ro", "/",
-            interpreter, "-I", "-S", "-B", "-c", "\n".join(part.read_text() for part in _CHILD)]
+    return [
+        *command,
+        "--dev",
+        "/dev",
+        *_TMPFS,
+        "/dev/shm",
+        "--remount-ro",
+        "/dev",
+        *_TMPFS,
+        "/tmp",
+        "--chdir",
+        "/tmp",
+        "--remount-ro",
+        "/",
+        interpreter,
+        "-I",
+        "-S",
+        "-B",
+        "-c",
+        "\n".join(part.read_text() for part in _CHILD),
+    ]
 
 
 def _interpreter() -> str:
     """A Python that uid 65534 may read: our own where it lies in the open, else the system's in /usr."""
-    choices = [os.path.realpath(getattr(sys, "_base_executable", sys.executable)), *(os.path.realpath(f"{folder}/python3") for folder in ("/usr/local/bin", "/usr/bin"))]
+    choices = [
+        os.path.realpath(getattr(sys, "_base_executable", sys.executable)),
+        *(os.path.realpath(f"{folder}/python3") for folder in ("/usr/local/bin", "/usr/bin")),
+    ]
     for path in choices:
-        if os.path.isfile(path) and _is_prefix(Path(path).parent.parent) and all(os.stat(part).st_mode & 0o005 == 0o005 for part in (path, *map(str, Path(path).parents))):
+        if (
+            os.path.isfile(path)
+            and _is_prefix(Path(path).parent.parent)
+            and all(
+                os.stat(part).st_mode & 0o005 == 0o005
+                for part in (path, *map(str, Path(path).parents))
+            )
+        ):
             return path
-    raise _refusal("no Python interpreter here is readable by an ordinary user", "apt-get install python3-minimal, or leave code suites out")
+    raise _refusal(
+        "no Python interpreter here is readable by an ordinary user",
+        "apt-get install python3-minimal, or leave code suites out",
+    )
 
 
 def _is_prefix(folder: Path) -> bool:
     """Whether a folder, which the box is given to read, is a Python's own: not a home or / that has an interpreter in its bin."""
-    return folder == Path("/usr") or len(folder.parts) > 2 and any(folder.glob("lib*/python3*/os.py"))
+    return (
+        folder == Path("/usr") or len(folder.parts) > 2 and any(folder.glob("lib*/python3*/os.py"))
+    )
 
 
 def judge() -> str:
     """What verdicts hang on beside a program: the Python in the box and the rules; '' where there is no Python. 'Python 3.11.2, rules 2'."""
     try:
-        said = subprocess.run([_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60).stdout.strip()
+        said = subprocess.run(
+            [_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60
+        ).stdout.strip()
     except UnsafeInputError:
         return ""
     return f"{said}, rules {RULES}"
@@ -199,7 +262,14 @@ def _spawn(command: Sequence[str], keep: Sequence[int] = (), **pipes: int) -> su
     if os.geteuid() == 0:
         setpriv = shutil.which("setpriv")
         if setpriv:
-            command = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--", *command]
+            command = [
+                setpriv,
+                f"--reuid={NOBODY}",
+                f"--regid={NOBODY}",
+                "--clear-groups",
+                "--",
+                *command,
+            ]
         else:
             drop |= {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     try:
@@ -217,7 +287,13 @@ def _run_patiently(command: Sequence[str], program: Program, limits: Limits) -> 
             return verdict
         if pause is not None:
             time.sleep(pause)
-    raise InfrastructureError(Problem(thing=SANDBOX, cause=f"bubblewrap started before and does not any more ({_why(command)})", remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run out, and start again"))
+    raise InfrastructureError(
+        Problem(
+            thing=SANDBOX,
+            cause=f"bubblewrap started before and does not any more ({_why(command)})",
+            remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run out, and start again",
+        )
+    )
 
 
 def _run(command: Sequence[str], program: Program, limits: Limits) -> Verdict | None:
@@ -226,11 +302,23 @@ def _run(command: Sequence[str], program: Program, limits: Limits) -> Verdict | 
     started, boxes = time.monotonic(), []
     try:
         pipes = _start(command, boxes)
-        asked = {"program": program.text, "tests": program.tests, "limits": asdict(limits), "pipes": pipes, "nonce": nonce.hex()}
+        asked = {
+            "program": program.text,
+            "tests": program.tests,
+            "limits": asdict(limits),
+            "pipes": pipes,
+            "nonce": nonce.hex(),
+        }
         names = names_of(program.tests, program.given)
-        body = json.dumps(asked | {"names": names.wanted, "modules": names.modules, "given": names.given}).encode()
-        said, end = _exchange(boxes, struct.pack(">I", len(body)) + body, started + limits.wall_seconds, limits)
-        killed = any(box.returncode is not None and box.returncode < 0 for box in boxes)  # nobody inside can kill bwrap itself
+        body = json.dumps(
+            asked | {"names": names.wanted, "modules": names.modules, "given": names.given}
+        ).encode()
+        said, end = _exchange(
+            boxes, struct.pack(">I", len(body)) + body, started + limits.wall_seconds, limits
+        )
+        killed = any(
+            box.returncode is not None and box.returncode < 0 for box in boxes
+        )  # nobody inside can kill bwrap itself
         code = boxes[0].returncode
     except (OSError, subprocess.SubprocessError):  # no process, no memory, no file left
         return None
@@ -251,15 +339,27 @@ def _start(command: Sequence[str], boxes: list[subprocess.Popen]) -> list[int]:
     asked, asking = os.pipe()
     answering, answers = os.pipe()[::-1]
     try:
-        boxes.append(_spawn([*command, "tests"], (answers, asking), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
-        boxes.append(_spawn([*command, "program"], stdin=asked, stdout=answering, stderr=subprocess.DEVNULL))
+        boxes.append(
+            _spawn(
+                [*command, "tests"],
+                (answers, asking),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        boxes.append(
+            _spawn([*command, "program"], stdin=asked, stdout=answering, stderr=subprocess.DEVNULL)
+        )
     finally:
         for pipe in (asked, asking, answers, answering):
             os.close(pipe)
     return [answers, asking]
 
 
-def _exchange(boxes: Sequence[subprocess.Popen], message: bytes, deadline: float, limits: Limits) -> tuple[bytes, Literal["itself", "late", "too much"]]:
+def _exchange(
+    boxes: Sequence[subprocess.Popen], message: bytes, deadline: float, limits: Limits
+) -> tuple[bytes, Literal["itself", "late", "too much"]]:
     """Send the message to the tests' box while reading at most `limits.output_bytes`, and look at the memory meanwhile; (what was said, how it ended)."""
     said, view, look, process = b"", memoryview(message), time.monotonic() + LOOK_SECONDS, boxes[0]
     with selectors.DefaultSelector() as selector:
@@ -285,9 +385,11 @@ def _exchange(boxes: Sequence[subprocess.Popen], message: bytes, deadline: float
     return said, "too much"  # more than a verdict: not the nonce, whatever follows
 
 
-def _send(selector: selectors.BaseSelector, process: subprocess.Popen, view: memoryview) -> memoryview:
+def _send(
+    selector: selectors.BaseSelector, process: subprocess.Popen, view: memoryview
+) -> memoryview:
     try:
-        view = view[os.write(process.stdin.fileno(), view[:65536]):]
+        view = view[os.write(process.stdin.fileno(), view[:65536]) :]
     except BrokenPipeError:
         view = view[:0]
     if not view:
@@ -321,7 +423,12 @@ def _end(process: subprocess.Popen) -> None:
 def _why(command: Sequence[str]) -> str:
     """What bwrap itself says when it is asked for an empty program, for the error message."""
     end = command.index("-I")
-    process = _spawn([*command[:end], "-I", "-S", "-c", ""], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = _spawn(
+        [*command[:end], "-I", "-S", "-c", ""],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     try:
         _, said = process.communicate(timeout=20)
     except subprocess.TimeoutExpired:

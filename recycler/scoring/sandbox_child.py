@@ -34,7 +34,7 @@ class Wire:
         body = json.dumps(message).encode()
         body = memoryview(struct.pack(">I", len(body)) + body)
         while body:
-            body = body[os.write(self.outward, body):]
+            body = body[os.write(self.outward, body) :]
 
     def receive(self):
         (size,) = struct.unpack(">I", self._read(4))
@@ -65,7 +65,12 @@ class Peer(Values):
     def __init__(self, wire, shares_all, news=dict):
         """`news`: what each answer brings along beside values."""
         super().__init__(shares_all)
-        self.wire, self.news, self.count, self.heard = wire, news, itertools.count(), lambda news: None
+        self.wire, self.news, self.count, self.heard = (
+            wire,
+            news,
+            itertools.count(),
+            lambda news: None,
+        )
 
     def send(self, message):
         """With what changed, last: what is encoded may be shared for the first time. The tests' side says what nobody needs any more."""
@@ -82,7 +87,15 @@ class Peer(Values):
     def ask(self, doing, of, args=(), named=None):
         """What the other side answers; its exception where it raised one."""
         number = next(self.count)
-        self.send({"do": doing, "of": of, "number": number, "args": [self.encode(value) for value in args], "named": {name: self.encode(value) for name, value in (named or {}).items()}})
+        self.send(
+            {
+                "do": doing,
+                "of": of,
+                "number": number,
+                "args": [self.encode(value) for value in args],
+                "named": {name: self.encode(value) for name, value in (named or {}).items()},
+            }
+        )
         try:
             while "do" in (said := self.receive()):
                 self.answer(said)
@@ -100,8 +113,13 @@ class Peer(Values):
     def answer(self, asked):
         """Do one thing and tell what came of it."""
         try:
-            args, named = [self.decode(value) for value in asked["args"]], {name: self.decode(value) for name, value in asked["named"].items()}
-            told = {"value": self.encode(self.do(asked["do"], self.things[asked["of"]], args, named))}
+            args, named = (
+                [self.decode(value) for value in asked["args"]],
+                {name: self.decode(value) for name, value in asked["named"].items()},
+            )
+            told = {
+                "value": self.encode(self.do(asked["do"], self.things[asked["of"]], args, named))
+            }
         except Broken:
             raise
         except BaseException as error:
@@ -116,23 +134,39 @@ class Peer(Values):
 
 # ---------------------------------------------------------------- the program's side
 
+
 def program_side():
     """Run the program that the tests' side sends, tell what it has of the names asked for, then answer until the pipe closes."""
     wire = Wire(os.dup(0), os.dup(1))
     asked = wire.receive()
     _close_up(asked["limits"])
     wire.send("here")  # from here on, what happens is the program's doing
-    names, process = {"__builtins__": builtins}, os.getpid()  # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"` either
-    printed = sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
+    names, process = (
+        {"__builtins__": builtins},
+        os.getpid(),
+    )  # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"` either
+    printed = sys.stdout = io.TextIOWrapper(
+        io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
     told = dict.fromkeys(asked["names"], names)
 
     def news():
         """What was printed, and names that mean something else by now."""
-        text, changed = printed.buffer.getvalue(), [name for name in asked["names"] if names.get(name, names) is not told[name]]
+        text, changed = (
+            printed.buffer.getvalue(),
+            [name for name in asked["names"] if names.get(name, names) is not told[name]],
+        )
         printed.buffer.seek(0)
         printed.buffer.truncate()
         told.update({name: names.get(name, names) for name in changed})
-        return {"printed": text[:MOST_PRINTED].decode("utf-8", "replace"), "names": {name: _origin(name, names[name]) or {"value": peer.encode(names[name])} for name in changed if name in names}}
+        return {
+            "printed": text[:MOST_PRINTED].decode("utf-8", "replace"),
+            "names": {
+                name: _origin(name, names[name]) or {"value": peer.encode(names[name])}
+                for name in changed
+                if name in names
+            },
+        }
 
     peer = Peer(wire, shares_all=True, news=news)
     exec(compile(asked["program"], "<program>", "exec"), names)
@@ -147,7 +181,12 @@ def _origin(name, value):
     if isinstance(value, type(os)):
         return {"module": name}
     place = getattr(value, "__module__", None)
-    if isinstance(place, str) and place != "builtins" and place in sys.modules and getattr(sys.modules[place], name, None) is value:
+    if (
+        isinstance(place, str)
+        and place != "builtins"
+        and place in sys.modules
+        and getattr(sys.modules[place], name, None) is value
+    ):
         return {"from": place}
     return None
 
@@ -159,12 +198,19 @@ def _close_up(limits):
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-    for name, size in (("CPU", limits["cpu_seconds"]), ("AS", limits["memory_bytes"]), ("FSIZE", limits["file_bytes"]),
-                       ("NOFILE", limits["open_files"]), ("NPROC", limits["processes"]), ("CORE", 0)):
+    for name, size in (
+        ("CPU", limits["cpu_seconds"]),
+        ("AS", limits["memory_bytes"]),
+        ("FSIZE", limits["file_bytes"]),
+        ("NOFILE", limits["open_files"]),
+        ("NPROC", limits["processes"]),
+        ("CORE", 0),
+    ):
         resource.setrlimit(getattr(resource, "RLIMIT_" + name), (size, size))
 
 
 # ---------------------------------------------------------------- the tests' side
+
 
 def tests_side():
     """Have the program run, run the tests on stand-ins for what it defines, and give the verdict: the nonce, or an exit code."""
@@ -180,7 +226,9 @@ def tests_side():
     def heard(news):
         for name, told in news["names"].items():
             if name in asked["names"]:
-                names.update(_bound(peer, name, {"module": ""} if name in asked["modules"] else told))
+                names.update(
+                    _bound(peer, name, {"module": ""} if name in asked["modules"] else told)
+                )
         sys.stdout.write(news["printed"])
 
     peer.heard = heard

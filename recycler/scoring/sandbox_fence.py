@@ -14,11 +14,33 @@ from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # name: (x86-64, arm64); memory outside any process's size, ways into other processes, and what only attacks want
-_REFUSED = {"shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "memfd_create": (319, 279), "memfd_secret": (447, 447), "io_uring_setup": (425, 425),
-            "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "add_key": (248, 217), "request_key": (249, 218),
-            "keyctl": (250, 219), "bpf": (321, 280), "userfaultfd": (323, 282), "perf_event_open": (298, 241)}
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_* of linux/audit.h
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.h; offset 0 of what is looked at is the call's number, 4 the architecture
+_REFUSED = {
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "io_uring_setup": (425, 425),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+}
+_MACHINES = {
+    "x86_64": (0, 0xC000003E),
+    "aarch64": (1, 0xC00000B7),
+}  # column above, AUDIT_ARCH_* of linux/audit.h
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = (
+    0x20,
+    0x15,
+    0x35,
+    0x06,
+)  # linux/bpf_common.h; offset 0 of what is looked at is the call's number, 4 the architecture
 _X32 = 0x40000000  # the same calls once more, under other numbers
 
 
@@ -29,9 +51,15 @@ def seccomp_filter(machine: str = "") -> bytes:
     column, arch = _MACHINES[machine or platform.machine()]
     numbers = [entry[column] for entry in _REFUSED.values()]
     refuse = 5 + len(numbers)  # its line; a jump counts from the line after it
-    lines = [(_LOAD, 0, 0, 4), (_EQUAL, 0, refuse - 2, arch), (_LOAD, 0, 0, 0), (_AT_LEAST, refuse - 4, 0, _X32),
-             *((_EQUAL, refuse - index - 1, 0, number) for index, number in enumerate(numbers, 4)),
-             (_RETURN, 0, 0, 0x7FFF0000), (_RETURN, 0, 0, 0x00050000 | errno.EPERM)]
+    lines = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 0, refuse - 2, arch),
+        (_LOAD, 0, 0, 0),
+        (_AT_LEAST, refuse - 4, 0, _X32),
+        *((_EQUAL, refuse - index - 1, 0, number) for index, number in enumerate(numbers, 4)),
+        (_RETURN, 0, 0, 0x7FFF0000),
+        (_RETURN, 0, 0, 0x00050000 | errno.EPERM),
+    ]
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 
 

@@ -33,10 +33,20 @@ def names_of(tests: str, given: str) -> Names:
         tree, table = ast.parse(tests), symtable.symtable(tests, "<tests>", "exec")
     except (SyntaxError, ValueError, RecursionError):
         return Names((), (), ast.unparse(code))
-    looked_into = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    looked_into = {
+        node.value.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
     wanted = _taken(table) - _module_names(table) - {*dir(builtins), "__builtins__"}
-    wanted = wanted or {_called(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)} - {""}
-    return Names(tuple(sorted(wanted - own)), tuple(sorted(looked_into & sys.stdlib_module_names)), ast.unparse(code))
+    wanted = wanted or {
+        _called(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)
+    } - {""}
+    return Names(
+        tuple(sorted(wanted - own)),
+        tuple(sorted(looked_into & sys.stdlib_module_names)),
+        ast.unparse(code),
+    )
 
 
 def _without_the_task(text: str) -> ast.Module:
@@ -47,24 +57,41 @@ def _without_the_task(text: str) -> ast.Module:
         except (SyntaxError, ValueError, RecursionError):
             continue
         kept = [node for node in tree.body if not _is_empty(node)]
-        if len(kept) == len(tree.body) and kept and isinstance(kept[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if (
+            len(kept) == len(tree.body)
+            and kept
+            and isinstance(kept[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        ):
             kept.pop()
         return ast.Module(kept, [])
     return ast.Module([], [])
 
 
 def _is_empty(node: ast.stmt) -> bool:
-    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and all(isinstance(part, ast.Pass) or isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) for part in node.body)
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and all(
+        isinstance(part, ast.Pass)
+        or isinstance(part, ast.Expr)
+        and isinstance(part.value, ast.Constant)
+        for part in node.body
+    )
 
 
 def _module_names(table: symtable.SymbolTable) -> set[str]:
     """Names that a module binds for itself."""
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    return {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported()
+    }
 
 
 def _taken(table: symtable.SymbolTable) -> set[str]:
     """Names that a module and what it defines load from outside functions."""
-    here = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")}
+    here = {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module")
+    }
     return here.union(*map(_taken, table.get_children()))
 
 

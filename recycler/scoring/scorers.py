@@ -37,7 +37,9 @@ class Scorer:
     metrics: tuple[str, ...]
     score_text: Callable[[Item, Completion], Values] | None = None
     score_likelihoods: Callable[[Item, Sequence[Loglikelihood]], Values] | None = None
-    start_texts: Callable[[Sequence[Item], Sequence[Completion]], Callable[[], list[Values]]] | None = None
+    start_texts: (
+        Callable[[Sequence[Item], Sequence[Completion]], Callable[[], list[Values]]] | None
+    ) = None
     weight_by_bytes: bool = False
 
 
@@ -49,7 +51,13 @@ def item_metrics(item: Item) -> tuple[str, ...]:
 
 def items_of(objective: Objective, items: Iterable[Item]) -> list[Item]:
     """The items that an objective is a figure of, in their order."""
-    return [item for item in items if item.suite == objective.suite and objective.task in (None, item.task) and objective.metric in item_metrics(item)]
+    return [
+        item
+        for item in items
+        if item.suite == objective.suite
+        and objective.task in (None, item.task)
+        and objective.metric in item_metrics(item)
+    ]
 
 
 def item_weight(item: Item, metric: str) -> float:
@@ -67,6 +75,7 @@ def detail(item: Item, name: str) -> str:
 
 # ---------------------------------------------------------------- own
 
+
 def exact_match(item: Item, completion: Completion) -> Values:
     """1 when the answer is the gold answer, spaces at both ends aside."""
     return {"exact_match": float(completion.text.strip() == item.gold.strip())}
@@ -74,7 +83,12 @@ def exact_match(item: Item, completion: Completion) -> Values:
 
 def number_match(item: Item, completion: Completion) -> Values:
     """1 when the last number in the answer equals the gold number; '$1,234.00' equals '1234' (compared as decimals)."""
-    return {"exact_match": float(_last_number(completion.text) is not None and _last_number(completion.text) == _last_number(item.gold))}
+    return {
+        "exact_match": float(
+            _last_number(completion.text) is not None
+            and _last_number(completion.text) == _last_number(item.gold)
+        )
+    }
 
 
 def bits_per_byte(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
@@ -93,6 +107,7 @@ def _last_number(text: str) -> Decimal | None:
 
 # ---------------------------------------------------------------- lm-eval's
 
+
 def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
     """Multiple choice as lm-eval has it: `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text.
 
@@ -101,16 +116,28 @@ def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
     right = int(item.gold)
     sums = [entry.logprob for entry in likelihoods]
     texts = detail(item, "choices")
-    lengths = [len(text) for text in json.loads(texts)] if texts else [len(entry.token_logprobs) for entry in likelihoods]
+    lengths = (
+        [len(text) for text in json.loads(texts)]
+        if texts
+        else [len(entry.token_logprobs) for entry in likelihoods]
+    )
     means = [total / length for total, length in zip(sums, lengths, strict=True)]
-    return {"acc": float(sums.index(max(sums)) == right), "acc_norm": float(means.index(max(means)) == right)}
+    return {
+        "acc": float(sums.index(max(sums)) == right),
+        "acc_norm": float(means.index(max(means)) == right),
+    }
 
 
 def lm_eval_match(item: Item, completion: Completion) -> Values:
     """lm-eval's exact_match after each of the task's filters (regex, remove_whitespace, take_first)."""
     settings = _settings(detail(item, "match"))
     gold = _normal(item.gold, settings["exact_match"])
-    return {name: float(_normal(lm_eval_filter(steps, completion.text), settings["exact_match"]) == gold) for name, steps in settings["filters"].items()}
+    return {
+        name: float(
+            _normal(lm_eval_filter(steps, completion.text), settings["exact_match"]) == gold
+        )
+        for name, steps in settings["filters"].items()
+    }
 
 
 def lm_eval_filter(steps: Sequence[dict[str, Any]], text: str) -> str:
@@ -159,7 +186,12 @@ _settings = lru_cache(maxsize=256)(json.loads)
 SCORERS: dict[str, Scorer] = {
     "exact_match": Scorer(kind="generate", metrics=("exact_match",), score_text=exact_match),
     "number_match": Scorer(kind="generate", metrics=("exact_match",), score_text=number_match),
-    "bits_per_byte": Scorer(kind="loglikelihood", metrics=("bits_per_byte",), score_likelihoods=bits_per_byte, weight_by_bytes=True),
+    "bits_per_byte": Scorer(
+        kind="loglikelihood",
+        metrics=("bits_per_byte",),
+        score_likelihoods=bits_per_byte,
+        weight_by_bytes=True,
+    ),
     "choice": Scorer(kind="loglikelihood", metrics=("acc", "acc_norm"), score_likelihoods=choice),
     "humaneval": Scorer(kind="generate", metrics=("pass@1",), start_texts=score_code),
     "mbpp": Scorer(kind="generate", metrics=("pass@1",), start_texts=score_code),

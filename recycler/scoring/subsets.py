@@ -49,7 +49,14 @@ def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
     return tuple(map(tuple, found.values()))
 
 
-def draw(items: Sequence[Item], seed: int, share: float = 0.0, *, least: int = MIN_ITEMS, beyond: float = 0.0) -> tuple[Item, ...]:
+def draw(
+    items: Sequence[Item],
+    seed: int,
+    share: float = 0.0,
+    *,
+    least: int = MIN_ITEMS,
+    beyond: float = 0.0,
+) -> tuple[Item, ...]:
     """The items of about `share` (0 to 1) of the problems of each stratum, never under `least` of a task where it has them.
 
     With `beyond` those are left out that a draw of that share already gave. Items keep the order of the suite.
@@ -57,13 +64,23 @@ def draw(items: Sequence[Item], seed: int, share: float = 0.0, *, least: int = M
     chosen: set[str] = set()
     for stratum in strata(items):
         order = _order(stratum, seed)
-        chosen |= set(order[_count(stratum, order, beyond, least) if beyond > 0 else 0:_count(stratum, order, share, least)])
+        chosen |= set(
+            order[
+                _count(stratum, order, beyond, least) if beyond > 0 else 0 : _count(
+                    stratum, order, share, least
+                )
+            ]
+        )
     return tuple(item for item in items if _unit(item) in chosen)
 
 
 def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: float) -> float:
     """The share at which scoring takes about as long as changing weights, which halves the time of a pair of both at most."""
-    return 1.0 if seconds_for_all <= merge_seconds or not items else max(1.0 / len(items), merge_seconds / seconds_for_all)
+    return (
+        1.0
+        if seconds_for_all <= merge_seconds or not items
+        else max(1.0 / len(items), merge_seconds / seconds_for_all)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +101,27 @@ class Estimate:
         return replace(self.score, stderr=math.hypot(self.score.stderr, self.luck))
 
 
-def estimate(items: Sequence[Item], outcomes: Iterable[Outcome], objective: Objective, members: Sequence[Mapping[str, float]] = ()) -> Estimate:
+def estimate(
+    items: Sequence[Item],
+    outcomes: Iterable[Outcome],
+    objective: Objective,
+    members: Sequence[Mapping[str, float]] = (),
+) -> Estimate:
     """What the objective would be on all `items`, from the outcomes of a `draw` of them.
 
     members: for each control (a member, or any trial scored on all items) item id -> value of the objective's metric; those
     that lack an item are left out. Raises ValueError when no item was scored.
     """
-    own = [item for item in items if item.suite == objective.suite and objective.task in (None, item.task)]
-    values = {outcome.item: dict(outcome.values)[objective.metric] for outcome in outcomes if objective.metric in dict(outcome.values)}
+    own = [
+        item
+        for item in items
+        if item.suite == objective.suite and objective.task in (None, item.task)
+    ]
+    values = {
+        outcome.item: dict(outcome.values)[objective.metric]
+        for outcome in outcomes
+        if objective.metric in dict(outcome.values)
+    }
     whole = [control for control in members if all(item.id in control for item in own)]
     total = sum(item_weight(item, objective.metric) for item in own)
     mean = variance = plain_variance = luck = 0.0
@@ -101,8 +131,16 @@ def estimate(items: Sequence[Item], outcomes: Iterable[Outcome], objective: Obje
         found = _stratum_mean(stratum, values, objective.metric, whole)
         mean, count = mean + part * found.mean, count + found.num_scored
         unseen = 1.0 - found.seen
-        variance, plain_variance, luck = variance + unseen * (part * found.error) ** 2, plain_variance + unseen * (part * found.plain_error) ** 2, luck + found.seen * (part * found.plain_error) ** 2
-    return Estimate(score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count), luck=math.sqrt(luck), variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0)
+        variance, plain_variance, luck = (
+            variance + unseen * (part * found.error) ** 2,
+            plain_variance + unseen * (part * found.plain_error) ** 2,
+            luck + found.seen * (part * found.plain_error) ** 2,
+        )
+    return Estimate(
+        score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count),
+        luck=math.sqrt(luck),
+        variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +154,12 @@ class _StratumMean:
     num_scored: int
 
 
-def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: str, controls: Sequence[Mapping[str, float]]) -> _StratumMean:
+def _stratum_mean(
+    stratum: Sequence[Item],
+    values: Mapping[str, float],
+    metric: str,
+    controls: Sequence[Mapping[str, float]],
+) -> _StratumMean:
     scored = np.array([item.id in values for item in stratum])
     if not scored.any():
         raise ValueError(f"no item of task {stratum[0].task!r} was scored")
@@ -126,15 +169,21 @@ def _stratum_mean(stratum: Sequence[Item], values: Mapping[str, float], metric: 
     num_drawn, num_all = len(set(units[scored].tolist())), int(units.max()) + 1
     ones = np.ones((len(stratum), 1))
     mean, plain_error = _regression_mean(ones, weights, scored, y, units)
-    matrix = np.array([[control[item.id] for control in controls] for item in stratum]).reshape(len(stratum), -1)
+    matrix = np.array([[control[item.id] for control in controls] for item in stratum]).reshape(
+        len(stratum), -1
+    )
     regressors = _components(matrix, weights, _num_regressors(y, num_drawn))
     least = unseen_events_stderr(y, num_drawn)
     error = plain_error = max(plain_error, least)
     if regressors.shape[1]:
-        fitted, fitted_error = _regression_mean(np.hstack([ones, regressors]), weights, scored, y, units)
+        fitted, fitted_error = _regression_mean(
+            np.hstack([ones, regressors]), weights, scored, y, units
+        )
         if max(fitted_error, least) < plain_error:  # else the members know nothing of this trial
             mean, error = fitted, max(fitted_error, least)
-    return _StratumMean(mean=mean, error=error, plain_error=plain_error, seen=num_drawn / num_all, num_scored=len(y))
+    return _StratumMean(
+        mean=mean, error=error, plain_error=plain_error, seen=num_drawn / num_all, num_scored=len(y)
+    )
 
 
 def _num_regressors(y: NDArray[np.float64], num_drawn: int) -> int:
@@ -145,7 +194,13 @@ def _num_regressors(y: NDArray[np.float64], num_drawn: int) -> int:
     return most
 
 
-def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], scored: NDArray[np.bool_], y: NDArray[np.float64], units: NDArray[np.int64]) -> tuple[float, float]:
+def _regression_mean(
+    design: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    scored: NDArray[np.bool_],
+    y: NDArray[np.float64],
+    units: NDArray[np.int64],
+) -> tuple[float, float]:
     """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its error for endless problems.
 
     The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the whole design.
@@ -155,25 +210,36 @@ def _regression_mean(design: NDArray[np.float64], weights: NDArray[np.float64], 
     coefficients = (weights @ design / weights.sum()) @ inverse @ (a * w[:, None]).T
     residuals = y - a @ (inverse @ (a.T @ (w * y)))
     leverage = np.einsum("ij,jk,ik->i", a, inverse, a) * w
-    sums = np.bincount(units[scored], weights=coefficients * residuals / np.clip(1.0 - leverage, 0.05, None))
+    sums = np.bincount(
+        units[scored], weights=coefficients * residuals / np.clip(1.0 - leverage, 0.05, None)
+    )
     alone = len(set(units[scored].tolist())) < 2  # one problem says nothing about its spread
     return float(coefficients @ y), 0.5 if alone else math.sqrt(float((sums**2).sum()))
 
 
-def _components(matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+def _components(
+    matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int
+) -> NDArray[np.float64]:
     """Scores of all rows on the leading principal components of the controls: (rows, at most `most`)."""
     if matrix.shape[1] == 0 or most < 1:
         return np.empty((len(matrix), 0))
     centred = matrix - weights @ matrix / weights.sum()
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    keep = [index for index in range(min(most, len(sizes))) if sizes[index] > 1e-9 * max(1.0, sizes[0])]
+    keep = [
+        index for index in range(min(most, len(sizes))) if sizes[index] > 1e-9 * max(1.0, sizes[0])
+    ]
     return left[:, keep] * math.sqrt(len(matrix))
 
 
 def _order(stratum: Sequence[Item], seed: int) -> list[str]:
     """Problems of a stratum in random order, the same for the same seed and problems."""
     units = sorted({_unit(item) for item in stratum})
-    return [units[index] for index in np.random.default_rng(derive_seed(seed, *sorted({_task(item) for item in stratum}))).permutation(len(units))]
+    return [
+        units[index]
+        for index in np.random.default_rng(
+            derive_seed(seed, *sorted({_task(item) for item in stratum}))
+        ).permutation(len(units))
+    ]
 
 
 def _count(stratum: Sequence[Item], order: Sequence[str], share: float, least: int) -> int:
@@ -182,7 +248,10 @@ def _count(stratum: Sequence[Item], order: Sequence[str], share: float, least: i
     for item in stratum:
         own = sizes.setdefault(_unit(item), {})
         own[_task(item)] = own.get(_task(item), 0) + 1
-    wanted = {task: min(least, sum(own.get(task, 0) for own in sizes.values())) for task in {_task(item) for item in stratum}}
+    wanted = {
+        task: min(least, sum(own.get(task, 0) for own in sizes.values()))
+        for task in {_task(item) for item in stratum}
+    }
     count = math.ceil(share * len(order))
     have = dict.fromkeys(wanted, 0)
     for place, unit in enumerate(order):

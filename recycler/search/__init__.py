@@ -1,9 +1,9 @@
 """Samplers: who proposes the next weights. Names load on first use, so importing this package loads nothing heavy.
 
-    simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
-    gp acquisition  its mathematics
-    domain proposals  which weights are allowed, and where new ones are drawn
-    optuna_sampler optuna_front  the same as an Optuna sampler, and what to ship of its study
+simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
+gp acquisition  its mathematics
+domain proposals  which weights are allowed, and where new ones are drawn
+optuna_sampler optuna_front  the same as an Optuna sampler, and what to ship of its study
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ EXACT_UP_TO = 3  # objectives; above that boxes become many and directions take 
 NUM_DIRECTIONS = 128
 
 
-def expected_gains(known: Floats, candidates: Floats, reference: Floats, rng: np.random.Generator) -> Floats:
+def expected_gains(
+    known: Floats, candidates: Floats, reference: Floats, rng: np.random.Generator
+) -> Floats:
     """Mean hypervolume gain (M,) of candidates over S joint draws, above `reference` (T,), all maximised.
 
     `known` (S, n, T) are draws of the trials, `candidates` (S, M, T) of the proposals. With more than EXACT_UP_TO
@@ -31,7 +33,9 @@ def expected_gains(known: Floats, candidates: Floats, reference: Floats, rng: np
     return total / len(known)
 
 
-def contenders(means: Floats, deviations: Floats, rng: np.random.Generator, most: int, num_draws: int = 64) -> np.ndarray:
+def contenders(
+    means: Floats, deviations: Floats, rng: np.random.Generator, most: int, num_draws: int = 64
+) -> np.ndarray:
     """Indices of the at most `most` trials with a chance to be on the true front, likeliest first (ties by index).
 
     Pruning the baseline keeps the joint draws small: their cost is cubic in the number of points. Errors are drawn

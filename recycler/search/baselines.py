@@ -29,7 +29,13 @@ class Planned:
 def blend(pool: Pool, dtype: str, weights: dict[str, float]) -> Recipe:
     """A linear recipe over the whole pool with one global weight for each named member, 0 for the rest."""
     row = tuple(float(weights.get(name, 0.0)) for name in pool.names)
-    return Recipe(method="linear", members=pool.names, weights=(row,), base=pool.base.name if pool.base else None, dtype=dtype)
+    return Recipe(
+        method="linear",
+        members=pool.names,
+        weights=(row,),
+        base=pool.base.name if pool.base else None,
+        dtype=dtype,
+    )
 
 
 def average(pool: Pool, dtype: str, names: Sequence[str]) -> Recipe:
@@ -39,14 +45,21 @@ def average(pool: Pool, dtype: str, names: Sequence[str]) -> Recipe:
 
 def fixed_baselines(pool: Pool, dtype: str) -> tuple[Planned, ...]:
     """Every member, the base when there is one, and the uniform soup."""
-    planned = [Planned(kind="member", label=name, recipe=blend(pool, dtype, {name: 1.0})) for name in pool.names]
+    planned = [
+        Planned(kind="member", label=name, recipe=blend(pool, dtype, {name: 1.0}))
+        for name in pool.names
+    ]
     if pool.base:
         planned.append(Planned(kind="base", label=pool.base.name, recipe=blend(pool, dtype, {})))
-    planned.append(Planned(kind="uniform_soup", label="uniform soup", recipe=average(pool, dtype, pool.names)))
+    planned.append(
+        Planned(kind="uniform_soup", label="uniform soup", recipe=average(pool, dtype, pool.names))
+    )
     return tuple(planned)
 
 
-def merge_best(pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Planned:
+def merge_best(
+    pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> Planned:
     """The average of the best members of each objective: what one would try by hand."""
     names = sorted({best_member(trials, objective).label for objective in benchmarks(objectives)})
     return Planned(kind="merge", label=MERGE_BEST, recipe=average(pool, dtype, names))
@@ -59,23 +72,34 @@ def best_member(trials: Sequence[Trial], objective: Objective) -> Trial:
     return max(members, key=lambda trial: (sign * _value(trial, objective), -trial.number))
 
 
-def greedy_soup(pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Planned | Trial | None:
+def greedy_soup(
+    pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]
+) -> Planned | Trial | None:
     """The next step of the greedy soup: a trial to open, None while one is pending, the finished soup's trial at the end.
 
     Members are tried from best to worst by macro-average and kept when the soup with them is no worse (Wortsman et al.
     2022, recipe 1); the average is of scores scaled to the members' range, so that no benchmark drowns another.
     """
     by_recipe = {trial.recipe: trial for trial in trials}
-    members = sorted((trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"), key=lambda trial: (-macro_average(trial, trials, objectives), trial.number))
+    members = sorted(
+        (trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"),
+        key=lambda trial: (-macro_average(trial, trials, objectives), trial.number),
+    )
     names, soup = [members[0].label], members[0]
     for member in members[1:]:
         recipe = average(pool, dtype, [*names, member.label])
         step = by_recipe.get(recipe)
         if step is None:
-            return Planned(kind="greedy_soup", label=f"greedy soup: {' + '.join([*names, member.label])}", recipe=recipe)
+            return Planned(
+                kind="greedy_soup",
+                label=f"greedy soup: {' + '.join([*names, member.label])}",
+                recipe=recipe,
+            )
         if step.state == "PENDING":
             return None
-        if step.state == "SCORED" and macro_average(step, trials, objectives) >= macro_average(soup, trials, objectives):
+        if step.state == "SCORED" and macro_average(step, trials, objectives) >= macro_average(
+            soup, trials, objectives
+        ):
             names, soup = [*names, member.label], step
     return soup
 
@@ -97,10 +121,22 @@ def _value(trial: Trial, objective: Objective) -> float:
     return next(score.value for score in trial.search if score.objective == objective.name)
 
 
-def maximized(trials: Sequence[Trial], objectives: Sequence[Objective], role: Role = "search") -> Floats:
+def maximized(
+    trials: Sequence[Trial], objectives: Sequence[Objective], role: Role = "search"
+) -> Floats:
     """Scores of trials as an (n, T) array in which more is better, columns in the order of the objectives. What lies within a cost's
     bound is all the same where the cost is only bounded."""
-    table = np.array([[next(score.value for score in trial.scores(role) if score.objective == objective.name) for objective in objectives] for trial in trials]).reshape(len(trials), len(objectives))
+    table = np.array(
+        [
+            [
+                next(
+                    score.value for score in trial.scores(role) if score.objective == objective.name
+                )
+                for objective in objectives
+            ]
+            for trial in trials
+        ]
+    ).reshape(len(trials), len(objectives))
     for column, objective in enumerate(objectives):
         table[:, column] = felt(objective, table[:, column])
     return as_maximized(table, [objective.direction for objective in objectives])

@@ -28,25 +28,52 @@ class CmaProposer:
         self._size = len(space.groups) * len(space.members) + len(space.options)
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
-        optimiser = CMA(mean=self._start(), sigma=SIGMA, bounds=np.tile([-1.0, 1.0], (self._size, 1)), seed=derive_seed(self._seed, "proposal", number) % 2**31)
-        scored = sorted((trial for trial in trials if trial.state == "SCORED" and len(trial.params) == self._size), key=lambda trial: trial.number)
+        optimiser = CMA(
+            mean=self._start(),
+            sigma=SIGMA,
+            bounds=np.tile([-1.0, 1.0], (self._size, 1)),
+            seed=derive_seed(self._seed, "proposal", number) % 2**31,
+        )
+        scored = sorted(
+            (
+                trial
+                for trial in trials
+                if trial.state == "SCORED" and len(trial.params) == self._size
+            ),
+            key=lambda trial: trial.number,
+        )
         losses = -maximized(scored, self._objectives).mean(axis=1) if scored else ()
-        told = [(np.array([value for _, value in sorted(trial.params)]), float(loss)) for trial, loss in zip(scored, losses, strict=True)]
+        told = [
+            (np.array([value for _, value in sorted(trial.params)]), float(loss))
+            for trial, loss in zip(scored, losses, strict=True)
+        ]
         for first in range(0, len(told) - optimiser.population_size + 1, optimiser.population_size):
             optimiser.tell(told[first : first + optimiser.population_size])
         return self._proposal(number, optimiser.ask())
 
     def _start(self) -> np.ndarray:
-        shares = np.full(len(self._space.groups) * len(self._space.members), 1.0 / len(self._space.members))
+        shares = np.full(
+            len(self._space.groups) * len(self._space.members), 1.0 / len(self._space.members)
+        )
         return np.concatenate([shares, np.full(len(self._space.options), 0.5)])
 
     def _proposal(self, number: int, point: np.ndarray) -> Proposal:
-        rows = np.abs(point[: self._size - len(self._space.options)]).reshape(len(self._space.groups), -1)
+        rows = np.abs(point[: self._size - len(self._space.options)]).reshape(
+            len(self._space.groups), -1
+        )
         low, high = self._space.total
         weights = []
         for row in rows:
             total = float(np.clip(row.sum(), low, high))
             weights.append(self._space.project(row / max(float(row.sum()), 1e-9) * total, total))
         shares = np.abs(point[rows.size :])
-        options = tuple((name, float(least + share * (most - least))) for (name, (least, most)), share in zip(self._space.options, shares, strict=True))
-        return Proposal(number=number, weights=tuple(weights), options=options, params=tuple((f"x{index:05d}", float(value)) for index, value in enumerate(point)))
+        options = tuple(
+            (name, float(least + share * (most - least)))
+            for (name, (least, most)), share in zip(self._space.options, shares, strict=True)
+        )
+        return Proposal(
+            number=number,
+            weights=tuple(weights),
+            options=options,
+            params=tuple((f"x{index:05d}", float(value)) for index, value in enumerate(point)),
+        )

@@ -15,7 +15,9 @@ from recycler.space import reachable_sums
 
 Floats = NDArray[np.float64]
 
-NEGLIGIBLE = 1e-3  # a weight this small costs a checkpoint read and changes nothing: proposals set it to 0
+NEGLIGIBLE = (
+    1e-3  # a weight this small costs a checkpoint read and changes nothing: proposals set it to 0
+)
 CLOSE = 1e-6  # points nearer than this in every coordinate are one and the same
 SLACK = 1e-9
 
@@ -57,7 +59,9 @@ class WeightDomain:
     def join(self, rows: Floats, knobs: Floats) -> Floats:
         """Points (n, D) from weights (n, G, K) and knobs (n, E), each brought back inside."""
         count = len(rows)
-        weights = self.repair(rows.reshape(count * self.groups, self.num_members)).reshape(count, -1)
+        weights = self.repair(rows.reshape(count * self.groups, self.num_members)).reshape(
+            count, -1
+        )
         return np.concatenate([weights, np.clip(knobs, self.knob_low, self.knob_high)], axis=1)
 
     def repair(self, rows: Floats) -> Floats:
@@ -112,7 +116,9 @@ class WeightDomain:
         if self.max_nonzero >= self.num_members:
             return np.ones_like(strength, dtype=bool)
         strength = np.where(self._may_be_zero, strength, np.inf)
-        strength = np.where(self._frozen & self._may_be_zero, -np.inf, strength)  # frozen at 0: needs no place
+        strength = np.where(
+            self._frozen & self._may_be_zero, -np.inf, strength
+        )  # frozen at 0: needs no place
         order = np.argsort(-strength, axis=1, kind="stable")
         kept = np.zeros_like(strength, dtype=bool)
         np.put_along_axis(kept, order[:, : self.max_nonzero], True, axis=1)
@@ -128,7 +134,9 @@ class WeightDomain:
     def _shifted(self, rows: Floats, free: NDArray[np.bool_], target: Floats) -> Floats:
         """Close what is left of the gap to `target`, each free weight giving in proportion to the room it has."""
         gap = target - rows.sum(axis=1)
-        edge = np.where(gap[:, None] > 0, self.high, np.where(rows > 0, np.maximum(self.low, 0.0), self.low))
+        edge = np.where(
+            gap[:, None] > 0, self.high, np.where(rows > 0, np.maximum(self.low, 0.0), self.low)
+        )
         for bound in (edge, np.broadcast_to(self.low, rows.shape)):
             gap = target - rows.sum(axis=1)
             bound = np.where(gap[:, None] > 0, self.high, bound)
@@ -158,22 +166,44 @@ def weight_domain(
     if not names or len(set(names)) < len(names):
         problems.append(f"members must be at least one and all different, got {list(names)}")
     given = {**(bounds or {}), **{name: (value, value) for name, value in (frozen or {}).items()}}
-    problems += [f"{name!r} is not a member; members are {', '.join(names)}" for name in given if name not in names]
-    problems += [f"bounds of {name!r} are reversed: {low} > {high}" for name, (low, high) in given.items() if low > high]
-    problems += [f"knob {index} needs low < high, got {knob}" for index, knob in enumerate(knobs) if not knob[0] < knob[1]]
-    problems += [f"bounds of {name!r} must be finite, got {low} .. {high}" for name, (low, high) in given.items() if not np.isfinite([low, high]).all()]
+    problems += [
+        f"{name!r} is not a member; members are {', '.join(names)}"
+        for name in given
+        if name not in names
+    ]
+    problems += [
+        f"bounds of {name!r} are reversed: {low} > {high}"
+        for name, (low, high) in given.items()
+        if low > high
+    ]
+    problems += [
+        f"knob {index} needs low < high, got {knob}"
+        for index, knob in enumerate(knobs)
+        if not knob[0] < knob[1]
+    ]
+    problems += [
+        f"bounds of {name!r} must be finite, got {low} .. {high}"
+        for name, (low, high) in given.items()
+        if not np.isfinite([low, high]).all()
+    ]
     if max_nonzero is not None and not isinstance(max_nonzero, int | np.integer):
         problems.append(f"max_nonzero must be a whole number, got {max_nonzero}")
     if not 0 < scale[0] <= scale[1] < np.inf:
         problems.append(f"scale needs 0 < low <= high, finite, got {tuple(scale)}")
     if problems:
         raise ValueError("; ".join(problems))
-    low, high = np.array([given.get(name, (0.0, float(scale[1]))) for name in names], dtype=float).reshape(-1, 2).T
+    low, high = (
+        np.array([given.get(name, (0.0, float(scale[1]))) for name in names], dtype=float)
+        .reshape(-1, 2)
+        .T
+    )
     most = len(names) if max_nonzero is None else max_nonzero
     if problems := _contradictions(low, high, (float(scale[0]), float(scale[1])), most):
         raise ValueError("; ".join(problems))
     knob_low, knob_high = np.array(knobs, dtype=float).reshape(-1, 2).T
-    return WeightDomain(names, groups, (float(scale[0]), float(scale[1])), low, high, most, knob_low, knob_high)
+    return WeightDomain(
+        names, groups, (float(scale[0]), float(scale[1])), low, high, most, knob_low, knob_high
+    )
 
 
 def _contradictions(low: Floats, high: Floats, scale: tuple[float, float], most: int) -> list[str]:
@@ -183,5 +213,7 @@ def _contradictions(low: Floats, high: Floats, scale: tuple[float, float], most:
         return [f"{int(must.sum())} members must be non-zero but max_nonzero is {most}"]
     smallest, largest = reachable_sums(low, high, most)
     if largest < scale[0] - SLACK or smallest > scale[1] + SLACK:
-        return [f"weights can sum to {smallest:g} .. {largest:g} at most, but the sum must be in {scale[0]:g} .. {scale[1]:g}"]
+        return [
+            f"weights can sum to {smallest:g} .. {largest:g} at most, but the sum must be in {scale[0]:g} .. {scale[1]:g}"
+        ]
     return []

@@ -35,7 +35,9 @@ class Fidelity:
         """Ids of the items to ask a trial; None for all of them."""
         if self.items_per_task is None or not trial.is_proposed:
             return None
-        chosen = draw(self.items, derive_seed(self.seed, "items", trial.number), least=self.items_per_task)
+        chosen = draw(
+            self.items, derive_seed(self.seed, "items", trial.number), least=self.items_per_task
+        )
         return tuple(item.id for item in chosen) if len(chosen) < len(self.items) else None
 
     def is_gated(self, trial: Trial, ledger: Ledger, trials: Mapping[int, Trial]) -> bool:
@@ -44,7 +46,11 @@ class Fidelity:
         if not trial.is_proposed or any(member.state == "PENDING" for member in members):
             return False
         if self._babblers is None:
-            self._babblers = sum(self._babbles(ledger.outcomes(member.number, "search")) for member in members if member.state == "SCORED")
+            self._babblers = sum(
+                self._babbles(ledger.outcomes(member.number, "search"))
+                for member in members
+                if member.state == "SCORED"
+            )
         return self._babblers == 0
 
     def _babbles(self, outcomes: Sequence[Outcome]) -> bool:
@@ -60,27 +66,51 @@ class Fidelity:
         if self.items_per_task is None:
             return True
         asked = {score.objective: score.n for score in trial.search}
-        return all(asked[objective.name] >= self._num_items(objective) for objective in self.objectives)
+        return all(
+            asked[objective.name] >= self._num_items(objective) for objective in self.objectives
+        )
 
     def missing(self, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         """Ids of the items that have no outcome yet."""
         asked = {outcome.item for outcome in outcomes}
         return tuple(item.id for item in self.items if item.id not in asked)
 
-    def estimated(self, scorecard: Scorecard, ledger: Ledger, trials: Mapping[int, Trial]) -> Scorecard:
+    def estimated(
+        self, scorecard: Scorecard, ledger: Ledger, trials: Mapping[int, Trial]
+    ) -> Scorecard:
         """A scorecard of some items with scores about all of them, the members' outcomes as controls."""
-        members = [ledger.outcomes(trial.number, "search") for trial in trials.values() if trial.kind == "member" and trial.state == "SCORED"]
+        members = [
+            ledger.outcomes(trial.number, "search")
+            for trial in trials.values()
+            if trial.kind == "member" and trial.state == "SCORED"
+        ]
         scores = []
         for objective in self.objectives:
-            controls = [{outcome.item: value for outcome in outcomes for metric, value in outcome.values if metric == objective.metric} for outcomes in members]
-            scores.append(estimate(items_of(objective, self.items), scorecard.outcomes, objective, controls).at_large)
+            controls = [
+                {
+                    outcome.item: value
+                    for outcome in outcomes
+                    for metric, value in outcome.values
+                    if metric == objective.metric
+                }
+                for outcomes in members
+            ]
+            scores.append(
+                estimate(
+                    items_of(objective, self.items), scorecard.outcomes, objective, controls
+                ).at_large
+            )
         return replace(scorecard, scores=(*scores, *self._others(scorecard)))
 
     def joined(self, before: Sequence[Outcome], scorecard: Scorecard) -> Scorecard:
         """The outcomes of earlier items and of those just asked as one scorecard of all items; its costs are the new ones."""
         known = {outcome.item: outcome for outcome in (*before, *scorecard.outcomes)}
         outcomes = tuple(known[item.id] for item in self.items)
-        return replace(scorecard, outcomes=outcomes, scores=(*aggregate(self.items, outcomes, self.objectives), *self._others(scorecard)))
+        return replace(
+            scorecard,
+            outcomes=outcomes,
+            scores=(*aggregate(self.items, outcomes, self.objectives), *self._others(scorecard)),
+        )
 
     def _others(self, scorecard: Scorecard) -> list[Score]:
         own = {objective.name for objective in self.objectives}

@@ -27,7 +27,9 @@ Floats = NDArray[np.float64]
 
 JITTER = 1e-6  # on the diagonal, in units of the values' variance
 CONSTANT = 1.0  # prior variance of the level, same units
-MAX_FIT_POINTS = 160  # hyperparameters come from at most so many trials; predictions use all of them
+MAX_FIT_POINTS = (
+    160  # hyperparameters come from at most so many trials; predictions use all of them
+)
 ROOT5 = 5.0**0.5
 
 
@@ -40,7 +42,12 @@ class Prior:
 
 
 # Weakly informative, set a priori for weights of order 1: a log-lengthscale around ln(sqrt(D)/2), unit signal.
-SIGNAL, LINEAR, NOISE, EXCESS = Prior(0.0, 1.0), Prior(-1.0, 1.5), Prior(-0.3, 0.7), Prior(-7.0, 1.5)
+SIGNAL, LINEAR, NOISE, EXCESS = (
+    Prior(0.0, 1.0),
+    Prior(-1.0, 1.5),
+    Prior(-0.3, 0.7),
+    Prior(-7.0, 1.5),
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,19 @@ class Features:
     def shared(self, points: Floats) -> Floats:
         """(n, R + E): the mean row of weights in the metric, and the knobs."""
         rows = self._rows(points)
-        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (self.extra_high - self.extra_low)
+        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (
+            self.extra_high - self.extra_low
+        )
         return np.concatenate([rows.mean(axis=1) @ self.metric, knobs], axis=1)
 
     def rows(self, points: Floats) -> Floats:
         """(G, n, R): each group's row in the metric; no groups at all where one row holds for every tensor."""
         rows = self._rows(points)
-        return np.swapaxes(rows @ self.metric, 0, 1) if self.groups > 1 else np.zeros((0, len(points), 1))
+        return (
+            np.swapaxes(rows @ self.metric, 0, 1)
+            if self.groups > 1
+            else np.zeros((0, len(points), 1))
+        )
 
     def linear(self, points: Floats) -> Floats:
         """(n, L): features whose inner products are the linear kernel: mean row, its squared length in the metric, knobs,
@@ -75,14 +88,18 @@ class Features:
         mean = rows.mean(axis=1)
         length = ((mean @ self.metric) ** 2).sum(axis=1, keepdims=True)
         apart = (rows - mean[:, None]).reshape(len(points), -1) / self.groups**0.5
-        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (self.extra_high - self.extra_low)
+        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (
+            self.extra_high - self.extra_low
+        )
         return np.concatenate([mean, length, knobs] + ([apart] if self.groups > 1 else []), axis=1)
 
     def lengthscale_index(self, num_shared: int) -> NDArray[np.intp]:
         """Which lengthscale each shared feature takes: its own (ARD), or one for the weights and one per knob."""
         if self.ard:
             return np.arange(num_shared)
-        return np.concatenate([np.zeros(self.metric.shape[1], int), 1 + np.arange(num_shared - self.metric.shape[1])])
+        return np.concatenate(
+            [np.zeros(self.metric.shape[1], int), 1 + np.arange(num_shared - self.metric.shape[1])]
+        )
 
     def _rows(self, points: Floats) -> Floats:
         members = self.metric.shape[0]
@@ -97,8 +114,15 @@ def gram_root(gram: Floats) -> Floats:
     Raises ValueError when `gram` is not a square symmetric matrix of finite numbers.
     """
     gram = np.asarray(gram, dtype=float)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not np.isfinite(gram).all() or not np.allclose(gram, gram.T):
-        raise ValueError(f"gram must be a finite symmetric (K, K) matrix of the deltas' inner products, got {gram.shape}")
+    if (
+        gram.ndim != 2
+        or gram.shape[0] != gram.shape[1]
+        or not np.isfinite(gram).all()
+        or not np.allclose(gram, gram.T)
+    ):
+        raise ValueError(
+            f"gram must be a finite symmetric (K, K) matrix of the deltas' inner products, got {gram.shape}"
+        )
     size, vectors = np.linalg.eigh(gram)
     keep = size > max(size.max(), 0.0) * 1e-6
     norms = np.diag(gram)
@@ -113,7 +137,9 @@ class WeightGP:
     def __init__(self, features: Features):
         self.features = features
 
-    def fit(self, points: Floats, values: Floats, stderrs: Floats, most: int = MAX_FIT_POINTS) -> WeightGP:
+    def fit(
+        self, points: Floats, values: Floats, stderrs: Floats, most: int = MAX_FIT_POINTS
+    ) -> WeightGP:
         """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown; hyperparameters from at most `most`.
 
         `evidence` is then the log posterior density of the hyperparameters, up to a constant, over the values of the trials
@@ -144,14 +170,20 @@ class WeightGP:
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         variance = self._prior_variance(points) - (half**2).sum(axis=0)
-        return cross @ self._alpha * self.unit + self.mean, np.sqrt(np.maximum(variance, 1e-12)) * self.unit
+        return cross @ self._alpha * self.unit + self.mean, np.sqrt(
+            np.maximum(variance, 1e-12)
+        ) * self.unit
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
         """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n, S)."""
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         covariance = self._kernel(points, points) - half.T @ half
-        return (cross @ self._alpha)[:, None] * self.unit + self.mean + _root(covariance) @ normals * self.unit
+        return (
+            (cross @ self._alpha)[:, None] * self.unit
+            + self.mean
+            + _root(covariance) @ normals * self.unit
+        )
 
     @property
     def common_noise(self) -> float:
@@ -183,9 +215,18 @@ class WeightGP:
         """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials, and their evidence."""
         priors = self._priors()
         start = np.array([prior.mean for prior in priors])
-        problem = _Evidence(self, self.chosen, np.array([[prior.mean, prior.sd] for prior in priors]))
+        problem = _Evidence(
+            self, self.chosen, np.array([[prior.mean, prior.sd] for prior in priors])
+        )
         bounds = [(prior.mean - 4 * prior.sd, prior.mean + 4 * prior.sd) for prior in priors]
-        found = minimize(problem, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "maxfun": 60})
+        found = minimize(
+            problem,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": 40, "maxfun": 60},
+        )
         if not np.isfinite(found.fun):
             return start, -np.inf
         return found.x, -float(found.fun) - len(self.chosen) * np.log(self.unit)
@@ -195,12 +236,18 @@ class WeightGP:
     def _unpack(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
         """exp of: lengthscales per shared feature; signal, linear, noise factor, excess; group length and signal."""
         scales = int(self._scale_of.max()) + 1
-        return np.exp(theta[:scales])[self._scale_of], np.exp(theta[scales : scales + 4]), np.exp(theta[scales + 4 :])
+        return (
+            np.exp(theta[:scales])[self._scale_of],
+            np.exp(theta[scales : scales + 4]),
+            np.exp(theta[scales + 4 :]),
+        )
 
     def _kernel(self, left: Floats, right: Floats) -> Floats:
         lengths, (signal, linear, _, _), group = self._unpack(self.theta)
         features = self.features
-        kernel = signal * _matern(_squared(features.shared(left) / lengths, features.shared(right) / lengths))
+        kernel = signal * _matern(
+            _squared(features.shared(left) / lengths, features.shared(right) / lengths)
+        )
         kernel += linear * (features.linear(left) @ features.linear(right).T) + CONSTANT
         for one, other in zip(features.rows(left), features.rows(right), strict=True):
             kernel += group[1] / features.groups * _matern(_squared(one, other) / group[0] ** 2)
@@ -261,7 +308,9 @@ class _Evidence:
             gradient += [group[1] * (pull * (row_slope * distances).mean(axis=0)).sum()]
             gradient += [group[1] * (pull * row_smooth.mean(axis=0)).sum()]
         deviation = (theta - self.priors[:, 0]) / self.priors[:, 1]
-        value = 0.5 * self.targets @ alpha + np.log(np.diag(root)).sum() + 0.5 * (deviation**2).sum()
+        value = (
+            0.5 * self.targets @ alpha + np.log(np.diag(root)).sum() + 0.5 * (deviation**2).sum()
+        )
         return float(value), -0.5 * np.array(gradient) + deviation / self.priors[:, 1]
 
 

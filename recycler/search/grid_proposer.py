@@ -17,28 +17,49 @@ class GridProposer:
     already, such as a member alone, is not asked for again. Raises Exhausted when all were, ValueError for another space."""
 
     def __init__(self, space: SearchSpace, num_points: int):
-        if len(space.members) != 2 or len(space.groups) != 1 or space.total[0] < space.total[1] or space.knobs:
-            raise ValueError("a grid needs two members, one row of weights, a fixed sum and no searched option")
+        if (
+            len(space.members) != 2
+            or len(space.groups) != 1
+            or space.total[0] < space.total[1]
+            or space.knobs
+        ):
+            raise ValueError(
+                "a grid needs two members, one row of weights, a fixed sum and no searched option"
+            )
         self._space, (total, _) = space, space.total
-        low, high = max(space.low[0], total - space.high[1]), min(space.high[0], total - space.low[1])
+        low, high = (
+            max(space.low[0], total - space.high[1]),
+            min(space.high[0], total - space.low[1]),
+        )
         shares = [place / max(num_points - 1, 1) for place in refining(num_points)]
-        rows = [space.project((weight := low + share * (high - low), total - weight), total) for share in shares]
+        rows = [
+            space.project((weight := low + share * (high - low), total - weight), total)
+            for share in shares
+        ]
         self._rows = tuple(dict.fromkeys(rows))
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
-        tried = {trial.recipe.weights for trial in trials if trial.recipe.members == self._space.members}
+        tried = {
+            trial.recipe.weights for trial in trials if trial.recipe.members == self._space.members
+        }
         row = next((row for row in self._rows if (row,) not in tried), None)
         if row is None:
             raise Exhausted(f"all {len(self._rows)} points of the grid have been proposed")
-        return Proposal(number=number, weights=(row,), options=tuple((name, low) for name, (low, _) in self._space.options))
+        return Proposal(
+            number=number,
+            weights=(row,),
+            options=tuple((name, low) for name, (low, _) in self._space.options),
+        )
 
 
 def refining(count: int) -> list[int]:
     """0 to `count` - 1 in an order that refines: both ends, then by the van der Corput sequence (1935) in base 2."""
-    places = dict.fromkeys([0, count - 1][: count])
+    places = dict.fromkeys([0, count - 1][:count])
     parts = 2
     while len(places) < count:
-        places |= dict.fromkeys(round(_halved(index) * (count - 1)) for index in range(parts // 2, parts))
+        places |= dict.fromkeys(
+            round(_halved(index) * (count - 1)) for index in range(parts // 2, parts)
+        )
         parts *= 2
     return list(places)
 

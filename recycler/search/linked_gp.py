@@ -16,7 +16,11 @@ import numpy as np
 
 from recycler.search.gp import MAX_FIT_POINTS, Features, Floats, WeightGP
 
-LINKS = (1.0, 0.3, 0.1)  # how far the floor lies below the lowest score, as a share of the scores' range; the score itself is always tried
+LINKS = (
+    1.0,
+    0.3,
+    0.1,
+)  # how far the floor lies below the lowest score, as a share of the scores' range; the score itself is always tried
 MAX_CHOICE_POINTS = 80  # the link is chosen on at most so many trials
 BEYOND = 1.0  # nothing is believed further above the best score than this share of the range: the inverse is an exponential
 NODES, SHARES = np.polynomial.hermite_e.hermegauss(9)
@@ -45,7 +49,9 @@ class Link:
     def back(self, levels: Floats) -> Floats:
         if self.is_identity:
             return levels
-        return self.low + self.depth * np.expm1(np.minimum(levels, np.log1p((self.high - self.low) / self.depth)))
+        return self.low + self.depth * np.expm1(
+            np.minimum(levels, np.log1p((self.high - self.low) / self.depth))
+        )
 
 
 class LinkedGP:
@@ -61,15 +67,27 @@ class LinkedGP:
         score itself: a score that is low by bad luck would count for little, one that is high by good luck for much.
         """
         low, reach = float(values.min()), float(np.ptp(values))
-        links = [Link(low, share * reach, low + (1.0 + BEYOND) * reach) for share in self.links if reach > 0]
+        links = [
+            Link(low, share * reach, low + (1.0 + BEYOND) * reach)
+            for share in self.links
+            if reach > 0
+        ]
         plain = WeightGP(self.features).fit(points, values, stderrs, most=MAX_CHOICE_POINTS)
         likely = np.maximum(plain.mean_at(points), low)
 
         def fitted(link: Link, most: int) -> WeightGP:
-            return WeightGP(self.features).fit(points, link.forward(values), stderrs * link.slope(likely), most=most)
+            return WeightGP(self.features).fit(
+                points, link.forward(values), stderrs * link.slope(likely), most=most
+            )
 
-        found = [(Link(low, np.inf, low), plain), *((link, fitted(link, MAX_CHOICE_POINTS)) for link in links)]
-        self.link, self._gp = max(found, key=lambda pair: pair[1].evidence + np.log(pair[0].slope(values[pair[1].chosen])).sum())
+        found = [
+            (Link(low, np.inf, low), plain),
+            *((link, fitted(link, MAX_CHOICE_POINTS)) for link in links),
+        ]
+        self.link, self._gp = max(
+            found,
+            key=lambda pair: pair[1].evidence + np.log(pair[0].slope(values[pair[1].chosen])).sum(),
+        )
         if len(values) > MAX_CHOICE_POINTS:
             self._gp = fitted(self.link, MAX_FIT_POINTS)
         return self

@@ -19,7 +19,11 @@ Floats = NDArray[np.float64]
 FIRST, BEST = 6, 10  # merges whose gradients are used: the first, and those of the lowest losses
 LEVEL, SLOPE = 10.0, 3.0  # prior variances, in units of the losses' own
 CURVATURES = (0.1, 1.0, 10.0)
-NOISES = (0.01, 0.05, 0.2)  # of a loss, for what is not quadratic; a gradient's is thrice that over the spread of the points
+NOISES = (
+    0.01,
+    0.05,
+    0.2,
+)  # of a loss, for what is not quadratic; a gradient's is thrice that over the spread of the points
 
 
 class LossModel:
@@ -37,19 +41,41 @@ class LossModel:
         """Learn from points (n, K), losses (n, T) and their gradients (n, T, K) by the weights. Needs two points at least."""
         self._level, self._unit = losses.mean(axis=0), losses.std(axis=0) + 1e-12
         self._values = points @ self._metric
-        chosen = np.unique(np.r_[np.arange(min(len(points), FIRST)), np.argsort(losses.sum(axis=1), kind="stable")[:BEST]])
+        chosen = np.unique(
+            np.r_[
+                np.arange(min(len(points), FIRST)),
+                np.argsort(losses.sum(axis=1), kind="stable")[:BEST],
+            ]
+        )
         self._sloped = self._values[chosen]
         scaled = (losses - self._level) / self._unit
         slopes = np.einsum("ntk,rk->ntr", gradients[chosen], self._back) / self._unit[:, None]
         spread = max(float(self._values.std()) * self._values.shape[1] ** 0.5, 0.1)
-        covariances = {curvature: _covariance(self._values, self._sloped, self._values, self._sloped, curvature) for curvature in CURVATURES}
-        self._fits = [_best_fit(covariances, np.concatenate([scaled[:, t], slopes[:, t].ravel()]), len(points), spread) for t in range(losses.shape[1])]
+        covariances = {
+            curvature: _covariance(
+                self._values, self._sloped, self._values, self._sloped, curvature
+            )
+            for curvature in CURVATURES
+        }
+        self._fits = [
+            _best_fit(
+                covariances,
+                np.concatenate([scaled[:, t], slopes[:, t].ravel()]),
+                len(points),
+                spread,
+            )
+            for t in range(losses.shape[1])
+        ]
         return self
 
     def losses(self, points: Floats) -> Floats:
         """Expected losses (n, T) of points (n, K)."""
         coordinates = points @ self._metric
-        columns = [_covariance(coordinates, self._sloped[:0], self._values, self._sloped, fit.curvature) @ fit.alpha for fit in self._fits]
+        columns = [
+            _covariance(coordinates, self._sloped[:0], self._values, self._sloped, fit.curvature)
+            @ fit.alpha
+            for fit in self._fits
+        ]
         return np.stack(columns, axis=1) * self._unit + self._level
 
     def chances(self, points: Floats) -> Floats:
@@ -64,13 +90,20 @@ class _Fit:
     curvature: float
 
 
-def _best_fit(covariances: dict[float, Floats], targets: Floats, num_values: int, spread: float) -> _Fit:
+def _best_fit(
+    covariances: dict[float, Floats], targets: Floats, num_values: int, spread: float
+) -> _Fit:
     best = None
     for curvature, covariance in covariances.items():
         for noise in NOISES:
-            variances = np.r_[np.full(num_values, noise**2), np.full(len(targets) - num_values, (3 * noise / spread) ** 2)]
+            variances = np.r_[
+                np.full(num_values, noise**2),
+                np.full(len(targets) - num_values, (3 * noise / spread) ** 2),
+            ]
             try:
-                factor = cho_factor(covariance + np.diag(variances + 1e-8), lower=True, check_finite=False)
+                factor = cho_factor(
+                    covariance + np.diag(variances + 1e-8), lower=True, check_finite=False
+                )
             except LinAlgError:
                 continue
             alpha = cho_solve(factor, targets, check_finite=False)
@@ -82,19 +115,31 @@ def _best_fit(covariances: dict[float, Floats], targets: Floats, num_values: int
     return best
 
 
-def _covariance(left: Floats, left_sloped: Floats, right: Floats, right_sloped: Floats, curvature: float) -> Floats:
+def _covariance(
+    left: Floats, left_sloped: Floats, right: Floats, right_sloped: Floats, curvature: float
+) -> Floats:
     """Of (values at `left`, gradients at `left_sloped`) with the same of the right: (n + m R, n' + m' R)."""
     products, num_coordinates = left @ right.T, left.shape[1]
     values = LEVEL + SLOPE * products + curvature * products**2
     inner = left_sloped @ right_sloped.T
     crossed = 2 * curvature * np.einsum("jr,iq->irjq", right_sloped, left_sloped)
-    slopes = (SLOPE + 2 * curvature * inner)[:, None, :, None] * np.eye(num_coordinates)[None, :, None, :] + crossed
+    slopes = (SLOPE + 2 * curvature * inner)[:, None, :, None] * np.eye(num_coordinates)[
+        None, :, None, :
+    ] + crossed
     above = np.concatenate([values, _of_slopes(left, right_sloped, curvature)], axis=1)
-    below = np.concatenate([_of_slopes(right, left_sloped, curvature).T, slopes.reshape(left_sloped.size, right_sloped.size)], axis=1)
+    below = np.concatenate(
+        [
+            _of_slopes(right, left_sloped, curvature).T,
+            slopes.reshape(left_sloped.size, right_sloped.size),
+        ],
+        axis=1,
+    )
     return np.concatenate([above, below])
 
 
 def _of_slopes(points: Floats, sloped: Floats, curvature: float) -> Floats:
     """Of values at `points` (n, R) with gradients at `sloped` (m, R): (n, m R)."""
     products = points @ sloped.T
-    return ((SLOPE + 2 * curvature * products)[:, :, None] * points[:, None, :]).reshape(len(points), sloped.size)
+    return ((SLOPE + 2 * curvature * products)[:, :, None] * points[:, None, :]).reshape(
+        len(points), sloped.size
+    )

@@ -71,16 +71,29 @@ class SimplexGPSampler(BaseSampler):
         exact: Exact | None = None,
     ):
         self.members, self.seed, self.scale = tuple(members), seed, scale
-        self.knobs, self.bounds, self.frozen = dict(knobs or {}), dict(bounds or {}), dict(frozen or {})
+        self.knobs, self.bounds, self.frozen = (
+            dict(knobs or {}),
+            dict(bounds or {}),
+            dict(frozen or {}),
+        )
         self.names = self.members + tuple(self.knobs)
-        self.max_nonzero, self.gram, self.floors, self.exact = max_nonzero, gram, floors, dict(exact or {})
+        self.max_nonzero, self.gram, self.floors, self.exact = (
+            max_nonzero,
+            gram,
+            floors,
+            dict(exact or {}),
+        )
         shared = [name for name in self.knobs if name in self.members]
         if shared:
-            raise ValueError(f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of that name; give the knob another")
+            raise ValueError(
+                f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of that name; give the knob another"
+            )
         self._lock = RLock()
         self._proposers: dict[tuple[Any, ...], SimplexGP] = {}
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
-        self._made(1, scale or (1.0, 1.0), self.bounds)  # so that a contradiction is told before the study starts
+        self._made(
+            1, scale or (1.0, 1.0), self.bounds
+        )  # so that a contradiction is told before the study starts
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without its lock and caches, which are made anew: nothing a proposal depends on is lost."""
@@ -91,38 +104,64 @@ class SimplexGPSampler(BaseSampler):
 
     # ------------------------------------------------------------ what Optuna calls
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return {}
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         return {}
 
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
         """The planned weight of `param_name`; the whole row is planned when its first member is suggested."""
         if param_name not in self.names:
-            return self._other(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
+            return self._other(trial.number, param_name).sample_independent(
+                study, trial, param_name, param_distribution
+            )
         self._refuse(param_name, param_distribution)
         with self._lock:
             value = self._planned(study, trial, param_name, param_distribution)
         low, high = param_distribution.low, param_distribution.high
         if not _inside(param_distribution, value):
-            kind, keyword = ("weight", "bounds") if param_name in self.members else ("knob", "knobs")
+            kind, keyword = (
+                ("weight", "bounds") if param_name in self.members else ("knob", "knobs")
+            )
             raise ValueError(
                 f"{kind} {value:.4g} proposed for {param_name!r} is outside the suggested range {low:g} .. {high:g}; "
                 f"give the sampler {keyword}={{{param_name!r}: ({low:g}, {high:g})}}"
             )
         return min(max(value, low), high)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         with self._lock:
             self._plans.pop((study.study_name, trial.number), None)
         if state != TrialState.COMPLETE:
             return
-        missing = [name for name in self.names if name not in trial.params and name not in self.frozen]
+        missing = [
+            name for name in self.names if name not in trial.params and name not in self.frozen
+        ]
         if missing:
-            warnings.warn(f"trial {trial.number} teaches nothing: {missing[0]!r} was not suggested in it. Suggest every member and knob of the sampler", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"trial {trial.number} teaches nothing: {missing[0]!r} was not suggested in it. Suggest every member and knob of the sampler",
+                UserWarning,
+                stacklevel=2,
+            )
         if not (np.abs(np.array(values, dtype=float)) < LARGEST).all():
-            warnings.warn(f"trial {trial.number} counts as failed: its scores are {list(values or ())}, and one beyond {LARGEST:g} is that of a broken merge", UserWarning, stacklevel=2)
+            warnings.warn(
+                f"trial {trial.number} counts as failed: its scores are {list(values or ())}, and one beyond {LARGEST:g} is that of a broken merge",
+                UserWarning,
+                stacklevel=2,
+            )
         stderrs_of(trial, len(study.directions))
 
     def reseed_rng(self) -> None:
@@ -130,41 +169,82 @@ class SimplexGPSampler(BaseSampler):
 
     def _other(self, number: int, name: str) -> RandomSampler:
         """For a parameter that the model does not see: by seed, trial and name, so that neither resuming nor other processes repeat draws."""
-        return RandomSampler(seed=int(np.random.default_rng([self.seed, number, crc32(name.encode())]).integers(2**31)))
+        return RandomSampler(
+            seed=int(
+                np.random.default_rng([self.seed, number, crc32(name.encode())]).integers(2**31)
+            )
+        )
 
     def _refuse(self, name: str, distribution: BaseDistribution) -> None:
         kind = "weight" if name in self.members else "knob"
-        if not isinstance(distribution, FloatDistribution) or distribution.step is not None or (distribution.log and kind == "weight"):
-            why = "weights that sum to a number can keep no steps, logarithms or choices" if kind == "weight" else "the model's knobs are continuous"
-            round_it = "" if kind == "weight" else " and round it in the objective, or leave it out of knobs"
-            raise ValueError(f"{kind} {name!r} is suggested by {distribution}, and {why}; use trial.suggest_float({name!r}, low, high) without step{round_it}")
+        if (
+            not isinstance(distribution, FloatDistribution)
+            or distribution.step is not None
+            or (distribution.log and kind == "weight")
+        ):
+            why = (
+                "weights that sum to a number can keep no steps, logarithms or choices"
+                if kind == "weight"
+                else "the model's knobs are continuous"
+            )
+            round_it = (
+                ""
+                if kind == "weight"
+                else " and round it in the objective, or leave it out of knobs"
+            )
+            raise ValueError(
+                f"{kind} {name!r} is suggested by {distribution}, and {why}; use trial.suggest_float({name!r}, low, high) without step{round_it}"
+            )
 
     # ------------------------------------------------------------ planning
 
-    def _planned(self, study: Study, trial: FrozenTrial, name: str, distribution: FloatDistribution) -> float:
+    def _planned(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: FloatDistribution
+    ) -> float:
         key = (study.study_name, trial.number)
         row = self._plans.get(key)
-        if row is None or not _inside(distribution, row[name]) or any(abs(row[other] - trial.params.get(other, row[other])) > SLACK for other in self.members):
+        if (
+            row is None
+            or not _inside(distribution, row[name])
+            or any(
+                abs(row[other] - trial.params.get(other, row[other])) > SLACK
+                for other in self.members
+            )
+        ):
             trials = study.get_trials(deepcopy=False)
             ranges = self._ranges(trials, trial, {name: distribution})
             row = self._row(study, trials, trial, ranges)
             trials = study.get_trials(deepcopy=False)
-            if self._taken(trials, trial.number, row):  # by another process, while this one was thinking
+            if self._taken(
+                trials, trial.number, row
+            ):  # by another process, while this one was thinking
                 row = self._row(study, trials, trial, ranges)
             if ranges:  # else a knob was suggested before any weight, and the row is planned again once a range is known
                 self._plans[key] = row
         return row[name]
 
-    def _ranges(self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]) -> Ranges:
+    def _ranges(
+        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]
+    ) -> Ranges:
         """Range of each member that is not frozen, as far as trials have suggested it: this one's word counts first, then the latest's."""
         free, found = [name for name in self.members if name not in self.frozen], {}
-        for told in (own, trial.distributions, *(other.distributions for other in reversed(trials) if other.number < trial.number)):
-            found |= {name: (told[name].low, told[name].high) for name in free if name not in found and isinstance(told.get(name), FloatDistribution)}
+        for told in (
+            own,
+            trial.distributions,
+            *(other.distributions for other in reversed(trials) if other.number < trial.number),
+        ):
+            found |= {
+                name: (told[name].low, told[name].high)
+                for name in free
+                if name not in found and isinstance(told.get(name), FloatDistribution)
+            }
             if len(found) == len(free):
                 break
         return found
 
-    def _row(self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges) -> dict[str, float]:
+    def _row(
+        self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges
+    ) -> dict[str, float]:
         """A weight for each member and a value for each knob; those that this trial has already, or has been given, as they are."""
         proposer = self._proposer(study.directions, ranges)
         _, observed = observed_trials(trials, self.names, study.directions, self.frozen)
@@ -175,42 +255,81 @@ class SimplexGPSampler(BaseSampler):
         held = {name: float(fixed[name]) for name in self.members if name in fixed}
         if held:
             domain = proposer.domain
-            bounds = {name: limits for name, *limits in zip(self.members, domain.low, domain.high, strict=True) if name not in held}
+            bounds = {
+                name: limits
+                for name, *limits in zip(self.members, domain.low, domain.high, strict=True)
+                if name not in held
+            }
             try:
-                domain = weight_domain(self.members, scale=domain.scale, bounds=bounds, frozen={**self.frozen, **held}, max_nonzero=self.max_nonzero)
+                domain = weight_domain(
+                    self.members,
+                    scale=domain.scale,
+                    bounds=bounds,
+                    frozen={**self.frozen, **held},
+                    max_nonzero=self.max_nonzero,
+                )
             except ValueError as error:
                 told = {name: tuple(map(float, limits)) for name, limits in bounds.items()}
-                raise ValueError(f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}. Unless they were enqueued, "
-                                 f"give the sampler bounds={told}: a study's first trial cannot know the ranges of what is suggested last") from None
-            row.update(zip(self.members, map(float, domain.repair(point[None, : len(self.members)])[0]), strict=True))
+                raise ValueError(
+                    f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}. Unless they were enqueued, "
+                    f"give the sampler bounds={told}: a study's first trial cannot know the ranges of what is suggested last"
+                ) from None
+            row.update(
+                zip(
+                    self.members,
+                    map(float, domain.repair(point[None, : len(self.members)])[0]),
+                    strict=True,
+                )
+            )
         return {name: float(fixed.get(name, value)) for name, value in row.items()}
 
-    def _in_flight(self, study: Study, trials: Sequence[FrozenTrial], number: int) -> tuple[Floats, int]:
+    def _in_flight(
+        self, study: Study, trials: Sequence[FrozenTrial], number: int
+    ) -> tuple[Floats, int]:
         """Points (p, D) of the trials under way, and how many running trials of lower number have not said theirs: they do so in other
         processes, unless that many later ones have ended that their process must have been killed."""
         rows, untold = [], 0
         ended = np.array([other.number for other in trials if other.state.is_finished()], dtype=int)
         for other in trials:
             if not other.state.is_finished() and other.number != number:
-                params = {**self.frozen, **self._plans.get((study.study_name, other.number), {}), **_fixed(other)}
+                params = {
+                    **self.frozen,
+                    **self._plans.get((study.study_name, other.number), {}),
+                    **_fixed(other),
+                }
                 if all(name in params for name in self.names):
                     rows.append([params[name] for name in self.names])
-                elif other.state == TrialState.RUNNING and other.number < number and (ended > other.number).sum() < LOST:
+                elif (
+                    other.state == TrialState.RUNNING
+                    and other.number < number
+                    and (ended > other.number).sum() < LOST
+                ):
                     untold += 1
         return np.array(rows, dtype=float).reshape(-1, len(self.names)), untold
 
     def _taken(self, trials: Sequence[FrozenTrial], number: int, row: Mapping[str, float]) -> bool:
         others = ({**self.frozen, **other.params} for other in trials if other.number != number)
-        return any(all(abs(params.get(name, np.inf) - value) <= CLOSE for name, value in row.items()) for params in others)
+        return any(
+            all(abs(params.get(name, np.inf) - value) <= CLOSE for name, value in row.items())
+            for params in others
+        )
 
     def _proposer(self, directions: Sequence[StudyDirection], ranges: Ranges) -> SimplexGP:
         widest = max([1.0, *(high for _, high in ranges.values())])
-        scale = self.scale or ((1.0, 1.0) if widest <= 1.0 else (DEFAULT_LOWEST_SCALE, float(widest)))
+        scale = self.scale or (
+            (1.0, 1.0) if widest <= 1.0 else (DEFAULT_LOWEST_SCALE, float(widest))
+        )
         bounds = self._bounds(ranges, widest, scale[1])
         key = (tuple(directions), scale, tuple(bounds.items()))
         if key not in self._proposers:
             try:
-                self._proposers[key] = self._made(len(directions), scale, bounds, floors_of(self.floors, directions), self.exact_columns(directions))
+                self._proposers[key] = self._made(
+                    len(directions),
+                    scale,
+                    bounds,
+                    floors_of(self.floors, directions),
+                    self.exact_columns(directions),
+                )
             except ValueError as error:
                 raise ValueError(f"the sampler does not fit the study: {error}") from None
         return self._proposers[key]
@@ -219,22 +338,61 @@ class SimplexGPSampler(BaseSampler):
         """The range of each member's weight, no wider than a sum of `most` allows."""
         if not ranges:
             return self.bounds
-        found = {name: self.bounds.get(name, ranges.get(name, (0.0, widest))) for name in self.members if name not in self.frozen}
-        below = sum(min(low, 0.0) for low, _ in found.values()) + sum(min(weight, 0.0) for weight in self.frozen.values())
-        return {name: (low, high if name in self.bounds else min(high, max(low, most - below + min(low, 0.0)))) for name, (low, high) in found.items()}
+        found = {
+            name: self.bounds.get(name, ranges.get(name, (0.0, widest)))
+            for name in self.members
+            if name not in self.frozen
+        }
+        below = sum(min(low, 0.0) for low, _ in found.values()) + sum(
+            min(weight, 0.0) for weight in self.frozen.values()
+        )
+        return {
+            name: (
+                low,
+                high if name in self.bounds else min(high, max(low, most - below + min(low, 0.0))),
+            )
+            for name, (low, high) in found.items()
+        }
 
-    def _made(self, num_objectives: int, scale: tuple[float, float], bounds: Ranges, floors: Floats | None = None, exact: Exact | None = None) -> SimplexGP:
-        return SimplexGP(self.members, num_objectives, seed=self.seed, scale=scale, bounds=bounds, frozen=self.frozen, max_nonzero=self.max_nonzero,
-                         gram=self.gram, floors=floors, knobs=tuple(self.knobs.values()), exact=exact)
+    def _made(
+        self,
+        num_objectives: int,
+        scale: tuple[float, float],
+        bounds: Ranges,
+        floors: Floats | None = None,
+        exact: Exact | None = None,
+    ) -> SimplexGP:
+        return SimplexGP(
+            self.members,
+            num_objectives,
+            seed=self.seed,
+            scale=scale,
+            bounds=bounds,
+            frozen=self.frozen,
+            max_nonzero=self.max_nonzero,
+            gram=self.gram,
+            floors=floors,
+            knobs=tuple(self.knobs.values()),
+            exact=exact,
+        )
 
     def exact_columns(self, directions: Sequence[StudyDirection]) -> Exact:
         """`exact` to be made large, as `SimplexGP` takes it. Raises ValueError where it does not fit a study of these directions."""
         known, columns = set(self.exact), range(len(directions))
         if not known <= set(columns):
-            raise ValueError(f"exact tells objective {min(known - set(columns))}, and the study has objectives 0 to {len(directions) - 1}")
+            raise ValueError(
+                f"exact tells objective {min(known - set(columns))}, and the study has objectives 0 to {len(directions) - 1}"
+            )
         if known == set(columns):
-            raise ValueError("exact tells every objective of the study, so there is nothing to learn from its trials")
-        return {column: _signed(value, sign) for (column, value), sign in zip(sorted(self.exact.items()), signs(directions)[sorted(known)], strict=True)}
+            raise ValueError(
+                "exact tells every objective of the study, so there is nothing to learn from its trials"
+            )
+        return {
+            column: _signed(value, sign)
+            for (column, value), sign in zip(
+                sorted(self.exact.items()), signs(directions)[sorted(known)], strict=True
+            )
+        }
 
 
 def _fixed(trial: FrozenTrial) -> dict[str, Any]:

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.types import Objective, Recipe, Trial
 
-WEIGHTS, FLOORS, STDERR = "weights", "floors", "stderr"  # user attributes that `posterior_front` reads; see optuna_trials
+WEIGHTS, FLOORS, STDERR = (
+    "weights",
+    "floors",
+    "stderr",
+)  # user attributes that `posterior_front` reads; see optuna_trials
 
 
-def write_study(trials: Sequence[Trial], objectives: Sequence[Objective], *, storage: str, name: str) -> int:
+def write_study(
+    trials: Sequence[Trial], objectives: Sequence[Objective], *, storage: str, name: str
+) -> int:
     """Write every closed trial into a new study and give their number.
 
     Parameters are the weights (MEMBER, or GROUP/MEMBER where there are several groups) and the numeric options; values are
@@ -28,32 +34,84 @@ def write_study(trials: Sequence[Trial], objectives: Sequence[Objective], *, sto
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
     searched = _searched(closed)
     rows = [_params(trial, searched) for trial in closed]
-    limits = {key: (min(row[key] for row in rows if key in row), max(row[key] for row in rows if key in row)) for key in sorted({key for row in rows for key in row})}
+    limits = {
+        key: (
+            min(row[key] for row in rows if key in row),
+            max(row[key] for row in rows if key in row),
+        )
+        for key in sorted({key for row in rows for key in row})
+    }
     weights = list(_weights(searched, searched)) if searched else []
-    limits |= {key: (min(0.0, low), max(1.0, high)) for key, (low, high) in limits.items() if key in weights}
-    distributions = {key: optuna.distributions.FloatDistribution(low, high) for key, (low, high) in limits.items()}
+    limits |= {
+        key: (min(0.0, low), max(1.0, high))
+        for key, (low, high) in limits.items()
+        if key in weights
+    }
+    distributions = {
+        key: optuna.distributions.FloatDistribution(low, high)
+        for key, (low, high) in limits.items()
+    }
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, directions=[objective.direction for objective in objectives])
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=[objective.direction for objective in objectives],
+        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the names of the axes in its plots
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )  # the names of the axes in its plots
             study.set_metric_names([objective.name for objective in objectives])
         study.set_user_attr(WEIGHTS, weights)
         if any(objective.floor for objective in objectives):
             study.set_user_attr(FLOORS, _floors(closed, objectives))
         for trial, row in zip(closed, rows, strict=True):
             scored = trial.state == "SCORED"
-            study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.COMPLETE if scored else optuna.trial.TrialState.FAIL, params=row, distributions={key: distributions[key] for key in row},
-                                                      values=_values(trial, objectives) if scored else None, user_attrs=_attributes(trial, objectives)))
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.COMPLETE
+                    if scored
+                    else optuna.trial.TrialState.FAIL,
+                    params=row,
+                    distributions={key: distributions[key] for key in row},
+                    values=_values(trial, objectives) if scored else None,
+                    user_attrs=_attributes(trial, objectives),
+                )
+            )
     except optuna.exceptions.DuplicatedStudyError:
-        raise UsageError(Problem(thing=f"study {name!r}", cause="exists already in that storage", remedy="Give another --name, or another --storage")) from None
+        raise UsageError(
+            Problem(
+                thing=f"study {name!r}",
+                cause="exists already in that storage",
+                remedy="Give another --name, or another --storage",
+            )
+        ) from None
     except (ArgumentError, ImportError, ModuleNotFoundError) as error:
-        raise UsageError(Problem(thing="--storage", cause=f"is no URL of a database that can be used here ({str(error).splitlines()[0]})", remedy="Write sqlite:///FILE")) from None
+        raise UsageError(
+            Problem(
+                thing="--storage",
+                cause=f"is no URL of a database that can be used here ({str(error).splitlines()[0]})",
+                remedy="Write sqlite:///FILE",
+            )
+        ) from None
     except SQLAlchemyError as error:
-        raise InfrastructureError(Problem(thing="--storage", cause=f"cannot be written ({str(error).splitlines()[0]})", remedy="Check the URL, and that the database is up")) from None
+        raise InfrastructureError(
+            Problem(
+                thing="--storage",
+                cause=f"cannot be written ({str(error).splitlines()[0]})",
+                remedy="Check the URL, and that the database is up",
+            )
+        ) from None
     except optuna.exceptions.StorageInternalError as error:
-        raise InfrastructureError(Problem(thing="--storage", cause=f"cannot be written ({str(error).splitlines()[0]})", remedy="Check the URL, and that the database is up")) from None
+        raise InfrastructureError(
+            Problem(
+                thing="--storage",
+                cause=f"cannot be written ({str(error).splitlines()[0]})",
+                remedy="Check the URL, and that the database is up",
+            )
+        ) from None
     finally:
         optuna.logging.set_verbosity(verbosity)
     return len(closed)
@@ -63,20 +121,45 @@ def _searched(closed: Sequence[Trial]) -> Recipe | None:
     """A recipe with the groups that the search proposes weights for: baselines and refined merges may have others."""
     proposed = [trial for trial in closed if trial.is_proposed] or closed
     groups = Counter(trial.recipe.groups for trial in proposed).most_common(1)
-    return max((trial.recipe for trial in proposed if trial.recipe.groups == groups[0][0]), key=lambda recipe: len(recipe.members), default=None)
+    return max(
+        (trial.recipe for trial in proposed if trial.recipe.groups == groups[0][0]),
+        key=lambda recipe: len(recipe.members),
+        default=None,
+    )
 
 
 def _weights(recipe: Recipe, searched: Recipe) -> dict[str, float]:
     """Weights by parameter: one row for all groups is the same merge as equal rows, and a member that is not in the recipe has weight 0."""
     same = len(recipe.groups) == 1 or recipe.groups == searched.groups
-    groups, rows = (searched.groups, recipe.weights * len(searched.groups) if len(recipe.groups) == 1 else recipe.weights) if same else (recipe.groups, recipe.weights)
+    groups, rows = (
+        (
+            searched.groups,
+            recipe.weights * len(searched.groups) if len(recipe.groups) == 1 else recipe.weights,
+        )
+        if same
+        else (recipe.groups, recipe.weights)
+    )
     members = dict.fromkeys([*searched.members, *recipe.members]) if same else recipe.members
-    return {f"{group.name}/{member}" if len(groups) > 1 else member: float(dict(zip(recipe.members, row, strict=True)).get(member, 0.0)) for group, row in zip(groups, rows, strict=True) for member in members}
+    return {
+        f"{group.name}/{member}" if len(groups) > 1 else member: float(
+            dict(zip(recipe.members, row, strict=True)).get(member, 0.0)
+        )
+        for group, row in zip(groups, rows, strict=True)
+        for member in members
+    }
 
 
 def _params(trial: Trial, searched: Recipe) -> dict[str, float]:
-    options = {f"option {name}": float(value) for name, value in trial.recipe.options if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    return {name: value for name, value in {**_weights(trial.recipe, searched), **options}.items() if math.isfinite(value)}
+    options = {
+        f"option {name}": float(value)
+        for name, value in trial.recipe.options
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    return {
+        name: value
+        for name, value in {**_weights(trial.recipe, searched), **options}.items()
+        if math.isfinite(value)
+    }
 
 
 def _floors(closed: Sequence[Trial], objectives: Sequence[Objective]) -> list[float | None]:
@@ -84,7 +167,10 @@ def _floors(closed: Sequence[Trial], objectives: Sequence[Objective]) -> list[fl
     from recycler.search.floors import floors
 
     lowest = floors(objectives, closed)
-    return [None if math.isnan(floor) else float(floor) * objective.sign for floor, objective in zip(lowest, objectives, strict=True)]
+    return [
+        None if math.isnan(floor) else float(floor) * objective.sign
+        for floor, objective in zip(lowest, objectives, strict=True)
+    ]
 
 
 def _values(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
@@ -93,9 +179,22 @@ def _values(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
 
 
 def _attributes(trial: Trial, objectives: Sequence[Objective]) -> dict[str, object]:
-    found: dict[str, object] = {"trial": trial.number, "kind": trial.kind, "label": trial.label, "method": trial.recipe.method}
-    found |= {f"{score.objective} stderr": score.stderr for score in trial.search} | {f"{score.objective} items": score.n for score in trial.search}
+    found: dict[str, object] = {
+        "trial": trial.number,
+        "kind": trial.kind,
+        "label": trial.label,
+        "method": trial.recipe.method,
+    }
+    found |= {f"{score.objective} stderr": score.stderr for score in trial.search} | {
+        f"{score.objective} items": score.n for score in trial.search
+    }
     stderrs = {score.objective: score.stderr for score in trial.search}
-    found |= {STDERR: [stderrs[objective.name] for objective in objectives]} if trial.state == "SCORED" else {}
-    found |= {f"{score.objective} holdout": score.value for score in trial.holdout} | {f"{score.objective} holdout stderr": score.stderr for score in trial.holdout}
+    found |= (
+        {STDERR: [stderrs[objective.name] for objective in objectives]}
+        if trial.state == "SCORED"
+        else {}
+    )
+    found |= {f"{score.objective} holdout": score.value for score in trial.holdout} | {
+        f"{score.objective} holdout stderr": score.stderr for score in trial.holdout
+    }
     return found | ({"failure": trial.failure.reason} if trial.failure else {})

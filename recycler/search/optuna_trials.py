@@ -1,8 +1,8 @@
 """What the trials of an Optuna study say, read with distrust: a score may be infinite, a standard error may be a word.
 
-    observed_trials   points, values and standard errors of the finished trials, all to be made large
-    stderrs_of        the standard errors of one trial; the reason, where they are none
-    floors_of         floors in the study's own directions, to be made large
+observed_trials   points, values and standard errors of the finished trials, all to be made large
+stderrs_of        the standard errors of one trial; the reason, where they are none
+floors_of         floors in the study's own directions, to be made large
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def floors_of(floors: ArrayLike | None, directions: Sequence[StudyDirection]) ->
     except (TypeError, ValueError):
         lowest = np.array(math.inf)
     if lowest.shape != (len(directions),) or np.isinf(lowest).any():
-        raise ValueError(f"floors is {floors!r}, and the study has {len(directions)} objectives; give one number for each, nan where there is no floor")
+        raise ValueError(
+            f"floors is {floors!r}, and the study has {len(directions)} objectives; give one number for each, nan where there is no floor"
+        )
     return lowest * signs(directions)
 
 
@@ -48,19 +50,26 @@ def stderrs_of(trial: FrozenTrial, num_objectives: int) -> list[float]:
     told = trial.user_attrs.get(STDERR)
     each = list(told) if isinstance(told, (list, tuple, np.ndarray)) else [told] * num_objectives
     cause = ""
-    if any(not (one is None or (isinstance(one, Real) and not isinstance(one, bool))) for one in each):
+    if any(
+        not (one is None or (isinstance(one, Real) and not isinstance(one, bool))) for one in each
+    ):
         cause = "is not made of numbers"
     elif len(each) != num_objectives:
         cause = f"has {len(each)} numbers, and the study has {num_objectives} objectives"
     elif any(one is not None and one < 0 for one in each):
         cause = "is negative"
     if cause:
-        raise ValueError(f"trial {trial.number}: user attribute {STDERR!r} {cause} (it is {told!r}). Give one number >= 0 for each objective, None where it is unknown")
+        raise ValueError(
+            f"trial {trial.number}: user attribute {STDERR!r} {cause} (it is {told!r}). Give one number >= 0 for each objective, None where it is unknown"
+        )
     return [float(one) if one is not None and one < LARGEST else 0.0 for one in each]
 
 
 def observed_trials(
-    trials: Sequence[FrozenTrial], names: Sequence[str], directions: Sequence[StudyDirection], given: Mapping[str, float] | None = None
+    trials: Sequence[FrozenTrial],
+    names: Sequence[str],
+    directions: Sequence[StudyDirection],
+    given: Mapping[str, float] | None = None,
 ) -> tuple[list[FrozenTrial], Observations]:
     """Finished trials that have all of `names`, and what they say, maximised; failed and pruned ones have NaN values.
 
@@ -79,7 +88,9 @@ def observed_trials(
     return kept, Observations(
         np.array(rows, dtype=float).reshape(len(kept), len(names)),
         np.array(values, dtype=float).reshape(shape) * signs(directions),
-        np.array([_stderrs_or_unknown(trial, len(directions)) for trial in kept], dtype=float).reshape(shape),
+        np.array(
+            [_stderrs_or_unknown(trial, len(directions)) for trial in kept], dtype=float
+        ).reshape(shape),
     )
 
 
@@ -91,8 +102,14 @@ def _stderrs_or_unknown(trial: FrozenTrial, num_objectives: int) -> list[float]:
         return [0.0] * num_objectives
 
 
-def missing_names(trials: Sequence[FrozenTrial], names: Sequence[str], given: Mapping[str, float]) -> str:
+def missing_names(
+    trials: Sequence[FrozenTrial], names: Sequence[str], given: Mapping[str, float]
+) -> str:
     """Which of `names` are not parameters of how many of these trials, in words: the first three of them."""
-    lacking = {name: sum(name not in trial.params for trial in trials) for name in names if name not in given}
+    lacking = {
+        name: sum(name not in trial.params for trial in trials)
+        for name in names
+        if name not in given
+    }
     told = [f"{name!r} is not in {number} of them" for name, number in lacking.items() if number]
     return ", ".join(told[:3]) + (f", and {len(told) - 3} more" if len(told) > 3 else "")

@@ -33,9 +33,15 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
 
 def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
     """How many proposals were scored when a look was due last (one is after every EVERY), and what was scored then; (0, ()) before."""
-    proposed = sorted(trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED")
+    proposed = sorted(
+        trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
+    )
     looked = len(proposed) // EVERY * EVERY
-    return looked, tuple(trial for trial in trials if trial.number <= proposed[looked - 1] and trial.state == "SCORED") if looked else ()
+    return looked, tuple(
+        trial
+        for trial in trials
+        if trial.number <= proposed[looked - 1] and trial.state == "SCORED"
+    ) if looked else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +49,9 @@ class Looks:
     """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a second."""
 
     proposer: SimplexProposer
-    _seen: dict[tuple[int, ...], float | None] = field(default_factory=dict, compare=False, repr=False)
+    _seen: dict[tuple[int, ...], float | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def gain(self, known: Sequence[Trial]) -> float | None:
         numbers = tuple(trial.number for trial in known)
@@ -68,7 +76,13 @@ class Spent:
         return gain is not None and gain < self.least_gain
 
 
-def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int], count: int = NEXT, lowest: Floats | None = None) -> float:
+def expected_gain(
+    gp: SimplexGP,
+    observed: Observations,
+    members: Sequence[int],
+    count: int = NEXT,
+    lowest: Floats | None = None,
+) -> float:
     """What the best `count` further points would add to the hypervolume of the true front, as a share of it, on the mean over
     joint draws of the posterior, above the worst posterior scores of the rows `members` (of all, when there are none), or above
     `lowest` (T,) where that is not NaN.
@@ -83,19 +97,26 @@ def expected_gain(gp: SimplexGP, observed: Observations, members: Sequence[int],
     corner = corner if lowest is None else np.where(np.isnan(lowest), corner, lowest)
     baseline = observed.weights[contenders(mean, sd, rng, MOST_KNOWN)]
     front = observed.weights[non_dominated(mean)]
-    points = np.concatenate([scattered(gp.domain, rng, NUM_CANDIDATES // 3), around(gp.domain, rng, front, NUM_CANDIDATES)])
+    points = np.concatenate(
+        [
+            scattered(gp.domain, rng, NUM_CANDIDATES // 3),
+            around(gp.domain, rng, front, NUM_CANDIDATES),
+        ]
+    )
     for reach in (*REACHES, 0.0):
         points = distinct(points, observed.weights)
         draws = gp.draw(np.concatenate([baseline, points]), rng, NUM_DRAWS)
-        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline):], corner, rng)
+        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
         best = np.argsort(-gains, kind="stable")
         if reach:
             near = points[best[:count]]
-            points = np.concatenate([points[best[:NUM_NEAR]], around(gp.domain, rng, near, NUM_NEAR, reach=reach)])
+            points = np.concatenate(
+                [points[best[:NUM_NEAR]], around(gp.domain, rng, near, NUM_NEAR, reach=reach)]
+            )
     before = np.mean([hypervolume(draw[: len(baseline)], corner) for draw in draws])
-    known, proposals = draws[:, : len(baseline)], draws[:, len(baseline):]
+    known, proposals = draws[:, : len(baseline)], draws[:, len(baseline) :]
     for _ in range(count):  # one at a time, or twenty near the same corner would be chosen
         pick = int(np.argmax(expected_gains(known, proposals, corner, rng)))
-        known = np.concatenate([known, proposals[:, pick: pick + 1]], axis=1)
+        known = np.concatenate([known, proposals[:, pick : pick + 1]], axis=1)
     after = np.mean([hypervolume(draw, corner) for draw in known])
     return float((after - before) / before) if before > 0 else float("inf")

@@ -29,7 +29,9 @@ class Plateau:
 
     def reached(self, trials: Sequence[Trial]) -> bool:
         """False while fewer than 2 `patience` proposals are scored."""
-        proposed = [trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"]
+        proposed = [
+            trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
+        ]
         if len(proposed) < 2 * self.patience:
             return False
         before, now = self._volumes(trials, proposed[-self.patience])
@@ -40,8 +42,22 @@ class Plateau:
         smoothed = self.smoother.smoothed(trials)
         scored = [trial for trial in trials if trial.state == "SCORED"]
         signs = np.array([objective.sign for objective in self.objectives])
-        values = signs * [[next(score.value for score in smoothed.get(trial.number, trial.search) if score.objective == objective.name) for objective in self.objectives] for trial in scored]
+        values = signs * [
+            [
+                next(
+                    score.value
+                    for score in smoothed.get(trial.number, trial.search)
+                    if score.objective == objective.name
+                )
+                for objective in self.objectives
+            ]
+            for trial in scored
+        ]
         members = [trial for trial in scored if trial.kind == "member"]
-        corner = costs.corner(self.objectives, members or scored, maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0))
+        corner = costs.corner(
+            self.objectives,
+            members or scored,
+            maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0),
+        )
         early = np.array([trial.number < first_late for trial in scored])
         return pareto.hypervolume(values[early], corner), pareto.hypervolume(values, corner)

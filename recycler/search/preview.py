@@ -82,8 +82,19 @@ def tradeoffs(members: Sequence[Trial], objectives: Sequence[Objective]) -> tupl
         for b in range(a + 1, len(objectives)):
             pair = values[:, [a, b]]
             flat = (np.ptp(pair, axis=0) == 0).any() or len(pair) < 3
-            names = tuple(trial.label for trial, best in zip(members, non_dominated(pair), strict=True) if best)
-            found.append(Tradeoff(first=objectives[a].name, second=objectives[b].name, spearman=0.0 if flat else float(spearmanr(*pair.T)[0]), members=names))
+            names = tuple(
+                trial.label
+                for trial, best in zip(members, non_dominated(pair), strict=True)
+                if best
+            )
+            found.append(
+                Tradeoff(
+                    first=objectives[a].name,
+                    second=objectives[b].name,
+                    spearman=0.0 if flat else float(spearmanr(*pair.T)[0]),
+                    members=names,
+                )
+            )
     return tuple(found)
 
 
@@ -93,14 +104,26 @@ class Preview:
     members   scored trials of kind member; outcomes: theirs by trial number; items: all search items of the run
     """
 
-    def __init__(self, members: Sequence[Trial], outcomes: Mapping[int, Sequence[Outcome]], items: Sequence[Item], objectives: Sequence[Objective]):
+    def __init__(
+        self,
+        members: Sequence[Trial],
+        outcomes: Mapping[int, Sequence[Outcome]],
+        items: Sequence[Item],
+        objectives: Sequence[Objective],
+    ):
         self.objectives, self.names = tuple(objectives), tuple(trial.label for trial in members)
         self.tradeoffs = tradeoffs(members, objectives)
-        self._tables = [_Table(objective, items, [outcomes[trial.number] for trial in members]) for objective in objectives]
+        self._tables = [
+            _Table(objective, items, [outcomes[trial.number] for trial in members])
+            for objective in objectives
+        ]
 
     def guess(self, weights: Sequence[float]) -> dict[str, tuple[float, float, float]]:
         """(value, low, high) by objective of the merge with proportions `weights` (K,), sum not 0."""
-        return {objective.name: table.interval(np.asarray(weights, dtype=float)) for objective, table in zip(self.objectives, self._tables, strict=True)}
+        return {
+            objective.name: table.interval(np.asarray(weights, dtype=float))
+            for objective, table in zip(self.objectives, self._tables, strict=True)
+        }
 
     def front(self, seed: int = 0) -> tuple[Guess, ...]:
         """At most NUM_SHOWN predicted non-dominated merges, spread over the predicted front, best first objective first."""
@@ -112,41 +135,93 @@ class Preview:
             points = points[non_dominated(values)]
         values = self._values(points)
         order = np.argsort(-values[:, 0], kind="stable")
-        chosen = order[np.unique(np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int))]
-        return tuple(Guess(weights={name: round(float(weight), 3) for name, weight in zip(self.names, points[index], strict=True) if weight >= 0.005}, scores=self.guess(points[index])) for index in chosen)
+        chosen = order[
+            np.unique(
+                np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int)
+            )
+        ]
+        return tuple(
+            Guess(
+                weights={
+                    name: round(float(weight), 3)
+                    for name, weight in zip(self.names, points[index], strict=True)
+                    if weight >= 0.005
+                },
+                scores=self.guess(points[index]),
+            )
+            for index in chosen
+        )
 
     def errors(self, trials: Sequence[Trial]) -> tuple[GuessError, ...]:
         """How the guesses fared on the scored merges with one row of weights, none negative, of sum 1; empty for too few."""
-        real = {trial.recipe.weights[0]: trial for trial in trials if trial.state == "SCORED" and trial.kind not in ("member", "base") and trial.recipe.method == "linear" and _is_average(trial)}
+        real = {
+            trial.recipe.weights[0]: trial
+            for trial in trials
+            if trial.state == "SCORED"
+            and trial.kind not in ("member", "base")
+            and trial.recipe.method == "linear"
+            and _is_average(trial)
+        }
         if len(real) < LEAST_MERGES:
             return ()
         found = []
         for objective, table in zip(self.objectives, self._tables, strict=True):
             guesses = np.array([table.interval(np.asarray(weights)) for weights in real])
-            truth = np.array([next(score.value for score in trial.search if score.objective == objective.name) for trial in real.values()])
+            truth = np.array(
+                [
+                    next(score.value for score in trial.search if score.objective == objective.name)
+                    for trial in real.values()
+                ]
+            )
             inside = (guesses[:, 1] <= truth) & (truth <= guesses[:, 2])
             flat = np.ptp(truth) == 0 or np.ptp(guesses[:, 0]) == 0
-            found.append(GuessError(objective=objective.name, num_merges=len(real), bias=float((truth - guesses[:, 0]).mean()), spearman=0.0 if flat else float(spearmanr(guesses[:, 0], truth)[0]), covered=float(inside.mean())))
+            found.append(
+                GuessError(
+                    objective=objective.name,
+                    num_merges=len(real),
+                    bias=float((truth - guesses[:, 0]).mean()),
+                    spearman=0.0 if flat else float(spearmanr(guesses[:, 0], truth)[0]),
+                    covered=float(inside.mean()),
+                )
+            )
         return tuple(found)
 
     def document(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """All of it, ready for JSON; errors only where merges have been scored."""
-        return {"schema_version": 1, "tradeoffs": [{**asdict(pair), "together": pair.together, "said": str(pair)} for pair in self.tradeoffs], "front": [asdict(guess) for guess in self.front()],
-                "errors": [asdict(error) for error in self.errors(trials)]}
+        return {
+            "schema_version": 1,
+            "tradeoffs": [
+                {**asdict(pair), "together": pair.together, "said": str(pair)}
+                for pair in self.tradeoffs
+            ],
+            "front": [asdict(guess) for guess in self.front()],
+            "errors": [asdict(error) for error in self.errors(trials)],
+        }
 
     def _values(self, points: Floats) -> Floats:
         """Guesses (n, T) to be made large."""
         signs = [objective.sign for objective in self.objectives]
-        return np.stack([sign * table.means(points) for sign, table in zip(signs, self._tables, strict=True)], axis=1)
+        return np.stack(
+            [sign * table.means(points) for sign, table in zip(signs, self._tables, strict=True)],
+            axis=1,
+        )
 
 
 class _Table:
     """The members' values on one objective's items: `values` (K, N), weights and clusters (N,)."""
 
-    def __init__(self, objective: Objective, items: Sequence[Item], outcomes: Sequence[Sequence[Outcome]]):
+    def __init__(
+        self, objective: Objective, items: Sequence[Item], outcomes: Sequence[Sequence[Outcome]]
+    ):
         known = [{outcome.item: dict(outcome.values) for outcome in own} for own in outcomes]
-        own = [item for item in items_of(objective, items) if all(item.id in member for member in known)]
-        self.values = np.array([[member[item.id][objective.metric] for item in own] for member in known])
+        own = [
+            item
+            for item in items_of(objective, items)
+            if all(item.id in member for member in known)
+        ]
+        self.values = np.array(
+            [[member[item.id][objective.metric] for item in own] for member in known]
+        )
         self.weights = np.array([item_weight(item, objective.metric) for item in own])
         self.clusters = [item.cluster or item.id for item in own]
         self.by_bytes = all(SCORERS[item.scorer].weight_by_bytes for item in own)
@@ -172,7 +247,9 @@ class _Table:
         if self.by_bytes or not np.isin(self.values, (0.0, 1.0)).all():
             return mean, mean - reach, mean + reach
         used = self.values[weights > USED * weights.sum()]
-        some_right = float(used.max(axis=0) @ self.weights / self.weights.sum()) if len(used) > 1 else mean
+        some_right = (
+            float(used.max(axis=0) @ self.weights / self.weights.sum()) if len(used) > 1 else mean
+        )
         return mean, max(0.0, mean - reach), min(1.0, max(mean + reach, some_right))
 
 

@@ -14,7 +14,12 @@ SPARSITY = (0.2, 0.5, 1.0, 2.0)  # Dirichlet concentrations: from nearly one mem
 GLOBAL_SHARE = 0.2
 
 
-def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | None = None, members_first: bool | None = None) -> Floats:
+def opening(
+    domain: WeightDomain,
+    rng: np.random.Generator,
+    num_sparse: int | None = None,
+    members_first: bool | None = None,
+) -> Floats:
     """The first points (n, D): uniform soup, at two scales where that is searched, members alone, sparse mixtures.
 
     Members alone if `members_first`, by default for at most VERTICES_UP_TO of them. `num_sparse` mixtures follow: 1, or 4 where
@@ -25,7 +30,9 @@ def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | No
     members = domain.num_members
     points = _alike(domain, np.full((1, members), unit / members))
     if high > low:
-        points = np.concatenate([points, _alike(domain, np.full((1, members), np.sqrt(unit * high) / members))])
+        points = np.concatenate(
+            [points, _alike(domain, np.full((1, members), np.sqrt(unit * high) / members))]
+        )
     first = members <= VERTICES_UP_TO if members_first is None else members_first
     if first:
         points = np.concatenate([points, alone(domain, rng)])
@@ -35,7 +42,9 @@ def opening(domain: WeightDomain, rng: np.random.Generator, num_sparse: int | No
 
 def alone(domain: WeightDomain, rng: np.random.Generator) -> Floats:
     """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the smallest)."""
-    return _alike(domain, np.eye(domain.num_members)[rng.permutation(domain.num_members)] * _unit(domain))
+    return _alike(
+        domain, np.eye(domain.num_members)[rng.permutation(domain.num_members)] * _unit(domain)
+    )
 
 
 def _unit(domain: WeightDomain) -> float:
@@ -49,20 +58,28 @@ def _alike(domain: WeightDomain, rows: Floats) -> Floats:
     return domain.join(np.repeat(rows[:, None], domain.groups, axis=1), knobs)
 
 
-def scattered(domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False) -> Floats:
+def scattered(
+    domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False
+) -> Floats:
     """Sparse random points (count, D): Dirichlet proportions of random concentration, log-uniform sums, uniform knobs."""
     if not count:
         return np.zeros((0, domain.size))
     rows = np.zeros((count, domain.groups, domain.num_members))
     for point in rows:
         alpha = np.full(domain.num_members, rng.choice(SPARSITY))
-        point[:] = rng.dirichlet(alpha) if same_rows or rng.random() < 0.5 else rng.dirichlet(alpha, domain.groups)
+        point[:] = (
+            rng.dirichlet(alpha)
+            if same_rows or rng.random() < 0.5
+            else rng.dirichlet(alpha, domain.groups)
+        )
         point *= np.exp(rng.uniform(*np.log(domain.scale)))
     knobs = rng.uniform(domain.knob_low, domain.knob_high, (count, len(domain.knob_low)))
     return domain.join(rows, knobs)
 
 
-def around(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int, reach: float = 1.0) -> Floats:
+def around(
+    domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int, reach: float = 1.0
+) -> Floats:
     """`count` allowed points (count, D) near `parents` (P, D): see `_moved` for the moves; `reach` scales their length.
 
     With groups a move changes all rows alike, one row, or some; knobs move a little in half of the points.
@@ -73,7 +90,9 @@ def around(domain: WeightDomain, rng: np.random.Generator, parents: Floats, coun
     width = domain.knob_high - domain.knob_low
     for index in range(count):
         touched = _touched_rows(domain.groups, rng)
-        new_rows[index, touched] = _moved(domain, rng, rows[first[index]][touched], rows[second[index]][touched], reach)
+        new_rows[index, touched] = _moved(
+            domain, rng, rows[first[index]][touched], rows[second[index]][touched], reach
+        )
         if len(width) and rng.random() < 0.5:
             new_knobs[index] += rng.normal(0.0, 0.15 * reach, len(width)) * width
     return domain.join(new_rows, new_knobs)
@@ -88,12 +107,18 @@ def thinned(domain: WeightDomain, rng: np.random.Generator, parents: Floats, cou
     rows, knobs = domain.split(parents[rng.integers(len(parents), size=count)])
     sizes = np.abs(rows).sum(axis=1)
     with np.errstate(divide="ignore"):
-        strength = np.log(sizes) + rng.gumbel(size=sizes.shape)  # the largest are a draw without replacement, by weight
+        strength = np.log(sizes) + rng.gumbel(
+            size=sizes.shape
+        )  # the largest are a draw without replacement, by weight
     places = np.argsort(np.argsort(-strength, axis=1, kind="stable"), axis=1)
     kept = places < rng.integers(1, np.maximum((sizes > 0).sum(axis=1), 2))[:, None]
     few = np.where(kept[:, None], rows, 0.0)
     total, rest = rows.sum(axis=2, keepdims=True), few.sum(axis=2, keepdims=True)
-    return domain.join(few * np.where(np.abs(rest) > CLOSE, total / np.where(np.abs(rest) > CLOSE, rest, 1.0), 1.0), knobs)
+    return domain.join(
+        few
+        * np.where(np.abs(rest) > CLOSE, total / np.where(np.abs(rest) > CLOSE, rest, 1.0), 1.0),
+        knobs,
+    )
 
 
 def _touched_rows(groups: int, rng: np.random.Generator) -> np.ndarray:
@@ -104,26 +129,38 @@ def _touched_rows(groups: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(groups)[: rng.integers(2, groups + 1)]
 
 
-def _moved(domain: WeightDomain, rng: np.random.Generator, rows: Floats, other: Floats, reach: float) -> Floats:
+def _moved(
+    domain: WeightDomain, rng: np.random.Generator, rows: Floats, other: Floats, reach: float
+) -> Floats:
     """Neighbours (g, K) of `rows` (g, K) by one random move, the same for each row; not yet repaired."""
     kind, members = rng.random(), domain.num_members
     total = rows.sum(axis=1, keepdims=True)
-    if kind < 0.3 and (domain.low >= 0).all():  # jitter in proportion to the weights: stays near their face
+    if (
+        kind < 0.3 and (domain.low >= 0).all()
+    ):  # jitter in proportion to the weights: stays near their face
         strength = rng.choice((20.0, 60.0, 200.0)) / reach**2
-        shares = rows[0] / total[0] if total[0] > 0 else np.full(members, 1.0 / members)  # the base itself has no proportions
+        shares = (
+            rows[0] / total[0] if total[0] > 0 else np.full(members, 1.0 / members)
+        )  # the base itself has no proportions
         shape = shares * strength + 0.05
         drawn = rng.dirichlet(shape)
         moved = rows + (drawn * total - rows[0])
     elif kind < 0.3:
-        moved = rows + rng.normal(0.0, 0.1 * reach * rng.random(), members) * (rng.random(members) < 0.5)
+        moved = rows + rng.normal(0.0, 0.1 * reach * rng.random(), members) * (
+            rng.random(members) < 0.5
+        )
     elif kind < 0.55:  # along the line between two good recipes, and a little beyond
         moved = rows + rng.uniform(-0.3, 1.3) * reach * (other - rows)
     elif kind < 0.75:  # one member more, less, or gone
         moved, member = rows.copy(), rng.integers(members)
         step = rng.choice((0.0, 0.05, 0.15)) if domain.low[member] >= 0 else rng.uniform(-0.2, 0.2)
-        moved[:, member] = rows[:, member] * (1 + reach * (rng.choice((0.0, 0.5, 1.6, 2.5)) - 1)) + step * reach
+        moved[:, member] = (
+            rows[:, member] * (1 + reach * (rng.choice((0.0, 0.5, 1.6, 2.5)) - 1)) + step * reach
+        )
     elif kind < 0.9:  # towards a member, or away from it
-        moved = rows + rng.uniform(-0.2, 0.5) * reach * (np.eye(members)[rng.integers(members)] * total - rows)
+        moved = rows + rng.uniform(-0.2, 0.5) * reach * (
+            np.eye(members)[rng.integers(members)] * total - rows
+        )
     else:  # from one member to another
         give, take = rng.integers(members, size=2)
         amount = rng.random() * reach * rows[:, give]

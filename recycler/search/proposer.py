@@ -38,26 +38,55 @@ class Proposer(Protocol):
 class OptunaProposer:
     """TPE, NSGA-II, NSGA-III or Optuna's GP on softmax logits of each group's weights, and the log of their sum."""
 
-    def __init__(self, sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int):
+    def __init__(
+        self, sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int
+    ):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._sampler, self._space, self._objectives, self._seed = sampler, space, tuple(objectives), seed
+        self._sampler, self._space, self._objectives, self._seed = (
+            sampler,
+            space,
+            tuple(objectives),
+            seed,
+        )
         self._distributions = _distributions(space)
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
-        study = optuna.create_study(directions=["maximize"] * len(self._objectives), sampler=OPTUNA_SAMPLERS[self._sampler](derive_seed(self._seed, "proposal", number)))
+        study = optuna.create_study(
+            directions=["maximize"] * len(self._objectives),
+            sampler=OPTUNA_SAMPLERS[self._sampler](derive_seed(self._seed, "proposal", number)),
+        )
         scored = [trial for trial in trials if trial.state == "SCORED" and self._in_space(trial)]
-        for index, (trial, values) in enumerate(zip(scored, maximized(scored, self._objectives) if scored else (), strict=True)):
-            study.add_trial(create_trial(values=[float(value) for value in values], params=self._params(trial), distributions=self._distributions,
-                                         system_attrs=_generation_tag(self._sampler, index)))
+        for index, (trial, values) in enumerate(
+            zip(scored, maximized(scored, self._objectives) if scored else (), strict=True)
+        ):
+            study.add_trial(
+                create_trial(
+                    values=[float(value) for value in values],
+                    params=self._params(trial),
+                    distributions=self._distributions,
+                    system_attrs=_generation_tag(self._sampler, index),
+                )
+            )
         for trial in trials:
             if trial.state == "PENDING" and self._in_space(trial):
-                study.add_trial(create_trial(state=TrialState.RUNNING, params=self._params(trial), distributions=self._distributions))
+                study.add_trial(
+                    create_trial(
+                        state=TrialState.RUNNING,
+                        params=self._params(trial),
+                        distributions=self._distributions,
+                    )
+                )
         params = study.ask(self._distributions).params
         weights, options = decode(self._space, params)
-        return Proposal(number=number, weights=weights, options=options, params=tuple(sorted(params.items())))
+        return Proposal(
+            number=number, weights=weights, options=options, params=tuple(sorted(params.items()))
+        )
 
     def _in_space(self, trial: Trial) -> bool:
-        return trial.recipe.members == self._space.members and len(trial.recipe.weights) in (1, len(self._space.groups))
+        return trial.recipe.members == self._space.members and len(trial.recipe.weights) in (
+            1,
+            len(self._space.groups),
+        )
 
     def _params(self, trial: Trial) -> dict[str, float]:
         return dict(trial.params) if trial.params else encode(self._space, trial)
@@ -74,21 +103,48 @@ class RandomProposer:
         low, high = self._space.total
         rows = []
         for _ in self._space.groups:
-            total = math.exp(rng.uniform(math.log(low), math.log(high))) if 0 < low < high else rng.uniform(low, high)
-            rows.append(self._space.project(rng.dirichlet(np.full(len(self._space.members), rng.choice([0.2, 0.5, 1.0, 2.0]))) * total, total))
-        options = tuple((name, float(rng.uniform(low, high))) for name, (low, high) in self._space.options)
+            total = (
+                math.exp(rng.uniform(math.log(low), math.log(high)))
+                if 0 < low < high
+                else rng.uniform(low, high)
+            )
+            rows.append(
+                self._space.project(
+                    rng.dirichlet(
+                        np.full(len(self._space.members), rng.choice([0.2, 0.5, 1.0, 2.0]))
+                    )
+                    * total,
+                    total,
+                )
+            )
+        options = tuple(
+            (name, float(rng.uniform(low, high))) for name, (low, high) in self._space.options
+        )
         return Proposal(number=number, weights=tuple(rows), options=options)
 
 
 OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=False, n_startup_trials=0),
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, multivariate=False, n_startup_trials=0
+    ),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=NSGA_POPULATION),
-    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=NSGA_POPULATION),
+    "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(
+        seed=seed, population_size=NSGA_POPULATION
+    ),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),
 }
 
 
-def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None, num_merges: int = 0) -> Proposer:
+def make_proposer(
+    sampler: str,
+    space: SearchSpace,
+    objectives: Sequence[Objective],
+    *,
+    seed: int,
+    gram: Gram | None = None,
+    priced: Costs | None = None,
+    num_merges: int = 0,
+) -> Proposer:
     """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known, and `priced`
     tells `simplex_gp` what merges cost before they are made. The others are told with the scores; `paper` averages scores alone.
     `grid` is told how many merges it may ask for.
@@ -104,15 +160,24 @@ def make_proposer(sampler: str, space: SearchSpace, objectives: Sequence[Objecti
     return OptunaProposer(sampler, space, objectives, seed=seed)
 
 
-def decode(space: SearchSpace, params: dict[str, float]) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[str, float], ...]]:
+def decode(
+    space: SearchSpace, params: dict[str, float]
+) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[str, float], ...]]:
     """Parameters -> weights (G, K) inside the space, and options."""
     rows = []
     for group in space.groups:
         free = [name for name in space.members if name not in space.frozen]
-        shares = dict(zip(free, _softmax([params[f"w.{group.name}.{name}"] for name in free]), strict=True))
+        shares = dict(
+            zip(free, _softmax([params[f"w.{group.name}.{name}"] for name in free]), strict=True)
+        )
         total = params.get(f"sum.{group.name}", space.total[0])
         rest = total - sum(space.frozen.values())
-        rows.append(space.project([space.frozen.get(name, shares.get(name, 0.0) * rest) for name in space.members], total))
+        rows.append(
+            space.project(
+                [space.frozen.get(name, shares.get(name, 0.0) * rest) for name in space.members],
+                total,
+            )
+        )
     return tuple(rows), tuple((name, params[f"option.{name}"]) for name, _ in space.options)
 
 
@@ -121,24 +186,43 @@ def encode(space: SearchSpace, trial: Trial) -> dict[str, float]:
     params: dict[str, float] = {}
     for index, group in enumerate(space.groups):
         row = trial.recipe.weights[index if len(trial.recipe.weights) > 1 else 0]
-        weights = {name: max(weight, 0.0) for name, weight in zip(space.members, row, strict=True) if name not in space.frozen}
+        weights = {
+            name: max(weight, 0.0)
+            for name, weight in zip(space.members, row, strict=True)
+            if name not in space.frozen
+        }
         total = sum(weights.values())
-        logs = {name: math.log(max(weight / total, 1e-9)) if total > 0 else 0.0 for name, weight in weights.items()}
+        logs = {
+            name: math.log(max(weight / total, 1e-9)) if total > 0 else 0.0
+            for name, weight in weights.items()
+        }
         top = max(logs.values(), default=0.0)
-        params |= {f"w.{group.name}.{name}": min(max(value - top + LOGIT, -LOGIT), LOGIT) for name, value in logs.items()}
+        params |= {
+            f"w.{group.name}.{name}": min(max(value - top + LOGIT, -LOGIT), LOGIT)
+            for name, value in logs.items()
+        }
         if space.total[0] < space.total[1]:
             params[f"sum.{group.name}"] = min(max(sum(row), space.total[0]), space.total[1])
-    return params | {f"option.{name}": float(trial.recipe.option(name, (low + high) / 2)) for name, (low, high) in space.options}
+    return params | {
+        f"option.{name}": float(trial.recipe.option(name, (low + high) / 2))
+        for name, (low, high) in space.options
+    }
 
 
 def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     found: dict[str, BaseDistribution] = {}
     low, high = space.total
     for group in space.groups:
-        found |= {f"w.{group.name}.{name}": FloatDistribution(-LOGIT, LOGIT) for name in space.members if name not in space.frozen}
+        found |= {
+            f"w.{group.name}.{name}": FloatDistribution(-LOGIT, LOGIT)
+            for name in space.members
+            if name not in space.frozen
+        }
         if low < high:
             found[f"sum.{group.name}"] = FloatDistribution(low, high, log=low > 0)
-    return found | {f"option.{name}": FloatDistribution(low, high) for name, (low, high) in space.options}
+    return found | {
+        f"option.{name}": FloatDistribution(low, high) for name, (low, high) in space.options
+    }
 
 
 def _generation_tag(sampler: str, index: int) -> dict[str, int]:

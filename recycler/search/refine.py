@@ -20,10 +20,14 @@ from recycler.space import SearchSpace
 from recycler.types import Smoothed, Trial
 
 Floats = NDArray[np.float64]
-Loss = Callable[[Floats, int], float]  # weights (G, K), number of the step, which chooses the items -> loss
+Loss = Callable[
+    [Floats, int], float
+]  # weights (G, K), number of the step, which chooses the items -> loss
 Slopes = Callable[[Floats, int], tuple[float, Floats]]  # the same -> loss, its gradient (G, K)
 
-REFINED = "refined"  # the label of refined trials is this and the number of the trial they come from
+REFINED = (
+    "refined"  # the label of refined trials is this and the number of the trial they come from
+)
 SPREAD = 0.05  # how far from the weights SPSA looks, to both sides
 COOLING = 0.602  # Spall's exponent: step lengths fall like (1 + i / 10) ** -COOLING
 MOMENTUM, SQUARES = 0.8, 0.95  # Adam's, for tens of steps rather than thousands
@@ -40,7 +44,10 @@ class Step:
 
 def direction(seed: int, space: SearchSpace) -> Floats:
     """Random signs (G, K); 0 for frozen members, and summing to 0 in each row where the sum of the weights is fixed."""
-    return _allowed(np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))), space)
+    return _allowed(
+        np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))),
+        space,
+    )
 
 
 def _allowed(step: Floats, space: SearchSpace) -> Floats:
@@ -57,14 +64,19 @@ def moved(weights: Floats, step: Floats, space: SearchSpace) -> Floats:
     return np.array([space.project(row) for row in weights - step])
 
 
-def spsa(loss: Loss, start: Floats, space: SearchSpace, *, steps: int, reach: float, seed: int) -> tuple[Floats, tuple[Step, ...]]:
+def spsa(
+    loss: Loss, start: Floats, space: SearchSpace, *, steps: int, reach: float, seed: int
+) -> tuple[Floats, tuple[Step, ...]]:
     """Weights after `steps` steps of SPSA and the steps; two losses a step, on the same items. A step of usual slope moves each
     weight by `reach`, later ones by less."""
     weights, taken, squares = np.array(start, dtype=float), [], []
     for index in range(steps):
         own = seed * 1_000_003 + index
         aside = SPREAD * direction(own, space)
-        above, below = loss(moved(weights, -aside, space), index), loss(moved(weights, aside, space), index)
+        above, below = (
+            loss(moved(weights, -aside, space), index),
+            loss(moved(weights, aside, space), index),
+        )
         slope = (above - below) / (2 * SPREAD)
         squares.append(slope**2)
         usual = float(np.sqrt(np.mean(squares)))
@@ -82,14 +94,19 @@ def replay(start: Floats, steps: Sequence[Step], space: SearchSpace) -> Floats:
     return weights
 
 
-def descend(slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float) -> tuple[Floats, tuple[float, ...]]:
+def descend(
+    slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float
+) -> tuple[Floats, tuple[float, ...]]:
     """Weights after `steps` steps of Adam of length about `reach` a weight, and the loss before each."""
     weights, mean, square, losses = np.array(start, dtype=float), 0.0, 0.0, []
     for index in range(steps):
         loss, slope = slopes(weights, index)
         slope = _allowed(slope, space)
         losses.append(loss)
-        mean, square = MOMENTUM * mean + (1 - MOMENTUM) * slope, SQUARES * square + (1 - SQUARES) * slope**2
+        mean, square = (
+            MOMENTUM * mean + (1 - MOMENTUM) * slope,
+            SQUARES * square + (1 - SQUARES) * slope**2,
+        )
         unbiased = mean / (1 - MOMENTUM ** (index + 1)), square / (1 - SQUARES ** (index + 1))
         weights = moved(weights, reach * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-12), space)
     return weights, tuple(losses)
@@ -112,5 +129,8 @@ def with_refined(smoothed: Smoothed, trials: Sequence[Trial]) -> Smoothed:
             continue
         before = {score.objective: score.value for score in start.search}
         gained = {score.objective: score.value - before[score.objective] for score in trial.search}
-        scores[number] = tuple(replace(score, value=score.value + gained[score.objective]) for score in scores[start.number])
+        scores[number] = tuple(
+            replace(score, value=score.value + gained[score.objective])
+            for score in scores[start.number]
+        )
     return replace(smoothed, scores=scores)

@@ -18,7 +18,15 @@ from numpy.typing import ArrayLike
 from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.domain import CLOSE, Exhausted, WeightDomain, weight_domain
-from recycler.search.proposals import GLOBAL_SHARE, alone, around, distinct, opening, scattered, thinned
+from recycler.search.proposals import (
+    GLOBAL_SHARE,
+    alone,
+    around,
+    distinct,
+    opening,
+    scattered,
+    thinned,
+)
 from recycler.search.surrogate import Exact, Observations, PriorMean, Surrogate
 
 NUM_DRAWS = 16
@@ -26,7 +34,14 @@ NUM_BLIND = 64  # random points drawn for one proposal that no model has a say i
 NUM_CANDIDATES = 400
 NUM_REFINED = 160
 NUM_THINNED = 80  # candidates with fewer members, where that may be worth something in itself
-AHEAD = (1.0, 0.6, 0.3, 1.0, 0.6, 0.3)  # reaches of the rounds in which the predicted front is looked for
+AHEAD = (
+    1.0,
+    0.6,
+    0.3,
+    1.0,
+    0.6,
+    0.3,
+)  # reaches of the rounds in which the predicted front is looked for
 NUM_AHEAD, MOST_AHEAD = 300, 60  # points tried in each, and kept of its front
 REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
 NUM_BEST = 12
@@ -98,13 +113,32 @@ class SimplexGP:
         opening: tuple[bool | None, int | None] = (None, None),
     ):
         self.domain = weight_domain(
-            members, scale=scale, bounds=bounds, frozen=frozen, max_nonzero=max_nonzero, groups=groups, knobs=knobs
+            members,
+            scale=scale,
+            bounds=bounds,
+            frozen=frozen,
+            max_nonzero=max_nonzero,
+            groups=groups,
+            knobs=knobs,
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
-        self.margins, self.reaches, self.ahead, self.patience, self.opening = MARGINS, REACHES, AHEAD, PATIENCE, opening
-        self._model = Surrogate(self.domain, None if gram is None else np.asarray(gram, dtype=float), prior_mean, exact or {})
+        self.margins, self.reaches, self.ahead, self.patience, self.opening = (
+            MARGINS,
+            REACHES,
+            AHEAD,
+            PATIENCE,
+            opening,
+        )
+        self._model = Surrogate(
+            self.domain,
+            None if gram is None else np.asarray(gram, dtype=float),
+            prior_mean,
+            exact or {},
+        )
 
-    def ask(self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0) -> Floats:
+    def ask(
+        self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0
+    ) -> Floats:
         """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
 
         Never a point that is already observed or pending. The opening design comes first, less what is known of it and less
@@ -123,7 +157,9 @@ class SimplexGP:
         if scored is None or len(scored.values) < 3:
             return self._fresh(known, rng)
         self._model.fit(scored)
-        return self._best(scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)])
+        return self._best(
+            scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)]
+        )
 
     def believe(self, prior_mean: PriorMean | None) -> None:
         """Another prior mean from the next fit on: what is known without scoring may grow with the search."""
@@ -143,7 +179,9 @@ class SimplexGP:
         chosen = np.flatnonzero(non_dominated(mean[:, ~dead]))
         chosen = chosen[np.argsort(-mean[chosen, 0], kind="stable")]
         chance = probability_non_dominated(mean[:, ~dead], sd[:, ~dead], seed=self.seed)
-        return PosteriorFront(tuple(int(index) for index in chosen), mean, sd, total_sd, chance, dead)
+        return PosteriorFront(
+            tuple(int(index) for index in chosen), mean, sd, total_sd, chance, dead
+        )
 
     def fit(self, observed: Observations) -> None:
         """Fit the model to the trials of `observed` that have all their scores; `predict` and `draw` speak of the last fit."""
@@ -168,12 +206,26 @@ class SimplexGP:
             return points
         members = alone(self.domain, np.random.default_rng(self.seed))
         scores = [observed.values_at(point) for point in (points[0], *members[: self.patience])]
-        if any(score is None for score in scores) or not all((score <= scores[0]).all() for score in scores[1:]):
+        if any(score is None for score in scores) or not all(
+            (score <= scores[0]).all() for score in scores[1:]
+        ):
             return points
-        return np.concatenate([members[: self.patience], opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first=False)])
+        return np.concatenate(
+            [
+                members[: self.patience],
+                opening(
+                    self.domain, np.random.default_rng(self.seed), num_sparse, members_first=False
+                ),
+            ]
+        )
 
     def _best(
-        self, scored: Observations, waiting: Floats, known: Floats, rng: np.random.Generator, margin: float
+        self,
+        scored: Observations,
+        waiting: Floats,
+        known: Floats,
+        rng: np.random.Generator,
+        margin: float,
     ) -> Floats:
         alive = ~self._model.dead(scored)
         points = scored.weights[self._affordable(scored.weights)]
@@ -183,7 +235,10 @@ class SimplexGP:
         corner = reference_point(mean, self._guessed_floors()[alive], margin)
         baseline = np.concatenate([points[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
-        wide = [scattered(self.domain, rng, num_global), around(self.domain, rng, front, NUM_CANDIDATES - num_global)]
+        wide = [
+            scattered(self.domain, rng, num_global),
+            around(self.domain, rng, front, NUM_CANDIDATES - num_global),
+        ]
         wide.append(self._predicted_front(front, alive, rng))
         if self._model.exact:
             wide.append(thinned(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
@@ -195,7 +250,9 @@ class SimplexGP:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
             near = [around(self.domain, rng, best, NUM_REFINED, reach=reach)]
             if self._model.exact:
-                near.append(thinned(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2))
+                near.append(
+                    thinned(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2)
+                )
             candidates = self._within(distinct(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, corner, alive, rng)
         return candidates[int(np.argmax(gains))]
@@ -205,11 +262,15 @@ class SimplexGP:
         for _ in range(100):
             points = scattered(self.domain, rng, NUM_BLIND)
             if self._model.exact:  # few members are a matter of luck among mixtures, and may be all that a floor allows
-                points = np.concatenate([points, thinned(self.domain, rng, points, NUM_BLIND), alone(self.domain, rng)])
+                points = np.concatenate(
+                    [points, thinned(self.domain, rng, points, NUM_BLIND), alone(self.domain, rng)]
+                )
             points = self._within(distinct(points, known))
             if len(points):
                 return points[0]
-        raise Exhausted("every allowed point has been proposed already; widen the bounds or stop the search")
+        raise Exhausted(
+            "every allowed point has been proposed already; widen the bounds or stop the search"
+        )
 
     def _predicted_front(self, points: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
         """At most MOST_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
@@ -217,25 +278,38 @@ class SimplexGP:
         found = self._model.median(points)[:, alive]
         for reach in self.ahead:
             fresh = self._within(around(self.domain, rng, points, NUM_AHEAD, reach=reach))
-            points, found = np.concatenate([points, fresh]), np.concatenate([found, self._model.median(fresh)[:, alive]])
+            points, found = (
+                np.concatenate([points, fresh]),
+                np.concatenate([found, self._model.median(fresh)[:, alive]]),
+            )
             kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MOST_AHEAD]
             points, found = points[kept], found[kept]
         return points
 
     def _guessed_floors(self) -> Floats:
         """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept outright and need no corner."""
-        lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.array(self.floors, dtype=float)
+        lowest = (
+            np.full(self.num_objectives, np.nan)
+            if self.floors is None
+            else np.array(self.floors, dtype=float)
+        )
         lowest[list(self._model.exact)] = np.nan
         return lowest
 
     def _missing(self, points: Floats) -> Floats:
         """How far (n,) points are below the floors of exact columns, as shares of these floors, the worst of them; 0 where none is."""
         found = np.zeros(len(points))
-        lowest = np.full(self.num_objectives, np.nan) if self.floors is None else np.asarray(self.floors, dtype=float)
+        lowest = (
+            np.full(self.num_objectives, np.nan)
+            if self.floors is None
+            else np.asarray(self.floors, dtype=float)
+        )
         bounded = [column for column in self._model.exact if not np.isnan(lowest[column])]
         known = self._model.known(points) if bounded else {}
         for column in bounded:
-            found = np.maximum(found, (lowest[column] - known[column]) / max(abs(lowest[column]), CLOSE))
+            found = np.maximum(
+                found, (lowest[column] - known[column]) / max(abs(lowest[column]), CLOSE)
+            )
         return found
 
     def _affordable(self, points: Floats) -> Mask:
@@ -246,12 +320,24 @@ class SimplexGP:
         missing = self._missing(candidates)
         return candidates[missing <= missing.min()] if len(candidates) else candidates
 
-    def _gains(self, baseline: Floats, candidates: Floats, corner: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
+    def _gains(
+        self,
+        baseline: Floats,
+        candidates: Floats,
+        corner: Floats,
+        alive: Mask,
+        rng: np.random.Generator,
+    ) -> Floats:
         """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
-        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[:, :, alive]
+        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[
+            :, :, alive
+        ]
         if self._model.exact:  # members and shares of right answers have nothing to do with one another: each in the front's own reach
             reach = draws.mean(axis=0).max(axis=0) - corner
-            draws, corner = (draws - corner) / np.where(reach > 0, reach, 1.0), np.zeros_like(corner)
+            draws, corner = (
+                (draws - corner) / np.where(reach > 0, reach, 1.0),
+                np.zeros_like(corner),
+            )
         gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
         if gains.max() > 0:
             return gains

@@ -29,24 +29,59 @@ class SimplexProposer:
     no measuring can be told. Raises ValueError for others.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int, gram: Gram | None = None, priced: Costs | None = None):
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        *,
+        seed: int,
+        gram: Gram | None = None,
+        priced: Costs | None = None,
+    ):
         self._space, self._objectives = space, tuple(objectives)
         self._priced = priced or Costs(costs.costs(objectives))
         self.gp = SimplexGP(
-            space.members, len(self._objectives), seed=seed, scale=space.total, bounds={name: limits for name, *limits in zip(space.members, space.low, space.high, strict=True)},
-            frozen=dict(space.frozen), max_nonzero=space.max_nonzero, gram=gram, groups=len(space.groups), knobs=[limits for _, limits in space.knobs],
-            exact={column: self._exact(objective) for column, objective in enumerate(self._objectives) if objective.is_cost})
+            space.members,
+            len(self._objectives),
+            seed=seed,
+            scale=space.total,
+            bounds={
+                name: limits
+                for name, *limits in zip(space.members, space.low, space.high, strict=True)
+            },
+            frozen=dict(space.frozen),
+            max_nonzero=space.max_nonzero,
+            gram=gram,
+            groups=len(space.groups),
+            knobs=[limits for _, limits in space.knobs],
+            exact={
+                column: self._exact(objective)
+                for column, objective in enumerate(self._objectives)
+                if objective.is_cost
+            },
+        )
 
     def ask(self, number: int, trials: Sequence[Trial]) -> Proposal:
         known = self._in_space(trials)
         pending = [self._point(trial) for trial in known if trial.state == "PENDING"]
         scored = [trial for trial in known if trial.state == "SCORED"]
         self.gp.floors = floors(self._objectives, trials)
-        point = self.gp.ask(self.observations(scored) if scored else None, np.array(pending) if pending else (), number)
-        rows = point[: len(self._space.groups) * len(self._space.members)].reshape(len(self._space.groups), -1)
-        knobs = dict(zip((name for name, _ in self._space.knobs), point[rows.size:], strict=True))
-        return Proposal(number=number, weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
-                        options=tuple((name, float(knobs.get(name, low))) for name, (low, _) in self._space.options))
+        point = self.gp.ask(
+            self.observations(scored) if scored else None,
+            np.array(pending) if pending else (),
+            number,
+        )
+        rows = point[: len(self._space.groups) * len(self._space.members)].reshape(
+            len(self._space.groups), -1
+        )
+        knobs = dict(zip((name for name, _ in self._space.knobs), point[rows.size :], strict=True))
+        return Proposal(
+            number=number,
+            weights=tuple(self._space.project(row, float(row.sum())) for row in rows),
+            options=tuple(
+                (name, float(knobs.get(name, low))) for name, (low, _) in self._space.options
+            ),
+        )
 
     def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
         """Posterior scores by trial number: value and standard error of what each scored trial would get on average over
@@ -62,9 +97,27 @@ class SimplexProposer:
         scores = {}
         for index, trial in enumerate(scored):
             told = {score.objective: score for score in trial.search}
-            guessed = zip((told[objective.name] for objective in self._objectives), signs, front.mean[index], front.total_sd[index], strict=True)
-            scores[trial.number] = tuple(score if score.is_exact else replace(score, value=float(sign * mean), stderr=float(sd)) for score, sign, mean, sd in guessed)
-        return Smoothed(scores=scores, dead=tuple(objective.name for objective, dead in zip(self._objectives, front.dead, strict=True) if dead))
+            guessed = zip(
+                (told[objective.name] for objective in self._objectives),
+                signs,
+                front.mean[index],
+                front.total_sd[index],
+                strict=True,
+            )
+            scores[trial.number] = tuple(
+                score
+                if score.is_exact
+                else replace(score, value=float(sign * mean), stderr=float(sd))
+                for score, sign, mean, sd in guessed
+            )
+        return Smoothed(
+            scores=scores,
+            dead=tuple(
+                objective.name
+                for objective, dead in zip(self._objectives, front.dead, strict=True)
+                if dead
+            ),
+        )
 
     def told(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
         """The scored trials that the model learns from, and what it sees of them. Raises ValueError when there is none."""
@@ -74,23 +127,51 @@ class SimplexProposer:
         return tuple(scored), self.observations(scored)
 
     def observations(self, scored: Sequence[Trial]) -> Observations:
-        stderrs = [[next(score.stderr for score in trial.search if score.objective == objective.name) for objective in self._objectives] for trial in scored]
-        return Observations(np.array([self._point(trial) for trial in scored]), maximized(scored, self._objectives), np.array(stderrs))
+        stderrs = [
+            [
+                next(score.stderr for score in trial.search if score.objective == objective.name)
+                for objective in self._objectives
+            ]
+            for trial in scored
+        ]
+        return Observations(
+            np.array([self._point(trial) for trial in scored]),
+            maximized(scored, self._objectives),
+            np.array(stderrs),
+        )
 
     def corner(self, trials: Sequence[Trial]) -> Floats:
         """(T,) of `recycler.costs.corner`: where the volume of a front begins for each cost; NaN for objectives that are scored."""
         members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
-        return costs.corner(self._objectives, members or [trial for trial in trials if trial.state == "SCORED"], np.full(len(self._objectives), np.nan))
+        return costs.corner(
+            self._objectives,
+            members or [trial for trial in trials if trial.state == "SCORED"],
+            np.full(len(self._objectives), np.nan),
+        )
 
     def _exact(self, objective: Objective) -> Callable[[Floats], Floats]:
         """The cost of points (n, D), as far as it tells them apart, as something to be made large."""
         reckoner = self._priced.reckoner(objective, self._space.groups)
-        return lambda points: objective.sign * costs.felt(objective, reckoner(self.gp.domain.split(points)[0]))
+        return lambda points: (
+            objective.sign * costs.felt(objective, reckoner(self.gp.domain.split(points)[0]))
+        )
 
     def _in_space(self, trials: Sequence[Trial]) -> list[Trial]:
-        return [trial for trial in trials if trial.recipe.members == self._space.members and len(trial.recipe.weights) in (1, len(self._space.groups))]
+        return [
+            trial
+            for trial in trials
+            if trial.recipe.members == self._space.members
+            and len(trial.recipe.weights) in (1, len(self._space.groups))
+        ]
 
     def _point(self, trial: Trial) -> np.ndarray:
-        rows = trial.recipe.weights if len(trial.recipe.weights) == len(self._space.groups) else trial.recipe.weights * len(self._space.groups)
-        knobs = [float(trial.recipe.option(name, (low + high) / 2)) for name, (low, high) in self._space.knobs]
+        rows = (
+            trial.recipe.weights
+            if len(trial.recipe.weights) == len(self._space.groups)
+            else trial.recipe.weights * len(self._space.groups)
+        )
+        knobs = [
+            float(trial.recipe.option(name, (low + high) / 2))
+            for name, (low, high) in self._space.knobs
+        ]
         return np.concatenate([np.array(rows, dtype=float).ravel(), knobs])

@@ -1,7 +1,7 @@
 """What the trials say about points that nobody has scored: one Gaussian process per objective on the same features.
 
-    Observations   what has been scored
-    Surrogate      fit, predict, median, draw over all objectives; those known exactly are passed through
+Observations   what has been scored
+Surrogate      fit, predict, median, draw over all objectives; those known exactly are passed through
 """
 
 from __future__ import annotations
@@ -54,25 +54,37 @@ class Observations:
         return self.values[there][0] if there.any() else None
 
 
-def observations(weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None) -> Observations:
+def observations(
+    weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None
+) -> Observations:
     """Observations from tables (n, D), (n, T) and (n, T) or nothing. Raises ValueError when lengths differ."""
     points = np.atleast_2d(np.asarray(weights, dtype=float))
     table = np.atleast_2d(np.asarray(values, dtype=float))
-    errors = np.zeros_like(table) if stderrs is None else np.atleast_2d(np.asarray(stderrs, dtype=float))
+    errors = (
+        np.zeros_like(table) if stderrs is None else np.atleast_2d(np.asarray(stderrs, dtype=float))
+    )
     if len(points) != len(table) or errors.shape != table.shape:
-        raise ValueError(f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do not match")
+        raise ValueError(
+            f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do not match"
+        )
     return Observations(points, table, np.nan_to_num(np.abs(errors), posinf=0.0))
 
 
 class Surrogate:
     """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
 
-    def __init__(self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact):
+    def __init__(
+        self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact
+    ):
         members = domain.num_members
         if gram is not None and gram.shape != (members, members):
-            raise ValueError(f"gram must be ({members}, {members}) for {members} members, got {gram.shape}")
+            raise ValueError(
+                f"gram must be ({members}, {members}) for {members} members, got {gram.shape}"
+            )
         metric = np.eye(members) if gram is None else gram_root(gram)
-        self.features = Features(metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None)
+        self.features = Features(
+            metric, domain.groups, domain.knob_low, domain.knob_high, ard=gram is None
+        )
         self.prior_mean, self.exact, self.links = prior_mean, dict(exact), LINKS
         self._fitted: bytes | None = None
 
@@ -84,12 +96,16 @@ class Surrogate:
         if key == self._fitted:
             return
         self._guessed = [t for t in range(scored.values.shape[1]) if t not in self.exact]
-        errors, values = _floored(scored.stderrs)[:, self._guessed], _caught(scored.values[:, self._guessed])
+        errors, values = (
+            _floored(scored.stderrs)[:, self._guessed],
+            _caught(scored.values[:, self._guessed]),
+        )
         prior = self._prior(scored.weights)
         self._slopes = np.array([_slope(prior[:, t], values[:, t]) for t in range(prior.shape[1])])
         rest = values - prior * self._slopes
         self._gps = [
-            LinkedGP(self.features, self.links).fit(scored.weights, rest[:, t], errors[:, t]) for t in range(rest.shape[1])
+            LinkedGP(self.features, self.links).fit(scored.weights, rest[:, t], errors[:, t])
+            for t in range(rest.shape[1])
         ]
         self._fitted = key
 
@@ -98,19 +114,28 @@ class Surrogate:
         pairs = [gp.predict(points) for gp in self._gps]
         mean = np.stack([mean for mean, _ in pairs], axis=1) + self._prior(points) * self._slopes
         known = self.known(points)
-        return self._joined(mean, known), self._joined(np.stack([sd for _, sd in pairs], axis=1), dict.fromkeys(known, 0.0))
+        return self._joined(mean, known), self._joined(
+            np.stack([sd for _, sd in pairs], axis=1), dict.fromkeys(known, 0.0)
+        )
 
     def median(self, points: Floats) -> Floats:
         """Posterior median (n, T): the mean's order at a fraction of its cost."""
-        found = np.stack([gp.median(points) for gp in self._gps], axis=1) + self._prior(points) * self._slopes
+        found = (
+            np.stack([gp.median(points) for gp in self._gps], axis=1)
+            + self._prior(points) * self._slopes
+        )
         return self._joined(found, self.known(points))
 
     def known(self, points: Floats) -> dict[int, Floats]:
         """Values (n,) of the exact columns at points (n, D). Raises ValueError that names a column whose function gives no such thing."""
-        found = {column: np.asarray(value(points), dtype=float) for column, value in self.exact.items()}
+        found = {
+            column: np.asarray(value(points), dtype=float) for column, value in self.exact.items()
+        }
         for column, values in found.items():
             if values.shape != (len(points),) or not np.isfinite(values).all():
-                raise ValueError(f"exact of objective {column} must give {len(points)} finite numbers for {len(points)} points, got {values.shape}: {values.ravel()[:3]}")
+                raise ValueError(
+                    f"exact of objective {column} must give {len(points)} finite numbers for {len(points)} points, got {values.shape}: {values.ravel()[:3]}"
+                )
         return found
 
     def dead(self, scored: Observations) -> Mask:
@@ -124,7 +149,9 @@ class Surrogate:
         explained = np.array([gp.explained() for gp in self._gps])
         if len(values) < LEAST_TO_JUDGE or (errors == 0).any():
             return np.zeros(scored.values.shape[1], dtype=bool)
-        within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(0.99, len(values) - 1)
+        within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(
+            0.99, len(values) - 1
+        )
         dead, least = within & (explained <= 0.0), max(2 - len(self.exact), 1)
         if (~dead).sum() < min(least, len(dead)):
             dead[np.argsort(-explained, kind="stable")[:least]] = False
@@ -133,18 +160,24 @@ class Surrogate:
     @property
     def common_noise(self) -> Floats:
         """Per objective (T,), see `WeightGP.common_noise`."""
-        return self._joined(np.array([gp.common_noise for gp in self._gps]), dict.fromkeys(self.exact, 0.0))
+        return self._joined(
+            np.array([gp.common_noise for gp in self._gps]), dict.fromkeys(self.exact, 0.0)
+        )
 
     def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
         """Joint draws (count, n, T)."""
         drawn = [gp.draw(points, rng.standard_normal((len(points), count))).T for gp in self._gps]
-        return self._joined(np.stack(drawn, axis=2) + self._prior(points) * self._slopes, self.known(points))
+        return self._joined(
+            np.stack(drawn, axis=2) + self._prior(points) * self._slopes, self.known(points)
+        )
 
     def _prior(self, points: Floats) -> Floats:
         """(n, T) without the exact columns."""
         if self.prior_mean is None:
             return np.zeros((len(points), len(self._guessed)))
-        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), -1)[:, self._guessed]
+        return np.asarray(self.prior_mean(points), dtype=float).reshape(len(points), -1)[
+            :, self._guessed
+        ]
 
     def _joined(self, guessed: np.ndarray, known: Mapping[int, object]) -> np.ndarray:
         """`guessed` (..., T - E) with the E `known` columns where they belong, (..., T)."""
@@ -159,7 +192,9 @@ class Surrogate:
 
 def _floored(stderrs: Floats) -> Floats:
     """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not certainty."""
-    floor = [np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T]
+    floor = [
+        np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T
+    ]
     return np.maximum(stderrs, floor)
 
 

@@ -85,10 +85,14 @@ class Surrogate:
     Raises ValueError for fewer than LEAST_TRIALS scored trials.
     """
 
-    def __init__(self, proposer: SimplexProposer, trials: Sequence[Trial], objectives: Sequence[Objective]):
+    def __init__(
+        self, proposer: SimplexProposer, trials: Sequence[Trial], objectives: Sequence[Objective]
+    ):
         self.trials, self.observed = proposer.told(telling(trials, objectives))
         if len(self.trials) < LEAST_TRIALS:
-            raise ValueError(f"{len(self.trials)} scored trials are too few for a model of the scores, which takes {LEAST_TRIALS}")
+            raise ValueError(
+                f"{len(self.trials)} scored trials are too few for a model of the scores, which takes {LEAST_TRIALS}"
+            )
         self.gp, self.objectives = proposer.gp, tuple(objectives)
         self.domain = self.gp.domain
         self.members = self.domain.members
@@ -105,19 +109,39 @@ class Surrogate:
         """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are. Of what it costs no
         share is told: that is no model's guess, and the weights say it."""
         weight, used = self._mean_weights(point), self._used(point)
-        parts = [[index] for index in used[: MOST_EXACT - 1]] + ([used[MOST_EXACT - 1:]] if len(used) >= MOST_EXACT else [])
-        coalitions = [part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)]
-        rows = np.array([self._coalition(point, [index for part in coalition for index in parts[part]]) for coalition in coalitions])
+        parts = [[index] for index in used[: MOST_EXACT - 1]] + (
+            [used[MOST_EXACT - 1 :]] if len(used) >= MOST_EXACT else []
+        )
+        coalitions = [
+            part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)
+        ]
+        rows = np.array(
+            [
+                self._coalition(point, [index for part in coalition for index in parts[part]])
+                for coalition in coalitions
+            ]
+        )
         place = {coalition: index for index, coalition in enumerate(coalitions)}
         weighed = np.zeros((len(parts), len(coalitions)))
         for coalition in coalitions:
             for part in range(len(parts)):
                 if part not in coalition:
-                    factor = factorial(len(coalition)) * factorial(len(parts) - len(coalition) - 1) / factorial(len(parts))
+                    factor = (
+                        factorial(len(coalition))
+                        * factorial(len(parts) - len(coalition) - 1)
+                        / factorial(len(parts))
+                    )
                     weighed[part, place[coalition]] -= factor
                     weighed[part, place[tuple(sorted((*coalition, part)))]] += factor
         told = self._contrasts(rows, weighed)
-        return tuple(Share(member=" + ".join(self.members[index] for index in part), weight=float(weight[part].sum()), adds=adds) for part, adds in zip(parts, told, strict=True))
+        return tuple(
+            Share(
+                member=" + ".join(self.members[index] for index in part),
+                weight=float(weight[part].sum()),
+                adds=adds,
+            )
+            for part, adds in zip(parts, told, strict=True)
+        )
 
     def pairs(self, point: Floats) -> tuple[Pair, ...]:
         """The at most MOST_PAIRS pairs of members of one merge (D,) that depend most on one another, by the spread of what was scored; of
@@ -126,33 +150,84 @@ class Surrogate:
         leading = used[:MOST_EXACT]
         chosen = list(combinations(leading, 2))
         out = [(), *((index,) for index in leading), *chosen]
-        rows = np.array([self._coalition(point, [index for index in used if index not in gone]) for gone in out])
+        rows = np.array(
+            [self._coalition(point, [index for index in used if index not in gone]) for gone in out]
+        )
         weighed = np.zeros((len(chosen), len(out)))
         for row, (first, second) in enumerate(chosen):
             for sign, gone in ((1, ()), (-1, (first,)), (-1, (second,)), (1, (first, second))):
                 weighed[row, out.index(gone)] = sign
-        spread = dict(zip((objective.name for objective in self.objectives), self.gp.predict(self.observed.weights)[0].std(axis=0), strict=True))
-        found = [Pair(members=(self.members[first], self.members[second]), differs=differs) for (first, second), differs in zip(chosen, self._contrasts(rows, weighed), strict=True)]
-        return tuple(sorted(found, key=lambda pair: -max(abs(value) / max(spread[name], 1e-12) for name, (value, _) in pair.differs.items()))[:MOST_PAIRS])
+        spread = dict(
+            zip(
+                (objective.name for objective in self.objectives),
+                self.gp.predict(self.observed.weights)[0].std(axis=0),
+                strict=True,
+            )
+        )
+        found = [
+            Pair(members=(self.members[first], self.members[second]), differs=differs)
+            for (first, second), differs in zip(chosen, self._contrasts(rows, weighed), strict=True)
+        ]
+        return tuple(
+            sorted(
+                found,
+                key=lambda pair: (
+                    -max(
+                        abs(value) / max(spread[name], 1e-12)
+                        for name, (value, _) in pair.differs.items()
+                    )
+                ),
+            )[:MOST_PAIRS]
+        )
 
     def moves(self, point: Floats) -> tuple[Move, ...]:
         """What a little more or less of each member of one merge (D,) changes, the largest weight first; none where there is nothing to scale back by."""
         used, weight = self._used(point), self._mean_weights(point)
-        free = [index for index in used if self.domain.low[index] < self.domain.high[index]] if len(used) > 1 else []
+        free = (
+            [index for index in used if self.domain.low[index] < self.domain.high[index]]
+            if len(used) > 1
+            else []
+        )
         before, knobs = self.domain.split(point[None])
         factors = np.ones((2 * len(free), 1, len(self.members)))
         for row, index in enumerate(free):
             factors[2 * row, 0, index], factors[2 * row + 1, 0, index] = 1 + MOVE, 1 - MOVE
-        moved = self._joined(self._shared(before * factors, np.repeat(before, len(factors), axis=0)), np.repeat(knobs, len(factors), axis=0)) if free else np.zeros((0, len(point)))
+        moved = (
+            self._joined(
+                self._shared(before * factors, np.repeat(before, len(factors), axis=0)),
+                np.repeat(knobs, len(factors), axis=0),
+            )
+            if free
+            else np.zeros((0, len(point)))
+        )
         weighed = np.concatenate([-np.ones((len(moved), 1)), np.eye(len(moved))], axis=1)
         told = self._contrasts(np.concatenate([point[None], moved]), weighed)
-        return tuple(Move(member=self.members[index], weight=float(weight[index]), larger=larger, smaller=smaller) for index, larger, smaller in zip(free, told[::2], told[1::2], strict=True))
+        return tuple(
+            Move(
+                member=self.members[index],
+                weight=float(weight[index]),
+                larger=larger,
+                smaller=smaller,
+            )
+            for index, larger, smaller in zip(free, told[::2], told[1::2], strict=True)
+        )
 
     def _contrasts(self, points: Floats, weighed: Floats) -> list[dict[str, tuple[float, float]]]:
         """(value, standard error) by benchmark of each of the sums `weighed` (m, n) of the scores of `points` (n, D), in the objectives' own units."""
         values = weighed @ (self.gp.predict(points)[0] * self.signs)
-        doubt = np.einsum("pc,dct->dpt", weighed, self.gp.draw(points, np.random.default_rng(0), NUM_DRAWS) * self.signs).std(axis=0)
-        return [{objective.name: (float(values[row, t]), float(doubt[row, t])) for t, objective in enumerate(self.objectives) if not objective.is_cost} for row in range(len(weighed))]
+        doubt = np.einsum(
+            "pc,dct->dpt",
+            weighed,
+            self.gp.draw(points, np.random.default_rng(0), NUM_DRAWS) * self.signs,
+        ).std(axis=0)
+        return [
+            {
+                objective.name: (float(values[row, t]), float(doubt[row, t]))
+                for t, objective in enumerate(self.objectives)
+                if not objective.is_cost
+            }
+            for row in range(len(weighed))
+        ]
 
     def _used(self, point: Floats) -> list[int]:
         """The members with a weight in some group, the largest first."""
@@ -172,7 +247,9 @@ class Surrogate:
         scored = self.observed.weights
         mean = self.gp.predict(scored)[0]
         alone = mean[[index for index, trial in enumerate(self.trials) if trial.kind == "member"]]
-        corner = np.where(np.isnan(self._lowest), (alone if len(alone) else mean).min(axis=0), self._lowest)
+        corner = np.where(
+            np.isnan(self._lowest), (alone if len(alone) else mean).min(axis=0), self._lowest
+        )
         sets = [self._likely(scored, member) for member in (None, *range(len(self.members)))]
         ends = np.cumsum([len(points) for points in sets])
         points = np.concatenate(sets)
@@ -181,26 +258,67 @@ class Surrogate:
         whole = np.array([_volume(draw[: ends[0]], corner) for draw in draws])
         if not (whole > 0).all():
             return ()
-        used, reach = self._sizes(scored[non_dominated(mean)]) > 0, np.maximum(mean.max(axis=0) - corner, 1e-12)
+        used, reach = (
+            self._sizes(scored[non_dominated(mean)]) > 0,
+            np.maximum(mean.max(axis=0) - corner, 1e-12),
+        )
         losses = []
         for index, name in enumerate(self.members):
             own = slice(ends[index], ends[index + 1])
-            lost = np.array([1.0 - _volume(draw[own], corner) / volume for draw, volume in zip(draws, whole, strict=True)])
+            lost = np.array(
+                [
+                    1.0 - _volume(draw[own], corner) / volume
+                    for draw, volume in zip(draws, whole, strict=True)
+                ]
+            )
             best = ends[index] + int(np.argmax(((values[own] - corner) / reach).min(axis=1)))
-            told = {objective.name: (float(sign * value), float(sd)) for objective, sign, value, sd in zip(self.objectives, self.signs, values[best], doubt[best], strict=True)}
-            share, low, high = (float(np.clip(figure, 0.0, 1.0)) for figure in (lost.mean(), np.quantile(lost, 0.05), np.quantile(lost, 0.95)))
-            losses.append(Loss(member=name, hypervolume=share, low=low, high=high, used_by=int(used[:, index].sum()), predicted=told,
-                               remaining=tuple(tuple(round(float(weight), 6) for weight in row) for row in self.domain.split(points[best][None])[0][0])))
+            told = {
+                objective.name: (float(sign * value), float(sd))
+                for objective, sign, value, sd in zip(
+                    self.objectives, self.signs, values[best], doubt[best], strict=True
+                )
+            }
+            share, low, high = (
+                float(np.clip(figure, 0.0, 1.0))
+                for figure in (lost.mean(), np.quantile(lost, 0.05), np.quantile(lost, 0.95))
+            )
+            losses.append(
+                Loss(
+                    member=name,
+                    hypervolume=share,
+                    low=low,
+                    high=high,
+                    used_by=int(used[:, index].sum()),
+                    predicted=told,
+                    remaining=tuple(
+                        tuple(round(float(weight), 6) for weight in row)
+                        for row in self.domain.split(points[best][None])[0][0]
+                    ),
+                )
+            )
         return tuple(sorted(losses, key=lambda loss: -loss.hypervolume))
 
     def _likely(self, scored: Floats, without: int | None) -> Floats:
         """The at most MOST_LIKELY merges (n, D) of the front that the model expects, member `without` held at 0."""
         rng, domain = np.random.default_rng(1), self.domain
-        known = scored[self._sizes(scored).sum(axis=1) > 0.0]  # the base alone has no proportions to go on from
-        points = self._held_out(np.concatenate([known, scattered(domain, rng, NUM_CANDIDATES)]), without)
+        known = scored[
+            self._sizes(scored).sum(axis=1) > 0.0
+        ]  # the base alone has no proportions to go on from
+        points = self._held_out(
+            np.concatenate([known, scattered(domain, rng, NUM_CANDIDATES)]), without
+        )
         for _ in range(ROUNDS):
             best = points[non_dominated(self.gp.predict(points)[0])]
-            points = distinct(np.concatenate([best, self._held_out(around(domain, rng, best, NUM_CANDIDATES, reach=0.5), without)]))
+            points = distinct(
+                np.concatenate(
+                    [
+                        best,
+                        self._held_out(
+                            around(domain, rng, best, NUM_CANDIDATES, reach=0.5), without
+                        ),
+                    ]
+                )
+            )
         best = points[non_dominated(self.gp.predict(points)[0])]
         return best if len(best) <= MOST_LIKELY else best[rng.permutation(len(best))[:MOST_LIKELY]]
 
@@ -223,7 +341,9 @@ class Surrogate:
         """`rows` (n, G, K) brought to the sums of `before`; where nothing is left, all members alike."""
         total, rest = before.sum(axis=2, keepdims=True), rows.sum(axis=2, keepdims=True)
         alike = np.broadcast_to(total / rows.shape[2], rows.shape)
-        return np.where(np.abs(rest) > 1e-9, rows * total / np.where(np.abs(rest) > 1e-9, rest, 1.0), alike)
+        return np.where(
+            np.abs(rest) > 1e-9, rows * total / np.where(np.abs(rest) > 1e-9, rest, 1.0), alike
+        )
 
     @staticmethod
     def _joined(rows: Floats, knobs: Floats) -> Floats:
@@ -245,26 +365,56 @@ def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tr
     if len(scored) <= MOST_TRIALS:
         return scored
     values = maximized(scored, objectives)
-    merit = ((values - values.min(axis=0)) / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)).sum(axis=1)
+    merit = (
+        (values - values.min(axis=0))
+        / np.where(np.ptp(values, axis=0) > 0, np.ptp(values, axis=0), 1.0)
+    ).sum(axis=1)
     front = non_dominated(values)
-    order = sorted(range(len(scored)), key=lambda index: (scored[index].kind == "merge", not front[index], -merit[index]))
+    order = sorted(
+        range(len(scored)),
+        key=lambda index: (scored[index].kind == "merge", not front[index], -merit[index]),
+    )
     return [scored[index] for index in sorted(order[:MOST_TRIALS])]
 
 
-def sentences(chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]) -> list[str]:
+def sentences(
+    chosen: Trial, shares: Sequence[Share], losses: Sequence[Loss], objectives: Sequence[Objective]
+) -> list[str]:
     """What a person would say of it."""
-    said = [f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."]
+    said = [
+        f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."
+    ]
     for objective in benchmarks(objectives):
         name, sign = objective.name, objective.sign
         clear = [share for share in shares if abs(share.adds[name][0]) > Z90 * share.adds[name][1]]
-        good = sorted((share for share in clear if sign * share.adds[name][0] > 0), key=lambda share: -sign * share.adds[name][0])
+        good = sorted(
+            (share for share in clear if sign * share.adds[name][0] > 0),
+            key=lambda share: -sign * share.adds[name][0],
+        )
         bad = [share for share in clear if sign * share.adds[name][0] < 0]
-        told = ", ".join(f"{share.member} ({share.adds[name][0]:+.3f} ± {share.adds[name][1]:.3f})" for share in good[:3]) or "no member beyond doubt"
-        against = f"; against it: {', '.join(f'{share.member} ({share.adds[name][0]:+.3f})' for share in bad[:3])}" if bad else ""
+        told = (
+            ", ".join(
+                f"{share.member} ({share.adds[name][0]:+.3f} ± {share.adds[name][1]:.3f})"
+                for share in good[:3]
+            )
+            or "no member beyond doubt"
+        )
+        against = (
+            f"; against it: {', '.join(f'{share.member} ({share.adds[name][0]:+.3f})' for share in bad[:3])}"
+            if bad
+            else ""
+        )
         said.append(f"{name} comes from {told}{against}.")
     missed = [loss for loss in losses if loss.hypervolume >= 0.01]
     if missed:
-        said.append("Without " + ", ".join(f"{loss.member} the front would lose {loss.hypervolume:.0%} ({loss.low:.0%} to {loss.high:.0%})" for loss in missed[:4]) + " of its volume, by the model.")
+        said.append(
+            "Without "
+            + ", ".join(
+                f"{loss.member} the front would lose {loss.hypervolume:.0%} ({loss.low:.0%} to {loss.high:.0%})"
+                for loss in missed[:4]
+            )
+            + " of its volume, by the model."
+        )
     spare = [loss.member for loss in losses if loss.hypervolume < 0.01]
     if spare:
         said.append(f"Could be left out at less than 1 %: {', '.join(spare)}.")
@@ -278,8 +428,14 @@ def pair_sentences(pairs: Sequence[Pair], objectives: Sequence[Objective]) -> li
         for pair in pairs:
             value, doubt = pair.differs[objective.name]
             if abs(value) > Z90 * doubt:
-                how = "are worth more together than each alone" if objective.sign * value > 0 else "stand in for one another"
-                said.append(f"{' and '.join(pair.members)} {how} at {objective.name} (taken out together {value:+.3f} ± {doubt:.3f} beyond the sum of each alone).")
+                how = (
+                    "are worth more together than each alone"
+                    if objective.sign * value > 0
+                    else "stand in for one another"
+                )
+                said.append(
+                    f"{' and '.join(pair.members)} {how} at {objective.name} (taken out together {value:+.3f} ± {doubt:.3f} beyond the sum of each alone)."
+                )
     return said
 
 
@@ -287,9 +443,22 @@ def why_document(surrogate: Surrogate, chosen: Trial) -> dict[str, Any]:
     """The one JSON document of `recycler why --json`."""
     if not surrogate.covers(chosen):
         raise ValueError("the model of this search does not cover its kind of merge")
-    index = next(index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe)
+    index = next(
+        index for index, trial in enumerate(surrogate.trials) if trial.recipe == chosen.recipe
+    )
     point = surrogate.observed.weights[index]
     shares, losses, pairs = surrogate.shares(point), surrogate.losses(), surrogate.pairs(point)
-    return {"schema_version": 1, "trial": chosen.number, "estimated": True, "said": [*sentences(chosen, shares, losses, surrogate.objectives), *pair_sentences(pairs, surrogate.objectives)],
-            "shares": [asdict(share) for share in shares], "pairs": [asdict(pair) for pair in pairs], "moves": [asdict(move) for move in surrogate.moves(point)],
-            "losses": [asdict(loss) for loss in losses], "members": surrogate.members}
+    return {
+        "schema_version": 1,
+        "trial": chosen.number,
+        "estimated": True,
+        "said": [
+            *sentences(chosen, shares, losses, surrogate.objectives),
+            *pair_sentences(pairs, surrogate.objectives),
+        ],
+        "shares": [asdict(share) for share in shares],
+        "pairs": [asdict(pair) for pair in pairs],
+        "moves": [asdict(move) for move in surrogate.moves(point)],
+        "losses": [asdict(loss) for loss in losses],
+        "members": surrogate.members,
+    }

@@ -26,7 +26,16 @@ from recycler.service.routes import api_router
 STATUS = {NotFoundError: 404, BusyError: 409, InfrastructureError: 503}
 
 
-def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, viewer_token: str | None = None, export_place: str | None = None, proxy: TrustedProxy | None = None, allowed_hosts: Sequence[str] = LOOPBACK[:2]) -> FastAPI:
+def create_app(
+    root: Path,
+    *,
+    ledger_url: str | None = None,
+    token: str | None,
+    viewer_token: str | None = None,
+    export_place: str | None = None,
+    proxy: TrustedProxy | None = None,
+    allowed_hosts: Sequence[str] = LOOPBACK[:2],
+) -> FastAPI:
     """The service over the run folders of `root`, and the jobs of the database at `ledger_url`.
 
     Exports go with their runs, or below `export_place` (a folder or a bucket's URL) where a destination is asked for.
@@ -36,7 +45,14 @@ def create_app(root: Path, *, ledger_url: str | None = None, token: str | None, 
     if token is None and (proxy is not None or not set(allowed_hosts) <= set(LOOPBACK)):
         raise ValueError("hosts other than loopback, and proxies, need a token")
     jobs = Jobs(root, ledger_url, export_place)
-    app = FastAPI(title="recycler", version=__version__, summary="Recycling jobs: trials, fronts, comparisons, exports.", openapi_url="/api/v1/openapi.json", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="recycler",
+        version=__version__,
+        summary="Recycling jobs: trials, fronts, comparisons, exports.",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.jobs = jobs
     app.add_exception_handler(RecyclerError, _told)
     app.add_exception_handler(RequestValidationError, _refused)
@@ -69,11 +85,39 @@ def _told(_request: Request, error: Exception) -> JSONResponse:
 def _answered(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # the router names the methods of the first route only, and a path may have two
-        headers["Allow"] = ", ".join(sorted({method for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE for method in route.methods}))
-    return JSONResponse({"problems": [{"thing": "request", "cause": str(error.detail), "remedy": "", "where": ""}]}, error.status_code, headers)
+    if (
+        error.status_code == 405
+    ):  # the router names the methods of the first route only, and a path may have two
+        headers["Allow"] = ", ".join(
+            sorted(
+                {
+                    method
+                    for route in request.app.routes
+                    if route.matches(request.scope)[0] is not Match.NONE
+                    for method in route.methods
+                }
+            )
+        )
+    return JSONResponse(
+        {"problems": [{"thing": "request", "cause": str(error.detail), "remedy": "", "where": ""}]},
+        error.status_code,
+        headers,
+    )
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"problems": [{"thing": ".".join(map(str, entry["loc"])), "cause": entry["msg"], "remedy": "", "where": ""} for entry in error.errors()]}, 422)
+    return JSONResponse(
+        {
+            "problems": [
+                {
+                    "thing": ".".join(map(str, entry["loc"])),
+                    "cause": entry["msg"],
+                    "remedy": "",
+                    "where": "",
+                }
+                for entry in error.errors()
+            ]
+        },
+        422,
+    )

@@ -31,8 +31,15 @@ def bulkhead(job: str) -> Iterator[None]:
     except Exception as error:
         LOG.warning("job %s cannot be read", job, exc_info=True)
         said = (str(error).strip().splitlines() or [""])[0]
-        raise InfrastructureError(Problem(thing=f"job {job!r}", cause=redacted(f"holds something that cannot be read ({type(error).__name__}: {said[:MAX_CAUSE]})"),
-                                          remedy="Its folder or ledger is damaged: put a copy in its place; the service's log tells more")) from None
+        raise InfrastructureError(
+            Problem(
+                thing=f"job {job!r}",
+                cause=redacted(
+                    f"holds something that cannot be read ({type(error).__name__}: {said[:MAX_CAUSE]})"
+                ),
+                remedy="Its folder or ledger is damaged: put a copy in its place; the service's log tells more",
+            )
+        ) from None
 
 
 class JobRoute(APIRoute):

@@ -1,6 +1,6 @@
 """How far each member is from the base, layer by layer: measured by a process of its own on demand, then kept with the run.
 
-    python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not at all
+python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not at all
 """
 
 from __future__ import annotations
@@ -27,14 +27,33 @@ FILE, LOG = "pool-deltas.json", "pool-deltas.log"
 def measure(run: str, path: Path) -> None:
     """Write the delta profile of a run's pool. Raises what opening the pool raises."""
     profile = delta_profile(open_pool_of(run))
-    document = {"base": profile.base, "sample": profile.sample, "members": [
-        {"name": member.member, "mean": member.mean, "p99": member.p99, "relative_norm": member.relative, "layers": list(member.layers), "proposed_swap": propose_swap(member)} for member in profile.members]}
+    document = {
+        "base": profile.base,
+        "sample": profile.sample,
+        "members": [
+            {
+                "name": member.member,
+                "mean": member.mean,
+                "p99": member.p99,
+                "relative_norm": member.relative,
+                "layers": list(member.layers),
+                "proposed_swap": propose_swap(member),
+            }
+            for member in profile.members
+        ],
+    }
     write_whole(path, json.dumps(document))
 
 
 def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
     """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each member."""
-    found = {"schema_version": 1, "state": "absent", "reason": "", "command": _by_hand(snapshot), "profile": None}
+    found = {
+        "schema_version": 1,
+        "state": "absent",
+        "reason": "",
+        "command": _by_hand(snapshot),
+        "profile": None,
+    }
     try:
         profile = json.loads((run.folder / FILE).read_text())
         if isinstance(profile, dict) and "members" in profile:
@@ -44,7 +63,11 @@ def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[st
     if started.alive(_name(run)):
         return {**found, "state": "running"}
     if (run.folder / LOG).is_file():
-        return {**found, "state": "failed", "reason": processes.said_last(run.folder / LOG) or "it was interrupted; ask again"}
+        return {
+            **found,
+            "state": "failed",
+            "reason": processes.said_last(run.folder / LOG) or "it was interrupted; ask again",
+        }
     return found
 
 
@@ -52,9 +75,20 @@ def start(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
     """Start measuring, unless it is done or under way. Raises BusyError."""
     if deltas_document(run, snapshot, started)["state"] not in ("done", "running"):
         if not run.folder.is_dir():
-            raise UsageError(Problem(thing=f"job {run.id!r}", cause="has no folder here", remedy="Measure where its pool is, by the command line"))
+            raise UsageError(
+                Problem(
+                    thing=f"job {run.id!r}",
+                    cause="has no folder here",
+                    remedy="Measure where its pool is, by the command line",
+                )
+            )
         refuse_too_many(started)
-        started.start(_name(run), [sys.executable, "-m", "recycler.service.deltas", run.named, str(run.folder / FILE)], run.folder / LOG, run.folder.parent)
+        started.start(
+            _name(run),
+            [sys.executable, "-m", "recycler.service.deltas", run.named, str(run.folder / FILE)],
+            run.folder / LOG,
+            run.folder.parent,
+        )
     return deltas_document(run, snapshot, started)
 
 
@@ -64,7 +98,15 @@ def _name(run: Run) -> str:
 
 def _by_hand(snapshot: Snapshot) -> str:
     pool = snapshot.pool
-    return shlex.join(["recycler", "inspect", *(member.location for member in pool.members), *(["--base", pool.base.location] if pool.base else []), "--deltas"])
+    return shlex.join(
+        [
+            "recycler",
+            "inspect",
+            *(member.location for member in pool.members),
+            *(["--base", pool.base.location] if pool.base else []),
+            "--deltas",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -27,10 +27,19 @@ def finite(value: float) -> float | None:
 def trial_entry(trial: Trial) -> dict[str, Any]:
     """One trial as the lists and the events show it."""
     return {
-        "trial": trial.number, "kind": trial.kind, "label": trial.label, "state": trial.state, "method": trial.recipe.method,
-        "weights": weights_by_group(trial), "options": dict(trial.recipe.options),
-        "scores": {role: {score.objective: _score(score) for score in trial.scores(role)} for role in ROLES},
-        "failure": {"blame": trial.failure.blame, "reason": trial.failure.reason} if trial.failure else None,
+        "trial": trial.number,
+        "kind": trial.kind,
+        "label": trial.label,
+        "state": trial.state,
+        "method": trial.recipe.method,
+        "weights": weights_by_group(trial),
+        "options": dict(trial.recipe.options),
+        "scores": {
+            role: {score.objective: _score(score) for score in trial.scores(role)} for role in ROLES
+        },
+        "failure": {"blame": trial.failure.blame, "reason": trial.failure.reason}
+        if trial.failure
+        else None,
     }
 
 
@@ -38,37 +47,98 @@ def trials_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
     """All trials, who is on the front, and where the events go on after this document."""
     front, volumes, chosen = [], [], None
     if has_front(snapshot):
-        front, volumes, chosen = [trial.number for trial in snapshot.front.front], snapshot.volumes, snapshot.knee
-    return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names), "base": snapshot.pool.base.name if snapshot.pool.base else None,
-            "front": front, "knee": chosen, "hypervolume": volumes, "cursor": cursor, "trials": [trial_entry(trial) for trial in snapshot.trials]}
+        front, volumes, chosen = (
+            [trial.number for trial in snapshot.front.front],
+            snapshot.volumes,
+            snapshot.knee,
+        )
+    return {
+        "schema_version": 1,
+        "objectives": objectives_document(snapshot.objectives),
+        "members": list(snapshot.pool.names),
+        "base": snapshot.pool.base.name if snapshot.pool.base else None,
+        "front": front,
+        "knee": chosen,
+        "hypervolume": volumes,
+        "cursor": cursor,
+        "trials": [trial_entry(trial) for trial in snapshot.trials],
+    }
 
 
 def objectives_document(objectives: Sequence[Objective]) -> list[dict[str, Any]]:
     """Names and directions; `exact` marks what a merge costs, which has no items and no error."""
-    return [{"name": objective.name, "direction": objective.direction, **({"exact": True} if objective.is_cost else {})} for objective in objectives]
+    return [
+        {
+            "name": objective.name,
+            "direction": objective.direction,
+            **({"exact": True} if objective.is_cost else {}),
+        }
+        for objective in objectives
+    ]
 
 
 def items_document(trial: Trial, role: Role, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    return {"schema_version": 1, "trial": trial.number, "role": role, "items": [
-        {"item": outcome.item, "values": {name: finite(value) for name, value in outcome.values}, "output": outcome.output[:MAX_OUTPUT], "num_tokens": outcome.num_tokens} for outcome in outcomes]}
+    return {
+        "schema_version": 1,
+        "trial": trial.number,
+        "role": role,
+        "items": [
+            {
+                "item": outcome.item,
+                "values": {name: finite(value) for name, value in outcome.values},
+                "output": outcome.output[:MAX_OUTPUT],
+                "num_tokens": outcome.num_tokens,
+            }
+            for outcome in outcomes
+        ],
+    }
 
 
-def compare_document(snapshot: Snapshot, trials: Sequence[Trial], role: Role, outcomes: Sequence[Sequence[Outcome]], items: Mapping[str, Item]) -> dict[str, Any]:
+def compare_document(
+    snapshot: Snapshot,
+    trials: Sequence[Trial],
+    role: Role,
+    outcomes: Sequence[Sequence[Outcome]],
+    items: Mapping[str, Item],
+) -> dict[str, Any]:
     """Each trial against the first: score differences, paired differences with errors, and the items that flipped.
 
     `items` are the run's frozen ones: their clusters are the units of the errors and their weights those of the scores.
     Where they are not known every item is one independent vote, and the note says so.
     """
     tables = [{outcome.item: outcome for outcome in own} for own in outcomes]
-    against = [{"trial": trial.number, "objectives": [_difference(objective, trials[0], trial, role, tables[0], table, items) for objective in snapshot.objectives]}
-               for trial, table in zip(trials[1:], tables[1:], strict=True)]
+    against = [
+        {
+            "trial": trial.number,
+            "objectives": [
+                _difference(objective, trials[0], trial, role, tables[0], table, items)
+                for objective in snapshot.objectives
+            ],
+        }
+        for trial, table in zip(trials[1:], tables[1:], strict=True)
+    ]
     known = all(name in items for table in tables for name in table)
-    note = "errors of paired differences take clusters of items as units, as the scores' own do" if known else "the run's suites are not here: paired figures take every item as independent and equally weighted"
-    return {"schema_version": 1, "role": role, "reference": trials[0].number, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names),
-            "trials": [trial_entry(trial) for trial in trials], "against": against, "clustered": known, "note": note}
+    note = (
+        "errors of paired differences take clusters of items as units, as the scores' own do"
+        if known
+        else "the run's suites are not here: paired figures take every item as independent and equally weighted"
+    )
+    return {
+        "schema_version": 1,
+        "role": role,
+        "reference": trials[0].number,
+        "objectives": objectives_document(snapshot.objectives),
+        "members": list(snapshot.pool.names),
+        "trials": [trial_entry(trial) for trial in trials],
+        "against": against,
+        "clustered": known,
+        "note": note,
+    }
 
 
-def pool_document(snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = None) -> dict[str, Any]:
+def pool_document(
+    snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = None
+) -> dict[str, Any]:
     """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed).
 
     `gram` (K, K), inner products of the members' deltas, gives `similarity`: the length of each delta relative to the base,
@@ -79,36 +149,97 @@ def pool_document(snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = N
     volume = front.hypervolume(front.front, "search") if front else None
     members = []
     for index, member in enumerate(snapshot.pool.members):
-        using = [trial for trial in front.front if any(row[index] != 0.0 for row in trial.recipe.weights)] if front else []
-        mean = sum(sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights) for trial in using) / len(using) if using else 0.0
+        using = (
+            [
+                trial
+                for trial in front.front
+                if any(row[index] != 0.0 for row in trial.recipe.weights)
+            ]
+            if front
+            else []
+        )
+        mean = (
+            sum(
+                sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights)
+                for trial in using
+            )
+            / len(using)
+            if using
+            else 0.0
+        )
         without = _volume_without(snapshot, index) if front else None
-        members.append({"name": member.name, "front_trials": [trial.number for trial in using], "location": member.location, "lineage": lineage(member.location), "trial": alone[member.name].number if member.name in alone else None,
-                        "scores": trial_entry(alone[member.name])["scores"] if member.name in alone else None,
-                        "front_uses": len(using), "mean_weight": finite(mean), "hypervolume_without": without})
+        members.append(
+            {
+                "name": member.name,
+                "front_trials": [trial.number for trial in using],
+                "location": member.location,
+                "lineage": lineage(member.location),
+                "trial": alone[member.name].number if member.name in alone else None,
+                "scores": trial_entry(alone[member.name])["scores"]
+                if member.name in alone
+                else None,
+                "front_uses": len(using),
+                "mean_weight": finite(mean),
+                "hypervolume_without": without,
+            }
+        )
     base = snapshot.pool.base
-    return {"schema_version": 1, "objectives": objectives_document(snapshot.objectives), "num_front": len(front.front) if front else 0, "hypervolume": volume,
-            "base": {"name": base.name, "location": base.location, "lineage": lineage(base.location)} if base else None, "members": members, "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
-            "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach"}
+    return {
+        "schema_version": 1,
+        "objectives": objectives_document(snapshot.objectives),
+        "num_front": len(front.front) if front else 0,
+        "hypervolume": volume,
+        "base": {"name": base.name, "location": base.location, "lineage": lineage(base.location)}
+        if base
+        else None,
+        "members": members,
+        "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
+        "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach",
+    }
 
 
 def _similarity(gram: Sequence[Sequence[float]]) -> dict[str, Any]:
     lengths = [math.sqrt(max(gram[index][index], 0.0)) for index in range(len(gram))]
-    cosines = [[round(gram[a][b] / (lengths[a] * lengths[b]), 4) if lengths[a] > 0 and lengths[b] > 0 else None for b in range(len(gram))] for a in range(len(gram))]
+    cosines = [
+        [
+            round(gram[a][b] / (lengths[a] * lengths[b]), 4)
+            if lengths[a] > 0 and lengths[b] > 0
+            else None
+            for b in range(len(gram))
+        ]
+        for a in range(len(gram))
+    ]
     return {"relative_length": [finite(length) for length in lengths], "cosines": cosines}
 
 
 def read_numbers(text: str) -> list[int]:
     """2 to 4 distinct trial numbers. Raises UsageError."""
     words = text.split(",")
-    if not 2 <= len(words) <= 4 or not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words) or len(set(map(int, words))) != len(words):
-        raise UsageError(Problem(thing="trials", cause="not 2 to 4 different trial numbers", remedy="Write trials=3,17"))
+    if (
+        not 2 <= len(words) <= 4
+        or not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words)
+        or len(set(map(int, words))) != len(words)
+    ):
+        raise UsageError(
+            Problem(
+                thing="trials",
+                cause="not 2 to 4 different trial numbers",
+                remedy="Write trials=3,17",
+            )
+        )
     return [int(word) for word in words]
 
 
 def read_number(text: str) -> int:
     """A trial's number as it stands in an address: 3, and neither 3.0 nor 03. Raises NotFoundError."""
     if not re.fullmatch("0|[1-9][0-9]{0,7}", str(text)):
-        raise NotFoundError(Problem(thing=f"trial {str(text)[:40]!r}", cause="is no trial's number", remedy="GET trials lists them"))
+        raise NotFoundError(
+            Problem(
+                thing=f"trial {str(text)[:40]!r}",
+                cause="is no trial's number",
+                remedy="GET trials lists them",
+            )
+        )
     return int(text)
 
 
@@ -117,7 +248,11 @@ def has_front(snapshot: Snapshot) -> bool:
 
 
 def _volume_without(snapshot: Snapshot, index: int) -> float | None:
-    rest = [trial for trial in snapshot.front.trials if all(row[index] == 0.0 for row in trial.recipe.weights)]
+    rest = [
+        trial
+        for trial in snapshot.front.trials
+        if all(row[index] == 0.0 for row in trial.recipe.weights)
+    ]
     return snapshot.front.hypervolume(rest, "search") if rest else 0.0
 
 
@@ -125,34 +260,88 @@ def _score(score: Score) -> dict[str, Any]:
     return {"value": finite(score.value), "stderr": finite(score.stderr), "n": score.n}
 
 
-def _difference(objective: Objective, first: Trial, other: Trial, role: Role, a: dict[str, Outcome], b: dict[str, Outcome], items: Mapping[str, Item]) -> dict[str, Any]:
-    figures = [next((score for score in trial.scores(role) if score.objective == objective.name), None) for trial in (first, other)]
+def _difference(
+    objective: Objective,
+    first: Trial,
+    other: Trial,
+    role: Role,
+    a: dict[str, Outcome],
+    b: dict[str, Outcome],
+    items: Mapping[str, Item],
+) -> dict[str, Any]:
+    figures = [
+        next((score for score in trial.scores(role) if score.objective == objective.name), None)
+        for trial in (first, other)
+    ]
     if None in figures:
-        raise NotFoundError(Problem(thing=f"trials {first.number} and {other.number}", cause=f"are not both scored on {role}", remedy="Holdout is scored for the front when the budget is spent"))
+        raise NotFoundError(
+            Problem(
+                thing=f"trials {first.number} and {other.number}",
+                cause=f"are not both scored on {role}",
+                remedy="Holdout is scored for the front when the budget is spent",
+            )
+        )
     values = [{} if objective.is_cost else _values_of(objective, table) for table in (b, a)]
-    found: dict[str, Any] = {"objective": objective.name, "score_difference": finite(figures[1].value - figures[0].value), "paired": None, "flips": None}
+    found: dict[str, Any] = {
+        "objective": objective.name,
+        "score_difference": finite(figures[1].value - figures[0].value),
+        "paired": None,
+        "flips": None,
+    }
     common = values[0].keys() & values[1].keys()
     if common:
         clusters, weights = clusters_and_weights(items, common, objective.metric) or (None, None)
         paired = paired_difference(*values, clusters, weights)
         num_clusters = len(set(clusters.values())) if clusters else paired.n
-        found["paired"] = {name: finite(getattr(paired, name)) for name in ("difference", "stderr", "low", "high", "p_value")} | {"n": paired.n, "num_clusters": num_clusters, "distinguishable": paired.distinguishable}
+        found["paired"] = {
+            name: finite(getattr(paired, name))
+            for name in ("difference", "stderr", "low", "high", "p_value")
+        } | {"n": paired.n, "num_clusters": num_clusters, "distinguishable": paired.distinguishable}
         if all(value in (0.0, 1.0) for side in values for value in side.values()):
-            found["flips"] = _flips(mcnemar(*values), b, a, items, independent=num_clusters == paired.n)
+            found["flips"] = _flips(
+                mcnemar(*values), b, a, items, independent=num_clusters == paired.n
+            )
     return found
 
 
-def _flips(flips: Flips, b: dict[str, Outcome], a: dict[str, Outcome], items: Mapping[str, Item], *, independent: bool) -> dict[str, Any]:
+def _flips(
+    flips: Flips,
+    b: dict[str, Outcome],
+    a: dict[str, Outcome],
+    items: Mapping[str, Item],
+    *,
+    independent: bool,
+) -> dict[str, Any]:
     """Flipped items with question, right answer and both outputs. McNemar's p is null where clusters make it too small."""
-    def told(names: Sequence[Any]) -> list[dict[str, str]]:
-        return [{"item": name, "prompt": items[name].prompt[-MAX_OUTPUT:] if name in items else "", "gold": items[name].gold[:MAX_OUTPUT] if name in items else "",
-                 "reference_output": a[name].output[:MAX_OUTPUT], "output": b[name].output[:MAX_OUTPUT]} for name in names[:MAX_FLIPS]]
 
-    return {"num_gained": len(flips.a_only), "num_lost": len(flips.b_only), "num_both": flips.both, "num_neither": flips.neither, "p_value": flips.p_value if independent else None,
-            "gained": told(flips.a_only), "lost": told(flips.b_only)}
+    def told(names: Sequence[Any]) -> list[dict[str, str]]:
+        return [
+            {
+                "item": name,
+                "prompt": items[name].prompt[-MAX_OUTPUT:] if name in items else "",
+                "gold": items[name].gold[:MAX_OUTPUT] if name in items else "",
+                "reference_output": a[name].output[:MAX_OUTPUT],
+                "output": b[name].output[:MAX_OUTPUT],
+            }
+            for name in names[:MAX_FLIPS]
+        ]
+
+    return {
+        "num_gained": len(flips.a_only),
+        "num_lost": len(flips.b_only),
+        "num_both": flips.both,
+        "num_neither": flips.neither,
+        "p_value": flips.p_value if independent else None,
+        "gained": told(flips.a_only),
+        "lost": told(flips.b_only),
+    }
 
 
 def _values_of(objective: Objective, table: dict[str, Outcome]) -> dict[str, float]:
     """Item to value, of the items of an objective: an item's id is SUITE/TASK/NAME."""
     prefix = f"{objective.suite}/{objective.task}/" if objective.task else f"{objective.suite}/"
-    return {item: dict(outcome.values)[objective.metric] for item, outcome in table.items() if item.startswith(prefix) and objective.metric in dict(outcome.values)}
+    return {
+        item: dict(outcome.values)[objective.metric]
+        for item, outcome in table.items()
+        if item.startswith(prefix) and objective.metric in dict(outcome.values)
+    }

@@ -13,14 +13,34 @@ Cell = int | float | str | None
 
 def trial_columns(snapshot: Snapshot) -> dict[str, list[Cell]]:
     """{column: a value a trial}: number, kind, label, state, method, each score's value, stderr and items, each weight by group."""
-    columns: dict[str, list[Cell]] = {"trial": [t.number for t in snapshot.trials], "kind": [t.kind for t in snapshot.trials], "label": [t.label for t in snapshot.trials], "state": [t.state for t in snapshot.trials]}
-    scores = [{(role, score.objective): score for role in ROLES for score in trial.scores(role)} for trial in snapshot.trials]
+    columns: dict[str, list[Cell]] = {
+        "trial": [t.number for t in snapshot.trials],
+        "kind": [t.kind for t in snapshot.trials],
+        "label": [t.label for t in snapshot.trials],
+        "state": [t.state for t in snapshot.trials],
+    }
+    scores = [
+        {(role, score.objective): score for role in ROLES for score in trial.scores(role)}
+        for trial in snapshot.trials
+    ]
     for objective in snapshot.objectives:
         for role in ROLES:
             for part in ("value", "stderr", "n"):
-                columns[f"{objective.name} {role} {part}"] = [getattr(own[role, objective.name], part) if (role, objective.name) in own else None for own in scores]
+                columns[f"{objective.name} {role} {part}"] = [
+                    getattr(own[role, objective.name], part)
+                    if (role, objective.name) in own
+                    else None
+                    for own in scores
+                ]
     columns["method"] = [trial.recipe.method for trial in snapshot.trials]
-    weights = [{f"weight {group.name}/{member}": weight for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True) for member, weight in zip(trial.recipe.members, row, strict=True)} for trial in snapshot.trials]
+    weights = [
+        {
+            f"weight {group.name}/{member}": weight
+            for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)
+            for member, weight in zip(trial.recipe.members, row, strict=True)
+        }
+        for trial in snapshot.trials
+    ]
     for name in dict.fromkeys(name for own in weights for name in own):
         columns[name] = [own.get(name) for own in weights]
     return columns
@@ -31,7 +51,13 @@ def trials_csv_text(snapshot: Snapshot) -> str:
     columns, text = trial_columns(snapshot), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(name) for name in columns])
-    writer.writerows([_cell(value) if isinstance(value, str) else "" if value is None else value for value in row] for row in zip(*columns.values(), strict=True))
+    writer.writerows(
+        [
+            _cell(value) if isinstance(value, str) else "" if value is None else value
+            for value in row
+        ]
+        for row in zip(*columns.values(), strict=True)
+    )
     return text.getvalue()
 
 

@@ -24,7 +24,9 @@ from recycler.service.store import Snapshot
 POLL_SECONDS = 0.5
 KEEP_ALIVE_POLLS = 20
 REST = 4.0  # of the time that one reading took: a large ledger is read less often
-MAX_RANGES = 400  # of an id's either half; what a reader has seen beyond the lowest is sent to it again
+MAX_RANGES = (
+    400  # of an id's either half; what a reader has seen beyond the lowest is sent to it again
+)
 MAX_CURSOR = 20_000  # characters, more than MAX_RANGES of eight digits take
 BLOCK = 200  # events that are spelled at a time
 _RANGE = re.compile(r"(\d{1,8})(?:-(\d{1,8}))?", re.ASCII)
@@ -45,11 +47,18 @@ class Seen:
         return index >= 0 and number <= self._high[index]
 
     def __iter__(self) -> Iterator[int]:
-        return (number for low, high in zip(self._low, self._high, strict=True) for number in range(low, high + 1))
+        return (
+            number
+            for low, high in zip(self._low, self._high, strict=True)
+            for number in range(low, high + 1)
+        )
 
     def __str__(self) -> str:
         if self._text is None:
-            self._text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(self._low[:MAX_RANGES], self._high[:MAX_RANGES], strict=True))
+            self._text = ",".join(
+                str(low) if low == high else f"{low}-{high}"
+                for low, high in zip(self._low[:MAX_RANGES], self._high[:MAX_RANGES], strict=True)
+            )
         return self._text
 
     def add(self, low: int, high: int | None = None) -> None:
@@ -87,13 +96,19 @@ class Cursor:
         cursor = cls()
         if len(text) <= MAX_CURSOR:
             closed, _, holdout = text.partition(";")
-            cursor.closed, cursor.holdout = Seen.read(closed, num_trials), Seen.read(holdout, num_trials)
+            cursor.closed, cursor.holdout = (
+                Seen.read(closed, num_trials),
+                Seen.read(holdout, num_trials),
+            )
         return cursor
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Cursor:
         """A reader who knows all of a snapshot."""
-        return cls([trial.number for trial in snapshot.trials if trial.state != "PENDING"], [trial.number for trial in snapshot.trials if trial.holdout])
+        return cls(
+            [trial.number for trial in snapshot.trials if trial.state != "PENDING"],
+            [trial.number for trial in snapshot.trials if trial.holdout],
+        )
 
 
 def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -119,7 +134,9 @@ def spelled(snapshot: Snapshot, cursor: Cursor) -> Iterator[str]:
         yield "".join(lines)
 
 
-async def stream(read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str) -> AsyncIterator[str]:
+async def stream(
+    read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str
+) -> AsyncIterator[str]:
     """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and status."""
     snapshot, status = await run_in_threadpool(read)
     cursor = await run_in_threadpool(Cursor.read, last_event_id, len(snapshot.trials))

@@ -36,7 +36,13 @@ class BusyError(RecyclerError):
 def refuse_too_many(started: Processes) -> None:
     """Raise BusyError while MAX_PROCESSES run."""
     if started.num_alive() >= MAX_PROCESSES:
-        raise BusyError(Problem(thing="service", cause=f"{MAX_PROCESSES} jobs and exports run already", remedy="Wait for one of them, or stop one"))
+        raise BusyError(
+            Problem(
+                thing="service",
+                cause=f"{MAX_PROCESSES} jobs and exports run already",
+                remedy="Wait for one of them, or stop one",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,9 @@ class Order:
 
     @property
     def id(self) -> str:
-        place = [hashlib.sha256(self.destination.encode()).hexdigest()[:8]] if self.destination else []
+        place = (
+            [hashlib.sha256(self.destination.encode()).hexdigest()[:8]] if self.destination else []
+        )
         return "-".join([f"trial-{self.trial}", *([self.dtype] if self.dtype else []), *place])
 
     def recipe(self, trial: Trial) -> Recipe:
@@ -63,10 +71,16 @@ class Exports:
         self._store, self._processes = store, started
         self.place = _checked_place(place, store.root) if place else None
 
-    def order(self, run: Run, which: str, dtype: str | None, destination: str | None) -> tuple[Order, Trial]:
+    def order(
+        self, run: Run, which: str, dtype: str | None, destination: str | None
+    ) -> tuple[Order, Trial]:
         """What is asked for: `which` is a number, knee or best:OBJECTIVE. Raises UsageError, for a place in the run's own pool too, and NotFoundError."""
         trial = choose(self._store.snapshot(run).front, which)
-        order = Order(trial=trial.number, dtype=None if dtype == trial.recipe.dtype else dtype, destination=destination)
+        order = Order(
+            trial=trial.number,
+            dtype=None if dtype == trial.recipe.dtype else dtype,
+            destination=destination,
+        )
         refuse_in_pool(run.named, self.target(run, order))
         return order, trial
 
@@ -75,17 +89,48 @@ class Exports:
         if order.destination is None:
             return str(run.folder / EXPORTS / order.id)
         if self.place is None:
-            raise UsageError(Problem(thing="destination", cause="this service writes exports with their runs only", remedy="Leave it out, or start recycler serve with --exports DIR or URL"))
+            raise UsageError(
+                Problem(
+                    thing="destination",
+                    cause="this service writes exports with their runs only",
+                    remedy="Leave it out, or start recycler serve with --exports DIR or URL",
+                )
+            )
         if not re.fullmatch(DESTINATION, order.destination, re.ASCII) or "\n" in order.destination:
-            raise UsageError(Problem(thing="destination", cause="is not one to four plain words joined by /", remedy="Write one such as math-and-code/knee"))
+            raise UsageError(
+                Problem(
+                    thing="destination",
+                    cause="is not one to four plain words joined by /",
+                    remedy="Write one such as math-and-code/knee",
+                )
+            )
         if "://" in self.place:
             return f"{self.place}/{order.destination}"
         root, path = Path(self.place), Path(self.place) / order.destination
         if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
-            raise UsageError(Problem(thing="destination", cause="leads out of the export folder by a link", remedy="Give another one"))
-        holder = next((parent for parent in path.parents if parent.is_relative_to(root) and (parent / MANIFEST).exists()), None)
+            raise UsageError(
+                Problem(
+                    thing="destination",
+                    cause="leads out of the export folder by a link",
+                    remedy="Give another one",
+                )
+            )
+        holder = next(
+            (
+                parent
+                for parent in path.parents
+                if parent.is_relative_to(root) and (parent / MANIFEST).exists()
+            ),
+            None,
+        )
         if holder is not None:
-            raise UsageError(Problem(thing=f"destination {order.destination!r}", cause=f"lies inside an exported model, {holder.relative_to(root)}", remedy="Give one beside it"))
+            raise UsageError(
+                Problem(
+                    thing=f"destination {order.destination!r}",
+                    cause=f"lies inside an exported model, {holder.relative_to(root)}",
+                    remedy="Give one beside it",
+                )
+            )
         return str(path)
 
     def start(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
@@ -93,33 +138,86 @@ class Exports:
         if self._done(run, order) is None and not self._processes.alive(f"{run.id}/{order.id}"):
             target = self.target(run, order)
             if order.destination and "://" not in target and Path(target).exists():
-                raise BusyError(Problem(thing=f"destination {order.destination!r}", cause="holds something else already", remedy="Give another one"))
+                raise BusyError(
+                    Problem(
+                        thing=f"destination {order.destination!r}",
+                        cause="holds something else already",
+                        remedy="Give another one",
+                    )
+                )
             self._refuse_nested(order)
             refuse_too_many(self._processes)
             write_whole(self._record(run, order.id), json.dumps(asdict(order)))
-            self._processes.start(f"{run.id}/{order.id}", processes.as_python([*self.words(run, order), "--json"]), self._log(run, order.id), self._store.root)
+            self._processes.start(
+                f"{run.id}/{order.id}",
+                processes.as_python([*self.words(run, order), "--json"]),
+                self._log(run, order.id),
+                self._store.root,
+            )
         return self.document(run, order.id)
 
     def _refuse_nested(self, order: Order) -> None:
         """Raise BusyError when an export of this root, under way or finished in the bucket, lies around or inside this destination."""
-        for record in sorted(self._store.root.glob(f"*/{EXPORTS}/trial-*.json")) if order.destination else ():
+        for record in (
+            sorted(self._store.root.glob(f"*/{EXPORTS}/trial-*.json")) if order.destination else ()
+        ):
             try:
-                run, other = self._store.run(record.parent.parent.name), Order(**json.loads(record.read_text()))
-                is_nested = any(f"{inner.destination}/".startswith(f"{outer.destination}/") for inner, outer in ((order, other), (other, order))) and order.destination != other.destination
-                is_there = is_nested and (self._processes.alive(f"{run.id}/{other.id}") or "://" in str(self.place) and self._done(run, other) is not None)
-            except (OSError, ValueError, TypeError, AttributeError, RecyclerError):  # a damaged record, or one below another root
+                run, other = (
+                    self._store.run(record.parent.parent.name),
+                    Order(**json.loads(record.read_text())),
+                )
+                is_nested = (
+                    any(
+                        f"{inner.destination}/".startswith(f"{outer.destination}/")
+                        for inner, outer in ((order, other), (other, order))
+                    )
+                    and order.destination != other.destination
+                )
+                is_there = is_nested and (
+                    self._processes.alive(f"{run.id}/{other.id}")
+                    or "://" in str(self.place)
+                    and self._done(run, other) is not None
+                )
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+                AttributeError,
+                RecyclerError,
+            ):  # a damaged record, or one below another root
                 continue
             if is_there:
-                raise BusyError(Problem(thing=f"destination {order.destination!r}", cause=f"and that of another export, {other.destination}, lie in each other", remedy="Give one beside it"))
+                raise BusyError(
+                    Problem(
+                        thing=f"destination {order.destination!r}",
+                        cause=f"and that of another export, {other.destination}, lie in each other",
+                        remedy="Give one beside it",
+                    )
+                )
 
     def words(self, run: Run, order: Order) -> list[str]:
         """The command line that does the same."""
-        return ["export", run.named, "--trial", str(order.trial), *(["--dtype", order.dtype] if order.dtype else []), "--to", self.target(run, order)]
+        return [
+            "export",
+            run.named,
+            "--trial",
+            str(order.trial),
+            *(["--dtype", order.dtype] if order.dtype else []),
+            "--to",
+            self.target(run, order),
+        ]
 
     def preview(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
         """Where an export would go, and the command line of it; whether something is there already is found when it starts."""
         target = self.target(run, order)
-        return {"id": order.id, "to": target, "title": target.rstrip("/").rsplit("/", 1)[-1], "dtype": order.recipe(trial).dtype, "as_scored": order.dtype is None, "command": shlex.join(["recycler", *self.words(run, order)])}
+        return {
+            "id": order.id,
+            "to": target,
+            "title": target.rstrip("/").rsplit("/", 1)[-1],
+            "dtype": order.recipe(trial).dtype,
+            "as_scored": order.dtype is None,
+            "command": shlex.join(["recycler", *self.words(run, order)]),
+        }
 
     def documents(self, run: Run) -> list[dict[str, Any]]:
         found = []
@@ -127,8 +225,24 @@ class Exports:
             if re.fullmatch(EXPORT_ID, path.stem):
                 try:
                     found.append(self.document(run, path.stem))
-                except NotFoundError as error:  # a damaged record, or one of a trial that is not in this run
-                    found.append({"schema_version": 1, "id": path.stem, "to": "", "title": "", "dtype": "", "as_scored": False, "command": "", **UNKNOWN, "trial": int(path.stem.split("-")[1]), "state": "failed", "reason": error.problems[0].cause})
+                except (
+                    NotFoundError
+                ) as error:  # a damaged record, or one of a trial that is not in this run
+                    found.append(
+                        {
+                            "schema_version": 1,
+                            "id": path.stem,
+                            "to": "",
+                            "title": "",
+                            "dtype": "",
+                            "as_scored": False,
+                            "command": "",
+                            **UNKNOWN,
+                            "trial": int(path.stem.split("-")[1]),
+                            "state": "failed",
+                            "reason": error.problems[0].cause,
+                        }
+                    )
         return found
 
     def document(self, run: Run, export_id: str) -> dict[str, Any]:
@@ -138,39 +252,101 @@ class Exports:
         try:
             told = self.preview(run, order, scored)
         except UsageError as error:  # the service was started with another export root since
-            told = {"id": export_id, "to": order.destination, "title": "", "dtype": order.recipe(scored).dtype, "as_scored": order.dtype is None, "command": ""}
-            return {"schema_version": 1, **told, "trial": order.trial, **UNKNOWN, "state": "failed", "reason": str(error)}
+            told = {
+                "id": export_id,
+                "to": order.destination,
+                "title": "",
+                "dtype": order.recipe(scored).dtype,
+                "as_scored": order.dtype is None,
+                "command": "",
+            }
+            return {
+                "schema_version": 1,
+                **told,
+                "trial": order.trial,
+                **UNKNOWN,
+                "state": "failed",
+                "reason": str(error),
+            }
         found = {"schema_version": 1, **told, "trial": order.trial, "reason": "", **UNKNOWN}
         if (done := self._done(run, order)) is not None:
-            return {**found, "state": "done", **done, "verified": order.dtype is None and bool(scored.weights_digest) and scored.weights_digest == done["weights_digest"]}
+            return {
+                **found,
+                "state": "done",
+                **done,
+                "verified": order.dtype is None
+                and bool(scored.weights_digest)
+                and scored.weights_digest == done["weights_digest"],
+            }
         if self._processes.alive(f"{run.id}/{export_id}"):
             return {**found, "state": "running"}
-        return {**found, "state": "failed", "reason": processes.said_last(self._log(run, export_id)) or "the export was interrupted; ask again"}
+        return {
+            **found,
+            "state": "failed",
+            "reason": processes.said_last(self._log(run, export_id))
+            or "the export was interrupted; ask again",
+        }
 
     def _done(self, run: Run, order: Order) -> dict[str, Any] | None:
         """Size and digest of a finished export: from its manifest on disk, or what the process said of a bucket."""
         target = self.target(run, order)
         if "://" in target:
             said = _last_json(processes.log_tail(self._log(run, order.id)))
-            return {name: said[name] for name in ("num_bytes", "weights_digest")} if said and said.get("folder") == target else None
+            return (
+                {name: said[name] for name in ("num_bytes", "weights_digest")}
+                if said and said.get("folder") == target
+                else None
+            )
         try:
             manifest = json.loads((Path(target) / MANIFEST).read_text())
-            asked_for, found = manifest["recipe_digest"], {"num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()), "weights_digest": manifest["weights_digest"]}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is none, or it is damaged: no finished export
+            asked_for, found = (
+                manifest["recipe_digest"],
+                {
+                    "num_bytes": sum(file["num_bytes"] for file in manifest["files"].values()),
+                    "weights_digest": manifest["weights_digest"],
+                },
+            )
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ):  # there is none, or it is damaged: no finished export
             return None
-        return found if asked_for == digest(order.recipe(self._store.snapshot(run).trial(order.trial))) else None
+        return (
+            found
+            if asked_for == digest(order.recipe(self._store.snapshot(run).trial(order.trial)))
+            else None
+        )
 
     def _ordered(self, run: Run, export_id: str) -> Order:
         log, record = self._log(run, export_id), self._record(run, export_id)
         if not re.fullmatch(EXPORT_ID, export_id) or not log.is_file():
-            raise NotFoundError(Problem(thing=f"export {export_id[:80]!r}", cause="unknown", remedy="GET exports lists them"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"export {export_id[:80]!r}",
+                    cause="unknown",
+                    remedy="GET exports lists them",
+                )
+            )
         try:
-            order = Order(**json.loads(record.read_text())) if record.is_file() else Order(trial=int(export_id.split("-")[1]))
+            order = (
+                Order(**json.loads(record.read_text()))
+                if record.is_file()
+                else Order(trial=int(export_id.split("-")[1]))
+            )
             if order.id == export_id:
                 return order
         except (OSError, ValueError, TypeError, AttributeError):
             pass
-        raise NotFoundError(Problem(thing=f"export {export_id!r}", cause="its record is damaged, so that nobody knows what was ordered", remedy=f"Remove {record.name} and order it again"))
+        raise NotFoundError(
+            Problem(
+                thing=f"export {export_id!r}",
+                cause="its record is damaged, so that nobody knows what was ordered",
+                remedy=f"Remove {record.name} and order it again",
+            )
+        )
 
     def _log(self, run: Run, export_id: str) -> Path:
         return run.folder / EXPORTS / f"{export_id}.log"
@@ -188,16 +364,28 @@ def _checked_place(place: str, root: Path) -> str:
         return place.rstrip("/")
     folder = Path(place.removeprefix("file://")).resolve()
     if not folder.is_dir():
-        raise UsageError(Problem(thing=f"--exports {place}", cause="is not a folder", remedy="Make it first, or give a bucket's URL"))
+        raise UsageError(
+            Problem(
+                thing=f"--exports {place}",
+                cause="is not a folder",
+                remedy="Make it first, or give a bucket's URL",
+            )
+        )
     if root.is_relative_to(folder):
-        raise UsageError(Problem(thing=f"--exports {place}", cause="holds the folder of runs", remedy="Give a folder of its own, such as one below it"))
+        raise UsageError(
+            Problem(
+                thing=f"--exports {place}",
+                cause="holds the folder of runs",
+                remedy="Give a folder of its own, such as one below it",
+            )
+        )
     return str(folder)
 
 
 def _last_json(text: str) -> dict[str, Any] | None:
     """The JSON object that begins with a line `{` and ends the text; None when there is none."""
     try:
-        found = json.loads(text[text.rfind("\n{\n") + 1:])
+        found = json.loads(text[text.rfind("\n{\n") + 1 :])
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

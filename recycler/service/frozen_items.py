@@ -30,7 +30,9 @@ class FrozenItems:
     def of(self, folder: Path) -> Mapping[str, Item]:
         """{item id: item} of a run folder; empty when it has no suites, or one that cannot be read."""
         paths = sorted((folder / SUITES).glob("*.jsonl"))
-        signature = tuple((path.name, stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()])
+        signature = tuple(
+            (path.name, stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]
+        )
         with self._lock:
             known = self._cached.get(folder)
             if known is None or known[0] != signature:
@@ -46,14 +48,22 @@ def _read(paths: Iterable[Path]) -> dict[str, Item]:
     for path in paths:
         try:
             found.update((item.id, item) for item in read_frozen(path).items)
-        except (RecyclerError, OSError, ValueError):  # a figure with some clusters would be wrong in a way that nobody sees
+        except (
+            RecyclerError,
+            OSError,
+            ValueError,
+        ):  # a figure with some clusters would be wrong in a way that nobody sees
             return {}
     return found
 
 
-def clusters_and_weights(items: Mapping[str, Item], ids: Iterable[str], metric: str) -> tuple[dict[str, str], dict[str, float]] | None:
+def clusters_and_weights(
+    items: Mapping[str, Item], ids: Iterable[str], metric: str
+) -> tuple[dict[str, str], dict[str, float]] | None:
     """({id: cluster}, {id: weight}) for a paired difference, as the scores' own errors take them; None when an item is unknown."""
     ids = list(ids)
     if not all(name in items for name in ids):
         return None
-    return {name: items[name].cluster or name for name in ids}, {name: item_weight(items[name], metric) for name in ids}
+    return {name: items[name].cluster or name for name in ids}, {
+        name: item_weight(items[name], metric) for name in ids
+    }

@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE_HEADERS = {
     # Plotly writes its own style elements, hence 'unsafe-inline' for styles only; scripts come from this server alone.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; "
-                               "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -32,8 +32,10 @@ SAFE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-SIGN_IN = ("<!doctype html><html lang=en><meta charset=utf-8><title>recycler: token needed</title><h1>A token is needed</h1>"
-           "<p>Open the address that <code>recycler serve</code> printed when it started. <a href=\"/\">Opened it already? Go on.</a></p></html>")
+SIGN_IN = (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>recycler: token needed</title><h1>A token is needed</h1>"
+    '<p>Open the address that <code>recycler serve</code> printed when it started. <a href="/">Opened it already? Go on.</a></p></html>'
+)
 UserRole = Literal["viewer", "operator"]
 
 
@@ -88,8 +90,13 @@ class AllowedHosts:
         self.app, self._names = app, {name.strip("[]").lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _host_name(Headers(scope=scope).get("host", "")) not in self._names:
-            return await _refuse(400, "the host is not one of this service's names")(scope, receive, send)
+        if (
+            scope["type"] == "http"
+            and _host_name(Headers(scope=scope).get("host", "")) not in self._names
+        ):
+            return await _refuse(400, "the host is not one of this service's names")(
+                scope, receive, send
+            )
         return await self.app(scope, receive, send)
 
 
@@ -111,7 +118,9 @@ class Guard:
         if scope["method"] not in SAFE_METHODS:
             body = await _read_body(receive)
             if body is None:
-                return await _refuse(413, f"the body is larger than {MAX_BODY_BYTES:,} bytes")(scope, receive, send)
+                return await _refuse(413, f"the body is larger than {MAX_BODY_BYTES:,} bytes")(
+                    scope, receive, send
+                )
             receive = _replay(body, receive)
         return await self.app(scope, receive, send)
 
@@ -123,8 +132,15 @@ class Guard:
             return exchanged
         role = (self._proxy.role(scope, headers) if self._proxy else None) or self._role(headers)
         if role is None:
-            return HTMLResponse(SIGN_IN, 401) if "text/html" in headers.get("accept", "") else _refuse(401, "a token is needed: Authorization: Bearer TOKEN")
-        if scope["path"].startswith("/api/") and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return (
+                HTMLResponse(SIGN_IN, 401)
+                if "text/html" in headers.get("accept", "")
+                else _refuse(401, "a token is needed: Authorization: Bearer TOKEN")
+            )
+        if scope["path"].startswith("/api/") and headers.get("sec-fetch-site", "none") not in (
+            "same-origin",
+            "none",
+        ):
             return _refuse(403, "requests from other sites are refused")
         if scope["method"] in SAFE_METHODS:
             return None
@@ -152,15 +168,29 @@ class Guard:
         """?token=... on a page: the cookie is set and the token leaves the address."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         token = next((value for name, value in query if name == "token"), None)
-        if token is None or self._keys.operator is None or scope["method"] != "GET" or scope["path"].startswith("/api/"):
+        if (
+            token is None
+            or self._keys.operator is None
+            or scope["method"] != "GET"
+            or scope["path"].startswith("/api/")
+        ):
             return None
         role = self._keys.of_token(token)
         if role is None:
             return HTMLResponse(SIGN_IN, 401)
         rest = urlencode([(name, value) for name, value in query if name != "token"])
-        answer = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
+        answer = RedirectResponse(
+            "/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303
+        )
         known = self._keys.operator if role == "operator" else self._keys.viewer
-        answer.set_cookie(self._keys.cookie, _session(known or "", "session"), httponly=True, samesite="strict", secure=scope["scheme"] == "https", path="/")
+        answer.set_cookie(
+            self._keys.cookie,
+            _session(known or "", "session"),
+            httponly=True,
+            samesite="strict",
+            secure=scope["scheme"] == "https",
+            path="/",
+        )
         return answer
 
 
@@ -181,7 +211,11 @@ def _same_origin(headers: Headers) -> bool:
         parts = urlsplit(origin)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and parts.netloc.lower() == headers.get("host", "").lower() and not parts.path
+    return (
+        parts.scheme in ("http", "https")
+        and parts.netloc.lower() == headers.get("host", "").lower()
+        and not parts.path
+    )
 
 
 def _session(token: str, purpose: str) -> str:
@@ -189,7 +223,9 @@ def _session(token: str, purpose: str) -> str:
 
 
 def _refuse(status: int, cause: str) -> JSONResponse:
-    return JSONResponse({"problems": [{"thing": "request", "cause": cause, "remedy": "", "where": ""}]}, status)
+    return JSONResponse(
+        {"problems": [{"thing": "request", "cause": cause, "remedy": "", "where": ""}]}, status
+    )
 
 
 async def _read_body(receive: Receive) -> bytes | None:

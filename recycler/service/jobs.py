@@ -22,8 +22,16 @@ from recycler.wholefolder import write_whole
 from recycler.without import job_without, outcome, without_id
 
 STOPPED = (130, -2, -15)
-NOTHING_YET: dict[str, Any] = {"trials": {"SCORED": 0, "PENDING": 0, "FAILED": 0}, "expected_trials": None, "objectives": [], "num_tokens": 0, "worker_seconds": 0.0,
-                               "elapsed_seconds": 0.0, "eta_seconds": None, "hypervolume": []}
+NOTHING_YET: dict[str, Any] = {
+    "trials": {"SCORED": 0, "PENDING": 0, "FAILED": 0},
+    "expected_trials": None,
+    "objectives": [],
+    "num_tokens": 0,
+    "worker_seconds": 0.0,
+    "elapsed_seconds": 0.0,
+    "eta_seconds": None,
+    "hypervolume": [],
+}
 
 
 class Jobs:
@@ -47,25 +55,62 @@ class Jobs:
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
         """Status of one job: state and reason, progress, cost, volume. A run that cannot be read is a state, no error."""
         running = self._is_driven(run)
-        head = {"schema_version": 1, "id": run.id, "submitted": run.submitted, "resumable": processes.run_command(run) is not None, "running": running}
+        head = {
+            "schema_version": 1,
+            "id": run.id,
+            "submitted": run.submitted,
+            "resumable": processes.run_command(run) is not None,
+            "running": running,
+        }
         try:
             with bulkhead(run.id):
                 return self._document(run, head, snapshot or self.store.snapshot(run))
         except NotFoundError:
             state, reason = self._state(run, running, finished=False)
-            return {**head, **NOTHING_YET, "name": run.id, "state": state if state != "running" else "starting", "reason": reason}
+            return {
+                **head,
+                **NOTHING_YET,
+                "name": run.id,
+                "state": state if state != "running" else "starting",
+                "reason": reason,
+            }
         except RecyclerError as error:
-            return {**head, **NOTHING_YET, "name": run.id, "state": "broken", "reason": error.problems[0].cause}
+            return {
+                **head,
+                **NOTHING_YET,
+                "name": run.id,
+                "state": "broken",
+                "reason": error.problems[0].cause,
+            }
 
     def _document(self, run: Run, head: dict[str, Any], snapshot: Snapshot) -> dict[str, Any]:
         status, running = snapshot.status, head["running"]
         state, reason = self._state(run, running, finished=status["state"] == "finished")
         closed = status["trials"]["SCORED"] + status["trials"]["FAILED"]
-        expected = max(2 * len(snapshot.pool.members) + bool(snapshot.pool.base) + 1 + (status["budget_trials"] or 0), closed)
-        left = status["elapsed_seconds"] / closed * (expected - closed) if closed and running else None
-        return {**head, "name": status["name"], "state": state, "reason": reason, "trials": status["trials"], "expected_trials": closed if state == "finished" else expected,
-                "objectives": objectives_document(snapshot.objectives), "num_tokens": status["num_tokens"], "worker_seconds": finite(status["worker_seconds"]),
-                "elapsed_seconds": finite(status["elapsed_seconds"]), "eta_seconds": left, "hypervolume": snapshot.volumes}
+        expected = max(
+            2 * len(snapshot.pool.members)
+            + bool(snapshot.pool.base)
+            + 1
+            + (status["budget_trials"] or 0),
+            closed,
+        )
+        left = (
+            status["elapsed_seconds"] / closed * (expected - closed) if closed and running else None
+        )
+        return {
+            **head,
+            "name": status["name"],
+            "state": state,
+            "reason": reason,
+            "trials": status["trials"],
+            "expected_trials": closed if state == "finished" else expected,
+            "objectives": objectives_document(snapshot.objectives),
+            "num_tokens": status["num_tokens"],
+            "worker_seconds": finite(status["worker_seconds"]),
+            "elapsed_seconds": finite(status["elapsed_seconds"]),
+            "eta_seconds": left,
+            "hypervolume": snapshot.volumes,
+        }
 
     def _is_driven(self, run: Run) -> bool:
         """Whether a driver works on it, here or (by the lease in its database) elsewhere."""
@@ -87,7 +132,9 @@ class Jobs:
             return "failed", ended.reason or f"the driver ended with exit code {ended.code}"
         if ended is not None and ended.code in STOPPED:
             return "stopped", "resume goes on where it was"
-        return "interrupted", processes.said_last(run.folder / LOG) or "no driver is at work; the same recycler run goes on where it was"
+        return "interrupted", processes.said_last(
+            run.folder / LOG
+        ) or "no driver is at work; the same recycler run goes on where it was"
 
     # ---------------------------------------------------------------- submitting
 
@@ -99,7 +146,9 @@ class Jobs:
             try:
                 return read_job(path)[0]
             except UsageError as error:
-                raise UsageError([_without_folder(problem, folder) for problem in error.problems]) from None
+                raise UsageError(
+                    [_without_folder(problem, folder) for problem in error.problems]
+                ) from None
 
     def submit(self, text: str, run_id: str | None, data: Sequence[Path] = ()) -> tuple[Run, bool]:
         """Write the job file and start its driver, with these data folders; (run, True) when it is new, False when this very job was there.
@@ -109,19 +158,32 @@ class Jobs:
         job = self.validate(text)
         run_id = run_id or job.name
         if not ID.fullmatch(run_id):
-            raise UsageError(Problem(thing="id", cause="is not a word of lower case letters, digits, dots and dashes", remedy="Write one such as math-and-code-2"))
+            raise UsageError(
+                Problem(
+                    thing="id",
+                    cause="is not a word of lower case letters, digits, dots and dashes",
+                    remedy="Write one such as math-and-code-2",
+                )
+            )
         source, folder = self.store.source(run_id), self.store.root / run_id
         if source.is_file() and source.read_bytes() == text.encode():
             return self.store.run(run_id), False
         if source.exists() or folder.exists():
-            raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id"))
+            raise BusyError(
+                Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")
+            )
         self._check_room()
         try:
             folder.mkdir()
         except FileExistsError:  # another request was quicker
-            raise BusyError(Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")) from None
+            raise BusyError(
+                Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")
+            ) from None
         if data:
-            write_whole(folder / STARTED, json.dumps({"job": str(source), "data": [str(path.resolve()) for path in data]}))
+            write_whole(
+                folder / STARTED,
+                json.dumps({"job": str(source), "data": [str(path.resolve()) for path in data]}),
+            )
         write_whole(source, text)
         run = self.store.run(run_id)
         self.resume(run)
@@ -134,7 +196,11 @@ class Jobs:
         it was stopped. Raises what `job_without` and `submit` do."""
         derived = job_without(run.named, member)
         other, created = self.submit(derived.text, derived.id, derived.data)
-        if not created and not self._is_driven(other) and self.document(other)["state"] != "finished":
+        if (
+            not created
+            and not self._is_driven(other)
+            and self.document(other)["state"] != "finished"
+        ):
             self.resume(other)
         return self.left_out(run, member)
 
@@ -148,25 +214,60 @@ class Jobs:
             return None
         found = self.document(other)
         is_done = found["state"] == "finished"
-        return {"id": other.id, "state": found["state"], "reason": found["reason"], "closed": found["trials"]["SCORED"] + found["trials"]["FAILED"], "expected_trials": found["expected_trials"],
-                "outcome": outcome(self.store.snapshot(run).front, self.store.snapshot(other).front) if is_done else None}
+        return {
+            "id": other.id,
+            "state": found["state"],
+            "reason": found["reason"],
+            "closed": found["trials"]["SCORED"] + found["trials"]["FAILED"],
+            "expected_trials": found["expected_trials"],
+            "outcome": outcome(self.store.snapshot(run).front, self.store.snapshot(other).front)
+            if is_done
+            else None,
+        }
 
     def resume(self, run: Run) -> None:
         """Start a job's driver again. Raises UsageError when its job file is not known any more, BusyError when one is at work."""
         command = processes.run_command(run)
         if command is None:
-            raise UsageError(Problem(thing=f"job {run.id!r}", cause="was started by hand, and its job file is not there any more", remedy="Run recycler run with its job file and this --dir again"))
+            raise UsageError(
+                Problem(
+                    thing=f"job {run.id!r}",
+                    cause="was started by hand, and its job file is not there any more",
+                    remedy="Run recycler run with its job file and this --dir again",
+                )
+            )
         self._check_room()
-        if self._is_driven(run) or not self.processes.start(run.id, processes.as_python(command), run.folder / LOG, self.store.root, driver_of=run.folder):
-            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"))
+        if self._is_driven(run) or not self.processes.start(
+            run.id,
+            processes.as_python(command),
+            run.folder / LOG,
+            self.store.root,
+            driver_of=run.folder,
+        ):
+            raise BusyError(
+                Problem(
+                    thing=f"job {run.id!r}", cause="has a driver already", remedy="Stop it first"
+                )
+            )
 
     def stop(self, run: Run) -> None:
         if not self.processes.stop(run):
-            raise BusyError(Problem(thing=f"job {run.id!r}", cause="has no driver that this service may stop", remedy="It has ended, or runs on another machine or as another user"))
+            raise BusyError(
+                Problem(
+                    thing=f"job {run.id!r}",
+                    cause="has no driver that this service may stop",
+                    remedy="It has ended, or runs on another machine or as another user",
+                )
+            )
 
     def _check_room(self) -> None:
         refuse_too_many(self.processes)
 
 
 def _without_folder(problem: Problem, folder: str) -> Problem:
-    return Problem(thing=problem.thing.replace(f"{folder}/", ""), cause=problem.cause.replace(f"{folder}/", ""), remedy=problem.remedy, where=problem.where.replace(f"{folder}/", ""))
+    return Problem(
+        thing=problem.thing.replace(f"{folder}/", ""),
+        cause=problem.cause.replace(f"{folder}/", ""),
+        remedy=problem.remedy,
+        where=problem.where.replace(f"{folder}/", ""),
+    )

@@ -19,16 +19,55 @@ def leave_out_document(snapshot: Snapshot, surrogate: Surrogate | str) -> dict[s
 
     `surrogate` is the model, or why there is none; then the members have nulls and `reason` says it. Seconds for hundreds of trials.
     """
-    losses = {} if isinstance(surrogate, str) else {loss.member: loss for loss in surrogate.losses()}
-    reason = surrogate if isinstance(surrogate, str) else "" if losses else "no merge beats the worst member at everything"
-    return {"schema_version": 1, "reason": reason, "num_trials": 0 if isinstance(surrogate, str) else len(surrogate.trials),
-            "members": [_member(snapshot, losses[name]) if name in losses else {"name": name, "loss": None, "low": None, "high": None, "try": None} for name in snapshot.pool.names]}
+    losses = (
+        {} if isinstance(surrogate, str) else {loss.member: loss for loss in surrogate.losses()}
+    )
+    reason = (
+        surrogate
+        if isinstance(surrogate, str)
+        else ""
+        if losses
+        else "no merge beats the worst member at everything"
+    )
+    return {
+        "schema_version": 1,
+        "reason": reason,
+        "num_trials": 0 if isinstance(surrogate, str) else len(surrogate.trials),
+        "members": [
+            _member(snapshot, losses[name])
+            if name in losses
+            else {"name": name, "loss": None, "low": None, "high": None, "try": None}
+            for name in snapshot.pool.names
+        ],
+    }
 
 
 def _member(snapshot: Snapshot, loss: Loss) -> dict[str, Any]:
-    like = next(trial.recipe for trial in snapshot.trials if trial.state == "SCORED" and len(trial.recipe.weights) == len(loss.remaining) and trial.recipe.members == snapshot.pool.names)
+    like = next(
+        trial.recipe
+        for trial in snapshot.trials
+        if trial.state == "SCORED"
+        and len(trial.recipe.weights) == len(loss.remaining)
+        and trial.recipe.members == snapshot.pool.names
+    )
     recipe = replace(like, weights=loss.remaining)
-    return {"name": loss.member, "loss": finite(loss.hypervolume), "low": finite(loss.low), "high": finite(loss.high), "try": {
-        "weights": {group.name: dict(zip(recipe.members, row, strict=True)) for group, row in zip(recipe.groups, recipe.weights, strict=True)},
-        "predicted": {name: {"value": finite(value), "stderr": finite(stderr)} for name, (value, stderr) in loss.predicted.items()},
-        "recipe": recipe_to_yaml(recipe, {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints})}}
+    return {
+        "name": loss.member,
+        "loss": finite(loss.hypervolume),
+        "low": finite(loss.low),
+        "high": finite(loss.high),
+        "try": {
+            "weights": {
+                group.name: dict(zip(recipe.members, row, strict=True))
+                for group, row in zip(recipe.groups, recipe.weights, strict=True)
+            },
+            "predicted": {
+                name: {"value": finite(value), "stderr": finite(stderr)}
+                for name, (value, stderr) in loss.predicted.items()
+            },
+            "recipe": recipe_to_yaml(
+                recipe,
+                {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints},
+            ),
+        },
+    }

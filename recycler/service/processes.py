@@ -43,7 +43,9 @@ class Processes:
         self._children: dict[str, subprocess.Popen] = {}
         self._lock = threading.Lock()
 
-    def start(self, name: str, command: list[str], log: Path, cwd: Path, *, driver_of: Path | None = None) -> bool:
+    def start(
+        self, name: str, command: list[str], log: Path, cwd: Path, *, driver_of: Path | None = None
+    ) -> bool:
         """Start `command` in its own session, its words going to `log`; False when the last one of that name still runs.
 
         How the driver of a run folder ends is kept there.
@@ -53,10 +55,19 @@ class Processes:
                 return False
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as file:
-                child = self._children[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True)
+                child = self._children[name] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
             if driver_of is not None:
                 (driver_of / ENDED).unlink(missing_ok=True)
-                threading.Thread(target=self._keep_end, args=(name, child, driver_of), daemon=True).start()
+                threading.Thread(
+                    target=self._keep_end, args=(name, child, driver_of), daemon=True
+                ).start()
             return True
 
     def alive(self, name: str) -> bool:
@@ -97,7 +108,10 @@ class Processes:
         return self.alive(run.id) or driver_pid(run.folder) is not None
 
     def _insist(self, run: Run, pid: int) -> None:
-        for seconds, number in ((INTERRUPT_SECONDS, signal.SIGTERM), (TERMINATE_SECONDS, signal.SIGKILL)):
+        for seconds, number in (
+            (INTERRUPT_SECONDS, signal.SIGTERM),
+            (TERMINATE_SECONDS, signal.SIGKILL),
+        ):
             deadline = time.monotonic() + seconds
             while time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -129,7 +143,9 @@ def _keep(folder: Path, code: int) -> Ended:
 def _kept(folder: Path) -> Ended | None:
     """What was kept, unless the run was started again since, by hand, or the file is damaged."""
     try:
-        if (folder / STARTED).exists() and (folder / STARTED).stat().st_mtime_ns > (folder / ENDED).stat().st_mtime_ns:
+        if (folder / STARTED).exists() and (folder / STARTED).stat().st_mtime_ns > (
+            folder / ENDED
+        ).stat().st_mtime_ns:
             return None
         found = json.loads((folder / ENDED).read_text())
         return Ended(int(found["code"]), str(found["reason"]))
@@ -153,7 +169,14 @@ def driver_pid(folder: Path) -> int | None:
         return None
     inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     held = (line.split() for line in locks.splitlines())
-    return next((int(words[4]) for words in held if "->" not in words and words[1] == "FLOCK" and words[5] == inode and int(words[4]) > 0), None)
+    return next(
+        (
+            int(words[4])
+            for words in held
+            if "->" not in words and words[1] == "FLOCK" and words[5] == inode and int(words[4]) > 0
+        ),
+        None,
+    )
 
 
 def log_tail(path: Path) -> str:
@@ -184,21 +207,48 @@ def run_command(run: Run) -> list[str] | None:
     except (OSError, ValueError, LookupError, TypeError):
         job, data = None, []
     job = run.source if run.submitted else job
-    return ["run", str(job), "--dir", str(run.folder), *(word for folder in data for word in ("--data", folder))] if job is not None and job.is_file() else None
+    return (
+        [
+            "run",
+            str(job),
+            "--dir",
+            str(run.folder),
+            *(word for folder in data for word in ("--data", folder)),
+        ]
+        if job is not None and job.is_file()
+        else None
+    )
 
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
     """Two lines that merge `without.yaml` and score it on the items that the search asked; suites as the job file names them."""
-    suites, data = list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))), []
+    suites, data = (
+        list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))),
+        [],
+    )
     command = run_command(run)
     if command is not None:
         job = Path(command[1])
         data = [word for word in command if word != "--data"][4:]
         try:
-            suites = [str(path) if (path := job.parent / name).is_file() else name for name in read_job(job)[0].suites]
-        except RecyclerError:  # it has been changed since; the names that the objectives tell will do
+            suites = [
+                str(path) if (path := job.parent / name).is_file() else name
+                for name in read_job(job)[0].suites
+            ]
+        except (
+            RecyclerError
+        ):  # it has been changed since; the names that the objectives tell will do
             pass
-    words = ["score", "without", *(word for suite in suites for word in ("--suite", suite)), "--role", "search", "--dtype", snapshot.dtype, *(word for folder in data for word in ("--data", folder))]
+    words = [
+        "score",
+        "without",
+        *(word for suite in suites for word in ("--suite", suite)),
+        "--role",
+        "search",
+        "--dtype",
+        snapshot.dtype,
+        *(word for folder in data for word in ("--data", folder)),
+    ]
     return [as_shell(["merge", "without.yaml", "without"]), as_shell(words)]
 
 

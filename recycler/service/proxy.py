@@ -50,13 +50,40 @@ def trusted_proxy(networks: Iterable[str], header: str, operators: str) -> Trust
         try:
             network = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise UsageError(Problem(thing=f"--trusted-proxy {text}", cause="is not an address or a network", remedy="Write one such as 10.0.0.7 or 10.0.0.0/24")) from None
+            raise UsageError(
+                Problem(
+                    thing=f"--trusted-proxy {text}",
+                    cause="is not an address or a network",
+                    remedy="Write one such as 10.0.0.7 or 10.0.0.0/24",
+                )
+            ) from None
         if network.prefixlen == 0:
-            raise UsageError(Problem(thing=f"--trusted-proxy {text}", cause="holds every address: anybody could name themselves an operator", remedy="Give the proxy's own address"))
+            raise UsageError(
+                Problem(
+                    thing=f"--trusted-proxy {text}",
+                    cause="holds every address: anybody could name themselves an operator",
+                    remedy="Give the proxy's own address",
+                )
+            )
         found.append(network)
-    if not header or not header.isascii() or not all(letter.isalnum() or letter == "-" for letter in header) or header.lower() in ("host", "origin", "cookie", "authorization", "content-type", "accept"):
-        raise UsageError(Problem(thing=f"--user-header {header}", cause="is no header that a proxy could name users in", remedy="Give one such as X-Forwarded-User"))
-    return TrustedProxy(networks=tuple(found), header=header, operators=frozenset(name for part in operators.split(",") if (name := part.strip())))
+    if (
+        not header
+        or not header.isascii()
+        or not all(letter.isalnum() or letter == "-" for letter in header)
+        or header.lower() in ("host", "origin", "cookie", "authorization", "content-type", "accept")
+    ):
+        raise UsageError(
+            Problem(
+                thing=f"--user-header {header}",
+                cause="is no header that a proxy could name users in",
+                remedy="Give one such as X-Forwarded-User",
+            )
+        )
+    return TrustedProxy(
+        networks=tuple(found),
+        header=header,
+        operators=frozenset(name for part in operators.split(",") if (name := part.strip())),
+    )
 
 
 def _is_name(name: str) -> bool:

@@ -56,14 +56,35 @@ class Run:
     @property
     def named(self) -> str:
         """What a person gives to `recycler front` and the like to mean this run."""
-        return self.place if self.place is not None and self.is_shared and not self.folder.is_dir() else str(self.folder)
+        return (
+            self.place
+            if self.place is not None and self.is_shared and not self.folder.is_dir()
+            else str(self.folder)
+        )
 
 
 class Snapshot:
     """What a ledger said at one moment, and what is read off it, each at most once."""
 
-    def __init__(self, signature: Signature, trials: tuple[Trial, ...], objectives: tuple[Objective, ...], pool: Pool, dtype: str, status: dict[str, Any], smoothed: Smoothed):
-        self.signature, self.trials, self.objectives, self.pool, self.dtype, self.status, self.smoothed = signature, trials, objectives, pool, dtype, status, smoothed
+    def __init__(
+        self,
+        signature: Signature,
+        trials: tuple[Trial, ...],
+        objectives: tuple[Objective, ...],
+        pool: Pool,
+        dtype: str,
+        status: dict[str, Any],
+        smoothed: Smoothed,
+    ):
+        (
+            self.signature,
+            self.trials,
+            self.objectives,
+            self.pool,
+            self.dtype,
+            self.status,
+            self.smoothed,
+        ) = signature, trials, objectives, pool, dtype, status, smoothed
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 
@@ -74,7 +95,9 @@ class Snapshot:
     @cached_property
     def front(self) -> Front:
         """Raises NotFoundError before the first member is scored."""
-        return read_front(self.trials, self.objectives, self.pool, self.dtype, smoothed=self.smoothed)
+        return read_front(
+            self.trials, self.objectives, self.pool, self.dtype, smoothed=self.smoothed
+        )
 
     @cached_property
     def volumes(self) -> list[dict[str, float]]:
@@ -82,18 +105,26 @@ class Snapshot:
         if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
             return []
         values = maximized(self.front.trials, self.objectives)
-        corner = pareto.as_maximized([self.front.reference], [objective.direction for objective in self.objectives])[0]
+        corner = pareto.as_maximized(
+            [self.front.reference], [objective.direction for objective in self.objectives]
+        )[0]
         curve, best = [], values[:0]
         for trial, row in zip(self.front.trials, values, strict=True):
             if not (best >= row).all(axis=1).any():
                 best = np.vstack([best[~(best <= row).all(axis=1)], row])
-                curve.append({"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)})
+                curve.append(
+                    {"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)}
+                )
         return curve
 
     @cached_property
     def knee(self) -> int | None:
         """Number of the front's knee; None before the first member is scored."""
-        return knee(self.front).number if any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials) else None
+        return (
+            knee(self.front).number
+            if any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials)
+            else None
+        )
 
     @property
     def probability(self) -> dict[int, float]:
@@ -114,7 +145,13 @@ class Snapshot:
     def trial(self, number: int) -> Trial:
         """Raises NotFoundError."""
         if number not in self.by_number:
-            raise NotFoundError(Problem(thing=f"trial {number}", cause="not in this run", remedy=f"It has {len(self.trials)} trials"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"trial {number}",
+                    cause="not in this run",
+                    remedy=f"It has {len(self.trials)} trials",
+                )
+            )
         return self.by_number[number]
 
 
@@ -129,13 +166,21 @@ class Store:
         self.root, self.ledger_url = root.resolve(), ledger_url
         self._cached: dict[str, Snapshot] = {}
         self._open: dict[str, Ledger] = {}  # connections to databases, kept
-        self._away: dict[str, tuple[float, InfrastructureError]] = {}  # by database: until when it is not asked again, and what it said
+        self._away: dict[
+            str, tuple[float, InfrastructureError]
+        ] = {}  # by database: until when it is not asked again, and what it said
         self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
 
     def ids(self) -> list[str]:
-        folders = {path.name for path in self.root.iterdir() if ID.fullmatch(path.name) and self._is_run(path)}
+        folders = {
+            path.name
+            for path in self.root.iterdir()
+            if ID.fullmatch(path.name) and self._is_run(path)
+        }
         places = {self._place(self.root / name) for name in folders}
-        return sorted(folders | {name for name, place in self._jobs().items() if place not in places})
+        return sorted(
+            folders | {name for name, place in self._jobs().items() if place not in places}
+        )
 
     def run(self, run_id: str) -> Run:
         """Raises NotFoundError for an id that is no run of this root and no job of the database."""
@@ -145,7 +190,11 @@ class Store:
                 return Run(run_id, folder, self.source(run_id), self._place(folder))
             if run_id in (jobs := self._jobs()) and not folder.is_symlink():
                 return Run(run_id, folder, self.source(run_id), jobs[run_id])
-        raise NotFoundError(Problem(thing=f"job {run_id[:80]!r}", cause="unknown", remedy="GET /api/v1/jobs lists them"))
+        raise NotFoundError(
+            Problem(
+                thing=f"job {run_id[:80]!r}", cause="unknown", remedy="GET /api/v1/jobs lists them"
+            )
+        )
 
     def source(self, run_id: str) -> Path:
         """Where the job file of a submission lies: beside its run folder, so that its paths are relative to the root."""
@@ -190,16 +239,30 @@ class Store:
     @contextmanager
     def _ledger(self, run: Run) -> Iterator[Ledger]:
         if run.place is None:
-            raise NotFoundError(Problem(thing=f"job {run.id!r}", cause="has no ledger yet", remedy="Its driver is starting, or ended before it opened one"))
+            raise NotFoundError(
+                Problem(
+                    thing=f"job {run.id!r}",
+                    cause="has no ledger yet",
+                    remedy="Its driver is starting, or ended before it opened one",
+                )
+            )
         if run.is_shared:
             with self._locks[run.id], self._asking(run.place):
                 if run.place not in self._open:
-                    self._open[run.place] = Ledger(run.place, create=False, patience=PATIENCE_SECONDS)
+                    self._open[run.place] = Ledger(
+                        run.place, create=False, patience=PATIENCE_SECONDS
+                    )
             with self._asking(run.place):
                 yield self._open[run.place]
             return
         if run.place != str(run.folder / LEDGER):
-            raise InfrastructureError(Problem(thing=f"job {run.id!r}", cause=f"its {LEDGER_URL} names no database", remedy="Write postgresql://USER@HOST/DATABASE?job=ID there"))
+            raise InfrastructureError(
+                Problem(
+                    thing=f"job {run.id!r}",
+                    cause=f"its {LEDGER_URL} names no database",
+                    remedy="Write postgresql://USER@HOST/DATABASE?job=ID there",
+                )
+            )
         try:
             ledger = Ledger(run.place, create=False)
         except UnsafeInputError as error:  # nothing is wrong with what the browser asked
@@ -228,22 +291,38 @@ class Store:
         if not self.ledger_url:
             return {}
         with self._asking(self.ledger_url):
-            return {name: job_place(self.ledger_url, name) for name in job_ids(self.ledger_url, patience=PATIENCE_SECONDS)}
+            return {
+                name: job_place(self.ledger_url, name)
+                for name in job_ids(self.ledger_url, patience=PATIENCE_SECONDS)
+            }
 
     def _place(self, folder: Path) -> str | None:
         if (folder / LEDGER).is_file():
             return str(folder / LEDGER)
-        return (folder / LEDGER_URL).read_text(errors="replace").strip() if (folder / LEDGER_URL).is_file() else None
+        return (
+            (folder / LEDGER_URL).read_text(errors="replace").strip()
+            if (folder / LEDGER_URL).is_file()
+            else None
+        )
 
     def _is_run(self, folder: Path) -> bool:
-        known = (folder / LEDGER).is_file() or (folder / LEDGER_URL).is_file() or self.source(folder.name).is_file()
+        known = (
+            (folder / LEDGER).is_file()
+            or (folder / LEDGER_URL).is_file()
+            or self.source(folder.name).is_file()
+        )
         return known and folder.is_dir() and folder.resolve().parent == self.root
 
 
 def _signature(run: Run, ledger: Ledger) -> Signature:
     """Changes with every write: (mtime, size) of the file and of its write-ahead log; in a database, what drivers count."""
     if run.is_shared:
-        return (*sorted(ledger.counts().items()), ledger.fact("elapsed_seconds"), ledger.fact("finished"), ledger.spent())
+        return (
+            *sorted(ledger.counts().items()),
+            ledger.fact("elapsed_seconds"),
+            ledger.fact("finished"),
+            ledger.spent(),
+        )
     found = []
     for name in (LEDGER, f"{LEDGER}-wal"):
         try:
@@ -256,4 +335,12 @@ def _signature(run: Run, ledger: Ledger) -> Signature:
 
 def _read(ledger: Ledger, signature: Signature) -> Snapshot:
     objectives, pool, dtype = read_facts(ledger)
-    return Snapshot(signature, ledger.trials(), objectives, pool, dtype, read_status(ledger), read_smoothed(ledger))
+    return Snapshot(
+        signature,
+        ledger.trials(),
+        objectives,
+        pool,
+        dtype,
+        read_status(ledger),
+        read_smoothed(ledger),
+    )

@@ -28,18 +28,39 @@ def table_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
     front = snapshot.front if has_front(snapshot) else None
     means = [_mean_weights(trial) for trial in trials]
     return {
-        "schema_version": 1, "objectives": objectives_document(snapshot.objectives), "members": list(snapshot.pool.names), "base": snapshot.pool.base.name if snapshot.pool.base else None,
-        "front": [trial.number for trial in front.front] if front else [], "knee": snapshot.knee, "greedy": front.greedy.number if front and front.greedy else None, "cursor": cursor,
-        "trial": [trial.number for trial in trials], "kind": [trial.kind for trial in trials], "state": [trial.state for trial in trials],
+        "schema_version": 1,
+        "objectives": objectives_document(snapshot.objectives),
+        "members": list(snapshot.pool.names),
+        "base": snapshot.pool.base.name if snapshot.pool.base else None,
+        "front": [trial.number for trial in front.front] if front else [],
+        "knee": snapshot.knee,
+        "greedy": front.greedy.number if front and front.greedy else None,
+        "cursor": cursor,
+        "trial": [trial.number for trial in trials],
+        "kind": [trial.kind for trial in trials],
+        "state": [trial.state for trial in trials],
         "labels": {trial.number: trial.label for trial in trials if trial.label},
-        "scores": {role: {objective.name: _column(trials, role, objective.name) for objective in snapshot.objectives} for role in ROLES},
-        "weights": {name: [_short(row[index]) for row in means] for index, name in enumerate(snapshot.pool.names)},
+        "scores": {
+            role: {
+                objective.name: _column(trials, role, objective.name)
+                for objective in snapshot.objectives
+            }
+            for role in ROLES
+        },
+        "weights": {
+            name: [_short(row[index]) for row in means]
+            for index, name in enumerate(snapshot.pool.names)
+        },
     }
 
 
 def trial_document(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     """One trial with all that is known, and `why` it is on the front or not."""
-    return {"schema_version": 1, **trial_entry(trial), "why": why(snapshot, trial) if trial.state == "SCORED" and has_front(snapshot) else None}
+    return {
+        "schema_version": 1,
+        **trial_entry(trial),
+        "why": why(snapshot, trial) if trial.state == "SCORED" and has_front(snapshot) else None,
+    }
 
 
 def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
@@ -52,15 +73,42 @@ def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     on_front = any(other.number == trial.number for other in front.front)
     whole = front.hypervolume(front.front, "search")
     rest = [other for other in front.front if other.number != trial.number]
-    scored = benchmarks(snapshot.objectives)  # what a merge costs has no best member, and is the same on the holdout
-    against = [_against(f"best member on {objective.name}", best_member(front.trials, objective), trial, snapshot) for objective in scored]
-    against += [_against(name, other, trial, snapshot) for name, other in (("uniform soup", front.uniform), ("greedy soup", front.greedy), ("base", front.base)) if other is not None]
+    scored = benchmarks(
+        snapshot.objectives
+    )  # what a merge costs has no best member, and is the same on the holdout
+    against = [
+        _against(
+            f"best member on {objective.name}",
+            best_member(front.trials, objective),
+            trial,
+            snapshot,
+        )
+        for objective in scored
+    ]
+    against += [
+        _against(name, other, trial, snapshot)
+        for name, other in (
+            ("uniform soup", front.uniform),
+            ("greedy soup", front.greedy),
+            ("base", front.base),
+        )
+        if other is not None
+    ]
     return {
-        "on_front": on_front, "picked_by": "posterior" if front.smoothed else "search score", "probability": snapshot.probability.get(trial.number), "knee": snapshot.knee == trial.number,
+        "on_front": on_front,
+        "picked_by": "posterior" if front.smoothed else "search score",
+        "probability": snapshot.probability.get(trial.number),
+        "knee": snapshot.knee == trial.number,
         "dominators": [] if on_front else _dominators(snapshot, trial),
-        "share_of_volume": finite(1.0 - (front.hypervolume(rest, "search") or 0.0) / whole) if on_front and whole else None,
+        "share_of_volume": finite(1.0 - (front.hypervolume(rest, "search") or 0.0) / whole)
+        if on_front and whole
+        else None,
         "against": [entry for entry in against if entry["trial"] != trial.number],
-        "holdout_gap": {objective.name: gap for objective in scored if (gap := _gap(trial, objective.name)) is not None},
+        "holdout_gap": {
+            objective.name: gap
+            for objective in scored
+            if (gap := _gap(trial, objective.name)) is not None
+        },
     }
 
 
@@ -72,8 +120,16 @@ def _dominators(snapshot: Snapshot, trial: Trial) -> list[dict[str, Any]]:
     values, own = _picked_by(snapshot, snapshot.front.front), _picked_by(snapshot, [trial])[0]
     above = [index for index in range(len(values)) if (values[index] >= own).all()]
     spread = np.ptp(maximized(snapshot.front.trials, snapshot.objectives), axis=0)
-    above.sort(key=lambda index: -float(((values[index] - own) / np.where(spread > 0, spread, 1.0)).sum()))
-    return [{"trial": snapshot.front.front[index].number, "differences": _differences(snapshot, snapshot.front.front[index], trial)} for index in above[:MAX_DOMINATORS]]
+    above.sort(
+        key=lambda index: -float(((values[index] - own) / np.where(spread > 0, spread, 1.0)).sum())
+    )
+    return [
+        {
+            "trial": snapshot.front.front[index].number,
+            "differences": _differences(snapshot, snapshot.front.front[index], trial),
+        }
+        for index in above[:MAX_DOMINATORS]
+    ]
 
 
 def _picked_by(snapshot: Snapshot, trials: Sequence[Trial]) -> np.ndarray:
@@ -87,7 +143,12 @@ def _best_known(snapshot: Snapshot, trial: Trial) -> Trial:
 
 def _differences(snapshot: Snapshot, other: Trial, trial: Trial) -> dict[str, float | None]:
     first, second = _best_known(snapshot, other), _best_known(snapshot, trial)
-    return {objective.name: finite(_score(first, objective.name).value - _score(second, objective.name).value) for objective in snapshot.objectives}
+    return {
+        objective.name: finite(
+            _score(first, objective.name).value - _score(second, objective.name).value
+        )
+        for objective in snapshot.objectives
+    }
 
 
 def _against(name: str, other: Trial, trial: Trial, snapshot: Snapshot) -> dict[str, Any]:
@@ -97,7 +158,11 @@ def _against(name: str, other: Trial, trial: Trial, snapshot: Snapshot) -> dict[
         a, b = _score(trial, objective.name), _score(other, objective.name)
         difference, stderr = a.value - b.value, math.hypot(a.stderr, b.stderr)
         good = difference if objective.direction == "maximize" else -difference
-        found[objective.name] = {"difference": finite(difference), "stderr": finite(stderr), "better": (good > 0) if abs(difference) > 1.96 * stderr else None}
+        found[objective.name] = {
+            "difference": finite(difference),
+            "stderr": finite(stderr),
+            "better": (good > 0) if abs(difference) > 1.96 * stderr else None,
+        }
     return {"name": name, "trial": other.number, "objectives": found}
 
 
@@ -111,13 +176,23 @@ def _score(trial: Trial, name: str) -> Score:
 
 
 def _column(trials: Sequence[Trial], role: str, name: str) -> dict[str, list[float | None]]:
-    scores = [next((score for score in trial.scores(role) if score.objective == name), None) for trial in trials]  # type: ignore[arg-type]
-    return {"value": [_short(score.value) if score else None for score in scores], "stderr": [_short(score.stderr) if score else None for score in scores]}
+    scores = [
+        next((score for score in trial.scores(role) if score.objective == name), None)
+        for trial in trials
+    ]  # type: ignore[arg-type]
+    return {
+        "value": [_short(score.value) if score else None for score in scores],
+        "stderr": [_short(score.stderr) if score else None for score in scores],
+    }
 
 
 def _mean_weights(trial: Trial) -> list[float]:
     rows = trial.recipe.weights
-    return list(rows[0]) if len(rows) == 1 else [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    return (
+        list(rows[0])
+        if len(rows) == 1
+        else [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    )
 
 
 def _short(value: float) -> float | None:
