@@ -1,10 +1,12 @@
-"""A whole cluster on this machine, to try what docs/cluster.md says: S3 server, PostgreSQL, and two Ray nodes with token auth.
+"""A whole cluster on this machine, to try what docs/cluster.md says:
+
+S3 server, PostgreSQL, and two Ray nodes with token auth.
 
     python deploy/local_cluster.py            # prints what to export in another terminal; Ctrl-C ends everything
     python deploy/local_cluster.py --nodes 3
 
-Needs `pip install 'recycler[postgres]' 'moto[server]'` and Debian's postgresql. Everything listens on 127.0.0.1 and is removed
-at the end; what it started it ends by its own process ids.
+Needs `pip install 'recycler[postgres]' 'moto[server]'` and Debian's postgresql. Everything listens
+on 127.0.0.1 and is removed at the end; what it started it ends by its own process ids.
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ def postgres_folder() -> Path | None:
 
 
 class Postgres:
-    """A server with data of its own, that trusts connections from this machine that know the password."""
+    """A server with data of its own, that trusts connections from this machine that know the
+    password.
+    """
 
     def __init__(self) -> None:
         programs = postgres_folder()

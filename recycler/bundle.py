@@ -1,7 +1,9 @@
-"""Everything of a job that is written by hand, as one small bundle: job file, space, suites and the data they name.
+"""Everything of a job that is written by hand, as one small bundle: job file, space, suites and the
+data they name.
 
-A bundle runs anywhere as `recycler run job.yaml --data data`, and its digest is the job's id: the same files are the same job
-wherever it is started from. Budget and workers play no part in it, so that a job may be given more of both.
+A bundle runs anywhere as `recycler run job.yaml --data data`, and its digest is the job's id: the
+same files are the same job wherever it is started from. Budget and workers play no part in it, so
+that a job may be given more of both.
 """
 
 from __future__ import annotations
@@ -28,14 +30,20 @@ MAX_BYTES = 100_000_000  # what Ray takes as a working directory
 
 @dataclass(frozen=True)
 class Bundle:
-    """Files by relative path: `job.yaml` with paths that stay within, suites and space where it says, data under `data/`."""
+    """Files by relative path:
+
+    `job.yaml` with paths that stay within, suites and space where it says, data under `data/`.
+    """
 
     job: JobSpec
     files: dict[str, bytes]
 
     @cached_property
     def id(self) -> str:
-        """NAME-DIGEST. Keys that are left at their defaults play no part, so a new version's new keys change no id."""
+        """NAME-DIGEST.
+
+        Keys that are left at their defaults play no part, so a new version's new keys change no id.
+        """
         identity = self.job.model_dump(
             exclude_defaults=True,
             exclude={
@@ -66,7 +74,10 @@ class Bundle:
 
 
 def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
-    """Collect the files of a job. Raises UsageError or NotFoundError for what is missing, clashes or is too large."""
+    """Collect the files of a job.
+
+    Raises UsageError or NotFoundError for what is missing, clashes or is too large.
+    """
     job, document = read_job(job_path)
     folder, files = job_path.parent, {}
     space = shipped_file(
@@ -102,21 +113,28 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
         raise UsageError(
             Problem(
                 thing=str(job_path),
-                cause=f"has {bundle.num_bytes:,} bytes of suites and data; {MAX_BYTES:,} is the limit",
-                remedy="Freeze a suite over fewer rows, or keep the data on the nodes (RECYCLER_DATA)",
+                cause=f"has {bundle.num_bytes:,} bytes of suites and data; {MAX_BYTES:,} is the "
+                "limit",
+                remedy="Freeze a suite over fewer rows, or keep the data on the nodes "
+                "(RECYCLER_DATA)",
             )
         )
     return bundle
 
 
 def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
-    """A bundle from the files that an earlier one wrote, by way of an empty folder. Raises UsageError when they are no job."""
+    """A bundle from the files that an earlier one wrote, by way of an empty folder.
+
+    Raises UsageError when they are no job.
+    """
     (folder / JOB).write_bytes(files.get(JOB, b""))
     return Bundle(job=read_job(folder / JOB)[0], files=files)
 
 
 def check_travels(job: JobSpec) -> None:
-    """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a bucket, or by a full path."""
+    """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a
+    bucket, or by a full path.
+    """
     entries = [
         *job.pool.members,
         *([job.pool.base] if job.pool.base else []),
@@ -127,7 +145,8 @@ def check_travels(job: JobSpec) -> None:
             Problem(
                 thing=f"pool entry {entry!r}",
                 cause="is relative to this machine's job file",
-                remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that all nodes share",
+                remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that "
+                "all nodes share",
             )
             for entry in entries
             if "://" not in entry and not Path(entry).is_absolute()
@@ -145,7 +164,9 @@ def check_travels(job: JobSpec) -> None:
 
 
 def _inside(name: str, folder: str, path: Path) -> str:
-    """Where a space or suite lies in the bundle: at the path that the job gives when that stays within, else by its name."""
+    """Where a space or suite lies in the bundle: at the path that the job gives when that stays
+    within, else by its name.
+    """
     own = PurePosixPath(name if name.endswith(path.suffix) else f"{name}{path.suffix}")
     return str(own) if not own.is_absolute() and ".." not in own.parts else f"{folder}/{path.name}"
 
@@ -191,7 +212,9 @@ def _add(files: dict[str, bytes], place: str, path: Path) -> None:
 
 
 def _job_text(job: JobSpec, document: YamlDocument, places: dict[str, Any]) -> bytes:
-    """The job file as it was written where its paths stay within, else with the paths of the bundle."""
+    """The job file as it was written where its paths stay within, else with the paths of the
+    bundle.
+    """
     same = places["space"] in (job.space, f"{job.space}.yaml") and all(
         place in (name, f"{name}.yaml")
         for place, name in zip(places["suites"], job.suites, strict=True)

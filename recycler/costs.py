@@ -1,7 +1,8 @@
-"""Costs of a merge, told by its recipe alone: how many members it uses, how far it lies from the base. Always made small.
+"""Costs of a merge, told by its recipe alone: how many members it uses, how far it lies from the
+base. Always made small.
 
-Exact: no engine is asked, no item is drawn, and nobody has to guess the cost of a merge that has not been made. What that is
-worth to a sampler is told in docs/design/search.md.
+Exact: no engine is asked, no item is drawn, and nobody has to guess the cost of a merge that has
+not been made. What that is worth to a sampler is told in docs/design/search.md.
 """
 
 from __future__ import annotations
@@ -17,21 +18,28 @@ from recycler.types import Group, Objective, Recipe, Score, Scorecard, Trial
 Floats = NDArray[np.float64]
 
 COSTS = ("members", "distance")
-FARTHEST = 2.0  # times the farthest member: where two whole deltas added up may lead; merges beyond add nothing to a hypervolume
+# times the farthest member: where two whole deltas added up may lead; merges beyond add nothing to
+# a hypervolume
+FARTHEST = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeltaProducts:
-    """Inner products (N, K, K) of the members' deltas in each of N tensors, over the squared norm of the whole base.
+    """Inner products (N, K, K) of the members' deltas in each of N tensors, over the squared norm
+    of the whole base.
 
-    Tensor by tensor, since groups of tensors may have weights of their own, and refined merges have other groups than the search.
+    Tensor by tensor, since groups of tensors may have weights of their own, and refined merges have
+    other groups than the search.
     """
 
     tensors: tuple[str, ...]
     table: Floats
 
     def of_groups(self, groups: Sequence[Group]) -> Floats:
-        """(G, K, K) sums over the tensors of each group. Raises ValueError for a tensor that no group takes."""
+        """(G, K, K) sums over the tensors of each group.
+
+        Raises ValueError for a tensor that no group takes.
+        """
         recipe = Recipe(
             method="linear", members=(), weights=((),) * len(groups), groups=tuple(groups)
         )
@@ -43,16 +51,20 @@ class DeltaProducts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """The costs among a job's objectives, and what they are reckoned from; `products` only where distances are asked for."""
+    """The costs among a job's objectives, and what they are reckoned from; `products` only where
+    distances are asked for.
+    """
 
     objectives: tuple[Objective, ...]
     products: DeltaProducts | None = None
 
     def reckoner(self, objective: Objective, groups: Sequence[Group]) -> Callable[[Floats], Floats]:
-        """A function from weights (n, G, K) of linear merges with these groups to what they cost (n,).
+        """A function from weights (n, G, K) of linear merges with these groups to what they cost
+        (n,).
 
-        members: those with a weight other than 0 in some group. distance: |merge - base| / |base|, Frobenius norms over all
-        merged tensors before the merge is rounded to its dtype. Raises ValueError for distances without `products`.
+        members: those with a weight other than 0 in some group. distance: |merge - base| / |base|,
+        Frobenius norms over all merged tensors before the merge is rounded to its dtype. Raises
+        ValueError for distances without `products`.
         """
         if objective.metric == "members":
             return lambda rows: (np.asarray(rows) != 0.0).any(axis=1).sum(axis=1).astype(float)
@@ -62,7 +74,10 @@ class Costs:
         return lambda rows: np.sqrt(np.maximum(np.einsum("ngk,gkl,ngl->n", rows, grams, rows), 0.0))
 
     def scores(self, recipe: Recipe) -> tuple[Score, ...]:
-        """What a merge costs: no items, no error. Raises ValueError for the distance of one that is not linear in its deltas."""
+        """What a merge costs: no items, no error.
+
+        Raises ValueError for the distance of one that is not linear in its deltas.
+        """
         found = []
         for objective in self.objectives:
             if objective.metric == "distance" and not is_linear(recipe):
@@ -103,11 +118,13 @@ def felt(objective: Objective, values: Floats) -> Floats:
 
 
 def corner(objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats) -> Floats:
-    """`worst` (T,), to be made large, with the corner of each cost in its place: what costs as much adds nothing to a front.
+    """`worst` (T,), to be made large, with the corner of each cost in its place: what costs as much
+    adds nothing to a front.
 
-    A pool's members cost one member each, which is no nadir to measure merges from. So it is one member more than the bound,
-    else than the pool has; for distances the bound, else FARTHEST times that of the farthest of the scored `members`. Of a cost
-    that is only bounded it is twice the bound: all that keep it lie on it, and shall have some volume.
+    A pool's members cost one member each, which is no nadir to measure merges from. So it is one
+    member more than the bound, else than the pool has; for distances the bound, else FARTHEST times
+    that of the farthest of the scored `members`. Of a cost that is only bounded it is twice the
+    bound: all that keep it lie on it, and shall have some volume.
     """
     found = np.array(worst, dtype=float)
     for column, objective in enumerate(objectives):

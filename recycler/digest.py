@@ -11,7 +11,9 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value made of dicts, lists and scalars, ready for JSON; dataclasses lose their type, tuples become lists."""
+    """A value made of dicts, lists and scalars, ready for JSON; dataclasses lose their type, tuples
+    become lists.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -22,7 +24,10 @@ def plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces. Raises ValueError for NaN and infinities, which JSON cannot hold."""
+    """JSON with sorted keys and no spaces.
+
+    Raises ValueError for NaN and infinities, which JSON cannot hold.
+    """
     return json.dumps(
         plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -45,5 +50,8 @@ def weights_digest(tensors: Iterable[tuple[str, str]]) -> str:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed that depends on every part and nothing else: (job seed, trial number) gives a trial's seed."""
+    """A 32-bit seed that depends on every part and nothing else:
+
+    (job seed, trial number) gives a trial's seed.
+    """
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:4], "big")

@@ -1,6 +1,8 @@
-"""Trials of earlier runs on the same members and items count: they are copied into a new run's ledger and cost nothing.
+"""Trials of earlier runs on the same members and items count: they are copied into a new run's
+ledger and cost nothing.
 
-Only what can be compared is taken: the very same weight files, frozen items, engine and dtype, scored on all search items.
+Only what can be compared is taken: the very same weight files, frozen items, engine and dtype,
+scored on all search items.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from recycler.runs import open_ledger, read_facts
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Checkpoint, Recipe
 
-STAMPS = "stamps"  # a run's fact: what its members, items and engine were, to be compared with another run's
+# a run's fact: what its members, items and engine were, to be compared with another run's
+STAMPS = "stamps"
 EARLIER = "earlier"  # a run's fact: the earlier runs that it has taken trials from
 LABEL = "earlier: "
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What came of one earlier run: trials copied, and left behind because they were scored on some items only or use a member that is not in this pool."""
+    """What came of one earlier run: trials copied, and left behind because they were scored on some
+    items only or use a member that is not in this pool.
+    """
 
     run: str
     num_trials: int
@@ -37,7 +42,10 @@ class Taken:
 
 
 def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
-    """Keep what a later run must find unchanged to take trials from this one. Once: later sittings change nothing of it."""
+    """Keep what a later run must find unchanged to take trials from this one.
+
+    Once: later sittings change nothing of it.
+    """
     if ledger.fact(STAMPS) is None:
         ledger.set_fact(STAMPS, json.dumps(_stamps(prepared, engine)))
 
@@ -45,9 +53,11 @@ def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
 def take_earlier(
     ledger: Ledger, prepared: PreparedJob, engine: str, folder: Path
 ) -> tuple[Taken, ...]:
-    """Copy the trials of the runs that the job names under `earlier` into its own ledger; what is there already stays.
+    """Copy the trials of the runs that the job names under `earlier` into its own ledger; what is
+    there already stays.
 
-    Raises UsageError for a run that cannot be compared, before anything is copied from it, and NotFoundError for none.
+    Raises UsageError for a run that cannot be compared, before anything is copied from it, and
+    NotFoundError for none.
     """
     if not prepared.job.earlier:
         return ()
@@ -108,7 +118,8 @@ def _take(
             Problem(
                 thing=f"earlier run {run}",
                 cause="was made before recycler kept what its members were",
-                remedy="Run its job once more to add that, or leave it out; --reuse takes its answers in any case",
+                remedy="Run its job once more to add that, or leave it out; --reuse takes its "
+                "answers in any case",
                 where=where,
             )
         )
@@ -117,8 +128,10 @@ def _take(
         raise UsageError(
             Problem(
                 thing=f"earlier run {run}",
-                cause=f"has other {' and '.join(different)}: {_difference(before, now, different[0])}",
-                remedy="Only scores of the same items by the same engine can be compared; leave it out",
+                cause=f"has other {' and '.join(different)}: "
+                f"{_difference(before, now, different[0])}",
+                remedy="Only scores of the same items by the same engine can be compared; leave it "
+                "out",
                 where=where,
             )
         )
@@ -182,7 +195,9 @@ def _take(
 def _in_terms_of(
     recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None
 ) -> Recipe | None:
-    """The recipe over this pool's members; None when it needs a checkpoint that this pool lacks, or acts on another base."""
+    """The recipe over this pool's members; None when it needs a checkpoint that this pool lacks, or
+    acts on another base.
+    """
     base = prepared.pool.base.name if prepared.pool.base else None
     if (
         recipe.base is not None
@@ -229,7 +244,9 @@ def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
-    """A checkpoint without reading it: its place, and size and time of its weight files, or their etags in a bucket."""
+    """A checkpoint without reading it: its place, and size and time of its weight files, or their
+    etags in a bucket.
+    """
     files = {}
     for tensor in checkpoint.tensors.values():
         if tensor.file not in files:
@@ -256,7 +273,8 @@ def _difference(
         if before[name].get(key) != now[name].get(key)
     )
     return ", ".join(
-        f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} here"
+        f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} "
+        "here"
         for key in changed
     )
 
@@ -264,6 +282,7 @@ def _difference(
 def taken_lines(taken: Sequence[Taken]) -> list[str]:
     """One sentence a run for people."""
     return [
-        f"{found.num_trials} trials of {found.run} are known already{f'; {found.left} of it cannot be used here' if found.left else ''}"
+        f"{found.num_trials} trials of {found.run} are known "
+        f"already{f'; {found.left} of it cannot be used here' if found.left else ''}"
         for found in taken
     ]

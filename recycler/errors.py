@@ -6,8 +6,8 @@
     +-- UnsafeInputError     4  a checkpoint or suite is broken or unsafe: nothing was loaded
     +-- InfrastructureError  5  bucket, cluster or engine went away: try again
 
-Each carries `Problem`s, so that all that is wrong is told at once. Anything else that is raised is our bug and keeps its
-traceback.
+Each carries `Problem`s, so that all that is wrong is told at once. Anything else that is raised is
+our bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Score one live model on frozen items: ask the engine once for everything, then turn answers into figures."""
+"""Score one live model on frozen items: ask the engine once for everything, then turn answers into
+figures.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,12 @@ def score_recipe(
     gated: bool = False,
     cache: ResultCache | None = None,
 ) -> Scorecard:
-    """Put the recipe into the engine's weights and score it on the items of `role`, as far as the cache does not know them.
+    """Put the recipe into the engine's weights and score it on the items of `role`, as far as the
+    cache does not know them.
 
-    A known answer whose program did not pass is judged again, which costs no engine time. `gated`: weights that give no finite numbers, or nothing but babble, are given up early. Raises HopelessError then.
+    A known answer whose program did not pass is judged again, which costs no engine time. `gated`:
+    weights that give no finite numbers, or nothing but babble, are given up early. Raises
+    HopelessError then.
     """
     started = time.monotonic()
     applied = engine.apply(recipe)
@@ -94,10 +99,12 @@ def score_side_by_side(
     role: Role,
     gated: Sequence[bool],
 ) -> tuple[Scorecard | Failure, ...]:
-    """Score several recipes in one batch, each on its own items, without merging any; each scorecard says so and bears an equal part of the time.
+    """Score several recipes in one batch, each on its own items, without merging any; each
+    scorecard says so and bears an equal part of the time.
 
-    Those of `gated` that give no finite numbers get the Failure that they would get alone, and are asked nothing more. Babble is
-    not looked for, and no cache is asked: it goes by the digests of merged weights, and here there are none.
+    Those of `gated` that give no finite numbers get the Failure that they would get alone, and are
+    asked nothing more. Babble is not looked for, and no cache is asked: it goes by the digests of
+    merged weights, and here there are none.
     """
     started = time.monotonic()
     names = engine.side_by_side(recipes)
@@ -140,7 +147,9 @@ def score_side_by_side(
 def _hopeless(
     engine: Engine, names: Sequence[str], items: Sequence[Sequence[Item]], gated: Sequence[bool]
 ) -> list[Failure | None]:
-    """Why each merge is given up, where it is gated and gives no finite numbers; all are probed in one batch."""
+    """Why each merge is given up, where it is gated and gives no finite numbers; all are probed in
+    one batch.
+    """
     failures: list[Failure | None] = [None] * len(names)
     probed = [index for index, gate in enumerate(gated) if gate and items[index]]
     for index, answer in zip(
@@ -158,7 +167,10 @@ def _hopeless(
 def score_items(
     engine: Engine, items: Sequence[Item], *, gated: bool = False
 ) -> tuple[Outcome, ...]:
-    """One outcome an item, in the order of the items. Each answer is scored as it ends; programs run in the sandbox meanwhile."""
+    """One outcome an item, in the order of the items.
+
+    Each answer is scored as it ends; programs run in the sandbox meanwhile.
+    """
     texts, likelihoods = requests_of(items)
     if gated and items:
         refuse_non_finite(engine.loglikelihood([_probe(items[0])]))
@@ -181,7 +193,9 @@ def score_items(
 
 
 def _probe(item: Item, merge: str = "") -> LoglikelihoodRequest:
-    """The shortest question to weights whether they give numbers: the last token of a prompt after what stands before it."""
+    """The shortest question to weights whether they give numbers: the last token of a prompt after
+    what stands before it.
+    """
     ids = item.prompt_ids[:32] if len(item.prompt_ids) > 1 else item.prompt_ids * 2
     return LoglikelihoodRequest(context_ids=ids[:-1], continuation_ids=ids[-1:], merge=merge)
 
@@ -189,7 +203,9 @@ def _probe(item: Item, merge: str = "") -> LoglikelihoodRequest:
 def requests_of(
     items: Sequence[Item], merge: str = ""
 ) -> tuple[list[GenerateRequest], list[LoglikelihoodRequest]]:
-    """What an engine is asked for these items, of one of the merges that it holds side by side or of its live weights; a choice is one request an option."""
+    """What an engine is asked for these items, of one of the merges that it holds side by side or
+    of its live weights; a choice is one request an option.
+    """
     return (
         [
             GenerateRequest(
@@ -254,7 +270,9 @@ def _outcomes(
 def start_texts(
     items: Sequence[Item], completions: Sequence[Completion]
 ) -> Callable[[], list[Values]]:
-    """Begin to score answers; the function given back waits and gives one dict of values an item, in their order."""
+    """Begin to score answers; the function given back waits and gives one dict of values an item,
+    in their order.
+    """
     values: dict[int, Values] = {}
     waiting = []
     for name in {item.scorer for item in items}:
@@ -285,7 +303,10 @@ def start_texts(
 def aggregate(
     items: Sequence[Item], outcomes: Iterable[Outcome], objectives: Sequence[Objective]
 ) -> tuple[Score, ...]:
-    """One score an objective from the outcomes of its items. Raises ValueError when an objective has no items."""
+    """One score an objective from the outcomes of its items.
+
+    Raises ValueError when an objective has no items.
+    """
     values = {outcome.item: dict(outcome.values) for outcome in outcomes}
     scores = []
     for objective in objectives:

@@ -1,7 +1,8 @@
-"""What a run can say of itself beyond its front: a preview from the members alone, and why a merge is good.
+"""What a run can say of itself beyond its front: a preview from the members alone, and why a merge
+is good.
 
-The preview is written down as soon as the members are scored, so that nobody can think it was made afterwards; how far it was
-off is added when the search has ended.
+The preview is written down as soon as the members are scored, so that nobody can think it was made
+afterwards; how far it was off is added when the search has ended.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
 def write_preview(
     ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int
 ) -> dict[str, Any] | None:
-    """Preview a run once all its members are scored, once; None before. After merges, its errors are brought up to date.
+    """Preview a run once all its members are scored, once; None before.
+
+    After merges, its errors are brought up to date.
 
     Of the objectives that have items: what a merge will cost is no guess.
     """
@@ -61,7 +64,9 @@ def write_preview(
 
 
 def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> float | None:
-    """Keep what the next trials are expected to add to these, as a share of the front's hypervolume."""
+    """Keep what the next trials are expected to add to these, as a share of the front's
+    hypervolume.
+    """
     gain = looks.gain(trials)
     if gain is not None:
         ledger.set_fact(
@@ -89,7 +94,9 @@ def open_preview(run: str | Path) -> dict[str, Any]:
 
 
 def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
-    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good, and by what it was chosen. Raises NotFoundError for too few trials."""
+    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good, and by what
+    it was chosen. Raises NotFoundError for too few trials.
+    """
     with closing(open_ledger(run)) as ledger:
         objectives, pool, dtype = read_facts(ledger)
         trials = ledger.trials()
@@ -108,13 +115,20 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
         told = _covered(surrogate, trials, chosen)
         found = why_document(surrogate, told)
         if told is not chosen:
-            said = f"Merge {chosen.number} is merge {told.number} refined; the search's model does not know its {len(chosen.recipe.weights)} rows of weights, so this is told of merge {told.number}."
+            said = (
+                f"Merge {chosen.number} is merge {told.number} refined; the search's model does "
+                f"not know its {len(chosen.recipe.weights)} rows of weights, so this is told of "
+                f"merge {told.number}."
+            )
             found = {**found, "said": [said, *found["said"]]}
         return {**found, "chosen": choice_document(front, what)}
 
 
 def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Trial:
-    """The trial itself where the model was told of it, else the one that it was refined from. Raises NotFoundError for another kind of merge."""
+    """The trial itself where the model was told of it, else the one that it was refined from.
+
+    Raises NotFoundError for another kind of merge.
+    """
     by_number = {trial.number: trial for trial in trials}
     found: Trial | None = chosen
     while found is not None and not surrogate.covers(found):

@@ -1,4 +1,6 @@
-"""What a person writes to start a job: strict, documented, and refused as a whole when any part is wrong."""
+"""What a person writes to start a job: strict, documented, and refused as a whole when any part is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +42,26 @@ Place = Annotated[
 
 
 class PoolSpec(Strict):
-    """Where the checkpoints are. `pool: runs/*` and `pool: [a, b]` are short for `pool: {members: [...]}`."""
+    """Where the checkpoints are.
+
+    `pool: runs/*` and `pool: [a, b]` are short for `pool: {members: [...]}`.
+    """
 
     members: list[Place] = Field(min_length=1)
-    """Folders, globs of folders, or folders that hold checkpoint folders; relative to the job file."""
+    """Folders, globs of folders, or folders that hold checkpoint folders; relative to the job file.
+    """
     base: Place | None = None
-    """The checkpoint that the members were trained from. With it, weights act on deltas and their sum is searched too."""
+    """The checkpoint that the members were trained from.
+
+    With it, weights act on deltas and their sum is searched too.
+    """
     duplicates: Literal["refuse", "allow"] = "refuse"
     """What to do about members with identical weights."""
     without: list[Place] = []
-    """Members to leave out, by name. With the whole pool's run under `earlier`, what it found without them counts at no cost."""
+    """Members to leave out, by name.
+
+    With the whole pool's run under `earlier`, what it found without them counts at no cost.
+    """
 
 
 class ObjectiveSpec(Strict):
@@ -60,7 +72,9 @@ class ObjectiveSpec(Strict):
     metric: str
     direction: Literal["maximize", "minimize"]
     floor: Number | str | None = None
-    """The worst value a shipped merge may have: a number, or `base - 0.01`, `best - 0.02` (`+` where less is better)."""
+    """The worst value a shipped merge may have: a number, or `base - 0.01`, `best - 0.02` (`+`
+    where less is better).
+    """
 
     @field_validator("floor")
     @classmethod
@@ -92,7 +106,9 @@ class CostSpec(Strict):
     """What a merge costs, to be made small. Its recipe alone tells it: exact, at no items."""
 
     cost: Literal["members", "distance"]
-    """members: how many have a weight other than 0. distance: |merge - base| / |base| over all tensors, for linear merges of a pool with a base."""
+    """members: how many have a weight other than 0. distance: |merge - base| / |base| over all
+    tensors, for linear merges of a pool with a base.
+    """
     direction: Literal["minimize"] = "minimize"
     floor: Number | None = None
     """The most that a shipped merge may cost: a number of members, or a distance."""
@@ -154,13 +170,19 @@ class EngineSpec(Strict):
     max_model_len: int | None = Field(default=None, ge=8)
     """Longest prompt plus answer, in tokens. Default: what the suites need."""
     tensor_parallel: int = Field(default=1, ge=1, le=64)
-    """GPUs of one machine that each vllm engine spreads the model over, for models that one GPU cannot hold."""
+    """GPUs of one machine that each vllm engine spreads the model over, for models that one GPU
+    cannot hold.
+    """
     workers: int = Field(default=1, ge=1, le=1024)
     """Engines in parallel: one on each `tensor_parallel` GPUs, or one a share of the CPU cores."""
     lora_batch: int = Field(default=1, ge=1, le=64)
-    """Linear merges of a pool of folded LoRA adapters that each vllm engine scores in one batch, unmerged. Finalists are merged and scored again."""
+    """Linear merges of a pool of folded LoRA adapters that each vllm engine scores in one batch,
+    unmerged. Finalists are merged and scored again.
+    """
     adapters: Place | None = None
-    """Folder that holds the adapter of each member under the member's name; relative to the job file. For `lora_batch`."""
+    """Folder that holds the adapter of each member under the member's name; relative to the job
+    file. For `lora_batch`.
+    """
 
     @field_validator("tensor_parallel")
     @classmethod
@@ -176,13 +198,16 @@ class EngineSpec(Strict):
     def _adapters_lie_on_a_disk(cls, value: str | None) -> str | None:
         if value and "://" in value:
             raise ValueError(
-                "must be a folder on a disk of the machines that score; copy the adapters there, they are not read from a bucket or hub"
+                "must be a folder on a disk of the machines that score; copy the adapters there, "
+                "they are not read from a bucket or hub"
             )
         return value
 
     @model_serializer(mode="wrap")
     def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A job that says nothing of them keeps the digest that its ledger knows from before there were these keys."""
+        """A job that says nothing of them keeps the digest that its ledger knows from before there
+        were these keys.
+        """
         found = write(self)
         return {
             key: value
@@ -192,10 +217,16 @@ class EngineSpec(Strict):
 
 
 class FidelitySpec(Strict):
-    """How closely proposed merges are looked at. Members, base and soups are always scored on all search items, and so are finalists."""
+    """How closely proposed merges are looked at.
+
+    Members, base and soups are always scored on all search items, and so are finalists.
+    """
 
     items_per_task: int | None = Field(default=None, ge=50)
-    """Search items of each task that a merge is scored on, drawn for each merge anew; default: all. Fewer than 50 make standard errors a fiction."""
+    """Search items of each task that a merge is scored on, drawn for each merge anew; default: all.
+
+    Fewer than 50 make standard errors a fiction.
+    """
 
 
 class BudgetSpec(Strict):
@@ -208,9 +239,13 @@ class BudgetSpec(Strict):
     tokens: int | None = Field(default=None, ge=1)
     """Generated plus teacher-forced tokens."""
     plateau: int | None = Field(default=None, ge=5)
-    """Stop when so many merges in a row raised the posterior hypervolume by less than 1 % (after twice as many at least)."""
+    """Stop when so many merges in a row raised the posterior hypervolume by less than 1 % (after
+    twice as many at least).
+    """
     least_gain: Number | None = Field(default=None, gt=0, lt=1)
-    """Stop when the next 20 merges are expected to add less than this share of the front's hypervolume (looked at every 10, after 20)."""
+    """Stop when the next 20 merges are expected to add less than this share of the front's
+    hypervolume (looked at every 10, after 20).
+    """
 
     @field_validator("wall_clock")
     @classmethod
@@ -250,9 +285,13 @@ class JobSpec(Strict):
     )
     seed: int = Field(default=0, ge=0, lt=2**31)
     earlier: list[Place] = []
-    """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of a database."""
+    """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of
+    a database.
+    """
     allow_benchmark_tests: bool = False
-    """Search on published test sets all the same; refused otherwise, since such a score can be compared with nobody's."""
+    """Search on published test sets all the same; refused otherwise, since such a score can be
+    compared with nobody's.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -285,7 +324,9 @@ class JobSpec(Strict):
 
 
 def read_job(path: Path | YamlDocument) -> tuple[JobSpec, YamlDocument]:
-    """The job file at `path` (or that was read already) and the document, which knows the line of every key. Raises UsageError with every problem."""
+    """The job file at `path` (or that was read already) and the document, which knows the line of
+    every key. Raises UsageError with every problem.
+    """
     document = load_yaml(path)
     job = parse_model(JobSpec, document)
     problems = []

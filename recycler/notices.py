@@ -16,7 +16,10 @@ from recycler.types import Trial
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notices:
-    """Notices of one run; `proposer` is the model that its front is picked by. What was said in an earlier sitting is not said again."""
+    """Notices of one run; `proposer` is the model that its front is picked by.
+
+    What was said in an earlier sitting is not said again.
+    """
 
     ledger: Ledger
     proposer: SimplexProposer
@@ -31,7 +34,9 @@ class Notices:
         return tuple(said)
 
     def of_noise(self, trials: Sequence[Trial]) -> tuple[str, ...]:
-        """Which objectives lost their say in the front, or have it again, by what these trials tell."""
+        """Which objectives lost their say in the front, or have it again, by what these trials
+        tell.
+        """
         kept, dead = self._kept(), list(self.proposer.smoothed(trials).dead)
         before = kept.get("dead", [])
         if dead == before:

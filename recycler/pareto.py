@@ -1,7 +1,9 @@
-"""Fronts as arithmetic: who is non-dominated, how much a front covers, where its knee lies, how sure that is.
+"""Fronts as arithmetic: who is non-dominated, how much a front covers, where its knee lies, how
+sure that is.
 
-Everything here *maximises*; `as_maximized` turns minimised columns round first. Arrays are (n, T): n points (trials) by
-T objectives. numpy only, so the front of a ledger can be read without torch, scipy or optuna.
+Everything here *maximises*; `as_maximized` turns minimised columns round first. Arrays are (n, T):
+n points (trials) by T objectives. numpy only, so the front of a ledger can be read without torch,
+scipy or optuna.
 """
 
 from __future__ import annotations
@@ -18,24 +20,30 @@ Mask = NDArray[np.bool_]
 
 
 def as_maximized(values: ArrayLike, directions: Sequence[Direction]) -> Floats:
-    """A copy of `values` (n, T) in which larger is better in every column. Applying it twice gives the values back.
+    """A copy of `values` (n, T) in which larger is better in every column.
 
-    Raises ValueError for a direction other than "maximize" or "minimize", or for a wrong number of them.
+    Applying it twice gives the values back.
+
+    Raises ValueError for a direction other than "maximize" or "minimize", or for a wrong number of
+    them.
     """
     table = _table(values)
     unknown = set(directions) - {"maximize", "minimize"}
     if unknown or len(directions) != table.shape[1]:
         raise ValueError(
-            f"{table.shape[1]} objectives need as many directions, maximize or minimize; got {list(directions)}"
+            f"{table.shape[1]} objectives need as many directions, maximize or minimize; got "
+            f"{list(directions)}"
         )
     return table * np.where([direction == "minimize" for direction in directions], -1.0, 1.0)
 
 
 def non_dominated(values: ArrayLike) -> Mask:
-    """True for each row of `values` (n, T) that no other row dominates: at least as good everywhere, better somewhere.
+    """True for each row of `values` (n, T) that no other row dominates: at least as good
+    everywhere, better somewhere.
 
-    Equal rows do not dominate each other, so duplicates stay or go together. A row with a NaN is a trial without a
-    score: it is never on the front and dominates nothing. Infinities are ordinary numbers.
+    Equal rows do not dominate each other, so duplicates stay or go together. A row with a NaN is a
+    trial without a score: it is never on the front and dominates nothing. Infinities are ordinary
+    numbers.
     """
     table = _table(values)
     mask = np.zeros(len(table), dtype=bool)
@@ -60,12 +68,14 @@ def _prey(columns: Floats, point: Floats) -> Mask:
 def reference_point(
     values: ArrayLike, floors: ArrayLike | None = None, margin: float = 0.1
 ) -> Floats:
-    """The corner (T,) that hypervolume is measured from: nadir of the front minus `margin` of the front's range.
+    """The corner (T,) that hypervolume is measured from: nadir of the front minus `margin` of the
+    front's range.
 
-    Only the non-dominated rows of `values` (n, T) speak, so one hopeless trial cannot pull the corner, and with it the
-    search, to where nobody wants to be (the "1.1 x worst observed value" rule has that flaw). An objective on which the
-    front has no range takes the range of all rows, else 1. Where `floors` (T,) is given and not NaN it is the corner.
-    Raises ValueError when no row is without NaN.
+    Only the non-dominated rows of `values` (n, T) speak, so one hopeless trial cannot pull the
+    corner, and with it the search, to where nobody wants to be (the "1.1 x worst observed value"
+    rule has that flaw). An objective on which the front has no range takes the range of all rows,
+    else 1. Where `floors` (T,) is given and not NaN it is the corner. Raises ValueError when no row
+    is without NaN.
     """
     table = _table(values)
     front = table[non_dominated(table)]
@@ -85,13 +95,16 @@ def reference_point(
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """Exact volume that the rows of `values` (n, T) dominate above `reference` (T,); rows not above it add nothing.
+    """Exact volume that the rows of `values` (n, T) dominate above `reference` (T,); rows not above
+    it add nothing.
 
-    It is infinite where a row above the reference is infinite in an objective, or the reference itself is minus infinity there.
+    It is infinite where a row above the reference is infinite in an objective, or the reference
+    itself is minus infinity there.
 
-    Sweeps down the last objective; the other T - 1 are covered by disjoint boxes of not yet dominated space, which
-    each point cuts (the idea of Lacour, Klamroth and Fonseca 2017, arXiv:1510.01963, section 3, with plain guillotine
-    cuts in place of local upper bounds: no general-position assumption, ties are harmless, a few more boxes).
+    Sweeps down the last objective; the other T - 1 are covered by disjoint boxes of not yet
+    dominated space, which each point cuts (the idea of Lacour, Klamroth and Fonseca 2017,
+    arXiv:1510.01963, section 3, with plain guillotine cuts in place of local upper bounds: no
+    general-position assumption, ties are harmless, a few more boxes).
     """
     table, corner = _table(values), np.asarray(reference, dtype=float)
     table = table[(table > corner).all(axis=1)]  # a NaN compares false
@@ -109,9 +122,11 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
 
 
 def free_boxes(values: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]:
-    """Disjoint boxes (lower (B, T), upper (B, T)) that fill the space above `reference` no row of `values` dominates.
+    """Disjoint boxes (lower (B, T), upper (B, T)) that fill the space above `reference` no row of
+    `values` dominates.
 
-    Upper bounds may be infinite. `volume_gains` sums over them; reuse the boxes when many points are asked about.
+    Upper bounds may be infinite. `volume_gains` sums over them; reuse the boxes when many points
+    are asked about.
     """
     table, corner = _table(values), np.asarray(reference, dtype=float)
     table = table[(table > corner).all(axis=1)]
@@ -122,7 +137,9 @@ def free_boxes(values: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]
 
 
 def volume_gains(points: ArrayLike, boxes: tuple[Floats, Floats]) -> Floats:
-    """Hypervolume (M,) that each row of `points` (M, T) would add alone to the front behind `boxes` of `free_boxes`."""
+    """Hypervolume (M,) that each row of `points` (M, T) would add alone to the front behind `boxes`
+    of `free_boxes`.
+    """
     table, (lower, upper) = _table(points), boxes
     gains = np.ones((len(table), len(lower)))
     for objective in range(table.shape[1]):
@@ -132,12 +149,14 @@ def volume_gains(points: ArrayLike, boxes: tuple[Floats, Floats]) -> Floats:
 
 
 def knee(values: ArrayLike) -> int:
-    """Index of the front member that bulges most: a little more of one objective would cost much of another.
+    """Index of the front member that bulges most: a little more of one objective would cost much of
+    another.
 
-    Each objective is scaled to 0 at the front's nadir and 1 at its ideal; the knee maximises the distance to the
-    hyperplane sum = 1, that is the sum of scaled objectives (Das 1999, "On characterizing the knee of the Pareto curve";
-    for two objectives the plane passes through the two ends exactly). Objectives without range are ignored; ties go to
-    the lowest index. Raises ValueError when no row is without NaN.
+    Each objective is scaled to 0 at the front's nadir and 1 at its ideal; the knee maximises the
+    distance to the hyperplane sum = 1, that is the sum of scaled objectives (Das 1999, "On
+    characterizing the knee of the Pareto curve"; for two objectives the plane passes through the
+    two ends exactly). Objectives without range are ignored; ties go to the lowest index. Raises
+    ValueError when no row is without NaN.
     """
     table = _table(values)
     front = np.flatnonzero(non_dominated(table))
@@ -153,10 +172,12 @@ def knee(values: ArrayLike) -> int:
 def probability_non_dominated(
     values: ArrayLike, stderrs: ArrayLike, *, seed: int, num_samples: int = 512
 ) -> Floats:
-    """Chance (n,) that each row is on the true front when row i is off by independent Gaussian errors `stderrs` (n, T).
+    """Chance (n,) that each row is on the true front when row i is off by independent Gaussian
+    errors `stderrs` (n, T).
 
-    The share of `num_samples` draws in which the row is non-dominated; its own standard error is below
-    0.5 / sqrt(num_samples). A NaN standard error counts as 0, a NaN value gives probability 0.
+    The share of `num_samples` draws in which the row is non-dominated; its own standard error is
+    below 0.5 / sqrt(num_samples). A NaN standard error counts as 0, a NaN value gives probability
+    0.
     """
     table, errors = _table(values), np.nan_to_num(_table(stderrs))
     rng = np.random.default_rng(seed)
@@ -169,10 +190,12 @@ def probability_non_dominated(
 
 
 def _without_easy_prey(table: Floats, num_rounds: int = 12) -> NDArray[np.intp]:
-    """Indices (m,) of the rows that no good all-rounder dominates: all non-dominated rows and some more, none with a NaN.
+    """Indices (m,) of the rows that no good all-rounder dominates: all non-dominated rows and some
+    more, none with a NaN.
 
-    A dominator may be any row, so which ones are taken matters for speed alone; dominance is transitive, so what a
-    dropped row dominates is dropped by the same one or stays for `non_dominated`, where its dominator still is.
+    A dominator may be any row, so which ones are taken matters for speed alone; dominance is
+    transitive, so what a dropped row dominates is dropped by the same one or stays for
+    `non_dominated`, where its dominator still is.
     """
     left = np.flatnonzero(~np.isnan(table).any(axis=1))
     if left.size < 64:
@@ -192,7 +215,9 @@ def _without_easy_prey(table: Floats, num_rounds: int = 12) -> NDArray[np.intp]:
 
 
 class _Boxes:
-    """Disjoint boxes above a corner, cut by one point after another; slots are reused so nothing is copied twice."""
+    """Disjoint boxes above a corner, cut by one point after another; slots are reused so nothing is
+    copied twice.
+    """
 
     def __init__(self, corner: Floats):
         self.count = 1
@@ -200,7 +225,9 @@ class _Boxes:
         self.upper = np.full_like(self.lower, np.inf)
 
     def cut_all(self, points: Floats) -> Floats:
-        """Take from the boxes what each point dominates; returns the volume (n,) each took (inf only without corner)."""
+        """Take from the boxes what each point dominates; returns the volume (n,) each took (inf
+        only without corner).
+        """
         return np.array([self.cut(point) for point in points])
 
     def cut(self, point: Floats) -> float:

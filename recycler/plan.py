@@ -25,7 +25,9 @@ Outcomes = Mapping[str, Mapping[str, Mapping[str, float]]]  # member -> item -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """What an earlier run of the same items tells: seconds a search item took, and the members' outcomes by item."""
+    """What an earlier run of the same items tells: seconds a search item took, and the members'
+    outcomes by item.
+    """
 
     seconds_per_item: float | None
     members: Outcomes
@@ -57,10 +59,12 @@ def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
 
 
 def plan_job(prepared: PreparedJob, earlier: Earlier | None = None) -> dict[str, Any]:
-    """The plan as the one JSON document of `recycler plan --json`: trials, items, tokens, what can be told apart, and time.
+    """The plan as the one JSON document of `recycler plan --json`: trials, items, tokens, what can
+    be told apart, and time.
 
-    Tokens: `prompt` are read, `new_at_most` generated when every answer runs to its limit, `expected` is a guess from the
-    lengths of the gold answers, `forced` are read to be scored. Time only with an earlier run that took some.
+    Tokens: `prompt` are read, `new_at_most` generated when every answer runs to its limit,
+    `expected` is a guess from the lengths of the gold answers, `forced` are read to be scored. Time
+    only with an earlier run that took some.
     """
     search, holdout = (
         [item for item in prepared.items if item.role == role] for role in ("search", "holdout")
@@ -119,10 +123,12 @@ def plan_job(prepared: PreparedJob, earlier: Earlier | None = None) -> dict[str,
 def visible_difference(
     objective: Objective, items: Sequence[Item], members: Outcomes
 ) -> dict[str, Any]:
-    """Smallest difference between two merges that a paired test on these items finds four times in five, by split.
+    """Smallest difference between two merges that a paired test on these items finds four times in
+    five, by split.
 
-    From the members' outcomes where there are some (median over pairs of them); else for a right-or-wrong metric from a
-    guessed discordance; None for other metrics, whose spread nobody knows yet.
+    From the members' outcomes where there are some (median over pairs of them); else for a
+    right-or-wrong metric from a guessed discordance; None for other metrics, whose spread nobody
+    knows yet.
     """
     own = items_of(objective, items)
     splits: dict[str, Any] = {}
@@ -140,7 +146,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     """The plan for people."""
     trials, job = plan["trials"], plan["job"]
     lines = [
-        f"{plan['name']}: {trials['baselines_at_most']} baselines at most, {trials['proposed']} proposed merges, {trials['finalists_at_least']} finalists at least on the holdout"
+        f"{plan['name']}: {trials['baselines_at_most']} baselines at most, {trials['proposed']} "
+        f"proposed merges, {trials['finalists_at_least']} finalists at least on the holdout"
     ]
     for what, title in (
         ("baseline_trial", "a baseline"),
@@ -155,7 +162,8 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     lines.append(
         "time: unknown until members have been scored; then recycler plan JOB --dir RUN tells"
         if seconds is None
-        else f"time: {seconds['baseline_trial']:,} s a baseline, {seconds['proposed_trial']:,} s a proposed merge; about {_hours(seconds['job'])} in all"
+        else f"time: {seconds['baseline_trial']:,} s a baseline, {seconds['proposed_trial']:,} s "
+        f"a proposed merge; about {_hours(seconds['job'])} in all"
     )
     return "\n".join(lines)
 
@@ -163,7 +171,9 @@ def plan_text(plan: Mapping[str, Any]) -> str:
 def visible_lines(objectives: Sequence[Mapping[str, Any]]) -> list[str]:
     """One sentence an objective on what its items can tell apart."""
     return [
-        f"{entry['name']}: with these {entry['search']['items']:,} search items {_seen(entry['search'])}; with {entry['holdout']['items']:,} holdout items {_seen(entry['holdout'])}"
+        f"{entry['name']}: with these {entry['search']['items']:,} search items "
+        f"{_seen(entry['search'])}; with {entry['holdout']['items']:,} holdout items "
+        f"{_seen(entry['holdout'])}"
         f"{'' if entry['measured'] or entry['search']['difference'] is None else f' (two merges that disagree on {DISCORDANCE:.0%})'}"
         for entry in objectives
     ]
@@ -237,7 +247,10 @@ def _tasks(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def _tokens(tokens: Mapping[str, Any]) -> str:
-    return f"{tokens['prompt']:,} prompt tokens, {tokens['new_at_most']:,} new ones at most (about {tokens['expected']:,}), {tokens['forced']:,} scored ones"
+    return (
+        f"{tokens['prompt']:,} prompt tokens, {tokens['new_at_most']:,} new ones at most (about "
+        f"{tokens['expected']:,}), {tokens['forced']:,} scored ones"
+    )
 
 
 def _hours(seconds: float) -> str:

@@ -1,4 +1,7 @@
-"""From a job file to everything a run needs, or to one error that lists all that is wrong. Nothing heavy is started here."""
+"""From a job file to everything a run needs, or to one error that lists all that is wrong.
+
+Nothing heavy is started here.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,10 @@ class PreparedJob:
         }
 
     def max_model_len(self) -> int:
-        """Longest prompt plus answer that the engine must take, in tokens. Raises UsageError for items that cannot fit."""
+        """Longest prompt plus answer that the engine must take, in tokens.
+
+        Raises UsageError for items that cannot fit.
+        """
         return context_length(
             self.items,
             positions=self.pool.template.positions,
@@ -102,7 +108,9 @@ class PreparedJob:
 
 
 def object_versions(pool: Pool) -> dict[str, str]:
-    """Etag of every object in a bucket that holds weights of the pool, and a digest of every config there, by URL."""
+    """Etag of every object in a bucket that holds weights of the pool, and a digest of every config
+    there, by URL.
+    """
     weights = {
         f"object {tensor.file}": tensor.etag
         for checkpoint in pool.checkpoints
@@ -140,9 +148,12 @@ class _Collector:
 def prepare(
     job_path: Path | YamlDocument, *, data_folders: Sequence[Path] = (), look_inside: bool = True
 ) -> PreparedJob:
-    """Read and check a job, from its file or from what was read of it. Raises one UsageError or UnsafeInputError that lists every problem of its files.
+    """Read and check a job, from its file or from what was read of it.
 
-    Without `look_inside` the members' weights are left unread and unchecked, which suffices to plan.
+    Raises one UsageError or UnsafeInputError that lists every problem of its files.
+
+    Without `look_inside` the members' weights are left unread and unchecked, which suffices to
+    plan.
     """
     job, document = read_job(job_path)
     folder = Path(document.path).parent
@@ -175,7 +186,8 @@ def prepare(
         collector.problems.append(
             Problem(
                 thing=f"method {job.method!r}",
-                cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has {len(pool.members)}",
+                cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has "
+                f"{len(pool.members)}",
                 remedy="Use another method, or a pool of those two",
                 where=document.where(("method",)),
             )
@@ -214,7 +226,8 @@ def prepare(
             prepared,
             warnings=(
                 *prepared.warnings,
-                f"{document.where(('space',))}: the space holds {space.num_points} merge{'s' * (space.num_points > 1)}: the search ends when all of them are tried",
+                f"{document.where(('space',))}: the space holds {space.num_points} "
+                f"merge{'s' * (space.num_points > 1)}: the search ends when all of them are tried",
             ),
         )
     if job.engine.lora_batch > 1:
@@ -223,7 +236,8 @@ def prepare(
         )
     idle = (
         [
-            f"{document.where(('engine', 'adapters'))}: engine.adapters is not used, since engine.lora_batch is 1: every merge is merged"
+            f"{document.where(('engine', 'adapters'))}: engine.adapters is not used, since "
+            "engine.lora_batch is 1: every merge is merged"
         ]
         if job.engine.adapters
         else []
@@ -232,9 +246,11 @@ def prepare(
 
 
 def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
-    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its members' adapters, and its engine can hold several; gives warnings.
+    """Raise UsageError or UnsafeInputError unless every proposal of the job is a sum of its
+    members' adapters, and its engine can hold several; gives warnings.
 
-    Members in a bucket are compared with their adapters where they are read whole, by each engine as it starts.
+    Members in a bucket are compared with their adapters where they are read whole, by each engine
+    as it starts.
     """
     from recycler.engines.vllm_lora import check_folded, read_adapters
 
@@ -243,7 +259,8 @@ def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
         ("needs engine: vllm", (job.engine.name or default_engine_name()) != "vllm"),
         (f"is for linear merges, not {job.method!r}", job.method != "linear"),
         (
-            f"is for plain sums, and the space searches {', '.join(name for name, *_ in prepared.space.options)}",
+            "is for plain sums, and the space searches "
+            f"{', '.join(name for name, *_ in prepared.space.options)}",
             bool(prepared.space.options),
         ),
         ("needs engine.adapters", job.engine.adapters is None),
@@ -281,7 +298,9 @@ def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
     rounded = {tensor.dtype for tensor in prepared.pool.template.tensors.values()} & {"BF16", "F16"}
     return (
         [
-            f"{where}: the members were folded into {min(rounded)}, which loses part of each adapter: merges score worse than the adapters that the search sees. Fold them into a float32 base (docs/methods.md)"
+            f"{where}: the members were folded into {min(rounded)}, which loses part of each "
+            "adapter: merges score worse than the adapters that the search sees. Fold them into "
+            "a float32 base (docs/methods.md)"
         ]
         if rounded
         else []
@@ -347,7 +366,9 @@ def _open_pool(job: JobSpec, folder: Path, document: YamlDocument) -> Pool:
 
 
 def _pinned(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint of the hub with the commit that its name stood for in its place, so that every node takes that one."""
+    """A checkpoint of the hub with the commit that its name stood for in its place, so that every
+    node takes that one.
+    """
     if not checkpoint.location.startswith("hf://"):
         return checkpoint
     commit = local_folder(checkpoint).name
@@ -381,7 +402,8 @@ def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Poo
         raise UsageError(
             Problem(
                 thing="cost distance",
-                cause=f"cannot be told from the weights alone while the space searches {space.options[0][0]}",
+                cause="cannot be told from the weights alone while the space searches "
+                f"{space.options[0][0]}",
                 remedy="Take that option out of the space, or leave the cost out",
                 where=document.where(("objectives", distance)),
             )
@@ -393,7 +415,9 @@ def _resolve_space(job: JobSpec, folder: Path, document: YamlDocument, pool: Poo
 
 
 def _sign_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> list[Problem]:
-    """Weights below 0 that the space lets free and the job's sampler never proposes: half of the space would go unseen."""
+    """Weights below 0 that the space lets free and the job's sampler never proposes: half of the
+    space would go unseen.
+    """
     below = [
         name
         for name, low, high in zip(space.members, space.low, space.high, strict=True)
@@ -404,9 +428,11 @@ def _sign_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> 
     return [
         Problem(
             thing=f"sampler {job.sampler}",
-            cause=f"proposes shares of a sum, none of them below 0, and the space allows that of {', '.join(below)}",
+            cause="proposes shares of a sum, none of them below 0, and the space allows that of "
+            f"{', '.join(below)}",
             where=document.where(("sampler",)),
-            remedy="Use sampler: simplex_gp, or raise those bounds to 0; a weight that is fixed may be negative with any sampler",
+            remedy="Use sampler: simplex_gp, or raise those bounds to 0; a weight that is fixed may "
+            "be negative with any sampler",
         )
     ]
 
@@ -429,12 +455,14 @@ def _grid_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> 
         ),
         (
             space.total[0] < space.total[1],
-            f"needs a fixed sum, and the space searches it in [{space.total[0]:g}, {space.total[1]:g}]",
+            f"needs a fixed sum, and the space searches it in [{space.total[0]:g}, "
+            f"{space.total[1]:g}]",
             f"Write space: search_spaces/simplex.yaml, or a space with sum: 1, or {other}",
         ),
         (
             bool(space.knobs),
-            f"moves weights alone, and the space searches {', '.join(name for name, _ in space.knobs)}",
+            "moves weights alone, and the space searches "
+            f"{', '.join(name for name, _ in space.knobs)}",
             f"Give these one value, such as [0.5, 0.5], or {other}",
         ),
     ]
@@ -448,7 +476,10 @@ def _grid_problems(space: SearchSpace, job: JobSpec, document: YamlDocument) -> 
 
 
 def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) -> SearchSpace:
-    """The space without the rows that alone use more members than the job allows. Raises UsageError where none is left."""
+    """The space without the rows that alone use more members than the job allows.
+
+    Raises UsageError where none is left.
+    """
     most = next(
         (
             (index, int(spec.floor))
@@ -469,7 +500,8 @@ def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) ->
         raise UsageError(
             Problem(
                 thing=f"at most {number} members",
-                cause=f"is fewer than the space gives a weight to in every merge ({', '.join(must)})",
+                cause="is fewer than the space gives a weight to in every merge "
+                f"({', '.join(must)})",
                 remedy="Raise floor:, or let those weights be 0",
                 where=document.where(("objectives", index, "floor")),
             )
@@ -480,7 +512,8 @@ def _within_members(space: SearchSpace, job: JobSpec, document: YamlDocument) ->
         raise UsageError(
             Problem(
                 thing=f"at most {number} members",
-                cause=f"are too few: their weights sum to {least:g} to {largest:g}, and the space wants [{space.total[0]:g}, {space.total[1]:g}]",
+                cause=f"are too few: their weights sum to {least:g} to {largest:g}, and the space "
+                f"wants [{space.total[0]:g}, {space.total[1]:g}]",
                 remedy="Raise floor:, or widen the space's bounds or sum",
                 where=document.where(("objectives", index, "floor")),
             )
@@ -517,7 +550,8 @@ def _cost_problems(job: JobSpec, document: YamlDocument) -> list[Problem]:
             problems.append(
                 Problem(
                     thing="cost distance",
-                    cause=f"cannot be told from the weights of {job.method}: it is exact for linear merges alone",
+                    cause=f"cannot be told from the weights of {job.method}: it is exact for "
+                    "linear merges alone",
                     remedy="Use method: linear, or leave it out",
                     where=where,
                 )

@@ -1,4 +1,6 @@
-"""What the merges of a run cost: measured once, kept in its ledger, and added to every scorecard that its workers give."""
+"""What the merges of a run cost: measured once, kept in its ledger, and added to every scorecard
+that its workers give.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,16 @@ from recycler.ledger import Ledger
 from recycler.pool.distance import delta_products
 from recycler.types import Objective, Pool, Recipe, Role, Scorecard
 
-PRODUCTS = "delta products"  # the ledger's fact: names of tensors, number of members, and compressed float64 upper triangles
+# the ledger's fact: names of tensors, number of members, and compressed float64 upper triangles
+PRODUCTS = "delta products"
 
 
 def measured_costs(ledger: Ledger, objectives: Sequence[Objective], pool: Pool) -> Costs:
-    """The costs of a run. Where distances are asked for the whole pool is read once; later sittings find the figures in the ledger."""
+    """The costs of a run.
+
+    Where distances are asked for the whole pool is read once; later sittings find the figures in
+    the ledger.
+    """
     if ledger.fact(PRODUCTS) is None and any(
         objective.metric == "distance" for objective in costs(objectives)
     ):
@@ -60,7 +67,10 @@ def read_products(text: str) -> DeltaProducts:
 
 
 class PricedWorkers:
-    """Workers whose scorecards tell what each merge costs besides what it scored. They are asked for nothing more."""
+    """Workers whose scorecards tell what each merge costs besides what it scored.
+
+    They are asked for nothing more.
+    """
 
     def __init__(self, workers: Workers, priced: Costs):
         self._workers, self._priced, self._recipes = (

@@ -1,4 +1,6 @@
-"""Secrets never leave the environment: passwords in URLs and the values of secret variables are shown as ***."""
+"""Secrets never leave the environment: passwords in URLs and the values of secret variables are
+shown as ***.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SHORTEST = 6  # a shorter value would be found in innocent words
 
 
 def redacted(text: str) -> str:
-    """`text` without the passwords of URLs and without the value of any variable whose name says that it is a secret."""
+    """`text` without the passwords of URLs and without the value of any variable whose name says
+    that it is a secret.
+    """
     text = _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
     secrets = {
         value

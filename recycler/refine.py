@@ -1,10 +1,13 @@
-"""Refine a merge of a finished run: steps down the loss on its search items, and the result as one more trial of the run.
+"""Refine a merge of a finished run: steps down the loss on its search items, and the result as one
+more trial of the run.
 
-    trial of the front -> its weights, a row for each block of layers if wanted -> steps -> a trial called "refined N"
+    trial of the front -> its weights, a row for each block of layers if wanted -> steps -> a trial
+    called "refined N"
 
-The loss is that of the right answers, teacher-forced: for each objective the mean -log p of a token, as a share of what it was at
-the start, weighted by preference. Only search items are looked at; the trial is then scored and held out like any other, so what
-the steps have learned by heart shows.
+The loss is that of the right answers, teacher-forced: for each objective the mean -log p of a
+token, as a share of what it was at the start, weighted by preference. Only search items are looked
+at; the trial is then scored and held out like any other, so what the steps have learned by heart
+shows.
 """
 
 from __future__ import annotations
@@ -69,10 +72,11 @@ def refine(
     settings: Settings,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Refined:
-    """Refine the trial that `what` names and open the result as a trial of the run, which the next `run_job` scores.
+    """Refine the trial that `what` names and open the result as a trial of the run, which the next
+    `run_job` scores.
 
-    Raises UsageError for a run that is being driven or a merge whose loss has no slope, NotFoundError for no such trial. A run
-    that is killed meanwhile has no new trial.
+    Raises UsageError for a run that is being driven or a merge whose loss has no slope,
+    NotFoundError for no such trial. A run that is killed meanwhile has no new trial.
     """
     with only_driver(run), closing(open_ledger(run)) as ledger:
         ledger.hold()
@@ -82,7 +86,8 @@ def refine(
         try:
             before = losses.begin()
             tell(
-                f"refining trial {trial.number} by {settings.by}: {len(start.groups) * len(start.members)} weights, {_said(before)}"
+                f"refining trial {trial.number} by {settings.by}: "
+                f"{len(start.groups) * len(start.members)} weights, {_said(before)}"
             )
             weights, steps = _walk(losses, start, prepared.space, settings, tell)
             recipe = replace(start, weights=_rows(weights))
@@ -95,7 +100,9 @@ def refine(
 
 
 def _start(trial: Trial, prepared: PreparedJob, settings: Settings) -> Recipe:
-    """The trial's recipe over all members of the pool, with its row repeated for each block of layers. Raises UsageError."""
+    """The trial's recipe over all members of the pool, with its row repeated for each block of
+    layers. Raises UsageError.
+    """
     recipe, pool = trial.recipe, prepared.pool
     if settings.by == "gradient" and (recipe.method != "linear" or recipe.option("normalize")):
         raise UsageError(
@@ -155,7 +162,8 @@ def _walk(
         def asked(point: Floats, index: int) -> Any:
             found = value(replace(start, weights=_rows(point)), index)
             tell(
-                f"step {index + 1} of {settings.steps}: {loss_of(found):.4f} of the loss at the start, on {settings.batch} items an objective"
+                f"step {index + 1} of {settings.steps}: {loss_of(found):.4f} of the loss at the "
+                f"start, on {settings.batch} items an objective"
             )
             return found
 
@@ -194,7 +202,9 @@ def _open(
     before: dict[str, float],
     after: dict[str, float],
 ) -> int:
-    """Write the trial and how it came about: from what, by which steps (seeds and scalars for SPSA, which replay exactly)."""
+    """Write the trial and how it came about: from what, by which steps (seeds and scalars for SPSA,
+    which replay exactly).
+    """
     number = len(ledger.trials())
     how = {
         "of": trial.number,
@@ -213,7 +223,9 @@ def _said(losses: Mapping[str, float]) -> str:
 
 
 class _Losses:
-    """Losses of recipes on the search items of a job, on a live engine: all items, or a step's batch of them."""
+    """Losses of recipes on the search items of a job, on a live engine: all items, or a step's
+    batch of them.
+    """
 
     def __init__(self, prepared: PreparedJob, start: Recipe, settings: Settings):
         self._start, self._settings = start, settings
@@ -275,7 +287,9 @@ class _Losses:
         self._engine.close()
 
     def _drawn(self, index: int) -> dict[str, list[LoglikelihoodRequest]]:
-        """The items of a step: another few of each objective, the same for every recipe that is asked in it."""
+        """The items of a step: another few of each objective, the same for every recipe that is
+        asked in it.
+        """
         rng = np.random.default_rng([self._settings.seed, index])
         return {
             name: [own[place] for place in rng.permutation(len(own))[: self._settings.batch]]
@@ -296,7 +310,10 @@ def _measured(
 
 
 def _requests(objective: Objective, items: Sequence[Item]) -> list[LoglikelihoodRequest]:
-    """The right answers of an objective's search items, to be teacher-forced. Raises UsageError where answers are generated."""
+    """The right answers of an objective's search items, to be teacher-forced.
+
+    Raises UsageError where answers are generated.
+    """
     own = [item for item in items_of(objective, items) if item.role == "search"]
     if any(item.kind != "loglikelihood" for item in own) or not own:
         raise UsageError(
@@ -320,7 +337,10 @@ def _requests(objective: Objective, items: Sequence[Item]) -> list[Loglikelihood
 def _shares(
     objectives: Sequence[Objective], prefer: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """How much each objective counts, summing to 1: all the same unless preferred. Raises UsageError for unknown names."""
+    """How much each objective counts, summing to 1: all the same unless preferred.
+
+    Raises UsageError for unknown names.
+    """
     names = [objective.name for objective in objectives]
     for name in prefer or {}:
         if name not in names:

@@ -1,4 +1,7 @@
-"""Read a run: the front with its error bars, the baselines beside it, and how far it got. Everything from the ledger."""
+"""Read a run: the front with its error bars, the baselines beside it, and how far it got.
+
+Everything from the ledger.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ SMOOTHED = "smoothed"  # the ledger's fact that holds posterior scores, once a s
 class Front:
     """What a run ships, what that must beat, and the reference point of all volumes.
 
-    `front` is non-dominated by posterior score where the search has ended and by search score (`observed`) before: a lucky
-    score enters the observed front, and all trials together know that it was luck. Trials below a floor are left out.
+    `front` is non-dominated by posterior score where the search has ended and by search score
+    (`observed`) before: a lucky score enters the observed front, and all trials together know that
+    it was luck. Trials below a floor are left out.
     """
 
     objectives: tuple[Objective, ...]
@@ -47,14 +51,18 @@ class Front:
 
     @property
     def alive(self) -> tuple[Objective, ...]:
-        """The objectives that have a say in who dominates whom: those that some weights move beyond noise."""
+        """The objectives that have a say in who dominates whom: those that some weights move beyond
+        noise.
+        """
         return tuple(
             objective for objective in self.objectives if objective.name not in self.smoothed.dead
         )
 
     @property
     def probability(self) -> dict[int, float]:
-        """Chance of each scored trial to be non-dominated, its (posterior) scores taken as independent Gaussians, by number."""
+        """Chance of each scored trial to be non-dominated, its (posterior) scores taken as
+        independent Gaussians, by number.
+        """
         distinct = [alike[0] for alike in self.alike]
         scores = [
             {score.objective: score for score in self.smoothed.get(trial.number, trial.search)}
@@ -71,7 +79,9 @@ class Front:
 
     @property
     def names(self) -> dict[int, str]:
-        """What the trials are called, by number of the first of those with the same weights: all that these are, joined by =."""
+        """What the trials are called, by number of the first of those with the same weights: all
+        that these are, joined by =.
+        """
         return {
             alike[0].number: " = ".join(
                 dict.fromkeys(
@@ -110,7 +120,9 @@ class Front:
 
     @property
     def finalists(self) -> tuple[Trial, ...]:
-        """Trials to score on the holdout items: both fronts and the baselines, each once, by number."""
+        """Trials to score on the holdout items: both fronts and the baselines, each once, by
+        number.
+        """
         chosen = {
             trial.number: trial
             for trial in (
@@ -126,7 +138,9 @@ class Front:
         return tuple(chosen[number] for number in sorted(chosen))
 
     def hypervolume(self, trials: Sequence[Trial | None], role: Role) -> float | None:
-        """Volume dominated by `trials` above the reference point; None while one of them lacks scores of that role."""
+        """Volume dominated by `trials` above the reference point; None while one of them lacks
+        scores of that role.
+        """
         there = [trial for trial in trials if trial is not None]
         if not there or not all(trial.scores(role) for trial in there):
             return None
@@ -257,9 +271,11 @@ def front_document(front: Front) -> dict[str, Any]:
 
 
 def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]:
-    """By benchmark: its name, the mean of holdout less search score over the front's merges and its standard error, and how many they are.
+    """By benchmark: its name, the mean of holdout less search score over the front's merges and its
+    standard error, and how many they are.
 
-    Empty before the holdout is scored. All merges answer the same items, so the mean's error is no smaller than each one's.
+    Empty before the holdout is scored. All merges answer the same items, so the mean's error is no
+    smaller than each one's.
     """
     held = [trial for trial in front.front if trial.holdout]
     found = []
@@ -419,8 +435,8 @@ def _kind(trial: Trial) -> str:
 def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
     """Trials in groups that have the same weights, groups and trials in the order given.
 
-    The same are those of one digest, and those of one recipe: weights to six digits, as spaces give them, and one row where all
-    groups of tensors have the same.
+    The same are those of one digest, and those of one recipe: weights to six digits, as spaces give
+    them, and one row where all groups of tensors have the same.
     """
     seen: dict[Any, list[Trial]] = {}
     groups: list[list[Trial]] = []

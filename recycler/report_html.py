@@ -1,7 +1,8 @@
-"""A run as one HTML file: opens from a disk without network or scripts, readable in light and dark, printable.
+"""A run as one HTML file: opens from a disk without network or scripts, readable in light and dark,
+printable.
 
-Everything that comes from a run (names, labels, reasons) passes through `escape`, and the file's own content policy
-allows no script, so nothing in it can act. Charts are SVG, drawn here.
+Everything that comes from a run (names, labels, reasons) passes through `escape`, and the file's
+own content policy allows no script, so nothing in it can act. Charts are SVG, drawn here.
 """
 
 from __future__ import annotations
@@ -26,29 +27,39 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}.scroll{overflo
 
 
 def html_report(front: Front, status: dict[str, Any]) -> str:
-    """The report of a run: `status` is the document of `recycler status --json`. Equal runs give equal text."""
+    """The report of a run:
+
+    `status` is the document of `recycler status --json`. Equal runs give equal text.
+    """
     name = str(status["name"]) or "run"
     chosen = knee(front)
     pairs = list(combinations(front.objectives, 2))[:MAX_PAIRS]
     counts = ", ".join(f"{number} {state.lower()}" for state, number in status["trials"].items())
     parts = [
         f"<h1>{escape(name)}</h1>",
-        f"<p>{escape(str(status['state']))}. Trials: {escape(counts)}; {status['num_tokens']:,} tokens; {status['worker_seconds']:,.0f} s of workers; {status['elapsed_seconds']:,.0f} s elapsed.</p>",
-        "<p class=soft>Search scores choose, holdout scores are reported. ± is one standard error; “on front” is the chance to be non-dominated, counting the errors of all trials.</p>",
+        f"<p>{escape(str(status['state']))}. Trials: {escape(counts)}; {status['num_tokens']:,} "
+        f"tokens; {status['worker_seconds']:,.0f} s of workers; {status['elapsed_seconds']:,.0f} "
+        "s elapsed.</p>",
+        "<p class=soft>Search scores choose, holdout scores are reported. ± is one standard "
+        "error; “on front” is the chance to be non-dominated, counting the errors of all "
+        "trials.</p>",
         "<h2>Front</h2>",
         _front_table(front, chosen),
         "<h2>Baselines</h2>",
         _baseline_table(front),
         "<h2>Hypervolume</h2>",
         _volumes(front),
-        "<h2>Charts</h2><p class=soft>Blue: the front, with standard errors; ringed: its knee; orange: members; grey: all other trials.</p><div class=charts>",
+        "<h2>Charts</h2><p class=soft>Blue: the front, with standard errors; ringed: its knee; "
+        "orange: members; grey: all other trials.</p><div class=charts>",
         *(_chart(front, chosen, x, y) for x, y in pairs),
         "</div>",
         _failures(status),
     ]
     policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta '
+        f'http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)} · recycler</title><style>{STYLE}</style></head><body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
@@ -149,14 +160,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<div class=scroll tabindex=0><table><thead><tr>{''.join(f'<th scope=col>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        "<div class=scroll "
+        f"tabindex=0><table><thead><tr>{''.join(f'<th scope=col>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 # ---------------------------------------------------------------- charts
 
 
 def _chart(front: Front, chosen: Trial, x: Objective, y: Objective) -> str:
-    """One pair of objectives as SVG; beyond MAX_POINTS trials every second, third, ... of the grey ones is left out."""
+    """One pair of objectives as SVG; beyond MAX_POINTS trials every second, third, ... of the grey
+    ones is left out.
+    """
     on_front = {trial.number for trial in front.front}
     points = {
         trial.number: (_score(trial, x.name), _score(trial, y.name)) for trial in front.trials
@@ -172,10 +188,12 @@ def _chart(front: Front, chosen: Trial, x: Objective, y: Objective) -> str:
     up, top = _scale([pair[1].value for pair in points.values()], HEIGHT - BOTTOM, EDGE)
     step = -(-len(points) // MAX_POINTS)
     shapes = [
-        f"<g class=grid>{''.join(_line(across(tick), EDGE, across(tick), HEIGHT - BOTTOM) for tick in right)}{''.join(_line(LEFT, up(tick), WIDTH - EDGE, up(tick)) for tick in top)}</g>"
+        "<g "
+        f"class=grid>{''.join(_line(across(tick), EDGE, across(tick), HEIGHT - BOTTOM) for tick in right)}{''.join(_line(LEFT, up(tick), WIDTH - EDGE, up(tick)) for tick in top)}</g>"
     ]
     shapes += [
-        f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:.4g}</text>'
+        f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
+        f'text-anchor="middle">{tick:.4g}</text>'
         for tick in right
     ] + [
         f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
@@ -201,10 +219,13 @@ def _chart(front: Front, chosen: Trial, x: Objective, y: Objective) -> str:
                 (place[0], up(b.value - b.stderr), place[0], up(b.value + b.stderr)),
             ]
             shapes += [
-                f"<g class=bar>{''.join(_line(*bar) for bar in bars if all(map(math.isfinite, bar)))}</g>"
+                "<g "
+                f"class=bar>{''.join(_line(*bar) for bar in bars if all(map(math.isfinite, bar)))}</g>"
             ]
         shapes.append(
-            f'<circle class="{style}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{3 if style == "rest" else 5}"><title>trial {number}: {a.value:.4f}, {b.value:.4f}</title></circle>'
+            f'<circle class="{style}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" '
+            f'r="{3 if style == "rest" else 5}"><title>trial {number}: {a.value:.4f}, '
+            f"{b.value:.4f}</title></circle>"
         )
     if chosen.number in points:
         a, b = points[chosen.number]
@@ -212,8 +233,16 @@ def _chart(front: Front, chosen: Trial, x: Objective, y: Objective) -> str:
             f'<circle class=knee cx="{across(a.value):.1f}" cy="{up(b.value):.1f}" r="10"/>'
         )
     title = f"{x.name} ({x.direction}) against {y.name} ({y.direction})"
-    labels = f'<text x="{(LEFT + WIDTH - EDGE) / 2:.0f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(x.name)}</text><text transform="translate(14 {(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y.name)}</text>'
-    return f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(shapes)}{labels}</svg><figcaption class=soft>{escape(title)}</figcaption></figure>'
+    labels = (
+        f'<text x="{(LEFT + WIDTH - EDGE) / 2:.0f}" y="{HEIGHT - 12}" '
+        f'text-anchor="middle">{escape(x.name)}</text><text transform="translate(14 '
+        f'{(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y.name)}</text>'
+    )
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(shapes)}{labels}</svg><figcaption '
+        f"class=soft>{escape(title)}</figcaption></figure>"
+    )
 
 
 def _scale(

@@ -1,4 +1,7 @@
-"""Run a job: prepare, search, score the finalists on the holdout items. Started again, it goes on where it was."""
+"""Run a job: prepare, search, score the finalists on the holdout items.
+
+Started again, it goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +59,11 @@ def run_job(
 ) -> Front:
     """Run or resume the job in `run_folder` and return its front, holdout scores included.
 
-    With `reuse`, a folder, answers of the same weights, engine and questions are taken from there and kept there. With
-    `ledger_url` the ledger is a schema of that database, named after the job's id, and the folder only holds copies.
-    Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when workers keep failing, the
-    ledger stays away, or another driver has the job.
+    With `reuse`, a folder, answers of the same weights, engine and questions are taken from there
+    and kept there. With `ledger_url` the ledger is a schema of that database, named after the job's
+    id, and the folder only holds copies. Raises UsageError or UnsafeInputError before anything is
+    started, InfrastructureError when workers keep failing, the ledger stays away, or another driver
+    has the job.
     """
     prepared = prepare(job_path, data_folders=data_folders)
     make_folder(run_folder)
@@ -86,7 +90,9 @@ def run_job(
 
 
 def _with_earlier(prepared: PreparedJob, ledger: Ledger, folder: Path) -> PreparedJob:
-    """Take the trials of earlier runs that the job names, and let the job's warnings say what came of it."""
+    """Take the trials of earlier runs that the job names, and let the job's warnings say what came
+    of it.
+    """
     engine = prepared.job.engine.name or default_engine_name()
     write_stamps(ledger, prepared, engine)
     taken = take_earlier(ledger, prepared, engine, folder)
@@ -138,7 +144,10 @@ def _search_and_hold_out(
                     what="noted",
                     trial=trials[-1],
                     notes=(
-                        f"{'no point of the grid' if prepared.job.sampler == 'grid' else 'nothing that the space allows'} is left to try: the search ends with {sum(trial.is_proposed for trial in trials)} of its {planner.num_merges} merges proposed",
+                        f"{'no point of the grid' if prepared.job.sampler == 'grid' else 'nothing that the space allows'} "
+                        "is left to try: the search ends with "
+                        f"{sum(trial.is_proposed for trial in trials)} of its "
+                        f"{planner.num_merges} merges proposed",
                     ),
                 )
             )
@@ -159,7 +168,9 @@ def _search_and_hold_out(
 def _previewed(
     listen: Listener, ledger: Ledger, prepared: PreparedJob, planner: Planner, looks: Looks
 ) -> Listener:
-    """`listen`, with a preview written down as soon as the last member is scored, an outlook whenever a look is due, and what they give to say."""
+    """`listen`, with a preview written down as soon as the last member is scored, an outlook
+    whenever a look is due, and what they give to say.
+    """
     notices, judged = Notices(ledger=ledger, proposer=looks.proposer), False
     proposed = sum(
         trial.is_proposed and trial.state == "SCORED"
@@ -243,7 +254,10 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
 
 
 def open_front(run: str | Path) -> Front:
-    """The front of a run as the ledger has it now. Raises NotFoundError when there is no run or nothing scored."""
+    """The front of a run as the ledger has it now.
+
+    Raises NotFoundError when there is no run or nothing scored.
+    """
     with closing(open_ledger(run)) as ledger:
         return front_of(ledger)
 
@@ -255,7 +269,10 @@ def front_of(ledger: Ledger) -> Front:
 
 
 def open_pool_of(run: str | Path) -> Pool:
-    """The pool of a run, opened again with its headers. Raises UsageError when a member has gone or is another version."""
+    """The pool of a run, opened again with its headers.
+
+    Raises UsageError when a member has gone or is another version.
+    """
     with closing(open_ledger(run)) as ledger:
         _, named, _ = read_facts(ledger)
         before = json.loads(ledger.fact("digests") or "{}")
@@ -272,7 +289,9 @@ def open_pool_of(run: str | Path) -> Pool:
 
 
 def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
-    """Write the facts of a new run; refuse to go on with a run whose job, pool or suites have changed since."""
+    """Write the facts of a new run; refuse to go on with a run whose job, pool or suites have
+    changed since.
+    """
     stored, now = ledger.fact("digests"), prepared.facts
     if stored is None:
         base = prepared.pool.base
@@ -329,7 +348,8 @@ def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:
                 Problem(
                     thing=name,
                     cause="has changed since this run began",
-                    remedy="Put it back, or start a new run with another --dir: scores of different items cannot be compared",
+                    remedy="Put it back, or start a new run with another --dir: scores of different "
+                    "items cannot be compared",
                 )
                 for name in changed
             ]
@@ -337,7 +357,9 @@ def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def _freeze_suites(folder: Path, prepared: PreparedJob) -> None:
-    """Keep the items that are asked; refuse to go on with other ones, and say which item differs and how."""
+    """Keep the items that are asked; refuse to go on with other ones, and say which item differs
+    and how.
+    """
     for suite in prepared.suites:
         path = folder / f"{suite.name}.jsonl"
         if path.exists():
@@ -422,7 +444,9 @@ def _stops(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> tuple[Stop, .
 
 
 def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:
-    """The model that picks the front, whatever sampler proposed the trials: all are compared by the same."""
+    """The model that picks the front, whatever sampler proposed the trials: all are compared by the
+    same.
+    """
     return SimplexProposer(
         prepared.space,
         prepared.objectives,
@@ -437,7 +461,9 @@ def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:
 
 
 def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
-    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a resumed run proposes the same."""
+    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a
+    resumed run proposes the same.
+    """
     _measure_gram(prepared, ledger)
     return json.loads(ledger.fact(GRAM) or "null")
 
@@ -445,7 +471,8 @@ def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
 def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
     """Keep the matrix in the ledger, or that there is none; why there is none, for people.
 
-    A bucket that does not give it costs the search some trials and never the job; a run that has begun without goes on without.
+    A bucket that does not give it costs the search some trials and never the job; a run that has
+    begun without goes on without.
     """
     if ledger.fact(GRAM) is not None:
         return ""
@@ -454,7 +481,10 @@ def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
         try:
             gram = delta_gram(prepared.pool, seed=prepared.job.seed)
         except (RecyclerError, OSError) as error:
-            why = f"distances between merges were not measured, so the search goes by the weights alone: {error}"
+            why = (
+                "distances between merges were not measured, so the search goes by the weights "
+                f"alone: {error}"
+            )
     ledger.set_fact(GRAM, json.dumps(gram))
     return why
 
@@ -492,7 +522,10 @@ class _Clock:
 
 @contextmanager
 def only_driver(run_folder: Path) -> Iterator[None]:
-    """Hold the run's lock; it falls with the process, however that ends. Raises UsageError when another driver has it."""
+    """Hold the run's lock; it falls with the process, however that ends.
+
+    Raises UsageError when another driver has it.
+    """
     with (run_folder / "driver.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,16 +11,23 @@ from recycler.ledger.place import find_ledger
 from recycler.types import Checkpoint, Objective, Pool
 
 OUTLOOK = "outlook"  # the ledger's fact: what the next trials are expected to add
-NOTICES = "notices"  # the ledger's fact: pairs of benchmarks that do not trade off, and objectives that are all noise, as far as a run knew
+# the ledger's fact: pairs of benchmarks that do not trade off, and objectives that are all noise,
+# as far as a run knew
+NOTICES = "notices"
 
 
 def open_ledger(run: str | Path) -> Ledger:
-    """The ledger of a run: its folder, URL?job=ID, or a job's id in the database RECYCLER_LEDGER. Raises NotFoundError."""
+    """The ledger of a run: its folder, URL?job=ID, or a job's id in the database RECYCLER_LEDGER.
+
+    Raises NotFoundError.
+    """
     return Ledger(find_ledger(run), create=False)
 
 
 def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
-    """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger belongs to."""
+    """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger
+    belongs to.
+    """
     text = ledger.fact("job")
     if text is None:
         raise NotFoundError(
@@ -89,4 +96,7 @@ def _state(ledger: Ledger) -> str:
         return (
             f"running: driven by {holder.name}, heard of {holder.seconds_since_renewal:.0f} s ago"
         )
-    return f"stalled: {holder.name} was last heard of {holder.seconds_since_renewal:.0f} s ago; recycler resume or run goes on with it"
+    return (
+        f"stalled: {holder.name} was last heard of {holder.seconds_since_renewal:.0f} s ago; "
+        "recycler resume or run goes on with it"
+    )

@@ -29,7 +29,11 @@ def score_model(
     data_folders: Sequence[Path] = (),
     notes: Callable[[Sequence[str]], None] = lambda notes: None,
 ) -> tuple[Score, ...]:
-    """Every metric of every task of the suites. `notes` hears, before the engine starts, of what makes these scores unsure. Raises UsageError, NotFoundError or UnsafeInputError."""
+    """Every metric of every task of the suites.
+
+    `notes` hears, before the engine starts, of what makes these scores unsure. Raises UsageError,
+    NotFoundError or UnsafeInputError.
+    """
     pool = Pool(members=(open_checkpoint(folder, name="model"),))
     if tensor_parallel < 1:
         raise UsageError(

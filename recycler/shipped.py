@@ -1,4 +1,6 @@
-"""Find the YAML files that people copy and edit: beside the job first, then those that ship with recycler."""
+"""Find the YAML files that people copy and edit: beside the job first, then those that ship with
+recycler.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ ROOTS = (
 
 
 def shipped_file(folder: str, name: str, *, beside: Path | None = None, where: str = "") -> Path:
-    """The file that `name` means: a path (relative to `beside`), or a bare name from `folder`, with or without .yaml.
+    """The file that `name` means: a path (relative to `beside`), or a bare name from `folder`, with
+    or without .yaml.
 
     Raises NotFoundError that lists the shipped names.
     """

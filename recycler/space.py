@@ -1,6 +1,8 @@
-"""Search spaces: which tensors share a weight, which weights are allowed, and what else is searched.
+"""Search spaces: which tensors share a weight, which weights are allowed, and what else is
+searched.
 
-A space file is written without knowing the pool; `resolve` makes it concrete: G groups of tensors by K members.
+A space file is written without knowing the pool; `resolve` makes it concrete: G groups of tensors
+by K members.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class MemberSpec(Strict):
 
 
 class LayerBlocks(Strict):
-    """One group a block of consecutive layers; embeddings go with the first block, final norm and head with the last."""
+    """One group a block of consecutive layers; embeddings go with the first block, final norm and
+    head with the last.
+    """
 
     layer_blocks: int = Field(ge=1, le=256)
 
@@ -61,9 +65,15 @@ class SpaceSpec(Strict):
     version: Literal[1]
     description: str = ""
     groups: Literal["global", "modules"] | LayerBlocks | list[dict[str, str]] = "global"
-    """global, modules, {layer_blocks: N}, or a list of {name: regex}; the first match takes a tensor."""
+    """global, modules, {layer_blocks:
+
+    N}, or a list of {name: regex}; the first match takes a tensor.
+    """
     sum: Number | list[Number] | None = None
-    """Sum of the weights of each group: a number, or [lowest, highest] to search it. Default: [0.3, 3] with a base, else 1."""
+    """Sum of the weights of each group: a number, or [lowest, highest] to search it.
+
+    Default: [0.3, 3] with a base, else 1.
+    """
     bounds: list[Number] = Field(default=[0.0, 3.0], min_length=2, max_length=2)
     """Lowest and highest weight of a member."""
     members: dict[str, MemberSpec] = {}
@@ -71,7 +81,9 @@ class SpaceSpec(Strict):
     max_nonzero: int | None = Field(default=None, ge=1)
     """At most so many members in a merge."""
     options: dict[str, list[Number]] = {}
-    """Knobs of the method as [lowest, highest], such as density: [0.2, 1.0]; density@GROUP for the tensors of one group."""
+    """Knobs of the method as [lowest, highest], such as density: [0.2, 1.0]; density@GROUP for the
+    tensors of one group.
+    """
 
     @model_validator(mode="after")
     def _ranges(self) -> SpaceSpec:
@@ -89,7 +101,10 @@ class SpaceSpec(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """A space made concrete. Weights are (G, K); `low` and `high` are (K,), equal where a member is frozen."""
+    """A space made concrete.
+
+    Weights are (G, K); `low` and `high` are (K,), equal where a member is frozen.
+    """
 
     groups: tuple[Group, ...]
     members: tuple[str, ...]
@@ -109,7 +124,9 @@ class SearchSpace:
 
     @property
     def knobs(self) -> tuple[tuple[str, tuple[float, float]], ...]:
-        """The options that are searched; a range of one value is a fixed value, which goes into every merge."""
+        """The options that are searched; a range of one value is a fixed value, which goes into
+        every merge.
+        """
         return tuple((name, (low, high)) for name, (low, high) in self.options if low < high)
 
     @property
@@ -119,7 +136,9 @@ class SearchSpace:
         return None if rows is None or self.knobs else len(rows) ** len(self.groups)
 
     def rows(self) -> tuple[tuple[float, ...], ...] | None:
-        """Every allowed row of weights (K,) where at most one weight is free to move and the sum does not let it; None for a continuum."""
+        """Every allowed row of weights (K,) where at most one weight is free to move and the sum
+        does not let it; None for a continuum.
+        """
         free = [
             k for k, (low, high) in enumerate(zip(self.low, self.high, strict=True)) if low < high
         ]
@@ -142,11 +161,12 @@ class SearchSpace:
         )
 
     def project(self, row: Sequence[float], total: float | None = None) -> tuple[float, ...]:
-        """The nearest allowed row of weights (K,) with the given sum (default: its own, clamped to the space's range).
+        """The nearest allowed row of weights (K,) with the given sum (default: its own, clamped to
+        the space's range).
 
-        Euclidean projection onto a box cut by a plane, by bisection on the multiplier; then at most `max_nonzero` of the
-        largest weights are kept, or where these have too little room for the sum those with most. Rounded to 1e-6, so that
-        equal recipes have equal digests.
+        Euclidean projection onto a box cut by a plane, by bisection on the multiplier; then at most
+        `max_nonzero` of the largest weights are kept, or where these have too little room for the
+        sum those with most. Rounded to 1e-6, so that equal recipes have equal digests.
         """
         weights = np.array(row, dtype=float)
         total = float(np.clip(weights.sum() if total is None else total, *self.total))
@@ -168,7 +188,9 @@ class SearchSpace:
         return tuple(float(value) + 0.0 for value in np.round(projected, 6))
 
     def _thinned(self, strength: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """Ranges (K,) with all members held at 0 but those that must be there and the strongest, `max_nonzero` together."""
+        """Ranges (K,) with all members held at 0 but those that must be there and the strongest,
+        `max_nonzero` together.
+        """
         low, high = np.array(self.low), np.array(self.high)
         if self.max_nonzero is not None:
             free = [
@@ -315,9 +337,12 @@ def _sum_problems(
         return [
             Problem(
                 thing="sum",
-                cause=f"reaches {total[0]:g}, and the weights of a merge must sum to more than 0: sums are searched by their ratios",
+                cause=f"reaches {total[0]:g}, and the weights of a merge must sum to more than 0: "
+                "sums are searched by their ratios",
                 where=document.where(("sum",)),
-                remedy=f"Write a number above 0, or a range such as [{max(total[1], 1.0) / 20:g}, {max(total[1], 1.0):g}]; single weights may be negative by bounds or members",
+                remedy=f"Write a number above 0, or a range such as [{max(total[1], 1.0) / 20:g}, "
+                f"{max(total[1], 1.0):g}]; single weights may be negative by bounds or "
+                "members",
             )
         ]
     must = [
@@ -330,7 +355,8 @@ def _sum_problems(
         return [
             Problem(
                 thing="max_nonzero",
-                cause=f"{places} is fewer than the members that have a weight in every merge ({', '.join(must)})",
+                cause=f"{places} is fewer than the members that have a weight in every merge "
+                f"({', '.join(must)})",
                 remedy="Raise it, or let those weights be 0",
                 where=document.where(("max_nonzero",)),
             )
@@ -341,7 +367,8 @@ def _sum_problems(
         return [
             Problem(
                 thing="sum",
-                cause=f"weights{few} between {least:g} and {most:g} in all can never sum to [{total[0]:g}, {total[1]:g}]",
+                cause=f"weights{few} between {least:g} and {most:g} in all can never sum to "
+                f"[{total[0]:g}, {total[1]:g}]",
                 remedy=f"Widen bounds, members{', max_nonzero' * bool(few)} or sum",
                 where=document.where(("sum",)),
             )
@@ -350,7 +377,9 @@ def _sum_problems(
 
 
 def reachable_sums(low: Sequence[float], high: Sequence[float], most: int) -> tuple[float, float]:
-    """Lowest and highest sum of a row (K,) with weights in these ranges, of which at most `most` are not 0 (those that must be are no more)."""
+    """Lowest and highest sum of a row (K,) with weights in these ranges, of which at most `most`
+    are not 0 (those that must be are no more).
+    """
     lows, highs = np.array(low, dtype=float), np.array(high, dtype=float)
     must = (lows > 0) | (highs < 0)
     spare = most - int(must.sum())
@@ -373,7 +402,9 @@ def _groups(spec: SpaceSpec, num_layers: int) -> tuple[Group, ...]:
 
 
 def layer_groups(num_layers: int, num_blocks: int) -> tuple[Group, ...]:
-    """Blocks of consecutive layers; embeddings go with the first, final norm and head with the last."""
+    """Blocks of consecutive layers; embeddings go with the first, final norm and head with the
+    last.
+    """
     edges = [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]
     blocks = [
         Group(

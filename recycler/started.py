@@ -1,4 +1,6 @@
-"""The job that a run was started with, as its folder remembers it: for doors that start it again, export from it or vary it."""
+"""The job that a run was started with, as its folder remembers it: for doors that start it again,
+export from it or vary it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ COPY = "job.yaml"  # in a run folder: the job file as it was at the first start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A job, the document it was read from, the folder that its relative paths are meant from, and the data folders given besides."""
+    """A job, the document it was read from, the folder that its relative paths are meant from, and
+    the data folders given besides.
+    """
 
     job: JobSpec
     document: YamlDocument
@@ -32,7 +36,10 @@ class Started:
 
 
 def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
-    """Remember what a run is started with, and its first job file. A driver killed here leaves each file as it was, or whole."""
+    """Remember what a run is started with, and its first job file.
+
+    A driver killed here leaves each file as it was, or whole.
+    """
     if not (run_folder / COPY).exists():
         with whole_file(run_folder / COPY) as aside:
             shutil.copyfile(job, aside)
@@ -45,7 +52,8 @@ def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
 
 
 def read_started(run_folder: Path) -> Started | None:
-    """What a run was last started with: from its job file, or from the copy where that has gone or is no job any more.
+    """What a run was last started with: from its job file, or from the copy where that has gone or
+    is no job any more.
 
     None for a run that is driven elsewhere, or was made by hand.
     """

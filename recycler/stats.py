@@ -28,14 +28,17 @@ def clustered_mean(
     *,
     population_clusters: int | None = None,
 ) -> tuple[float, float]:
-    """Weighted mean sum(w x) / sum(w) and its standard error with clusters as the units that were sampled.
+    """Weighted mean sum(w x) / sum(w) and its standard error with clusters as the units that were
+    sampled.
 
-    Linearised (sandwich) variance of a ratio, with the small-sample factor m / (m - 1) for m clusters: Miller 2024,
-    arXiv:2411.00640, eq. 4; with one item a cluster and equal weights it is the textbook s / sqrt(n). One cluster alone
-    says nothing about its spread: the error is then the value's range bound 0.5 for want of better, never 0.
+    Linearised (sandwich) variance of a ratio, with the small-sample factor m / (m - 1) for m
+    clusters: Miller 2024, arXiv:2411.00640, eq. 4; with one item a cluster and equal weights it is
+    the textbook s / sqrt(n). One cluster alone says nothing about its spread: the error is then the
+    value's range bound 0.5 for want of better, never 0.
 
-    `population_clusters` M: the m clusters were drawn without replacement from M, and the mean over those M is meant; the
-    error shrinks by sqrt(1 - m / M) (finite population, Cochran 1977, eq. 2.8).
+    `population_clusters` M: the m clusters were drawn without replacement from M, and the mean over
+    those M is meant; the error shrinks by sqrt(1 - m / M) (finite population, Cochran 1977, eq.
+    2.8).
 
     values, clusters, weights: (n,). Raises ValueError when empty or when weights sum to 0.
     """
@@ -55,17 +58,22 @@ def clustered_mean(
 
 
 def coverage(num_clusters: int) -> float:
-    """How often a mean over so many clusters lies within 1.96 of its standard errors (Student's t): 0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed."""
+    """How often a mean over so many clusters lies within 1.96 of its standard errors (Student's t):
+
+    0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed.
+    """
     from scipy.stats import t as student
 
     return 1.0 - 2.0 * float(student.sf(Z95, num_clusters - 1)) if num_clusters > 1 else 0.0
 
 
 def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
-    """Least standard error of a mean of noughts and ones over that many clusters; 0 for other values.
+    """Least standard error of a mean of noughts and ones over that many clusters; 0 for other
+    values.
 
-    A sample without a single success has no spread, and yet says little: its rate is taken as half an event in one item more
-    (Jeffreys' prior; Brown, Cai & DasGupta 2001), so that 0 of 32 is 0.00 with an error of 0.02 and not of nothing.
+    A sample without a single success has no spread, and yet says little: its rate is taken as half
+    an event in one item more (Jeffreys' prior; Brown, Cai & DasGupta 2001), so that 0 of 32 is 0.00
+    with an error of 0.02 and not of nothing.
     """
     if not all(value in (0.0, 1.0) for value in values):
         return 0.0
@@ -75,7 +83,9 @@ def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """A minus B on common items: mean, standard error (clusters as units), 95 % interval, two-sided p value, items."""
+    """A minus B on common items: mean, standard error (clusters as units), 95 % interval, two-sided
+    p value, items.
+    """
 
     difference: float
     stderr: float
@@ -98,9 +108,10 @@ def paired_difference(
 ) -> PairedDifference:
     """Difference of two trials on the items that both answered; `a` and `b` map item to value.
 
-    The interval uses Student's t with (clusters - 1) degrees of freedom. Where no cluster differs the other way its spread says
-    little (none, where all differ alike): p is then at least the sign test's, 2 / 2^k for k clusters that differ, and
-    the error what gives that p. So 2 of 2 is nothing, and 8 of 8 has p = 0.0078. Raises ValueError when they share no item.
+    The interval uses Student's t with (clusters - 1) degrees of freedom. Where no cluster differs
+    the other way its spread says little (none, where all differ alike): p is then at least the sign
+    test's, 2 / 2^k for k clusters that differ, and the error what gives that p. So 2 of 2 is
+    nothing, and 8 of 8 has p = 0.0078. Raises ValueError when they share no item.
     """
     from scipy.stats import t as student
 
@@ -134,7 +145,9 @@ def paired_difference(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """Items right for A only and for B only, and the exact two-sided McNemar p value (McNemar 1947; binomial, not chi-square)."""
+    """Items right for A only and for B only, and the exact two-sided McNemar p value (McNemar 1947;
+    binomial, not chi-square).
+    """
 
     a_only: tuple[Hashable, ...]
     b_only: tuple[Hashable, ...]
@@ -150,7 +163,9 @@ class Flips:
 
 
 def mcnemar(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Flips:
-    """Flips between two trials with values of 0 and 1 on common items. It takes items as independent: no clusters.
+    """Flips between two trials with values of 0 and 1 on common items.
+
+    It takes items as independent: no clusters.
 
     Raises ValueError when they share no item or a value is neither 0 nor 1.
     """
@@ -177,10 +192,12 @@ def bootstrap_means(
     draws: int = 2000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Means of every trial in each of `draws` resamples of clusters, the same clusters for all trials: (draws, trials).
+    """Means of every trial in each of `draws` resamples of clusters, the same clusters for all
+    trials: (draws, trials).
 
-    matrix: (trials, items) values. Differences between columns of one draw are paired, so they may be compared directly:
-    the share of draws in which A beats B, or in which nobody dominates A. Cluster bootstrap: Field & Welsh 2007.
+    matrix: (trials, items) values. Differences between columns of one draw are paired, so they may
+    be compared directly: the share of draws in which A beats B, or in which nobody dominates A.
+    Cluster bootstrap: Field & Welsh 2007.
     """
     w = np.ones(matrix.shape[1]) if weights is None else np.asarray(weights, dtype=float)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
@@ -203,7 +220,9 @@ def bootstrap_difference(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(2.5 % quantile, 97.5 % quantile, share of draws with A above B, ties counted half) of A minus B on common items."""
+    """(2.5 % quantile, 97.5 % quantile, share of draws with A above B, ties counted half) of A
+    minus B on common items.
+    """
     items = _common(a, b)
     matrix = np.array([[a[item] for item in items], [b[item] for item in items]], dtype=float)
     means = bootstrap_means(
@@ -220,10 +239,12 @@ def bootstrap_difference(
 def probability_non_dominated(
     draws: NDArray[np.float64], directions: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Share of draws in which no other trial is at least as good everywhere and better somewhere: (trials,).
+    """Share of draws in which no other trial is at least as good everywhere and better somewhere:
 
-    draws: (draws, trials, objectives), one paired bootstrap for each objective; directions: +1 to maximise, -1 to minimise.
-    A trial with NaN is dominated by definition.
+    (trials,).
+
+    draws: (draws, trials, objectives), one paired bootstrap for each objective; directions: +1 to
+    maximise, -1 to minimise. A trial with NaN is dominated by definition.
     """
     values = draws * np.asarray(directions, dtype=float)
     free = np.zeros(values.shape[1])
@@ -239,20 +260,22 @@ def probability_non_dominated(
 def minimal_detectable_difference(
     n: int, *, discordance: float = 0.15, power: float = 0.8
 ) -> float:
-    """Smallest true difference d that a paired test at level 5 % finds with this power on n independent items.
+    """Smallest true difference d that a paired test at level 5 % finds with this power on n
+    independent items.
 
-    d = (z_0.975 + z_power) sqrt((q - d^2) / n) for the discordance q, solved for d (Miller 2024, eq. 9; Connor 1987).
-    n must be 1 or more, power 0.8 or 0.9.
+    d = (z_0.975 + z_power) sqrt((q - d^2) / n) for the discordance q, solved for d (Miller 2024,
+    eq. 9; Connor 1987). n must be 1 or more, power 0.8 or 0.9.
     """
     factor = (Z95 + _Z_POWER[power]) ** 2 / n
     return math.sqrt(factor * discordance / (1.0 + factor))
 
 
 def shrunken(values: Sequence[float], stderrs: Sequence[float]) -> NDArray[np.float64]:
-    """Scores pulled to their mean by how noisy they are: what the best of many will score on new items (winner's curse).
+    """Scores pulled to their mean by how noisy they are: what the best of many will score on new
+    items (winner's curse).
 
-    Empirical Bayes with a normal prior whose variance is var(values) - mean(stderr^2), at least 0 (Efron & Morris 1973):
-    with noise alone everything shrinks to the mean. (n,) in, (n,) out.
+    Empirical Bayes with a normal prior whose variance is var(values) - mean(stderr^2), at least 0
+    (Efron & Morris 1973): with noise alone everything shrinks to the mean. (n,) in, (n,) out.
     """
     x, s2 = np.asarray(values, dtype=float), np.asarray(stderrs, dtype=float) ** 2
     if x.size < 3:

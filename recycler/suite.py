@@ -1,7 +1,8 @@
-"""Evaluation suites as people write them: which data, which wording, which scorer, which items for search and holdout.
+"""Evaluation suites as people write them: which data, which wording, which scorer, which items for
+search and holdout.
 
-Building one into frozen items needs a tokenizer and happens in `recycler.scoring.tasks`; storing and checking them in
-`recycler.scoring.frozen`.
+Building one into frozen items needs a tokenizer and happens in `recycler.scoring.tasks`; storing
+and checking them in `recycler.scoring.frozen`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from recycler.stats import coverage
 from recycler.types import Item, Objective, Role
 from recycler.yamls import YamlDocument, load_yaml, parse_model
 
-# Benchmarks by their names without spaces and dashes: those with training rows of their own, and those that are a test set throughout.
+# Benchmarks by their names without spaces and dashes: those with training rows of their own, and
+# those that are a test set throughout.
 _WITH_TRAINING = frozenset({"gsm8k", "gradeschoolmath", "mbpp"})
 _TEST_ONLY = frozenset(
     {
@@ -37,7 +39,8 @@ _TEST_ONLY = frozenset(
     }
 )
 _BESIDE_NAMES = frozenset(
-    "openai google research datasets dataset data input hf main full socratic sanitized train test of bn de en es fr ja ru sw te th zh".split()
+    "openai google research datasets dataset data input hf main full socratic sanitized train "
+    "test of bn de en es fr ja ru sw te th zh".split()
 )
 _OTHER_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "prompt"})
 _LONG_LINE = 40  # letters of a line that two problems do not share by chance
@@ -48,7 +51,11 @@ MBPP_TEST_ROWS = (10, 510)  # of mbpp.jsonl, which holds all of its splits
 
 
 class SplitSpec(Strict):
-    """Which rows of the data: `rows` [first, last) and `where` {field: value} both apply; `limit` takes that many, evenly spread."""
+    """Which rows of the data:
+
+    `rows` [first, last) and `where` {field: value} both apply; `limit` takes that many, evenly
+    spread.
+    """
 
     data: str | None = None
     rows: list[int] | None = Field(default=None, min_length=2, max_length=2)
@@ -57,11 +64,17 @@ class SplitSpec(Strict):
     cluster: str | None = None
     """What the items of this split are versions of; default: the task's `cluster`."""
     benchmark_test: bool = False
-    """The rows belong to a published test set: searching on them is refused unless the job says so. Well-known ones are recognised by their names, see docs/suites.md."""
+    """The rows belong to a published test set: searching on them is refused unless the job says so.
+
+    Well-known ones are recognised by their names, see docs/suites.md.
+    """
 
 
 class FewshotSpec(Strict):
-    """Solved examples that stand before every question. For a task of lm-eval only `data` and `rows` are read: which it draws is its own rule."""
+    """Solved examples that stand before every question.
+
+    For a task of lm-eval only `data` and `rows` are read: which it draws is its own rule.
+    """
 
     data: str | None = None
     """Default: the task's own data."""
@@ -73,19 +86,28 @@ class FewshotSpec(Strict):
 
 
 class TaskSpec(Strict):
-    """One benchmark. Templates name fields of a row in braces: 'Question: {question}\\nAnswer:'; {_row} is the row's number.
+    """One benchmark.
 
-    {name[0]} takes an entry of a list, {name|strip} and {name|number} clean spaces and thousands separators.
+    Templates name fields of a row in braces: 'Question: {question}\\nAnswer:'; {_row} is the row's
+    number.
+
+    {name[0]} takes an entry of a list, {name|strip} and {name|number} clean spaces and thousands
+    separators.
     """
 
     data: str = ""
-    """JSONL, JSON, TSV or Parquet (.gz allowed), looked for in --data, RECYCLER_DATA, the job's folder, the suite's folder."""
+    """JSONL, JSON, TSV or Parquet (.gz allowed), looked for in --data, RECYCLER_DATA, the job's
+    folder, the suite's folder.
+    """
     columns: list[str] = []
     """Names of the columns of a TSV that has no header."""
     lm_eval: str | None = None
-    """Take wording, few-shot examples, filters, stop strings and metrics from this task of the installed lm-eval; then no prompt:, answer: or scorer:."""
+    """Take wording, few-shot examples, filters, stop strings and metrics from this task of the
+    installed lm-eval; then no prompt:, answer: or scorer:.
+    """
     fields: dict[str, str | None] = {}
-    """For lm_eval: columns that its task expects, as templates of the row at hand; null gives None."""
+    """For lm_eval: columns that its task expects, as templates of the row at hand; null gives None.
+    """
     num_fewshot: int | None = Field(default=None, ge=0, le=64)
     """For lm_eval: examples before a question. Default: the task's own number."""
     prompt: str = ""
@@ -102,7 +124,9 @@ class TaskSpec(Strict):
     answer_pattern: str | None = None
     """A regex; its first group is taken from the gold answer (such as '#### (.*)' for GSM8K)."""
     cluster: str = ""
-    """Template for what the item is a version of; items of a cluster are never on both sides of the split. Default: the item itself."""
+    """Template for what the item is a version of; items of a cluster are never on both sides of the
+    split. Default: the item itself.
+    """
     max_new_tokens: int | None = Field(default=None, ge=1, le=32768)
     """Default: 64, or what lm-eval says (256 unless its task has max_gen_toks)."""
     stop: list[str] = []
@@ -110,7 +134,9 @@ class TaskSpec(Strict):
     detail: dict[str, str] = {}
     """Templates for what the scorer needs besides."""
     repeated: Literal["refuse", "drop"] = "refuse"
-    """What to do about a prompt that stands in search and, word for word, in holdout: drop it from search, or refuse the suite."""
+    """What to do about a prompt that stands in search and, word for word, in holdout: drop it from
+    search, or refuse the suite.
+    """
     search: SplitSpec
     holdout: SplitSpec
 
@@ -143,7 +169,10 @@ def _groups(pattern: str) -> int:
 
 
 class SuiteSpec(Strict):
-    """What a person writes in eval_suites/NAME.yaml. Every task has a search and a holdout split: there is no default."""
+    """What a person writes in eval_suites/NAME.yaml.
+
+    Every task has a search and a holdout split: there is no default.
+    """
 
     version: Literal[1]
     description: str = ""
@@ -183,7 +212,9 @@ class EvalSuite:
 
 
 def tokens_needed(item: Item) -> int:
-    """Longest context that scoring an item takes: prompt plus answer; for likelihoods one more, which vLLM insists on."""
+    """Longest context that scoring an item takes: prompt plus answer; for likelihoods one more,
+    which vLLM insists on.
+    """
     return len(item.prompt_ids) + (
         item.max_new_tokens if item.kind == "generate" else 1 + max(map(len, item.continuations))
     )
@@ -192,7 +223,8 @@ def tokens_needed(item: Item) -> int:
 def context_length(
     items: Sequence[Item], *, positions: int | None, wanted: int | None = None, where: str = ""
 ) -> int:
-    """What an engine must take: the longest item in steps of 16, or `wanted`; never more than the model's `positions`.
+    """What an engine must take: the longest item in steps of 16, or `wanted`; never more than the
+    model's `positions`.
 
     Raises UsageError that names the items which do not fit.
     """
@@ -200,7 +232,10 @@ def context_length(
     limit = min(wanted or -(-max(needs.values()) // 16) * 16, positions or sys.maxsize)
     too_long = [name for name, need in needs.items() if need > limit]
     if too_long:
-        cause = f"{len(too_long)} of {len(needs)} items need more, such as {', '.join(f'{name} ({needs[name]:,})' for name in too_long[:3])}"
+        cause = (
+            f"{len(too_long)} of {len(needs)} items need more, such as "
+            f"{', '.join(f'{name} ({needs[name]:,})' for name in too_long[:3])}"
+        )
         if limit == wanted:
             raise UsageError(
                 Problem(
@@ -214,7 +249,8 @@ def context_length(
             Problem(
                 thing=f"context of {limit:,} tokens (the model's max_position_embeddings)",
                 cause=cause,
-                remedy="Ask with fewer examples (num_fewshot) or new tokens (max_new_tokens), or leave those rows out",
+                remedy="Ask with fewer examples (num_fewshot) or new tokens (max_new_tokens), or "
+                "leave those rows out",
                 where=where,
             )
         )
@@ -222,13 +258,18 @@ def context_length(
 
 
 def read_suite(path: Path) -> tuple[SuiteSpec, YamlDocument]:
-    """The suite file at `path`. Raises UsageError with every problem; a task without a holdout is one."""
+    """The suite file at `path`.
+
+    Raises UsageError with every problem; a task without a holdout is one.
+    """
     document = load_yaml(path)
     return parse_model(SuiteSpec, document), document
 
 
 def searches_test_set(task: TaskSpec) -> bool:
-    """Whether the search split of a task touches a published test set: it says so, or its data's name and rows are well known."""
+    """Whether the search split of a task touches a published test set: it says so, or its data's
+    name and rows are well known.
+    """
     found = task.search.benchmark_test or _test_rows(task.search.data or task.data, task.lm_eval)
     if isinstance(found, bool):
         return found
@@ -237,10 +278,12 @@ def searches_test_set(task: TaskSpec) -> bool:
 
 
 def _test_rows(name: str, lm_eval: str | None = None) -> bool | tuple[int, int]:
-    """Whether a file, or hub:DATASET:CONFIG:SPLIT, is a published test set, whatever it ends with; (first, last) where those rows are.
+    """Whether a file, or hub:DATASET:CONFIG:SPLIT, is a published test set, whatever it ends with;
+    (first, last) where those rows are.
 
-    A folder, file or data set counts that is called as the benchmark is, but for words such as openai, main or a language:
-    gsm8k-own is free. So does one called as the task of lm-eval that asks it, and what such a task takes from the hub.
+    A folder, file or data set counts that is called as the benchmark is, but for words such as
+    openai, main or a language: gsm8k-own is free. So does one called as the task of lm-eval that
+    asks it, and what such a task takes from the hub.
     """
     parts = [
         re.findall(
@@ -271,7 +314,9 @@ def _test_rows(name: str, lm_eval: str | None = None) -> bool | tuple[int, int]:
 def check_splits(
     name: str, items: tuple[Item, ...], tasks: Iterable[str], document: YamlDocument
 ) -> None:
-    """Raise UsageError unless every task has items on both sides, no id is used twice and no problem is on both sides."""
+    """Raise UsageError unless every task has items on both sides, no id is used twice and no
+    problem is on both sides.
+    """
     problems = []
     for task in tasks:
         for role in ("search", "holdout"):
@@ -305,7 +350,8 @@ def check_splits(
         problems.append(
             Problem(
                 thing=f"suite {name!r}",
-                cause=f"{len(both) or len(same)} problems are in search and in holdout, such as {shown}",
+                cause=f"{len(both) or len(same)} problems are in search and in holdout, such as "
+                f"{shown}",
                 remedy="A holdout that was searched on proves nothing; make the splits disjoint",
                 where=document.where(("tasks",)),
             )
@@ -314,7 +360,9 @@ def check_splits(
 
 
 def check_across_suites(suites: Sequence[EvalSuite]) -> None:
-    """Raise UsageError when a problem is searched on in one suite and held out in another (GSM8K test and MGSM share some)."""
+    """Raise UsageError when a problem is searched on in one suite and held out in another (GSM8K
+    test and MGSM share some).
+    """
     both = _straddling([item for suite in suites for item in suite.items])
     if both:
         names = sorted(
@@ -323,17 +371,20 @@ def check_across_suites(suites: Sequence[EvalSuite]) -> None:
         raise UsageError(
             Problem(
                 thing=f"suites {', '.join(names)}",
-                cause=f"{len(both)} problems are in search of one and in holdout of another, such as {both[0]!r}",
+                cause=f"{len(both)} problems are in search of one and in holdout of another, such "
+                f"as {both[0]!r}",
                 remedy="Choose rows: so that a problem has one role in all suites of a job",
             )
         )
 
 
 def alike_warnings(suites: Sequence[EvalSuite]) -> list[str]:
-    """A sentence when items that no cluster ties together look like one problem, asked in search and held out; else nothing.
+    """A sentence when items that no cluster ties together look like one problem, asked in search
+    and held out; else nothing.
 
-    Two look alike whose prompts differ in spaces and case alone, or, in other tasks, whose last long line is
-    the same and stands in no other problem of its task. A translation is not noticed: cluster: says it.
+    Two look alike whose prompts differ in spaces and case alone, or, in other tasks, whose last
+    long line is the same and stands in no other problem of its task. A translation is not noticed:
+    cluster: says it.
     """
     found: dict[tuple[str, str], tuple[Item, Item]] = {}
     items = [item for suite in suites for item in suite.items]
@@ -352,7 +403,9 @@ def alike_warnings(suites: Sequence[EvalSuite]) -> list[str]:
         return []
     twin, item = next(iter(found.values()))
     return [
-        f"{len(found)} problems seem to be searched on and held out, such as {twin.id!r} and {item.id!r}, which ask the same. Give both the same cluster:, or choose other rows: for one"
+        f"{len(found)} problems seem to be searched on and held out, such as {twin.id!r} and "
+        f"{item.id!r}, which ask the same. Give both the same cluster:, or choose other rows: "
+        "for one"
     ]
 
 
@@ -388,12 +441,15 @@ def few_problems_warnings(suites: Sequence[EvalSuite]) -> list[str]:
     named = "; ".join(f"{', '.join(names)} ({counts})" for counts, names in alike.items())
     return [
         f"{named}: over fewer than {FEW_PROBLEMS} independent problems "
-        f"intervals of 1.96 stated errors hold the truth {' to '.join(shares)} % of the time at best, not 95 %. Take more rows"
+        f"intervals of 1.96 stated errors hold the truth {' to '.join(shares)} % of the time at "
+        "best, not 95 %. Take more rows"
     ]
 
 
 def _own_lines(items: Iterable[Item]) -> dict[str, str]:
-    """By item the last line of 40 letters or more, where no other problem of its task has it; not of choices, whose last line is one of them."""
+    """By item the last line of 40 letters or more, where no other problem of its task has it; not
+    of choices, whose last line is one of them.
+    """
     lines = {
         item.id: (
             item,
@@ -448,8 +504,10 @@ def check_search_guard(
         raise UsageError(
             Problem(
                 thing=f"search on {', '.join(used)}",
-                cause="these items are a published test set; a score that was searched on it cannot be compared with anyone's",
-                remedy="Search on train or validation rows, or set allow_benchmark_tests: true in the job",
+                cause="these items are a published test set; a score that was searched on it "
+                "cannot be compared with anyone's",
+                remedy="Search on train or validation rows, or set allow_benchmark_tests: true in "
+                "the job",
             )
         )
 

@@ -1,4 +1,5 @@
-"""What tests of engines and pools need: tiny real pools, and the contract that every engine must pass.
+"""What tests of engines and pools need: tiny real pools, and the contract that every engine must
+pass.
 
 Part of the package, so that whoever writes an engine of their own can run the same tests on it.
 """
@@ -46,9 +47,11 @@ def make_pico_pool(
     tied: bool = True,
     seed: int = 0,
 ) -> Pool:
-    """A base and `num_members` random relatives of it, saved as bfloat16 Hugging Face folders below `directory`.
+    """A base and `num_members` random relatives of it, saved as bfloat16 Hugging Face folders below
+    `directory`.
 
-    Two layers, hidden size 64, 100 characters: small enough to build in a second, real enough for every engine.
+    Two layers, hidden size 64, 100 characters: small enough to build in a second, real enough for
+    every engine.
     """
     tokenizer = pico_tokenizer()
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +137,10 @@ def _pico_model(architecture: Architecture, vocab_size: int, tied: bool):
 
 
 def _random(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Weights wide enough that a random model has opinions; norms near one. No model ends its text by itself."""
+    """Weights wide enough that a random model has opinions; norms near one.
+
+    No model ends its text by itself.
+    """
     noise = torch.randn(like.shape, generator=generator)
     if "embed_tokens" in name or "lm_head" in name:
         noise[SPECIAL_TOKENS.index("<eos>")] = 0.0
@@ -150,17 +156,21 @@ def _tie(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an engine said to the contract's questions; equal only when every token and every bit of a logprob is."""
+    """What an engine said to the contract's questions; equal only when every token and every bit of
+    a logprob is.
+    """
 
     completions: tuple[Completion, ...]
     likelihoods: tuple[Loglikelihood, ...]
 
 
 class EngineContract:
-    """Tests that every engine must pass. Subclass it in a test file, as `class TestMine(EngineContract)`, and give `build`.
+    """Tests that every engine must pass.
 
-    At most one engine is alive at a time. Its prompts are longer than a block of any KV cache and share a prefix, so that an
-    engine which keeps state of old weights is found out.
+    Subclass it in a test file, as `class TestMine(EngineContract)`, and give `build`.
+
+    At most one engine is alive at a time. Its prompts are longer than a block of any KV cache and
+    share a prefix, so that an engine which keeps state of old weights is found out.
     """
 
     architecture: ClassVar[Architecture] = "llama"
@@ -311,7 +321,9 @@ class EngineContract:
         assert self.engine.generate([]) == [] and self.engine.loglikelihood([]) == []
 
     def test_answers_are_handed_on_and_babble_is_given_up(self):
-        """Every answer taken for babble: sixteen long ones are given up and leave the engine clean, unless one of them ends early."""
+        """Every answer taken for babble: sixteen long ones are given up and leave the engine clean,
+        unless one of them ends early.
+        """
         self.engine.apply(self._linear(1.0, 0.0, 0.0))
         requests = [
             GenerateRequest(prompt_ids=(1, *range(5, 20 + index)), max_new_tokens=2 * GATE_TOKENS)
@@ -419,7 +431,9 @@ class EngineContract:
 
 
 def ask(engine: Engine) -> Answers:
-    """The contract's questions, always the same and in the same batches, so that answers can be compared bit for bit."""
+    """The contract's questions, always the same and in the same batches, so that answers can be
+    compared bit for bit.
+    """
     prompts = _prompts()
     completions = engine.generate(
         [

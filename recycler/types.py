@@ -1,7 +1,7 @@
 """The small frozen values that travel between modules. Standard library only.
 
-A *recipe* says how to merge, an *item* says what to ask, a *scorecard* says how it went. None of them holds a tensor.
-Shapes: weights are ``(G, K)``: G groups of tensors by K pool members.
+A *recipe* says how to merge, an *item* says what to ask, a *scorecard* says how it went. None of
+them holds a tensor. Shapes: weights are ``(G, K)``: G groups of tensors by K pool members.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A named set of tensors that share one row of weights; `match` is a regex searched in the tensor's name."""
+    """A named set of tensors that share one row of weights; `match` is a regex searched in the
+    tensor's name.
+    """
 
     name: str
     match: str = ""
@@ -103,8 +105,9 @@ class Group:
 class Recipe:
     """A merge as a plan: printed, hashed, compared and replayed; a few kilobytes, no tensors.
 
-    `weights` is (G, K). A tensor belongs to the first group whose `match` is found in its name; a tensor that no group
-    takes is an error, so nothing is merged by accident. With a `base` the weights act on deltas to it.
+    `weights` is (G, K). A tensor belongs to the first group whose `match` is found in its name; a
+    tensor that no group takes is an error, so nothing is merged by accident. With a `base` the
+    weights act on deltas to it.
     """
 
     method: str
@@ -128,7 +131,10 @@ class Recipe:
                 )
 
     def group_of(self, tensor: str) -> int:
-        """Index of the row of weights that `tensor` takes. Raises ValueError when no group matches it."""
+        """Index of the row of weights that `tensor` takes.
+
+        Raises ValueError when no group matches it.
+        """
         for index, group in enumerate(self.groups):
             if re.search(group.match, tensor):
                 return index
@@ -142,7 +148,9 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What a proposer asks to have scored: decoded weights and options, plus the raw parameters for its own memory."""
+    """What a proposer asks to have scored: decoded weights and options, plus the raw parameters for
+    its own memory.
+    """
 
     number: int
     weights: tuple[tuple[float, ...], ...]
@@ -157,8 +165,9 @@ class Proposal:
 class Item:
     """One frozen question. The same item has the same prompt in every trial, subset and split.
 
-    `scorer` names a function of `recycler.scoring.scorers.SCORERS`; `kind` says what the engine must do for it:
-    generate greedily from the prompt, or give log-likelihoods of `continuations` after the prompt.
+    `scorer` names a function of `recycler.scoring.scorers.SCORERS`; `kind` says what the engine
+    must do for it: generate greedily from the prompt, or give log-likelihoods of `continuations`
+    after the prompt.
     """
 
     id: str
@@ -208,7 +217,9 @@ class LoglikelihoodRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loglikelihood:
-    """Natural-log probability of a continuation; `is_greedy` when each of its tokens is the most likely one."""
+    """Natural-log probability of a continuation; `is_greedy` when each of its tokens is the most
+    likely one.
+    """
 
     logprob: float
     token_logprobs: tuple[float, ...]
@@ -224,13 +235,15 @@ FLOOR = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it.
+    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC
+    for one task of it.
 
-    A cost has no suite and so no items: its `metric` is a name of `recycler.costs.COSTS`, `name` is cost:METRIC, and the recipe
-    alone tells its figure, which has no error.
+    A cost has no suite and so no items: its `metric` is a name of `recycler.costs.COSTS`, `name` is
+    cost:METRIC, and the recipe alone tells its figure, which has no error.
 
-    `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a number, or one relative
-    to the base or to the best member, such as "base - 0.01". With `bound_only` (costs) what lies within it is all the same.
+    `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a
+    number, or one relative to the base or to the best member, such as "base - 0.01". With
+    `bound_only` (costs) what lies within it is all the same.
     """
 
     suite: str
@@ -262,7 +275,9 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A figure with its uncertainty: standard error over clusters of items, and the number of items; a cost has neither."""
+    """A figure with its uncertainty: standard error over clusters of items, and the number of
+    items; a cost has neither.
+    """
 
     objective: str
     value: float
@@ -275,7 +290,9 @@ class Score:
         return self.n == 0 and self.stderr == 0.0
 
     def told(self, digits: int = 3) -> str:
-        """For people: with its standard error, to so many digits; an exact figure as it is, to four significant ones."""
+        """For people: with its standard error, to so many digits; an exact figure as it is, to four
+        significant ones.
+        """
         return (
             f"{self.value:.4g}"
             if self.is_exact
@@ -308,7 +325,8 @@ class Outcome:
     num_tokens: int = 0
 
 
-UNMERGED = "unmerged:"  # what a digest begins with where adapters were scored side by side and no weights were merged
+# what a digest begins with where adapters were scored side by side and no weights were merged
+UNMERGED = "unmerged:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +345,9 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a trial has no scorecard, and who is to blame: the system (retried) or the recipe (final)."""
+    """Why a trial has no scorecard, and who is to blame: the system (retried) or the recipe
+    (final).
+    """
 
     blame: Literal["system", "recipe"]
     reason: str
@@ -338,7 +358,8 @@ class Failure:
 class Trial:
     """One row of the ledger, read back.
 
-    PENDING -> SCORED | FAILED; a system failure that may be retried goes back to PENDING inside the workers' port.
+    PENDING -> SCORED | FAILED; a system failure that may be retried goes back to PENDING inside the
+    workers' port.
     """
 
     number: int
@@ -354,7 +375,9 @@ class Trial:
 
     @property
     def is_unmerged(self) -> bool:
-        """Whether its scores are of adapters beside the base and not of merged weights: near the same, and no export can be held to them."""
+        """Whether its scores are of adapters beside the base and not of merged weights: near the
+        same, and no export can be held to them.
+        """
         return self.weights_digest.startswith(UNMERGED)
 
     @property

@@ -31,7 +31,10 @@ COMPANIONS = (
 
 
 def make_folder(folder: Path) -> None:
-    """`folder` and its parents, where they are not there. Raises UsageError where they cannot be."""
+    """`folder` and its parents, where they are not there.
+
+    Raises UsageError where they cannot be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,7 +52,10 @@ def _no_folder(folder: Path, error: OSError | RuntimeError | ValueError) -> Usag
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A small file that appears whole or not at all, and its folder. Raises UsageError where the folder cannot be."""
+    """A small file that appears whole or not at all, and its folder.
+
+    Raises UsageError where the folder cannot be.
+    """
     make_folder(path.parent)
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -57,7 +63,9 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; it takes the place of `path` when the block ends well, and goes otherwise."""
+    """A file beside `path` to write; it takes the place of `path` when the block ends well, and
+    goes otherwise.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield aside
@@ -68,10 +76,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed otherwise.
+    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed
+    otherwise.
 
-    What a killed process left beside `folder` is removed by the next one that writes there. Raises UsageError when it is there
-    already, or cannot be, and InfrastructureError when the disk is full; nothing is left behind then.
+    What a killed process left beside `folder` is removed by the next one that writes there. Raises
+    UsageError when it is there already, or cannot be, and InfrastructureError when the disk is
+    full; nothing is left behind then.
     """
     folder = _free_place(folder)
     made_parent = not folder.parent.exists()
@@ -105,7 +115,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
-    """What to tell when `error` says that there is no room on the disk (or in a quota, or for a file so large); None for any other."""
+    """What to tell when `error` says that there is no room on the disk (or in a quota, or for a
+    file so large); None for any other.
+    """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
     return InfrastructureError(
@@ -118,7 +130,10 @@ def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
 
 
 def _free_place(folder: Path) -> Path:
-    """Where the folder really goes: through a link that leads to an empty folder. Raises UsageError for what is taken, or no place for a folder."""
+    """Where the folder really goes: through a link that leads to an empty folder.
+
+    Raises UsageError for what is taken, or no place for a folder.
+    """
     try:
         if folder.is_symlink() and not folder.exists():
             raise UsageError(
@@ -181,7 +196,9 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed or the process ends; None when another holds it, or locks are not to be had."""
+    """A descriptor that holds the folder's lock until it is closed or the process ends; None when
+    another holds it, or locks are not to be had.
+    """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -195,7 +212,9 @@ def _locked(folder: Path) -> int | None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a checkpoint besides weights and config: tokenizer, chat template, generation config."""
+    """Copy what belongs to a checkpoint besides weights and config: tokenizer, chat template,
+    generation config.
+    """
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

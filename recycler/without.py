@@ -1,8 +1,9 @@
-"""Leaving a member out, for certain: a job of its own over the rest of the pool, and what its front is worth beside the run's.
+"""Leaving a member out, for certain: a job of its own over the rest of the pool, and what its front
+is worth beside the run's.
 
-Same suites, objectives, space, engine, budget and seed; the run stands under `earlier`, so all of its trials that gave the member
-no weight count at no cost. The budget is spent on top of them, so the rest of the pool is looked at no less closely than the
-whole was.
+Same suites, objectives, space, engine, budget and seed; the run stands under `earlier`, so all of
+its trials that gave the member no weight count at no cost. The budget is spent on top of them, so
+the rest of the pool is looked at no less closely than the whole was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ ROLES: tuple[Role, ...] = ("search", "holdout")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """A job file to be run as `id`, with all its paths in full, and the data folders to give besides."""
+    """A job file to be run as `id`, with all its paths in full, and the data folders to give
+    besides.
+    """
 
     id: str
     text: str
@@ -35,7 +38,10 @@ class Derived:
 
 
 def job_without(run: str | Path, member: str) -> Derived:
-    """The run's job without one of its members. Raises NotFoundError for no such member, UsageError where it cannot be left out."""
+    """The run's job without one of its members.
+
+    Raises NotFoundError for no such member, UsageError where it cannot be left out.
+    """
     with closing(open_ledger(run)) as ledger:
         names = read_facts(ledger)[1].names
     if member not in names:
@@ -60,7 +66,8 @@ def job_without(run: str | Path, member: str) -> Derived:
             Problem(
                 thing=f"run {run}",
                 cause="has no job file here any more",
-                remedy=f"Where its job file is, add `without: [{member}]` under pool: and this run under earlier:, and run that",
+                remedy=f"Where its job file is, add `without: [{member}]` under pool: and this run "
+                "under earlier:, and run that",
             )
         )
     own, derived = started.document.data, without_id(folder.resolve().name, member)
@@ -78,7 +85,10 @@ def job_without(run: str | Path, member: str) -> Derived:
 
 
 def without_id(run_id: str, member: str) -> str:
-    """The one id of that job: RUN-without-MEMBER where this is a plain word, else with a digest that tells it apart."""
+    """The one id of that job:
+
+    RUN-without-MEMBER where this is a plain word, else with a digest that tells it apart.
+    """
     words = [re.sub(r"[^a-z0-9._-]+", "-", word.lower()) for word in (run_id, member)]
     whole = "-without-".join(words)
     if words == [run_id, member] and whole[0].isalnum() and len(whole) <= MAX_ID:
@@ -109,8 +119,8 @@ def outcome_text(
 ) -> str:
     """One line a role for people, and what the model had expected: share, low and high."""
     lines = [
-        f"{role}: hypervolume {said['hypervolume']:.4g} with {member}, {said['without']:.4g} without"
-        + ("" if said["lost"] is None else f": {said['lost']:.1%} lost")
+        f"{role}: hypervolume {said['hypervolume']:.4g} with {member}, {said['without']:.4g} "
+        "without" + ("" if said["lost"] is None else f": {said['lost']:.1%} lost")
         for role, said in found.items()
         if said
     ]

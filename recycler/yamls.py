@@ -1,7 +1,7 @@
 """Strict YAML: every key known, every mistake told at once with its file and line.
 
-Duplicate keys, anchors, aliases and tags are refused: the first hides a mistake, the next two let a small file become a large
-one, and a tag asks for a type that nothing here makes.
+Duplicate keys, anchors, aliases and tags are refused: the first hides a mistake, the next two let a
+small file become a large one, and a tag asks for a type that nothing here makes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class YamlDocument:
 
 
 def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlDocument:
-    """Read one YAML document; one that was read already is given back, so that a file is read once and all see the same of it.
+    """Read one YAML document; one that was read already is given back, so that a file is read once
+    and all see the same of it.
 
     Raises UsageError with file:line for syntax, duplicate keys, anchors, tags, depth and size.
     """
@@ -86,7 +87,10 @@ def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlD
 
 
 def parse_model(model: type[Model], document: YamlDocument) -> Model:
-    """The document as a pydantic model. Raises UsageError listing every unknown key, wrong type and missing field."""
+    """The document as a pydantic model.
+
+    Raises UsageError listing every unknown key, wrong type and missing field.
+    """
     if not isinstance(document.data, dict):
         raise _refusal(
             Path(document.path),
@@ -216,7 +220,9 @@ def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
 
 
 def _is_tag(key: str | int) -> bool:
-    """Whether a part of an error's place names the model that was meant, as <MODEL>, and no key of the file."""
+    """Whether a part of an error's place names the model that was meant, as <MODEL>, and no key of
+    the file.
+    """
     return isinstance(key, str) and key.startswith("<")
 
 

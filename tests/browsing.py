@@ -1,4 +1,6 @@
-"""A real headless Chromium over synthetic runs: fixtures and gestures that the dashboard's tests share."""
+"""A real headless Chromium over synthetic runs: fixtures and gestures that the dashboard's tests
+share.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""An empty bucket of a real S3 server behind a proxy that breaks things, and checkpoints to put into it: fixtures for tests."""
+"""An empty bucket of a real S3 server behind a proxy that breaks things, and checkpoints to put
+into it: fixtures for tests.
+"""
 
 import random
 import re
@@ -76,7 +78,11 @@ def same_bytes(checkpoint, folder):
 
 
 def only(words, fault, times=10**9):
-    """A plan: `fault` for requests whose 'METHOD path' matches, the first `times` times each path is asked for."""
+    """A plan:
+
+    `fault` for requests whose 'METHOD path' matches, the first `times` times each path is asked
+    for.
+    """
     return lambda method, path, number: (
         fault if re.search(words, f"{method} {path}") and number <= times else None
     )

@@ -1,4 +1,6 @@
-"""A real S3 server in its own process, and a proxy before it that breaks what tests tell it to break."""
+"""A real S3 server in its own process, and a proxy before it that breaks what tests tell it to
+break.
+"""
 
 import http.client
 import socket
@@ -35,10 +37,13 @@ def s3_server():
 
 
 class Chaos(ThreadingHTTPServer):
-    """Forwards everything to `target`. `plan(method, path, number)` names a fault for a request, or None; `log` is what came.
+    """Forwards everything to `target`.
 
-    Faults: '503', '429', '403', 'reset', 'cut' (half of the body), 'hang', 'whole' (Range ignored: 200 and everything), 'shifted'
-    (another range than asked for), 'stale' (the first listing of that path again), 'newer' (If-Match ignored).
+    `plan(method, path, number)` names a fault for a request, or None; `log` is what came.
+
+    Faults: '503', '429', '403', 'reset', 'cut' (half of the body), 'hang', 'whole' (Range ignored:
+    200 and everything), 'shifted' (another range than asked for), 'stale' (the first listing of
+    that path again), 'newer' (If-Match ignored).
     """
 
     daemon_threads = True

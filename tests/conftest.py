@@ -33,7 +33,10 @@ class Killed(Exception):
 
 @dataclass
 class FakeWorkers:
-    """Scores a recipe by a formula of its weights. `kill_after` results the driver dies; `break_numbers` always fail."""
+    """Scores a recipe by a formula of its weights.
+
+    `kill_after` results the driver dies; `break_numbers` always fail.
+    """
 
     num_workers: int = 1
     kill_after: int | None = None

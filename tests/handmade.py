@@ -35,7 +35,9 @@ SHAPES = {"model.embed_tokens.weight": (12, 8), "model.norm.weight": (8,)} | {
 
 
 def file_bytes(header, data=b"", *, length=None):
-    """A safetensors file from a header (dict, or raw bytes) and a data section; `length` lies about the header's."""
+    """A safetensors file from a header (dict, or raw bytes) and a data section; `length` lies about
+    the header's.
+    """
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
 
@@ -96,7 +98,9 @@ def tokenizer(**changes):
 def write_checkpoint(
     folder, arrays=None, *, config=None, dtype="BF16", tokenizer_json=None, files=None, without=()
 ):
-    """A small Llama-like folder; `config` changes keys of CONFIG, `without` drops some, `files` adds or replaces whole files."""
+    """A small Llama-like folder; `config` changes keys of CONFIG, `without` drops some, `files`
+    adds or replaces whole files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = model_arrays() if arrays is None else arrays
     (folder / "model.safetensors").write_bytes(shard_bytes(arrays, dtype))
@@ -113,7 +117,9 @@ def write_checkpoint(
 
 
 def write_sharded(folder, index=None, *, total=None, shards=2):
-    """The same in several shards with an index; `index` changes the weight_map, `total` the total_size."""
+    """The same in several shards with an index; `index` changes the weight_map, `total` the
+    total_size.
+    """
     write_checkpoint(folder)
     (folder / "model.safetensors").unlink()
     arrays = model_arrays()

@@ -1,4 +1,6 @@
-"""A real PostgreSQL of Debian's package for tests, as an unprivileged user when the tests run as root."""
+"""A real PostgreSQL of Debian's package for tests, as an unprivileged user when the tests run as
+root.
+"""
 
 import sys
 from contextlib import contextmanager

@@ -1,4 +1,6 @@
-"""Run folders made of nothing but a ledger, for the service and its dashboard: synthetic trials through the real Ledger."""
+"""Run folders made of nothing but a ledger, for the service and its dashboard: synthetic trials
+through the real Ledger.
+"""
 
 import json
 import socket
@@ -145,10 +147,12 @@ def make_run(
     suites=False,
     place=None,
 ):
-    """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure; holdout when finished.
+    """A run folder `root/run_id`: members, base, soups, `merges` random merges, one failure;
+    holdout when finished.
 
-    With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be exported; with `suites` the
-    frozen items are. `place` puts the ledger into a database, and its address into the folder.
+    With `checkpoints` the members are there too, a few kilobytes each, so that a trial can be
+    exported; with `suites` the frozen items are. `place` puts the ledger into a database, and its
+    address into the folder.
     """
     if checkpoints:
         for index, name in enumerate((*NAMES, "base")):
@@ -228,7 +232,10 @@ def add_trial(folder, seed):
 @contextmanager
 def driven(folder):
     """Another process that holds the run's lock, as a driver at work does; gives its process id."""
-    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(300)"
+    code = (
+        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); time.sleep(300)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", code, str(folder / "driver.lock")],
         stdout=subprocess.PIPE,

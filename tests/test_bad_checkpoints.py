@@ -1,4 +1,6 @@
-"""Malformed checkpoints: every one is refused with the file and the reason; none crashes, none makes memory grow."""
+"""Malformed checkpoints: every one is refused with the file and the reason; none crashes, none
+makes memory grow.
+"""
 
 import io
 import json
@@ -531,7 +533,9 @@ def test_every_bad_member_of_a_pool_is_named_at_once(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_mutated_files_are_refused_or_read_within_their_end(tmp_path, seed):
-    """Bytes flipped, cut, repeated or swapped at random: a RecyclerError, or tensors that tile the file exactly."""
+    """Bytes flipped, cut, repeated or swapped at random: a RecyclerError, or tensors that tile the
+    file exactly.
+    """
     chance = random.Random(seed)
     path = tmp_path / "model.safetensors"
     for _ in range(100):
@@ -616,7 +620,9 @@ def test_a_name_that_no_folder_can_have_is_refused(name):
 
 
 def test_a_pool_says_the_gravest_kind_of_what_is_wrong_whatever_its_form(tmp_path, monkeypatch):
-    """Exit codes tell scripts what to do: a broken pack is unsafe and a dead bucket is worth another try, opened as a pool too."""
+    """Exit codes tell scripts what to do: a broken pack is unsafe and a dead bucket is worth
+    another try, opened as a pool too.
+    """
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack/recycler-pack.json").write_text("[]")
     for entries in ([tmp_path / "pack"], [tmp_path / "nowhere", tmp_path / "pack"]):

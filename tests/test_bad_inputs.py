@@ -1,4 +1,6 @@
-"""Bad jobs and bad pools are refused before any training or decoding: the thing, the cause, the remedy, and the exit code."""
+"""Bad jobs and bad pools are refused before any training or decoding: the thing, the cause, the
+remedy, and the exit code.
+"""
 
 import json
 import shutil
@@ -354,7 +356,9 @@ def test_usage_errors_of_the_command_line_exit_with_2(capsys):
 
 
 def text_arguments():
-    """Every argument of every command that takes text, as words of a command line in which it alone is empty."""
+    """Every argument of every command that takes text, as words of a command line in which it alone
+    is empty.
+    """
     parser = build_parser()
     for name, command in next(
         action for action in parser._actions if action.dest == "command"

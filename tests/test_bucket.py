@@ -1,4 +1,6 @@
-"""Pools in a bucket: catalogued by ranges, fetched once into the local cache, the very bytes that lie there."""
+"""Pools in a bucket: catalogued by ranges, fetched once into the local cache, the very bytes that
+lie there.
+"""
 
 import os
 import signal
@@ -124,7 +126,10 @@ def test_wrong_places_are_usage_errors(place, tmp_path):  # noqa: F811
 
 
 def test_obstore_is_loaded_for_buckets_only():
-    code = "import recycler.pool.catalog, recycler.pool.preflight, recycler.pool.inspect, sys; print('obstore' in sys.modules, 'torch' in sys.modules)"
+    code = (
+        "import recycler.pool.catalog, recycler.pool.preflight, recycler.pool.inspect, sys; "
+        "print('obstore' in sys.modules, 'torch' in sys.modules)"
+    )
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split() == ["False", "False"]
@@ -192,7 +197,11 @@ def test_the_least_recently_used_copies_are_removed_and_used_ones_never(
 
 def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_path, chaos):  # noqa: F811
     folder = put_model(tmp_path, f"{place}/m", rows=2000)
-    code = f"from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import local_file as f; import recycler.pool.remote as r; r.PART_BYTES = 4096; f(next(iter(o({place + '/m'!r}).tensors.values())))"
+    code = (
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import "
+        "local_file as f; import recycler.pool.remote as r; r.PART_BYTES = 4096; "
+        f"f(next(iter(o({place + '/m'!r}).tensors.values())))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     for _ in range(600):
         if list(cache_folder().glob(".*.part")):
@@ -208,7 +217,10 @@ def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_
 
 def test_two_processes_fetch_a_shard_once(place, tmp_path, chaos):  # noqa: F811
     put_model(tmp_path, f"{place}/m", rows=500)
-    code = f"from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import local_file as f; print(f(next(iter(o({place + '/m'!r}).tensors.values()))))"
+    code = (
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import "
+        f"local_file as f; print(f(next(iter(o({place + '/m'!r}).tensors.values()))))"
+    )
     chaos.log.clear()
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

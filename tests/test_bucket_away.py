@@ -1,4 +1,6 @@
-"""A whole job whose bucket goes away in its middle, while a worker dies: it waits, goes on, and nothing is lost or told twice."""
+"""A whole job whose bucket goes away in its middle, while a worker dies: it waits, goes on, and
+nothing is lost or told twice.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""A bucket that breaks, or changes while it is read: the right bytes or a clear error, never a mixture."""
+"""A bucket that breaks, or changes while it is read: the right bytes or a clear error, never a
+mixture.
+"""
 
 import random
 import time
@@ -79,7 +81,9 @@ def test_an_object_overwritten_between_catalogue_and_reading_is_an_error(place, 
 def test_an_object_overwritten_in_mid_read_is_an_error(
     place, tmp_path, chaos, monkeypatch, at, fault
 ):  # noqa: F811
-    """While parts are fetched, the object becomes another of the same size; even where If-Match is ignored, nothing is mixed."""
+    """While parts are fetched, the object becomes another of the same size; even where If-Match is
+    ignored, nothing is mixed.
+    """
     monkeypatch.setattr(remote, "PART_BYTES", 1 << 16)
     put_model(tmp_path, f"{place}/m", rows=600)
     checkpoint = open_checkpoint(f"{place}/m")

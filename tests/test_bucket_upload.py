@@ -1,4 +1,6 @@
-"""Exports into a bucket: whole or no model, the first writer wins, and merges from bucket to bucket."""
+"""Exports into a bucket: whole or no model, the first writer wins, and merges from bucket to
+bucket.
+"""
 
 import json
 
@@ -96,7 +98,9 @@ def test_a_shard_that_its_manifest_does_not_know_is_refused(place, tmp_path):  #
 
 
 def test_a_merge_reads_from_a_bucket_and_writes_into_one(place, tmp_path, capsys):  # noqa: F811
-    """A recipe in another folder than the current one, ours and mergekit's with a gradient; the export's own recipe runs again."""
+    """A recipe in another folder than the current one, ours and mergekit's with a gradient; the
+    export's own recipe runs again.
+    """
     from recycler.cli import main
 
     base = model_arrays(0)
@@ -109,7 +113,8 @@ def test_a_merge_reads_from_a_bucket_and_writes_into_one(place, tmp_path, capsys
         for name, weights in (("a", [0.0, 1.0]), ("b", [1.0, 0.0]))
     )
     recipes = {
-        "r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: 0.5, b: 0.5}}\n",
+        "r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: "
+        f"0.5, b: 0.5}}\n",
         "mk.yml": f"merge_method: linear\nmodels:\n{entries}dtype: bfloat16\n",
     }
     for number, (name, text) in enumerate(recipes.items()):

@@ -1,4 +1,6 @@
-"""Two Ray nodes with token auth, PostgreSQL and an S3 server as processes of their own, by the commands of docs/cluster.md."""
+"""Two Ray nodes with token auth, PostgreSQL and an S3 server as processes of their own, by the
+commands of docs/cluster.md.
+"""
 
 import json
 import os
@@ -20,7 +22,8 @@ from recycler.ledger.place import job_place
 from recycler.testing import make_pico_pool
 
 pytestmark = [pytest.mark.ray, needs_postgres]
-TRIALS = 5000  # never reached: the job is stopped when all has been killed, and ends with a smaller budget
+# never reached: the job is stopped when all has been killed, and ends with a smaller budget
+TRIALS = 5000
 QUICK = {"RECYCLER_LEASE_SECONDS": "4", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -181,7 +184,9 @@ def open_there(place):
 
 
 def check_exports(work, job, found):
-    """One-hot weights come out of the bucket as the member that went in; a merge as the weights that were scored."""
+    """One-hot weights come out of the bucket as the member that went in; a merge as the weights
+    that were scored.
+    """
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,6 @@
-"""Costs are exact: told by the recipe, equal to what the exported merge says, and nothing that items would be asked for."""
+"""Costs are exact: told by the recipe, equal to what the exported merge says, and nothing that
+items would be asked for.
+"""
 
 import json
 from contextlib import closing
@@ -237,7 +239,8 @@ def test_a_distance_is_refused_by_name_for_every_method_whose_weights_do_not_tel
     set_job(job, objectives=[BENCHMARK, {"cost": "distance"}], method=method)
     with pytest.raises(
         UsageError,
-        match=rf"job\.yaml:\d+: cost distance: cannot be told from the weights of {method}: .*Use method: linear",
+        match=rf"job\.yaml:\d+: cost distance: cannot be told from the weights of {method}: .*Use "
+        r"method: linear",
     ):
         prepare(job / "job.yaml", look_inside=False)
 

@@ -1,4 +1,6 @@
-"""What merges of a pool in a bucket cost: the distances that a disk would give, measured once, or an error that names the object."""
+"""What merges of a pool in a bucket cost: the distances that a disk would give, measured once, or
+an error that names the object.
+"""
 
 import shutil
 from contextlib import closing
@@ -126,7 +128,9 @@ def test_a_job_over_a_bucket_has_the_costs_that_it_would_have_over_a_disk_and_go
 def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_any_trial(
     sound, place, tmp_path, chaos, monkeypatch
 ):  # noqa: F811
-    """Without them no merge has its cost, so there is nothing to go on with; the same command begins where this ended."""
+    """Without them no merge has its cost, so there is nothing to go on with; the same command
+    begins where this ended.
+    """
     in_bucket(sound, place)
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
 

@@ -1,4 +1,6 @@
-"""A search that knows what merges cost: exact figures are not guessed, bounds are kept, and few members are found worth something."""
+"""A search that knows what merges cost: exact figures are not guessed, bounds are kept, and few
+members are found worth something.
+"""
 
 from contextlib import closing
 from dataclasses import replace
@@ -88,7 +90,9 @@ WITH_MEMBERS = (*OBJECTIVES, MEMBERS)
 
 
 class Skills(FakeWorkers):
-    """m0 and m1 each know half of the first benchmark, m2 and m3 of the second, more weight helps ever less; m4 and m5 know nothing."""
+    """m0 and m1 each know half of the first benchmark, m2 and m3 of the second, more weight helps
+    ever less; m4 and m5 know nothing.
+    """
 
     def answer(self, recipe, role, items):
         known = np.tanh(1.5 * np.array(recipe.weights[0]))
@@ -322,7 +326,9 @@ def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
 
 
 def test_a_bound_that_no_merge_keeps_is_come_near_to(tmp_path):
-    """Weights of sum 1 over six deltas at right angles are 0.41 % away at least, the uniform soup, which is scored already."""
+    """Weights of sum 1 over six deltas at right angles are 0.41 % away at least, the uniform soup,
+    which is scored already.
+    """
     tight = (*OBJECTIVES, replace(DISTANCE, floor="0.003"))
     trials = searched(
         tmp_path / "run.sqlite",
@@ -434,7 +440,9 @@ def test_the_card_of_an_export_says_what_its_recipe_costs(trials):
 
 
 def test_a_floor_above_the_whole_opening_is_kept_from_the_first_proposal_on():
-    """A knob that is its own objective, with a floor of 0.45: the opening has it in the middle, at 0.3, and is left out."""
+    """A knob that is its own objective, with a floor of 0.45: the opening has it in the middle, at
+    0.3, and is left out.
+    """
     proposer = SimplexGP(
         ["a", "b"],
         2,
@@ -451,7 +459,9 @@ def test_a_floor_above_the_whole_opening_is_kept_from_the_first_proposal_on():
 
 
 def test_a_bound_on_members_is_kept_by_the_first_proposals_of_a_large_pool():
-    """With more than 16 members no member alone is in the opening, and a random mixture uses a dozen."""
+    """With more than 16 members no member alone is in the opening, and a random mixture uses a
+    dozen.
+    """
     names = [f"m{index:02d}" for index in range(32)]
     proposer = SimplexGP(
         names,

@@ -1,4 +1,6 @@
-"""The dashboard in a real headless Chromium: every page, linked brushing, live trials, keyboard, no request to elsewhere."""
+"""The dashboard in a real headless Chromium: every page, linked brushing, live trials, keyboard, no
+request to elsewhere.
+"""
 
 import json
 import time
@@ -65,7 +67,9 @@ def test_pool_page_measures_deltas_and_tells_what_leaving_one_out_costs(page, ad
 
 
 def test_pool_page_leaves_a_member_out_for_certain_and_tells_what_came_of_it(browser, tmp_path):  # noqa: F811
-    """One job that has finished is told by its volumes; another is started by the button and followed to its end."""
+    """One job that has finished is told by its volumes; another is started by the button and
+    followed to its end.
+    """
     import yaml
 
     folder = make_run(tmp_path, "demo", merges=40, checkpoints=True)
@@ -228,7 +232,11 @@ def test_many_trials_are_points_on_a_canvas_that_brush_and_choose_alike(browser,
         page = browser.new_page()
         opened_front(page, where, "many")
         assert page.evaluate("document.getElementById('scatter').data[0].x.length") == 0
-        painted = "(() => { const c = document.getElementById('cloud'); return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((s, v, i) => s + (i % 4 === 3 ? v : 0), 0); })()"
+        painted = (
+            "(() => { const c = document.getElementById('cloud'); return "
+            "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce((s, v, i) => s "
+            "+ (i % 4 === 3 ? v : 0), 0); })()"
+        )
         before = page.evaluate(painted)
         field = page.get_by_label("demo:math/exact_match to", exact=True)
         page.get_by_text("Brush by numbers").click()
@@ -439,10 +447,12 @@ def test_five_thousand_trials(browser, tmp_path):  # noqa: F811
             )
             page.wait_for_timeout(1500)
         times = page.evaluate(
-            "performance.getEntriesByType('measure').filter(m => m.name === 'brush').map(m => Math.round(m.duration))"
+            "performance.getEntriesByType('measure').filter(m => m.name === 'brush').map(m => "
+            "Math.round(m.duration))"
         )
         draws = page.evaluate(
-            "performance.getEntriesByType('measure').filter(m => m.name === 'draw').map(m => Math.round(m.duration))"
+            "performance.getEntriesByType('measure').filter(m => m.name === 'draw').map(m => "
+            "Math.round(m.duration))"
         )
         print(
             json.dumps(

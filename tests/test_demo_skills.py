@@ -122,5 +122,8 @@ def test_tokenizer_is_an_ordinary_folder(tokenizer, tmp_path):
 
 
 def test_items_need_no_heavy_import():
-    program = "import sys, recycler.demo.skills; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    program = (
+        "import sys, recycler.demo.skills; assert not {'torch', 'transformers', 'tokenizers'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,8 +1,10 @@
-"""Everything under deploy/ fits the real schemas, asks for nothing the package lacks, and gives away no more than it must.
+"""Everything under deploy/ fits the real schemas, asks for nothing the package lacks, and gives
+away no more than it must.
 
-Compose files: the compose-spec parser. Kubernetes kinds: kubernetes-validate's schemas. RayCluster and RayJob: the fields of
-KubeRay's CRD (kuberay_fields.txt), their pod templates and network rules against Kubernetes' own schemas. The SkyPilot file
-has no schema that installs without half a cloud SDK, so its keys are checked by hand.
+Compose files: the compose-spec parser. Kubernetes kinds: kubernetes-validate's schemas. RayCluster
+and RayJob: the fields of KubeRay's CRD (kuberay_fields.txt), their pod templates and network rules
+against Kubernetes' own schemas. The SkyPilot file has no schema that installs without half a cloud
+SDK, so its keys are checked by hand.
 """
 
 import copy

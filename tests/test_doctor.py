@@ -1,4 +1,6 @@
-"""doctor tells the truth about a machine, a cluster, a bucket and a ledger, at once, without a secret and without a trace."""
+"""doctor tells the truth about a machine, a cluster, a bucket and a ledger, at once, without a
+secret and without a trace.
+"""
 
 import http.client
 import json
@@ -36,7 +38,11 @@ def test_a_machine_that_runs_these_tests_is_fit(capsys, tmp_path):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from recycler.cli import main; main(['doctor', '--json']); print(sorted({'torch', 'ray', 'vllm', 'optuna', 'transformers', 'pandas', 'numpy', 'sqlalchemy'} & set(sys.modules)))"
+    code = (
+        "import sys; from recycler.cli import main; main(['doctor', '--json']); "
+        "print(sorted({'torch', 'ray', 'vllm', 'optuna', 'transformers', 'pandas', 'numpy', "
+        "'sqlalchemy'} & set(sys.modules)))"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "[]"
 

@@ -1,4 +1,6 @@
-"""Trials of other runs count where they can be compared, cost nothing, and are refused where they cannot."""
+"""Trials of other runs count where they can be compared, cost nothing, and are refused where they
+cannot.
+"""
 
 import os
 import re
@@ -27,7 +29,9 @@ from recycler.without import job_without, outcome, outcome_text, without_id
 
 @dataclass
 class JobWorkers(FakeWorkers):
-    """Answers the items of a real job by a formula of the weights; `scored` names what was really asked."""
+    """Answers the items of a real job by a formula of the weights; `scored` names what was really
+    asked.
+    """
 
     work: object = None
     scored: list = field(default_factory=list)

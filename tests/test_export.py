@@ -106,7 +106,9 @@ def test_exported_recipe_gives_the_same_merge_again(pool, tmp_path):
 
 
 def test_exported_mergekit_config_gives_the_same_merge_to_rounding(pool, tmp_path):
-    """mergekit says it as task arithmetic: b + sum w (t - b) in another order of float32 operations, so one bf16 ulp."""
+    """mergekit says it as task arithmetic: b + sum w (t - b) in another order of float32
+    operations, so one bf16 ulp.
+    """
     export_recipe(
         blend(pool, "bfloat16", {name: 0.3 + index for index, name in enumerate(pool.names)}),
         pool,
@@ -171,7 +173,8 @@ def test_manifest_lists_every_file_and_card_keeps_splits_apart(pool, tmp_path):
         (
             {"s": ("a",), "t": ("b",)},
             (
-                "Search items of s/m, t:b/m come from a benchmark's published test set: compare these scores with nobody's.\n",
+                "Search items of s/m, t:b/m come from a benchmark's published test set: compare "
+                "these scores with nobody's.\n",
             ),
         ),
         ({"s": (), "t": ("c",)}, ("No search items come from",)),
@@ -218,7 +221,9 @@ def test_an_existing_folder_is_not_touched(pool, tmp_path):
 
 
 def check_killed_merges(pool, tmp_path, kills):
-    """SIGKILL `recycler merge` at `kills` moments spread over its run: the folder is whole or absent."""
+    """SIGKILL `recycler merge` at `kills` moments spread over its run: the folder is whole or
+    absent.
+    """
     export_recipe(
         blend(pool, "bfloat16", {name: 0.3 for name in pool.names}), pool, tmp_path / "whole"
     )
@@ -263,7 +268,9 @@ def test_a_merge_killed_a_hundred_times_is_whole_or_absent(pool, tmp_path):
 
 
 def test_an_export_in_another_dtype_is_that_merge_and_says_what_was_scored(pool, tmp_path):
-    """Nothing was scored in float32, so there is no digest to compare with; rounding it gives the scored weights."""
+    """Nothing was scored in float32, so there is no digest to compare with; rounding it gives the
+    scored weights.
+    """
 
     from recycler.export.export import export_to
 

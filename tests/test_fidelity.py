@@ -1,4 +1,6 @@
-"""Laws of scoring in part: honest errors, members as controls, no item asked twice, finalists whole, and resume as ever."""
+"""Laws of scoring in part: honest errors, members as controls, no item asked twice, finalists
+whole, and resume as ever.
+"""
 
 from dataclasses import dataclass, field
 
@@ -46,7 +48,9 @@ SEARCH = tuple(item for item in ITEMS if item.role == "search")
 
 @dataclass
 class ItemWorkers(FakeWorkers):
-    """Answers item by item: each has a difficulty of its own, the same for every recipe, and a little luck with each recipe."""
+    """Answers item by item: each has a difficulty of its own, the same for every recipe, and a
+    little luck with each recipe.
+    """
 
     asked: list = field(default_factory=list)
 

@@ -281,7 +281,9 @@ HOSTILE = [
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_patterns_that_would_not_end_are_refused_or_match_at_once(base, tmp_path, key, pattern):
-    """Without a limit the first of these runs for longer than the earth exists; that the test ends is the law."""
+    """Without a limit the first of these runs for longer than the earth exists; that the test ends
+    is the law.
+    """
     change_config(base, tmp_path / "adapter", {key: {pattern: 4}}, target_modules=["q_proj"])
     try:
         fold_adapter(base, tmp_path / "adapter", tmp_path / "out")

@@ -1,4 +1,6 @@
-"""The printed front: what all trials say of it beside what its own scores say, and how it fares on items that did not choose it."""
+"""The printed front: what all trials say of it beside what its own scores say, and how it fares on
+items that did not choose it.
+"""
 
 from dataclasses import replace
 
@@ -113,7 +115,8 @@ def test_the_gap_is_the_mean_over_the_front_with_the_error_of_one():
     ] == pytest.approx([0.0125, 0.0125])
     assert (
         front_table(front, "holdout").splitlines()[-1]
-        == f"search to holdout: {FIRST} -0.060 ± 0.013, {SECOND} +0.020 ± 0.013 over the 2 shipped merges"
+        == f"search to holdout: {FIRST} -0.060 ± 0.013, {SECOND} +0.020 ± 0.013 over the 2 "
+        "shipped merges"
     )
     assert front_document(front)["search_to_holdout"][FIRST]["value"] == pytest.approx(-0.06)
 

@@ -1,4 +1,6 @@
-"""Distances between merges of a pool in a bucket: the matrix that a disk would give, within a bound, and never at the cost of the job."""
+"""Distances between merges of a pool in a bucket: the matrix that a disk would give, within a
+bound, and never at the cost of the job.
+"""
 
 import json
 import shutil

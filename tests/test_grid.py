@@ -1,4 +1,6 @@
-"""`sampler: grid`: evenly spaced merges of two members, coarse first; refused where there is no line."""
+"""`sampler: grid`: evenly spaced merges of two members, coarse first; refused where there is no
+line.
+"""
 
 from dataclasses import replace
 

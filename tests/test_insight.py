@@ -271,7 +271,9 @@ def test_a_member_that_does_nothing_is_given_nothing(run):
 
 
 def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
-    """On a smooth truth with two specialists: 4 trials against 40, the same model twice says the same."""
+    """On a smooth truth with two specialists: 4 trials against 40, the same model twice says the
+    same.
+    """
     truth = lambda rows: np.stack(
         [rows[:, 0] + 0.8 * rows[:, 0] * rows[:, 1], rows[:, 1] + 0.8 * rows[:, 0] * rows[:, 1]],
         axis=1,
@@ -313,7 +315,9 @@ def test_the_two_commands(run, capsys):
 
 
 def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_best(run, capsys):
-    """The search's end turns the choice from search scores to posterior ones; what is told turns with it."""
+    """The search's end turns the choice from search scores to posterior ones; what is told turns
+    with it.
+    """
     name = OBJECTIVES[0].name
     before = open_why(run, f"best:{name}")["chosen"]
     assert (
@@ -464,7 +468,9 @@ def test_what_does_not_trade_off_and_what_is_noise_is_said_once_and_kept_for_sta
 
 @pytest.fixture(scope="module")
 def coupled():
-    """The first score takes a and b together, in the second c and d replace one another; e adds a little to both."""
+    """The first score takes a and b together, in the second c and d replace one another; e adds a
+    little to both.
+    """
     members, objectives, rng = ("a", "b", "c", "d", "e"), OBJECTIVES[:2], np.random.default_rng(3)
     trials = []
     for number in range(70):

@@ -1,4 +1,6 @@
-"""A ledger in a real PostgreSQL: one driver at a time, by the database's clock; a restart loses nothing."""
+"""A ledger in a real PostgreSQL: one driver at a time, by the database's clock; a restart loses
+nothing.
+"""
 
 import os
 import signal
@@ -92,7 +94,9 @@ def test_a_restart_in_mid_job_loses_and_doubles_nothing(server, place, number):
 
 @needs_postgres
 def test_a_write_whose_answer_was_lost_is_not_done_twice(place, monkeypatch):
-    """The transaction is committed, and then the connection breaks: the second attempt finds its own work."""
+    """The transaction is committed, and then the connection breaks: the second attempt finds its
+    own work.
+    """
     from sqlalchemy.exc import OperationalError
 
     from recycler.ledger import ledger as module
@@ -214,7 +218,10 @@ def test_a_driver_whose_clock_jumps_keeps_its_lease_and_its_times(place, monkeyp
 @needs_postgres
 def test_many_may_open_a_new_ledger_at_once(tmp_path):
     """A reader that comes while the driver makes the tables sees all of them, or waits."""
-    code = "import sys; from recycler.ledger import Ledger; ledger = Ledger(sys.argv[1]); print(sum(ledger.counts().values()), ledger.fact('job'))"
+    code = (
+        "import sys; from recycler.ledger import Ledger; ledger = Ledger(sys.argv[1]); "
+        "print(sum(ledger.counts().values()), ledger.fact('job'))"
+    )
     for attempt in range(3):
         started = [
             subprocess.Popen(

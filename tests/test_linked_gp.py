@@ -1,4 +1,6 @@
-"""Laws of the scale an objective is modelled on, and of an opening that ends when the soup beats the members."""
+"""Laws of the scale an objective is modelled on, and of an opening that ends when the soup beats
+the members.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def points(count: int, seed: int = 0) -> np.ndarray:
 
 
 def peak(weights: np.ndarray) -> np.ndarray:
-    """Right answers to many tokens: exp(-loss) above chance, the loss a quadratic of the weights (n, 6)."""
+    """Right answers to many tokens: exp(-loss) above chance, the loss a quadratic of the weights
+    (n, 6).
+    """
     goal = np.array([0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
     return 0.1 + 0.7 * np.exp(-((weights - goal) ** 2).sum(axis=1) / 0.08)
 
@@ -102,7 +106,9 @@ NAMES = [f"m{index:02d}" for index in range(12)]
 
 
 def opened(best_member: float) -> list[np.ndarray]:
-    """What is proposed first where the soup scores 0.5 at everything and members 0.3, but for one of the first PATIENCE."""
+    """What is proposed first where the soup scores 0.5 at everything and members 0.3, but for one
+    of the first PATIENCE.
+    """
     proposer, rows, values = SimplexGP(NAMES, 2, seed=1), [], []
     special = alone(proposer.domain, np.random.default_rng(1))[PATIENCE - 1]
     for number in range(20):
@@ -126,7 +132,9 @@ def test_one_member_that_is_better_at_something_keeps_all_of_them():
 
 
 def test_a_star_among_the_members_left_out_is_found_all_the_same():
-    """On this pool the first members are worse than the soup and the best one, which dominates all others, comes late."""
+    """On this pool the first members are worse than the soup and the best one, which dominates all
+    others, comes late.
+    """
     pool = dominated(16, 5)
     search, noise = Simplex(pool, 5), np.random.default_rng([7, 5, 5])
     tried = []
@@ -144,7 +152,9 @@ def test_a_star_among_the_members_left_out_is_found_all_the_same():
 
 @pytest.mark.parametrize("depth", [3.0, 1e3, 1e9])
 def test_one_merge_that_broke_hides_nothing_of_the_others(depth):
-    """How bad it was makes no difference: the front and what is believed of the others stay as if it had been bad."""
+    """How bad it was makes no difference: the front and what is believed of the others stay as if
+    it had been bad.
+    """
     places, values, errors = seen(peak)
     table = np.stack([values, average(places)], axis=1)
     fronts = []

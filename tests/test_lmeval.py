@@ -1,4 +1,6 @@
-"""Our items and figures against lm-eval itself, on the same local files: same prompts byte for byte, same values an item."""
+"""Our items and figures against lm-eval itself, on the same local files: same prompts byte for
+byte, same values an item.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +168,9 @@ def test_prompts_and_values_are_those_of_lm_eval(name, tmp_path):
 
 
 def test_an_answer_has_one_verdict_where_lm_eval_draws_lots():
-    """Row 19 asks to count '#', for which lm-eval counts a random letter; row 106 asks for a language, which langdetect guesses at random."""
+    """Row 19 asks to count '#', for which lm-eval counts a random letter; row 106 asks for a
+    language, which langdetect guesses at random.
+    """
     _needs_ifeval()
     rows = [
         json.loads(line)
@@ -189,12 +193,19 @@ def test_an_answer_has_one_verdict_where_lm_eval_draws_lots():
 
 
 def test_checks_without_their_data_are_refused_by_name():
-    """Sentences are counted with nltk's punkt_tab; a machine that lacks it is told so, and no traceback of nltk's."""
+    """Sentences are counted with nltk's punkt_tab; a machine that lacks it is told so, and no
+    traceback of nltk's.
+    """
     pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
     code = (
-        "import nltk, nltk.data\nnltk.download = lambda *a, **k: False\nfrom recycler.errors import UsageError\nfrom recycler.scoring.lmeval_tasks import PROBE, process_text\nnltk.data.path[:] = []\n"
-        "row = {'key': 1, 'prompt': 'p', 'instruction_id_list': ['length_constraints:number_sentences'], 'kwargs': [{'num_sentences': 2, 'relation': 'at least'}]}\n"
-        "try:\n    process_text('ifeval', row, PROBE)\nexcept UsageError as error:\n    print(error)"
+        "import nltk, nltk.data\nnltk.download = lambda *a, **k: False\nfrom recycler.errors "
+        "import UsageError\nfrom recycler.scoring.lmeval_tasks import PROBE, process_text\n"
+        "nltk.data.path[:] = []\n"
+        "row = {'key': 1, 'prompt': 'p', 'instruction_id_list': "
+        "['length_constraints:number_sentences'], 'kwargs': [{'num_sentences': 2, 'relation': "
+        "'at least'}]}\n"
+        "try:\n    process_text('ifeval', row, PROBE)\nexcept UsageError as error:\n    "
+        "print(error)"
     )
     told = subprocess.run(
         [sys.executable, "-c", code],
@@ -337,7 +348,8 @@ def test_a_metric_runs_code_by_its_functions_too_wherever_they_hide(tmp_path):
     ) and "system()" in reason("import os\njudge = lambda r: os.system(r[0])\n")
     assert (
         reason(
-            "import re, ast\ndef judge(r):\n    return ast.literal_eval(re.compile('a').sub('', r[0]))\n"
+            "import re, ast\ndef judge(r):\n    return ast.literal_eval(re.compile('a').sub('', "
+            "r[0]))\n"
         )
         == ""
     )

@@ -145,7 +145,8 @@ def test_half_a_character_in_an_answer_is_written_and_read(tmp_path):
 def test_what_is_no_number_is_no_score(tmp_path):
     path = tmp_path / "results_x.json"
     path.write_text(
-        '{"results": {"t": {"alias": "t", "acc,none": NaN, "ppl,none": Infinity, "yes,none": true, "f1,none": 0.5, "f1_stderr,none": NaN}}, "n-samples": {"t": {"effective": 100}}}'
+        '{"results": {"t": {"alias": "t", "acc,none": NaN, "ppl,none": Infinity, "yes,none": '
+        'true, "f1,none": 0.5, "f1_stderr,none": NaN}}, "n-samples": {"t": {"effective": 100}}}'
     )
     assert [(score.objective, score.stderr) for score in read_lm_eval_scores(path).scores] == [
         ("t/f1", 0.05)

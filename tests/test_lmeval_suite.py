@@ -79,7 +79,8 @@ def test_a_job_takes_such_a_name(mirror, tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(
         "version: 1\npool: pool\nsuites: [lm_eval:gsm8k]\nbudget: {trials: 1}\nobjectives:\n"
-        "  - {suite: gsm8k, metric: 'exact_match,strict-match', direction: maximize}\n  - {suite: gsm8k, metric: 'exact_match,flexible-extract', direction: maximize}\n"
+        "  - {suite: gsm8k, metric: 'exact_match,strict-match', direction: maximize}\n  - "
+        "{suite: gsm8k, metric: 'exact_match,flexible-extract', direction: maximize}\n"
     )
     assert read_job(path)[0].suites == ["lm_eval:gsm8k"]
     path.write_text(
@@ -112,7 +113,8 @@ def test_tasks_are_found_however_their_yaml_writes_the_key(name):
 def test_a_group_names_its_tasks_and_a_near_miss_the_right_one():
     with pytest.raises(
         UsageError,
-        match="'mmlu': is a group of 57 tasks. Name them one by one, such as mmlu_abstract_algebra, mmlu_anatomy",
+        match="'mmlu': is a group of 57 tasks. Name them one by one, such as "
+        "mmlu_abstract_algebra, mmlu_anatomy",
     ):
         data_settings("mmlu")
     with pytest.raises(UsageError, match="group of 7 tasks.*minerva_math_algebra"):

@@ -1,4 +1,6 @@
-"""Laws of the loop: killed and restarted it writes the ledger it would have written; failures never become scores."""
+"""Laws of the loop: killed and restarted it writes the ledger it would have written; failures never
+become scores.
+"""
 
 from dataclasses import replace
 
@@ -195,7 +197,9 @@ def test_few_trials_are_not_smoothed(tmp_path):
 
 
 def test_the_papers_search_climbs_the_average(tmp_path):
-    """Khalifa et al. 2024 maximise the mean of the benchmarks: the second half of the proposals is better at that than the first."""
+    """Khalifa et al. 2024 maximise the mean of the benchmarks: the second half of the proposals is
+    better at that than the first.
+    """
     ledger = Ledger(tmp_path / "run.sqlite")
     trials = search(
         planner("paper", 96),

@@ -1,4 +1,6 @@
-"""Pools in buckets and packed pools as an engine's folder on this machine: the version that was opened, fetched once a node."""
+"""Pools in buckets and packed pools as an engine's folder on this machine: the version that was
+opened, fetched once a node.
+"""
 
 import json
 import shutil
@@ -51,7 +53,10 @@ def test_a_materialised_pool_is_the_pool_on_disk(place, tmp_path):  # noqa: F811
 
 def test_members_are_fetched_once_a_node(place, tmp_path, chaos):  # noqa: F811
     put_pool(tmp_path, place)
-    code = f"from recycler.pool.catalog import open_pool as o; from recycler.pool.materialise import materialise as m; print(m(o([{place + '/members'!r}])).members[0].location)"
+    code = (
+        "from recycler.pool.catalog import open_pool as o; from recycler.pool.materialise import "
+        f"materialise as m; print(m(o([{place + '/members'!r}])).members[0].location)"
+    )
     chaos.log.clear()
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -199,7 +204,9 @@ def test_a_pack_without_that_checkpoint_is_told(sound, tmp_path, monkeypatch):  
 
 
 def test_an_export_in_a_bucket_whose_weights_were_changed_is_refused(sound, place, tmp_path):  # noqa: F811
-    """Its manifest holds a digest of every tensor; a single flipped bit in the bucket is found on each node."""
+    """Its manifest holds a digest of every tensor; a single flipped bit in the bucket is found on
+    each node.
+    """
     from recycler.export.export import export_to
     from recycler.search.baselines import blend
 

@@ -1,4 +1,6 @@
-"""recycler merge, plan and inspect as commands: what they look at before they write, where they write, and what they say when they cannot."""
+"""recycler merge, plan and inspect as commands: what they look at before they write, where they
+write, and what they say when they cannot.
+"""
 
 import json
 import os
@@ -55,7 +57,8 @@ def mergekit_file(place, method="ties", a="a", more=""):
         f"- {{model: {place}/{name}, parameters: {{weight: 0.5}}}}\n" for name in (a, "b")
     )
     (place / "mk.yml").write_text(
-        f"merge_method: {method}\nbase_model: {place}/base\nmodels:\n{entries}dtype: bfloat16\n{more}"
+        f"merge_method: {method}\nbase_model: {place}/base\nmodels:\n{entries}dtype: bfloat16\n"
+        f"{more}"
     )
     return place / "mk.yml"
 
@@ -340,9 +343,15 @@ def test_a_name_as_long_as_a_file_system_takes_and_a_link_to_an_empty_folder_are
     ids=lambda words: words[0],
 )
 def test_a_full_disk_is_told_and_leaves_nothing(place, words):
-    """A limit on the size of files stands in for the disk's: the write fails in the middle all the same."""
+    """A limit on the size of files stands in for the disk's: the write fails in the middle all the
+    same.
+    """
     recipe_file(place)
-    code = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); from recycler.cli import main; sys.exit(main({words!r}))"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); from recycler.cli import main; "
+        f"sys.exit(main({words!r}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,

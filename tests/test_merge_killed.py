@@ -1,4 +1,6 @@
-"""SIGKILL at random moments of merge, pack and export: the destination is whole or absent, and the same command then works."""
+"""SIGKILL at random moments of merge, pack and export: the destination is whole or absent, and the
+same command then works.
+"""
 
 import json
 import multiprocessing
@@ -33,7 +35,9 @@ def run_quietly(command):
 
 @pytest.fixture(scope="module")
 def server():
-    """Processes are forked from one that has imported everything: what is killed is the work, not the imports."""
+    """Processes are forked from one that has imported everything: what is killed is the work, not
+    the imports.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -62,7 +66,8 @@ def place(tmp_path_factory):
             config={"vocab_size": 1200, "hidden_size": 512},
         )
     (root / "recipe.yaml").write_text(
-        "method: ties\nbase: {base: pool/base}\nmembers: {a: pool/math-v3, b: pool/code-v1}\nweights: {a: 0.5, b: 0.7}\noptions: {density: 0.4}\n"
+        "method: ties\nbase: {base: pool/base}\nmembers: {a: pool/math-v3, b: pool/code-v1}\n"
+        "weights: {a: 0.5, b: 0.7}\noptions: {density: 0.4}\n"
     )
     return root
 
@@ -107,7 +112,9 @@ def content_of(what, out):
 
 
 def kill_many(server, what, place, tmp_path, count, seed):
-    """`count` kills, spread evenly over the command's duration and shaken; gives how many met it unfinished."""
+    """`count` kills, spread evenly over the command's duration and shaken; gives how many met it
+    unfinished.
+    """
     out = tmp_path / "out"
     for name in ("warm", "reference"):
         start = time.monotonic()

@@ -143,7 +143,9 @@ def test_equal_copies_return_the_checkpoint(method, options):
 @settings(max_examples=6, deadline=None)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 100))
 def test_order_of_members_does_not_matter(method, options, order, seed):
-    """Members keep their weights and masks when they are listed in another order (up to float32 rounding)."""
+    """Members keep their weights and masks when they are listed in another order (up to float32
+    rounding).
+    """
     base, tensors = members_of(4, shape=(6, 10), seed=seed, dtype=torch.float32)
     weights, members = [0.4, 0.3, 0.2, 0.1], ("a", "b", "c", "d")
     straight = merge(
@@ -305,7 +307,9 @@ def test_spherical_merges_of_two_agree(seed, t):
 
 
 def test_layer_swap_identities():
-    """No outer layer gives the middle expert; outer layers everywhere give the outer one; transitions of one-hot weights are members."""
+    """No outer layer gives the middle expert; outer layers everywhere give the outer one;
+    transitions of one-hot weights are members.
+    """
     _, (middle, outer) = members_of(2)
     for name in (
         *(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(4)),
@@ -372,7 +376,9 @@ def test_awkward_shapes(method, shape):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_results_are_rounded_once(data):
-    """linear in bfloat16 is the float64 result rounded to bfloat16, but for the rare float32 rounding next to a half-way point."""
+    """linear in bfloat16 is the float64 result rounded to bfloat16, but for the rare float32
+    rounding next to a half-way point.
+    """
     weights = data.draw(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=6))
     _, tensors = members_of(len(weights), shape=(64,), seed=data.draw(st.integers(0, 10_000)))
     exact = sum(weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True))
@@ -393,7 +399,8 @@ def test_results_are_rounded_once(data):
     seed=st.integers(0, 10_000),
 )
 def test_native_kernel_and_torch_give_the_same_bits(count, size, offset, divisor, seed):
-    """With a compiler or without one, a merge has one digest: infinities, subnormals and signed zeros included, wherever the output begins.
+    """With a compiler or without one, a merge has one digest: infinities, subnormals and signed
+    zeros included, wherever the output begins.
 
     nan stays nan, but torch itself writes it in two ways, by the element's place in a vector.
     """

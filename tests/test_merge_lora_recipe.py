@@ -1,4 +1,6 @@
-"""`recycler merge` of adapters: every form holds the same deltas, learned weights beat static ones, mistakes are told."""
+"""`recycler merge` of adapters: every form holds the same deltas, learned weights beat static ones,
+mistakes are told.
+"""
 
 import json
 
@@ -83,7 +85,8 @@ def test_svd_tells_the_error_it_makes(place, tmp_path, method, options):
     done = run(
         place,
         tmp_path,
-        f"method: {method}\nweights: {{noise: 0.5, good: -1.0}}\nwrite: svd\nrank: 3\noptions: {json.dumps(options)}\n",
+        f"method: {method}\nweights: {{noise: 0.5, good: -1.0}}\nwrite: svd\nrank: 3\noptions: "
+        f"{json.dumps(options)}\n",
     )
     merged, report = (
         read_adapter(tmp_path / "out"),
@@ -102,7 +105,8 @@ def test_svd_tells_the_error_it_makes(place, tmp_path, method, options):
 @pytest.mark.parametrize("method,options", [("lora_cat", {}), ("ties", {"density": 0.4})])
 def test_folded_is_the_base_plus_the_deltas(place, tmp_path, method, options, capsys):
     (place / "recipe.yaml").write_text(
-        f"adapters: {{noise: noise, good: good}}\nbase: base\nmethod: {method}\nweights: {{noise: 0.5, good: -1.0}}\nwrite: folded\noptions: {json.dumps(options)}\n"
+        f"adapters: {{noise: noise, good: good}}\nbase: base\nmethod: {method}\nweights: "
+        f"{{noise: 0.5, good: -1.0}}\nwrite: folded\noptions: {json.dumps(options)}\n"
     )
     assert main(["merge", str(place / "recipe.yaml"), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
@@ -133,7 +137,8 @@ def test_learned_weights_are_better_than_uniform_ones_on_their_mix(
     done = run(
         place,
         tmp_path,
-        f"base: base\nlearn: {{data: mix.jsonl, by: {by}, steps: {steps}, batch: 2, learning_rate: 0.3, total: {total}}}\n",
+        f"base: base\nlearn: {{data: mix.jsonl, by: {by}, steps: {steps}, batch: 2, "
+        f"learning_rate: 0.3, total: {total}}}\n",
     )
     assert done.losses["learned"] < done.losses["uniform"]
     weights = json.loads((tmp_path / "out" / REPORT).read_text())["weights"]
@@ -156,7 +161,8 @@ def test_learned_weights_are_better_than_uniform_ones_on_their_mix(
         ("learn: {data: mix.jsonl}\n", "base: missing"),
         ("method: tis\nweights: {noise: 1, good: 1}\n", "Did you mean 'ties'"),
         (
-            "method: ties\nweights: {noise: 1, good: 1}\nwrite: svd\nrank: 2\noptions: {densty: 1}\n",
+            "method: ties\nweights: {noise: 1, good: 1}\nwrite: svd\nrank: 2\noptions: {densty: "
+            "1}\n",
             "Did you mean 'density'",
         ),
         (
@@ -175,7 +181,9 @@ def test_mistakes_are_told_and_nothing_is_written(place, tmp_path, text, message
 
 @pytest.fixture(scope="module")
 def exact(place, tmp_path_factory):
-    """A base in float32, two adapters of it that change every layer, the norms' neighbours and not the same modules, and both folded."""
+    """A base in float32, two adapters of it that change every layer, the norms' neighbours and not
+    the same modules, and both folded.
+    """
     root = tmp_path_factory.mktemp("exact")
     (root / "base").mkdir()
     tensors = {
@@ -224,11 +232,14 @@ OPTIONS = {
 
 @pytest.mark.parametrize("method", MERGE_METHODS)
 def test_a_merge_of_adapters_is_the_merge_of_the_checkpoints_they_fold_to(exact, tmp_path, method):
-    """The one law behind `method:` for adapters: folding and merging may be swapped, to the rounding of float32."""
+    """The one law behind `method:` for adapters: folding and merging may be swapped, to the
+    rounding of float32.
+    """
     root, pool = exact
     options = OPTIONS.get(method, {})
     (root / "recipe.yaml").write_text(
-        f"adapters: {{full-a: a, full-b: b}}\nbase: base\nmethod: {method}\nweights: {{full-a: 0.7, full-b: 0.6}}\nwrite: folded\nseed: 3\noptions: {json.dumps(options)}\n"
+        f"adapters: {{full-a: a, full-b: b}}\nbase: base\nmethod: {method}\nweights: {{full-a: "
+        f"0.7, full-b: 0.6}}\nwrite: folded\nseed: 3\noptions: {json.dumps(options)}\n"
     )
     merge_adapters(root / "recipe.yaml", tmp_path / "out")
     found, base = load_file(tmp_path / "out/model.safetensors"), ResidentPool(pool)
@@ -281,7 +292,8 @@ def test_counts_of_layers_are_whole_and_within_the_model(place, tmp_path, option
         run(
             place,
             tmp_path,
-            f"base: base\nmethod: layer_swap\nweights: {{noise: 1, good: 1}}\nwrite: folded\noptions: {options}\n",
+            f"base: base\nmethod: layer_swap\nweights: {{noise: 1, good: 1}}\nwrite: folded\n"
+            f"options: {options}\n",
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -299,8 +311,8 @@ def test_adapters_of_different_models_are_refused_without_a_base_too(
         tmp_path / "other",
     )
     (tmp_path / "recipe.yaml").write_text(
-        f"adapters: {{noise: {place / 'noise'}, other: other}}\nmethod: {method}\nweights: {{noise: 1, other: 1}}\nwrite: {write}\n"
-        + ("rank: 2\n" if write == "svd" else "")
+        f"adapters: {{noise: {place / 'noise'}, other: other}}\nmethod: {method}\nweights: "
+        f"{{noise: 1, other: 1}}\nwrite: {write}\n" + ("rank: 2\n" if write == "svd" else "")
     )
     with pytest.raises(
         UnsafeInputError,

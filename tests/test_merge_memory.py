@@ -1,4 +1,6 @@
-"""A merge holds at most K + 3 of its largest tensors, whatever the size of the model: proved by a limit on the process's memory."""
+"""A merge holds at most K + 3 of its largest tensors, whatever the size of the model: proved by a
+limit on the process's memory.
+"""
 
 import json
 import subprocess
@@ -42,7 +44,9 @@ print("merged")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A base and three members of ten tensors each, 80 MiB of holes a checkpoint: they cost no disk."""
+    """A base and three members of ten tensors each, 80 MiB of holes a checkpoint: they cost no
+    disk.
+    """
     root = tmp_path_factory.mktemp("memory")
     names = [
         "model.embed_tokens.weight",

@@ -1,4 +1,6 @@
-"""Each merge method against a figure worked out by hand or by a few plain lines of the paper's formula."""
+"""Each merge method against a figure worked out by hand or by a few plain lines of the paper's
+formula.
+"""
 
 from __future__ import annotations
 
@@ -482,7 +484,9 @@ def test_methods_for_two_refuse_three(method):
 
 
 def test_multislerp_of_a_member_that_left_a_tensor_frozen_is_the_others_direction():
-    """The frozen one has no direction: it only shortens the mean, and a large factor on it must not cancel against the base's."""
+    """The frozen one has no direction: it only shortens the mean, and a large factor on it must not
+    cancel against the base's.
+    """
     torch.manual_seed(0)
     base, delta = torch.randn(20, 30), 0.01 * torch.randn(20, 30)
     close(

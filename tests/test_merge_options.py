@@ -32,7 +32,9 @@ slices:
 
 
 def test_options_may_vary_by_member_name_and_depth(tmp_path):
-    """As mergekit's YAML can say it, for every tensor what mergekit would take; written and read again, the same."""
+    """As mergekit's YAML can say it, for every tensor what mergekit would take; written and read
+    again, the same.
+    """
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 3}')
     found, _ = read_mergekit(
         "c.yml", FINE.replace("slices:\n", "").replace("/x/base", str(tmp_path))
@@ -114,7 +116,11 @@ def test_mergekit_parameters_that_mean_nothing_are_refused_by_name(tmp_path, old
 
 
 def test_options_of_a_group_go_before_the_recipes(tmp_path):
-    text = "method: ties\nbase: {base: b}\nmembers: {a: x, b: y}\ngroups:\n- {name: mlp, match: mlp, weights: {a: 1, b: 0}, options: {density: [0.1, 0.2]}}\n- {name: rest, weights: {a: 0, b: 1}}\noptions: {density: 0.5}\n"
+    text = (
+        "method: ties\nbase: {base: b}\nmembers: {a: x, b: y}\ngroups:\n- {name: mlp, match: mlp, "
+        "weights: {a: 1, b: 0}, options: {density: [0.1, 0.2]}}\n- {name: rest, weights: {a: 0, "
+        "b: 1}}\noptions: {density: 0.5}\n"
+    )
     found, _ = read_recipe(tmp_path / "r.yaml", text)
     assert options_of(found.options, "mlp") == {"density": (0.1, 0.2)} and options_of(
         found.options, "rest"

@@ -114,7 +114,10 @@ def trio(tmp_path, **settings_of_all):
     ]
 
 
-RECIPE = "method: linear\nbase: {base: base}\nmembers: {m0: m0, m1: m1}\nweights: {m0: %s, m1: %s}\ntokenizer: %s\n"
+RECIPE = (
+    "method: linear\nbase: {base: base}\nmembers: {m0: m0, m1: m1}\nweights: {m0: %s, m1: %s}\n"
+    "tokenizer: %s\n"
+)
 
 
 def test_union_has_every_token_once_and_the_rule_of_each_row(tmp_path):
@@ -217,7 +220,8 @@ def test_equal_vocabularies_are_merged_as_without_a_policy(tmp_path, padding):
     for policy in ("refuse", "union", "base"):
         merge(
             tmp_path,
-            f"method: linear\nmembers: {{m0: m0, m1: m1}}\nweights: {{m0: 0.7, m1: 0.3}}\ntokenizer: {policy}\n",
+            f"method: linear\nmembers: {{m0: m0, m1: m1}}\nweights: {{m0: 0.7, m1: 0.3}}\n"
+            f"tokenizer: {policy}\n",
             policy,
         )
         written.append(
@@ -232,7 +236,11 @@ def test_equal_vocabularies_are_merged_as_without_a_policy(tmp_path, padding):
 
 def test_the_exported_recipe_makes_the_same_weights_again(tmp_path):
     trio(tmp_path)
-    text = f"merge_method: ties\nbase_model: {tmp_path}/base\nmodels:\n- {{model: {tmp_path}/m0, parameters: {{weight: 0.5, density: 0.5}}}}\n- {{model: {tmp_path}/m1, parameters: {{weight: 0.5, density: 0.8}}}}\ntokenizer: {{source: union}}\n"
+    text = (
+        f"merge_method: ties\nbase_model: {tmp_path}/base\nmodels:\n- {{model: {tmp_path}/m0, "
+        f"parameters: {{weight: 0.5, density: 0.5}}}}\n- {{model: {tmp_path}/m1, parameters: "
+        f"{{weight: 0.5, density: 0.8}}}}\ntokenizer: {{source: union}}\n"
+    )
     first, _ = merge(tmp_path, text)
     for number, name in enumerate(("recipe.yaml", "mergekit_config.yml")):
         again, _ = merge(tmp_path, (tmp_path / "out" / name).read_text(), f"again{number}")
@@ -242,7 +250,9 @@ def test_the_exported_recipe_makes_the_same_weights_again(tmp_path):
 @given(st.data())
 @settings(max_examples=25, deadline=None)
 def test_blocks_are_the_elements_of_the_whole(tmp_path_factory, data):
-    """A stretch of elements, cut within rows or not, read by stream or resident, is that of the whole tensor."""
+    """A stretch of elements, cut within rows or not, read by stream or resident, is that of the
+    whole tensor.
+    """
     place = tmp_path_factory.mktemp("pool")
     names = data.draw(
         st.lists(

@@ -1,4 +1,6 @@
-"""What a run says of itself while it goes on, each line once: through the run, with simulated workers."""
+"""What a run says of itself while it goes on, each line once: through the run, with simulated
+workers.
+"""
 
 import numpy as np
 import pytest
@@ -62,7 +64,10 @@ def told(folder, **changes):
 
 @pytest.fixture
 def line():
-    return "echo:echo/exact_match and echo:bits/bits_per_byte do not trade off: m2 is the best member at both"
+    return (
+        "echo:echo/exact_match and echo:bits/bits_per_byte do not trade off: m2 is the best "
+        "member at both"
+    )
 
 
 def test_benchmarks_that_do_not_trade_off_are_told_of_when_the_members_are_scored_and_once(
@@ -91,7 +96,8 @@ def test_a_search_that_has_tried_everything_says_so_and_holds_out(job, sampler, 
     (job / "s.yaml").write_text("version: 1\nsum: 1\nbounds: [0, 1]\nmax_nonzero: 1\n")
     notes, front = told(job, sampler=sampler, space="s.yaml", budget={"trials": 9})
     assert [note for _, note in notes if "left to try" in note] == [
-        "nothing that the space allows is left to try: the search ends with 0 of its 9 merges proposed"
+        "nothing that the space allows is left to try: the search ends with 0 of its 9 merges "
+        "proposed"
     ]
     assert (
         all(trial.holdout for trial in front.finalists) and main(["status", str(job / "run")]) == 0

@@ -1,4 +1,6 @@
-"""What a stranger does to a study of merge weights: broken scores, odd ranges, many processes, enqueued trials, wrong attributes."""
+"""What a stranger does to a study of merge weights: broken scores, odd ranges, many processes,
+enqueued trials, wrong attributes.
+"""
 
 from __future__ import annotations
 
@@ -280,7 +282,8 @@ def test_enqueued_weights_that_leave_no_row_are_refused():
     study.enqueue_trial({"b": 0.8, "c": 0.7})
     with pytest.raises(
         ValueError,
-        match=r"trial 0 holds the weights \{'b': 0.8, 'c': 0.7\}, which leave no row.*can sum to 1.5",
+        match=r"trial 0 holds the weights \{'b': 0.8, 'c': 0.7\}, which leave no row.*can sum to "
+        r"1.5",
     ):
         study.optimize(plain, n_trials=1)
 

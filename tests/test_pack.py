@@ -192,7 +192,9 @@ def test_packing_needs_a_base_a_sane_ratio_and_an_empty_place(tmp_path):
 
 
 def test_a_tensor_may_be_the_same_as_a_delta_to_a_tensor_that_is_the_same(tmp_path):
-    """Norms of a base are often all equal: the longest chain of references that packing writes must unpack."""
+    """Norms of a base are often all equal: the longest chain of references that packing writes must
+    unpack.
+    """
     first, second = "model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"
     base = model_arrays()
     base[second] = base[first].copy()
@@ -237,7 +239,8 @@ def test_compression_refuses_what_is_not_finite_and_exact_packs_keep_it(tmp_path
     pool = open_pool([tmp_path / "in/m0", tmp_path / "in/m1"], tmp_path / "in/base")
     with pytest.raises(
         UnsafeInputError,
-        match=rf"checkpoint '{broken}': tensor 'model.layers.0.big': holds 1 values of 30,720 that are not finite",
+        match=rf"checkpoint '{broken}': tensor 'model.layers.0.big': holds 1 values of 30,720 that "
+        r"are not finite",
     ):
         pack_pool(pool, tmp_path / "small", ratio=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -249,7 +252,9 @@ def test_compression_refuses_what_is_not_finite_and_exact_packs_keep_it(tmp_path
 
 
 def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works(tmp_path):
-    """Killed after one checkpoint of three: in a process of its own, so that nothing can tidy up behind it."""
+    """Killed after one checkpoint of three: in a process of its own, so that nothing can tidy up
+    behind it.
+    """
     import os
 
     from recycler.pool import pack as module
@@ -285,7 +290,9 @@ def test_unpacking_to_where_nothing_can_be_written_is_told(tmp_path):
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil-pack", "a/b", "..", ".hidden", ""])
 def test_a_pack_cannot_write_outside_of_its_folder_or_the_cache(tmp_path, monkeypatch, name):
-    """Opening a packed pool puts the small files of each checkpoint into the cache, in a folder of its name."""
+    """Opening a packed pool puts the small files of each checkpoint into the cache, in a folder of
+    its name.
+    """
     monkeypatch.setenv("RECYCLER_CACHE", str(tmp_path / "cache/inner"))
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
     manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())

@@ -175,7 +175,9 @@ def test_probability_of_non_domination_follows_the_errors():
 
 
 def test_the_chance_to_be_non_dominated_is_that_of_comparing_every_pair():
-    """What is dropped early changes nothing: 200 rows with ties, NaN and infinities, draw by draw against all pairs."""
+    """What is dropped early changes nothing: 200 rows with ties, NaN and infinities, draw by draw
+    against all pairs.
+    """
     rng = np.random.default_rng(5)
     values = rng.integers(0, 12, (200, 3)) / 10
     values[3, 1], values[7, 0], values[9, 2] = np.nan, np.inf, -np.inf

@@ -20,7 +20,9 @@ BASE = model_arrays(0)
 
 
 def pool_with(tmp_path, member=None, *, base=True, delta=1e-3, **odd):
-    """A base and three members near it; the last one is odd as said by write_checkpoint's arguments."""
+    """A base and three members near it; the last one is odd as said by write_checkpoint's
+    arguments.
+    """
     if base:
         write_checkpoint(tmp_path / "base", BASE)
     for index in range(2):
@@ -310,7 +312,9 @@ def test_duplicates_are_refused_whatever_their_shards_and_named_by_digest(tmp_pa
 
 @pytest.mark.parametrize("digests", [True, False])
 def test_inspect_says_which_checkpoints_are_the_same_weights(tmp_path, digests):
-    """By name, however they are sharded, whether or not everything is read; and a member that is the base is told too."""
+    """By name, however they are sharded, whether or not everything is read; and a member that is
+    the base is told too.
+    """
     arrays = model_arrays()
     write_checkpoint(tmp_path / "one", arrays)
     write_sharded(tmp_path / "two")

@@ -97,7 +97,9 @@ def test_driver_killed_twenty_times_resumes_to_the_same_bytes(sound, tmp_path): 
 
 
 def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # noqa: F811
-    """The actor dies in mid-trial: the trial is retried on a new actor and comes back with its real scores."""
+    """The actor dies in mid-trial: the trial is retried on a new actor and comes back with its real
+    scores.
+    """
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.prepare import prepare
     from recycler.run import work_of
@@ -128,7 +130,9 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
             number += 1
             if workers.process_ids() != [victim]:
                 moments.pop(0)
-            else:  # the trial was over before the kill: kill sooner, once another trial has found the actor dead and replaced it
+            # the trial was over before the kill: kill sooner, once another trial has found the
+            # actor dead and replaced it
+            else:
                 moments[0], ended_before = moments[0] / 2, ended_before + 1
                 workers.submit(number, recipe, "search")
                 workers.wait()
@@ -146,7 +150,9 @@ def work_over(sound, folder, **changes):  # noqa: F811
 
 
 def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_path, monkeypatch):  # noqa: F811
-    """The driver has one; no engine is loaded on the node, no trial is failed, and the error is the driver's own with the node's address."""
+    """The driver has one; no engine is loaded on the node, no trial is failed, and the error is the
+    driver's own with the node's address.
+    """
     from recycler.cluster import ray_workers
 
     program = Item(
@@ -177,7 +183,8 @@ def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_p
         workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
         with pytest.raises(
             UnsafeInputError,
-            match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node [0-9.]+\)\. Allow user namespaces",
+            match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node "
+            r"[0-9.]+\)\. Allow user namespaces",
         ):
             workers.wait()
     finally:

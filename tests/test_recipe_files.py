@@ -31,7 +31,10 @@ def test_recipe_yaml_reads_back_equal(tmp_path):
 
 
 def test_recipe_yaml_tells_every_mistake_with_its_line():
-    text = "method: tie\nmembers: {a: x, b: y}\nweights: {a: 1, c: .inf}\noptions: {density: 1}\ndtype: bf16\n"
+    text = (
+        "method: tie\nmembers: {a: x, b: y}\nweights: {a: 1, c: .inf}\noptions: {density: 1}\n"
+        "dtype: bf16\n"
+    )
     with pytest.raises(UsageError) as error:
         read_recipe("r.yaml", text)
     told = str(error.value)
@@ -108,7 +111,10 @@ out_dtype: bfloat16
 
 
 def test_mergekit_linear_normalizes_unless_told():
-    text = "models:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}\nmerge_method: linear\n"
+    text = (
+        "models:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}\n"
+        "merge_method: linear\n"
+    )
     assert read_mergekit("c.yml", text)[0].option("normalize") is True
     assert (
         read_mergekit("c.yml", text + "parameters: {normalize: false}\n")[0].option("normalize")
@@ -190,7 +196,10 @@ def test_vocabularies_that_differ_are_refused_unless_the_file_says_what_to_do(tm
     swapped = tokenizer()
     swapped["model"]["vocab"] |= {"a": 4, "b": 3}
     write_checkpoint(tmp_path / "c", tokenizer_json=swapped)
-    text = f"merge_method: linear\n{source}models:\n- {{model: {tmp_path}/a, parameters: {{weight: 1}}}}\n- {{model: {tmp_path}/OTHER, parameters: {{weight: 1}}}}\n"
+    text = (
+        f"merge_method: linear\n{source}models:\n- {{model: {tmp_path}/a, parameters: {{weight: "
+        f"1}}}}\n- {{model: {tmp_path}/OTHER, parameters: {{weight: 1}}}}\n"
+    )
     (tmp_path / "same.yml").write_text(text.replace("OTHER", "b"))
     (tmp_path / "other.yml").write_text(text.replace("OTHER", "c"))
     assert open_recipe(tmp_path / "same.yml")[1].names == ("a", "b")

@@ -1,4 +1,6 @@
-"""Laws of refinement: slopes are derivatives, steps replay, and the result is a trial like any other."""
+"""Laws of refinement: slopes are derivatives, steps replay, and the result is a trial like any
+other.
+"""
 
 import json
 from contextlib import closing
@@ -366,7 +368,9 @@ def test_many_rows_of_weights_are_summed_up_in_the_table():
 
 
 def test_a_quadratic_is_known_from_a_few_slopes():
-    """Eight merges of eight members, none of them a member: the losses of all others, which their values alone do not give away."""
+    """Eight merges of eight members, none of them a member: the losses of all others, which their
+    values alone do not give away.
+    """
     rng = np.random.default_rng(0)
     curve, slope = rng.normal(size=(8, 3)), rng.normal(size=8)
     points, others = rng.dirichlet(np.ones(8), 8), rng.dirichlet(np.full(8, 0.3), 60)

@@ -1,4 +1,6 @@
-"""Runs for others: one HTML file, an Optuna study, CSV and Parquet say what the ledger says, and nothing in them acts."""
+"""Runs for others: one HTML file, an Optuna study, CSV and Parquet say what the ledger says, and
+nothing in them acts.
+"""
 
 import io
 import subprocess
@@ -93,7 +95,9 @@ def test_a_report_shows_the_front_its_baselines_and_every_pair(root):
 
 
 def test_the_same_weights_stand_once_with_all_their_names(tmp_path):
-    """However they came about: thirds of a soup and thirds of six digits, one row or equal rows, another recipe of one digest."""
+    """However they came about: thirds of a soup and thirds of six digits, one row or equal rows,
+    another recipe of one digest.
+    """
     pool = Pool(
         members=tuple(
             Checkpoint(name=name, location=name, tensors={}, config={}) for name in "abc"
@@ -235,7 +239,10 @@ def test_a_study_holds_every_closed_trial(study, root):
 
 
 def test_optuna_finds_the_same_front(study, root):
-    """The observed front: optuna knows no errors. It keeps equal recipes that the front counts once."""
+    """The observed front: optuna knows no errors.
+
+    It keeps equal recipes that the front counts once.
+    """
     front = open_front(root / "demo")
     assert {trial.number for trial in front.observed} <= {
         trial.user_attrs["trial"] for trial in study.best_trials
@@ -269,7 +276,10 @@ def test_a_study_is_not_written_twice_and_a_bad_storage_is_told(study, root, tmp
 
 
 def test_optuna_is_loaded_only_when_asked_for():
-    code = "import recycler.cli.share, recycler.search.optuna_study, sys; sys.exit('optuna' in sys.modules)"
+    code = (
+        "import recycler.cli.share, recycler.search.optuna_study, sys; sys.exit('optuna' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

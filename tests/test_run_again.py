@@ -1,4 +1,6 @@
-"""A run that is started again: one that lost trials to the system says so and mends itself, and no file of it is ever half written."""
+"""A run that is started again: one that lost trials to the system says so and mends itself, and no
+file of it is ever half written.
+"""
 
 import os
 
@@ -54,7 +56,9 @@ def test_many_lost_trials_are_counted_in_one_line(job, breaks, capsys):  # noqa:
 
 @needs_postgres
 def test_the_ledger_that_was_written_is_asked_wherever_it_lies(job, breaks, capsys, monkeypatch):  # noqa: F811
-    """A driver on a cluster runs in a folder called run, its ledger in a database that only its own --ledger names."""
+    """A driver on a cluster runs in a folder called run, its ledger in a database that only its own
+    --ledger names.
+    """
     monkeypatch.chdir(job)
     with postgres_server() as server:
         monkeypatch.setenv("PGPASSWORD", server.password)
@@ -78,7 +82,9 @@ def test_what_a_run_was_started_with_is_replaced_whole(job, breaks):  # noqa: F8
 
 
 def test_what_more_trials_would_bring_is_worked_out_once_a_look(job, breaks, capsys, monkeypatch):  # noqa: F811
-    """What is told and what may end the search are one figure; a run that goes on looks where it would have looked."""
+    """What is told and what may end the search are one figure; a run that goes on looks where it
+    would have looked.
+    """
     from recycler.search import outlook
 
     worked_out, real = [], outlook.expected_gain

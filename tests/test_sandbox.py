@@ -1,4 +1,6 @@
-"""Programs that try to get out, to last, to hurt or to lie: none of them passes, and nothing of them is left."""
+"""Programs that try to get out, to last, to hurt or to lie: none of them passes, and nothing of
+them is left.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.skipif(
     reason="bubblewrap is not installed (apt-get install bubblewrap)",
 )
 
-# Each passes only if the attempt succeeds. `{canary}` is a file, `{port}` a listening port and `{pid}` a process outside.
+# Each passes only if the attempt succeeds. `{canary}` is a file, `{port}` a listening port and
+# `{pid}` a process outside.
 ESCAPES = {
     "read /etc/passwd": "open('/etc/passwd').read()",
     "read /etc/shadow": "open('/etc/shadow').read()",
@@ -48,22 +51,28 @@ ESCAPES = {
     "new user namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
     "new mount namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x00020000) == 0",
     "setuid 0": "import os; os.setuid(0)",
-    "setuid binary": "import subprocess; assert subprocess.run(['/usr/bin/su', '-c', 'true'], capture_output=True).returncode == 0",
-    "sudo": "import subprocess; assert subprocess.run(['/usr/bin/sudo', '-n', 'true']).returncode == 0",
+    "setuid binary": "import subprocess; assert subprocess.run(['/usr/bin/su', '-c', 'true'], "
+    "capture_output=True).returncode == 0",
+    "sudo": "import subprocess; assert subprocess.run(['/usr/bin/sudo', '-n', 'true']).returncode == "
+    "0",
     "be root": "import os; assert os.getuid() == 0",
     "change the host name": "import socket; socket.sethostname('x')",
     "change the clock": "import time; time.clock_settime(time.CLOCK_REALTIME, 0)",
     "reboot": "import ctypes; assert ctypes.CDLL(None).reboot(0) == 0",
     "tcp to the outside": "import socket; socket.create_connection(('1.1.1.1', 53), 1)",
     "tcp to the host": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
-    "udp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('1.1.1.1', 53))",
+    "udp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', "
+    "('1.1.1.1', 53))",
     "name lookup": "import socket; socket.getaddrinfo('localhost.localdomain.example', 80)",
     "abstract unix socket": "import socket; socket.socket(socket.AF_UNIX).connect('\\0recycler-test-{pid}')",
     "raw socket": "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
-    "curl": "import subprocess; assert subprocess.run(['/usr/bin/curl', '-s', 'http://127.0.0.1:{port}']).returncode == 0",
+    "curl": "import subprocess; assert subprocess.run(['/usr/bin/curl', '-s', "
+    "'http://127.0.0.1:{port}']).returncode == 0",
     "fork bomb": "import os\nwhile True: os.fork()",
-    "thread bomb": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
-    "many processes": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30); os._exit(0)",
+    "thread bomb": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, "
+    "args=(30,), daemon=True).start()",
+    "many processes": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30); "
+    "os._exit(0)",
     "memory": "x = bytearray(8 * 1024**3)",
     "memory by steps": "x = []\nwhile len(x) < 64: x.append(b'1' * 128 * 1024**2)",
     "large file": "f = open('/tmp/f', 'wb')\nfor _ in range(64): f.write(b'0' * 1024**2)",
@@ -75,14 +84,17 @@ ESCAPES = {
     "raise limits": "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (9999, 9999))",
     "nice": "import os; os.nice(-10)",
     "ptrace outside": "import ctypes; assert ctypes.CDLL(None).ptrace(16, {pid}, 0, 0) == 0",
-    "process_vm_readv outside": "import ctypes; b = ctypes.create_string_buffer(8); assert ctypes.CDLL(None).process_vm_readv({pid}, b, 1, b, 1, 0) == 8",
+    "process_vm_readv outside": "import ctypes; b = ctypes.create_string_buffer(8); assert "
+    "ctypes.CDLL(None).process_vm_readv({pid}, b, 1, b, 1, 0) == 8",
     "/proc of the host": "open('/proc/1/environ').read()",
     "/proc/self/exe": "import os; os.readlink('/proc/self/exe')",
     "environment": "import os; assert os.environ.get('HOME') or os.environ.get('PATH')",
     "sysrq": "open('/proc/sysrq-trigger', 'w').write('b')",
-    "block device": "import glob; assert glob.glob('/dev/vd*') + glob.glob('/dev/sd*') + glob.glob('/dev/nvidia*')",
+    "block device": "import glob; assert glob.glob('/dev/vd*') + glob.glob('/dev/sd*') + "
+    "glob.glob('/dev/nvidia*')",
     "mknod": "import os; os.mknod('/tmp/d', 0o60600, os.makedev(254, 0)); open('/tmp/d', 'rb').read(1)",
-    "kernel log": "import ctypes; assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) > 0",
+    "kernel log": "import ctypes; assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) "
+    "> 0",
     "container sockets": "open('/var/run/docker.sock')",
     "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 0, 0) >= 0",
 }
@@ -138,10 +150,15 @@ def test_escape_attempts_are_contained(box, outside):
 
 
 HOARDS = {  # each takes about 400 MB or more in its own way; the box below has 200 MB
-    "children": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        x = b'x' * (100 * 2**20); time.sleep(2); os._exit(0)\ntime.sleep(2)",
-    "children that leave their parent": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n            x = b'x' * (100 * 2**20); time.sleep(2)\n        os._exit(0)\ntime.sleep(2)",
+    "children": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        x = b'x' * (100 * "
+    "2**20); time.sleep(2); os._exit(0)\ntime.sleep(2)",
+    "children that leave their parent": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        os.setsid()\n      "
+    "  if os.fork() == 0:\n            x = b'x' * (100 * 2**20); time.sleep(2)\n        "
+    "os._exit(0)\ntime.sleep(2)",
     "one process": "x = bytearray(400 * 2**20)",
-    "shared mapping": "import mmap, os, time\nfor i in range(4):\n    if os.fork() == 0:\n        m = mmap.mmap(-1, 100 * 2**20)\n        for k in range(0, len(m), 4096): m[k] = 1\n        time.sleep(2); os._exit(0)\ntime.sleep(2)",
+    "shared mapping": "import mmap, os, time\nfor i in range(4):\n    if os.fork() == 0:\n        m = "
+    "mmap.mmap(-1, 100 * 2**20)\n        for k in range(0, len(m), 4096): m[k] = 1\n        "
+    "time.sleep(2); os._exit(0)\ntime.sleep(2)",
     "files in /dev/shm": "for i in range(40): open(f'/dev/shm/{i}', 'wb').write(b'x' * 2**20)",
     "files in /tmp": "for i in range(40): open(f'/tmp/{i}', 'wb').write(b'x' * 2**20)",
     "files in /dev": "open('/dev/x', 'wb').write(b'x')",
@@ -161,7 +178,8 @@ def test_the_memory_of_a_box_is_bounded_whichever_way_it_is_taken():
     )
     assert small.run(
         Program(
-            "import os\nx = b'x' * (80 * 2**20)\nfor i in range(5):\n    if os.fork() == 0:\n        import time; time.sleep(0.3); os._exit(0)\nfor i in range(5): os.wait()"
+            "import os\nx = b'x' * (80 * 2**20)\nfor i in range(5):\n    if os.fork() == 0:\n    "
+            "    import time; time.sleep(0.3); os._exit(0)\nfor i in range(5): os.wait()"
         )
     ).passed, "pages that children share count once"
     small.close()
@@ -220,9 +238,11 @@ def test_a_box_that_no_longer_starts_is_no_verdict(way, tmp_path, monkeypatch):
 
 LASTING = {
     "sleep": "import time; time.sleep(60)",
-    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)\nos._exit(0)",
+    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)\n"
+    "os._exit(0)",
     "daemon of a right program": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)",
-    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: "
+    "pass",
 }
 
 
@@ -251,7 +271,11 @@ def _boxes() -> list[str]:
 
 
 def test_a_program_may_print_write_to_tmp_and_use_threads(box):
-    program = "import threading, sys\nprint('x' * 10**6)\nopen('/tmp/a', 'w').write('1')\nt = threading.Thread(target=lambda: None)\nt.start(); t.join()\nassert open('/tmp/a').read() == '1'"
+    program = (
+        "import threading, sys\nprint('x' * 10**6)\nopen('/tmp/a', 'w').write('1')\nt = "
+        "threading.Thread(target=lambda: None)\nt.start(); t.join()\nassert open('/tmp/a').read() "
+        "== '1'"
+    )
     assert box.run(Program(program)).passed
 
 
@@ -295,7 +319,9 @@ def test_a_bubblewrap_that_does_not_start_is_refused(monkeypatch):
 
 
 def test_a_box_that_does_not_hold_is_refused(monkeypatch):
-    """Without bwrap in the command the right program passes and so would the probe that looks outside: it must not."""
+    """Without bwrap in the command the right program passes and so would the probe that looks
+    outside: it must not.
+    """
     plain = sandbox_module._command()
     monkeypatch.setattr(sandbox_module, "_command", lambda: plain[plain.index("-I") - 1 :])
     with pytest.raises(UnsafeInputError):

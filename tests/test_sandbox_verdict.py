@@ -1,4 +1,6 @@
-"""The verdict on a program is its tests' and not its own: right answers pass, lies do not, and plain Python would say the same."""
+"""The verdict on a program is its tests' and not its own: right answers pass, lies do not, and
+plain Python would say the same.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ pytestmark = pytest.mark.skipif(
 
 TESTS = "assert f(3) == 4\nassert f(5) == 6"
 TWIST = (
-    "import sys\nframe = sys._getframe()\nwhile 'peer' not in frame.f_locals: frame = frame.f_back\npeer = frame.f_locals['peer']\n"
-    "def say(contents=(), **more): peer.wire.send({'contents': contents, 'forgot': [], 'news': {'printed': '', 'names': {}}, **more})\n"
+    "import sys\nframe = sys._getframe()\nwhile 'peer' not in frame.f_locals: frame = "
+    "frame.f_back\npeer = frame.f_locals['peer']\n"
+    "def say(contents=(), **more): peer.wire.send({'contents': contents, 'forgot': [], 'news': "
+    "{'printed': '', 'names': {}}, **more})\n"
     "def names(**told): say(news={'printed': '', 'names': told})\n"
 )
 # Each tries to pass TESTS without answering them; those of the first group attack what runs them.
@@ -36,16 +40,23 @@ FORGERIES = {
     "abort": "import os; os.abort()",
     "segmentation fault": "import ctypes\ndef f(x): ctypes.string_at(0)",
     "print ok": "print('ok' * 9); import sys; sys.stdout.flush(); sys.exit(0)",
-    "write to every descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except OSError: pass\nos._exit(0)",
-    "long output": "import os\nwhile True:\n    for fd in range(3, 9):\n        try: os.write(fd, b'0' * 65536)\n        except OSError: pass",
-    "nonce from gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v in list(o.values()):\n            if isinstance(v, (bytes, str)) and len(v) in (32, 64):\n                try: os.write(4, v if isinstance(v, bytes) else bytes.fromhex(v))\n                except (OSError, ValueError): pass\nos._exit(0)",
+    "write to every descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except OSError: "
+    "pass\nos._exit(0)",
+    "long output": "import os\nwhile True:\n    for fd in range(3, 9):\n        try: os.write(fd, b'0' * "
+    "65536)\n        except OSError: pass",
+    "nonce from gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v "
+    "in list(o.values()):\n            if isinstance(v, (bytes, str)) and len(v) in (32, "
+    "64):\n                try: os.write(4, v if isinstance(v, bytes) else "
+    "bytes.fromhex(v))\n                except (OSError, ValueError): pass\nos._exit(0)",
     "nonce from stdin": "import os, sys; os.write(4, sys.stdin.buffer.read() or b'0' * 32); os._exit(0)",
     "nonce from the command line": "import os, sys; os.write(4, ' '.join(sys.orig_argv).encode()[-32:]); os._exit(0)",
     "frames of the runner": TWIST
     + "names(f={'value': True}, check={'value': True}); import os; os._exit(0)",
-    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: "
+    "pass",
     "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))",
-    "alarm": "import signal, os, time\nsignal.signal(14, lambda *a: os._exit(0))\nsignal.alarm(1)\ntime.sleep(3)",
+    "alarm": "import signal, os, time\nsignal.signal(14, lambda *a: os._exit(0))\nsignal.alarm(1)\n"
+    "time.sleep(3)",
     "another program": "import os; os.execv('/usr/bin/true', ['true'])",
     "kill all": "import os; os.kill(-1, 9)",
     "patched assertion": "import builtins; builtins.AssertionError = SystemExit\ndef f(x): return 0",
@@ -53,10 +64,13 @@ FORGERIES = {
     "deep list": "def f(x):\n    for _ in range(10**5): x = [x]\n    return x",
     # objects that agree with everything
     "equals": "class Any:\n    def __eq__(self, other): return True\nf = lambda x: Any()",
-    "equals, a number": "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = None\nf = lambda x: Any(7)",
+    "equals, a number": "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = None\nf = "
+    "lambda x: Any(7)",
     "equals, a list": "class Any(list):\n    def __eq__(self, other): return True\nf = lambda x: Any()",
-    "unequal to none": "class Any(float):\n    def __ne__(self, other): return False\n    def __eq__(self, other): return True\nf = lambda x: Any(0)",
-    "class that equals": "class Meta(type):\n    def __eq__(cls, other): return True\n    __hash__ = None\nclass Any(metaclass=Meta): pass\nf = lambda x: Any",
+    "unequal to none": "class Any(float):\n    def __ne__(self, other): return False\n    def __eq__(self, "
+    "other): return True\nf = lambda x: Any(0)",
+    "class that equals": "class Meta(type):\n    def __eq__(cls, other): return True\n    __hash__ = None\nclass "
+    "Any(metaclass=Meta): pass\nf = lambda x: Any",
     # words of its own on the pipe
     "answers to all": TWIST
     + "names(f={'value': {'mine': [0, ['__call__']]}})\nfor n in range(9): say(number=n, value=1)",
@@ -64,9 +78,11 @@ FORGERIES = {
     "changes what nobody gave it": TWIST
     + "def f(x): say([[0, ['list'], [4]], [2, ['list'], [4]]], number=0, value=4); return 0",
     "calls back": TWIST
-    + "def f(x): say(do='get', of=0, number=0, args=['__globals__'], named={}); return 4 if x == 3 else 0",
+    + "def f(x): say(do='get', of=0, number=0, args=['__globals__'], named={}); return 4 if x "
+    "== 3 else 0",
     "new names in mid-test": TWIST
-    + "def f(x): say(number=0, value=4, news={'printed': '', 'names': {n: {'value': True} for n in ('f', 'AssertionError', '__builtins__')}}); return 0",
+    + "def f(x): say(number=0, value=4, news={'printed': '', 'names': {n: {'value': True} for "
+    "n in ('f', 'AssertionError', '__builtins__')}}); return 0",
     "prints nonsense": TWIST
     + "def f(x): say(number=0, value=4, news={'printed': 7, 'names': {}}); return 6",
     "a class that is none": TWIST
@@ -80,10 +96,13 @@ FORGERIES = {
     "a builtin for a function": TWIST
     + "names(f={'value': {'builtin': 'AssertionError'}}); peer.serve()",
     "a module for a function": TWIST + "names(f={'from': 'operator'}); peer.serve()",
-    "no JSON": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\0\\0\\0\\3[[[')\n        except OSError: pass",
-    "a long message": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\xff' * 9)\n        except OSError: pass",
+    "no JSON": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, "
+    "b'\\0\\0\\0\\3[[[')\n        except OSError: pass",
+    "a long message": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\xff' * "
+    "9)\n        except OSError: pass",
     # what judges replaced by its own
-    "its own builtins": "import builtins\nfor name in ('AssertionError', 'Exception', 'BaseException', 'len', 'abs', 'exec', 'compile'): setattr(builtins, name, lambda *a: None)\ndef f(x): return 0",
+    "its own builtins": "import builtins\nfor name in ('AssertionError', 'Exception', 'BaseException', 'len', "
+    "'abs', 'exec', 'compile'): setattr(builtins, name, lambda *a: None)\ndef f(x): return 0",
 }
 # (what a program has in place of what tests judge with, the tests)
 REPLACED = {
@@ -101,7 +120,8 @@ REPLACED = {
         "assert f(3) == sys.getsizeof('x')",
     ),
     "in": (
-        "class All:\n    def __contains__(self, x): return True\n    def __iter__(self): return iter(())\ndef f(x): return All()",
+        "class All:\n    def __contains__(self, x): return True\n    def __iter__(self): return "
+        "iter(())\ndef f(x): return All()",
         "assert 4 in f(3)",
     ),
     "is": ("f = lambda x: ...", "assert f(3) is not None and f(3) == 4"),
@@ -133,10 +153,12 @@ def test_no_program_passes_but_by_answering_right(box):
 
 
 def test_a_program_that_speaks_for_itself_says_no_more_than_one_that_answers(box):
-    """Writing right answers to the pipe is answering; writing them before they are asked for is guessing, which the tests judge alike."""
+    """Writing right answers to the pipe is answering; writing them before they are asked for is
+    guessing, which the tests judge alike.
+    """
     text = (
-        TWIST
-        + "names(f={'value': {'mine': [0, ['__call__']]}})\nfor n, v in enumerate((4, %d)): say(number=n, value=v)\nimport time; time.sleep(3)"
+        TWIST + "names(f={'value': {'mine': [0, ['__call__']]}})\nfor n, v in enumerate((4, %d)): "
+        "say(number=n, value=v)\nimport time; time.sleep(3)"
     )
     assert [box.run(Program(text % last, TESTS)).passed for last in (6, 7)] == [True, False]
 
@@ -148,8 +170,14 @@ def test_what_judges_is_the_tests_own(box, name):
 
 
 def test_helpers_of_the_prompt_are_the_prompts(box):
-    given = 'def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef zero(xs):\n    """ Find it. """\n'
-    tests = "def check(candidate):\n    assert abs(poly([-4, 2], candidate([-4, 2]))) < 1e-6\ncheck(zero)"
+    given = (
+        "def poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n\ndef zero(xs):\n  "
+        '  """ Find it. """\n'
+    )
+    tests = (
+        "def check(candidate):\n    assert abs(poly([-4, 2], candidate([-4, 2]))) < 1e-6\n"
+        "check(zero)"
+    )
     right = given + "    return -xs[0] / xs[1]\n"
     forged = given + "    return 0.0\ndef poly(xs, x): return 0.0\n"
     assert [box.run(Program(text, tests, given)).passed for text in (right, forged)] == [
@@ -180,11 +208,13 @@ def test_names_that_tests_want():
     assert names_of("not Python (", "also not (").wanted == ()
 
 
-# Programs whose tests pass in plain Python: values of every kind, classes, generators, functions both ways, changed arguments.
+# Programs whose tests pass in plain Python: values of every kind, classes, generators, functions
+# both ways, changed arguments.
 PLAIN = {
     "numbers": (
         "def f(): return 1, -0.5, 10**5000, True, 2j, float('inf'), None",
-        "a = f()\nassert a == (1, -0.5, 10**5000, True, 2j, float('inf'), None) and type(a[3]) is bool and type(a) is tuple",
+        "a = f()\nassert a == (1, -0.5, 10**5000, True, 2j, float('inf'), None) and type(a[3]) "
+        "is bool and type(a) is tuple",
     ),
     "texts": (
         "def f(): return 'é\\udcff', b'\\xff', bytearray(b'x')",
@@ -195,16 +225,22 @@ PLAIN = {
         "assert f('a') == [{1, 2}, frozenset([3]), {(1, 2): ['a']}, range(0, 9, 2)]",
     ),
     "subclasses": (
-        "from collections import Counter, namedtuple, OrderedDict, deque, defaultdict\nP = namedtuple('P', 'x y')\ndef f(x): return Counter(x), P(1, 2), OrderedDict(a=1), deque([1]), defaultdict(int, b=2)",
-        "from collections import deque\nassert f('aab') == ({'a': 2, 'b': 1}, (1, 2), {'a': 1}, deque([1]), {'b': 2})",
+        "from collections import Counter, namedtuple, OrderedDict, deque, defaultdict\nP = "
+        "namedtuple('P', 'x y')\ndef f(x): return Counter(x), P(1, 2), OrderedDict(a=1), "
+        "deque([1]), defaultdict(int, b=2)",
+        "from collections import deque\nassert f('aab') == ({'a': 2, 'b': 1}, (1, 2), {'a': 1}, "
+        "deque([1]), {'b': 2})",
     ),
     "views": (
         "d = {'a': 1, 'b': 2}\ndef f(): return d.keys(), d.items(), d.values()",
-        "k, i, v = f()\nassert k == {'a', 'b'} and set(i) == {('a', 1), ('b', 2)} and sorted(v) == [1, 2]",
+        "k, i, v = f()\nassert k == {'a', 'b'} and set(i) == {('a', 1), ('b', 2)} and sorted(v) "
+        "== [1, 2]",
     ),
     "exact numbers": (
-        "from fractions import Fraction\nfrom decimal import Decimal\ndef f(): return Fraction(1, 3), Decimal('0.10')",
-        "from fractions import Fraction\nfrom decimal import Decimal\nassert f() == (Fraction(1, 3), Decimal('0.1'))",
+        "from fractions import Fraction\nfrom decimal import Decimal\ndef f(): return "
+        "Fraction(1, 3), Decimal('0.10')",
+        "from fractions import Fraction\nfrom decimal import Decimal\nassert f() == (Fraction(1, "
+        "3), Decimal('0.1'))",
     ),
     "generator": (
         "def f(n):\n    for i in range(n): yield i * i",
@@ -216,21 +252,27 @@ PLAIN = {
     ),
     "map": ("def f(x): return map(str, x)", "assert list(f([1, 2])) == ['1', '2']"),
     "class": (
-        "class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef depth(n): return 0 if n is None else 1 + depth(n.left)",
-        "root = Node(1)\nroot.left = Node(2)\nroot.left.v = 7\nassert depth(root) == 2 and root.left.v == 7 and root.left is root.left",
+        "class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef depth(n): "
+        "return 0 if n is None else 1 + depth(n.left)",
+        "root = Node(1)\nroot.left = Node(2)\nroot.left.v = 7\nassert depth(root) == 2 and "
+        "root.left.v == 7 and root.left is root.left",
     ),
     "methods": (
-        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def __len__(self): return len(self.items)\n    def __getitem__(self, i): return self.items[i]",
+        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): "
+        "self.items.append(x)\n    def __len__(self): return len(self.items)\n    def "
+        "__getitem__(self, i): return self.items[i]",
         "s = Stack()\ns.push(3)\nassert len(s) == 1 and s[0] == 3 and s.items == [3]",
     ),
     "function back": ("def adder(n): return lambda x: x + n", "assert adder(2)(3) == 5"),
     "function there": (
         "def twice(g, x): return g(g(x))",
-        "seen = []\ndef g(x):\n    seen.append(x)\n    return x + 1\nassert twice(g, 1) == 3 and seen == [1, 2] and twice(str.upper, 'a') == 'A' and twice(len, [[1]]) if False else True",
+        "seen = []\ndef g(x):\n    seen.append(x)\n    return x + 1\nassert twice(g, 1) == 3 and "
+        "seen == [1, 2] and twice(str.upper, 'a') == 'A' and twice(len, [[1]]) if False else True",
     ),
     "lambda there": (
         "def order(xs, key): return sorted(xs, key=key)",
-        "assert order([3, 1, 2], lambda x: -x) == [3, 2, 1] and order(['b', 'A'], key=len) == ['b', 'A']",
+        "assert order([3, 1, 2], lambda x: -x) == [3, 2, 1] and order(['b', 'A'], key=len) == "
+        "['b', 'A']",
     ),
     "changed argument": (
         "def f(xs, d):\n    xs.sort()\n    d['n'] = len(xs)",
@@ -238,7 +280,9 @@ PLAIN = {
     ),
     "exceptions": (
         "def f(x):\n    if x < 0: raise ValueError('negative')\n    return {}['no']",
-        "for x, kind in ((-1, ValueError), (1, KeyError)):\n    try: f(x)\n    except kind: pass\n    else: raise AssertionError\ntry: f(-1)\nexcept ValueError as e: assert 'negative' in str(e)",
+        "for x, kind in ((-1, ValueError), (1, KeyError)):\n    try: f(x)\n    except kind: "
+        "pass\n    else: raise AssertionError\ntry: f(-1)\nexcept ValueError as e: assert "
+        "'negative' in str(e)",
     ),
     "own exception": (
         "class Bad(ValueError): pass\ndef f(): raise Bad('no')",
@@ -269,7 +313,8 @@ PLAIN = {
     ),
     "windows": ("x = 1\r\ndef f():\r\n    return x\r\n", "assert f() == 1\r\nassert x == 1"),
     "threads left": (
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,)).start()\ndef f(): return 1",
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,)).start()\ndef "
+        "f(): return 1",
         "assert f() == 1",
     ),
     # what can be changed is one thing on both sides
@@ -284,7 +329,8 @@ PLAIN = {
         "r, d = [1], {}\nf((r, d))\nassert r == [1, 9] and d == {'k': {3}}",
     ),
     "kept by an object": (
-        "class S:\n    def __init__(s, xs): s.xs, s.items = xs, []\n    def push(s, x): s.xs.append(x)\n    def size(s): return len(s.items)",
+        "class S:\n    def __init__(s, xs): s.xs, s.items = xs, []\n    def push(s, x): "
+        "s.xs.append(x)\n    def size(s): return len(s.items)",
         "l = []\ns = S(l)\ns.push(1)\ns.items.append(7)\nassert l == [1] and s.size() == 1",
     ),
     "changed by the tests": (
@@ -305,8 +351,10 @@ PLAIN = {
     ),
     # kinds of their own
     "kinds of dictionary": (
-        "from collections import Counter, defaultdict\ndef f(s):\n    d = defaultdict(list)\n    d[1].append(s)\n    return Counter(s), d",
-        "c, d = f('aab')\nassert c.most_common(1) == [('a', 2)] and c['z'] == 0 and d[5] == [] and str(d) == \"defaultdict(<class 'list'>, {1: ['aab'], 5: []})\"",
+        "from collections import Counter, defaultdict\ndef f(s):\n    d = defaultdict(list)\n    "
+        "d[1].append(s)\n    return Counter(s), d",
+        "c, d = f('aab')\nassert c.most_common(1) == [('a', 2)] and c['z'] == 0 and d[5] == [] "
+        "and str(d) == \"defaultdict(<class 'list'>, {1: ['aab'], 5: []})\"",
     ),
     "named tuple": (
         "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)",
@@ -314,35 +362,45 @@ PLAIN = {
     ),
     "dates": (
         "import datetime\ndef f(d): return d + datetime.timedelta(days=1)",
-        "import datetime\nassert f(datetime.date(2020, 2, 28)) == datetime.date(2020, 2, 29) and f(datetime.datetime(2020, 1, 1, 5)).hour == 5",
+        "import datetime\nassert f(datetime.date(2020, 2, 28)) == datetime.date(2020, 2, 29) and "
+        "f(datetime.datetime(2020, 1, 1, 5)).hour == 5",
     ),
     "given patterns and iterators": (
         "def f(p, it): return [x for x in it if p.match(x)]",
-        "import re\nassert f(re.compile('a'), (x for x in ('ab', 'b'))) == ['ab'] and f(re.compile('.'), map(str, [1])) == ['1']",
+        "import re\nassert f(re.compile('a'), (x for x in ('ab', 'b'))) == ['ab'] and "
+        "f(re.compile('.'), map(str, [1])) == ['1']",
     ),
     "exceptions by name": (
-        "class E(Exception):\n    def __init__(self, code):\n        super().__init__('code', code)\n        self.code = code\ndef f(): raise E(7)",
+        "class E(Exception):\n    def __init__(self, code):\n        super().__init__('code', "
+        "code)\n        self.code = code\ndef f(): raise E(7)",
         "try: f()\nexcept E as e: assert e.code == 7 and e.args == ('code', 7)\nelse: assert 0",
     ),
     "exceptions whole": (
         "def f(d, k): return d[k]\ndef g(): open('/nope')\ndef h(b): return b.decode()",
-        "try: f({}, 'a')\nexcept KeyError as e: assert e.args == ('a',)\ntry: g()\nexcept FileNotFoundError as e: assert e.errno == 2\ntry: h(b'\\xff')\nexcept UnicodeDecodeError as e: assert e.start == 0",
+        "try: f({}, 'a')\nexcept KeyError as e: assert e.args == ('a',)\ntry: g()\nexcept "
+        "FileNotFoundError as e: assert e.errno == 2\ntry: h(b'\\xff')\nexcept "
+        "UnicodeDecodeError as e: assert e.start == 0",
     ),
     "exit asked for": (
         "import sys\ndef f(): sys.exit(3)",
         "try: f()\nexcept SystemExit as e: assert e.code == 3\nelse: assert 0",
     ),
     "operators": (
-        "class V:\n    def __init__(s, x): s.x = x\n    def __add__(s, o): return V(s.x + o.x)\n    def __lt__(s, o): return s.x < o.x\n    def __eq__(s, o): return s.x == o.x\n    def __enter__(s): return 1\n    def __exit__(s, *e): return False",
-        "assert (V(1) + V(2)).x == 3 and V(1) < V(2) and V(1) == V(1) and V(1) != V(2)\nassert [v.x for v in sorted([V(2), V(1)])] == [1, 2]\nwith V(1) as one: assert one == 1",
+        "class V:\n    def __init__(s, x): s.x = x\n    def __add__(s, o): return V(s.x + o.x)\n "
+        "   def __lt__(s, o): return s.x < o.x\n    def __eq__(s, o): return s.x == o.x\n    def "
+        "__enter__(s): return 1\n    def __exit__(s, *e): return False",
+        "assert (V(1) + V(2)).x == 3 and V(1) < V(2) and V(1) == V(1) and V(1) != V(2)\nassert "
+        "[v.x for v in sorted([V(2), V(1)])] == [1, 2]\nwith V(1) as one: assert one == 1",
     ),
     "instances": (
         "class A: pass\nclass B(A): pass\ndef f(): return B()",
-        "assert isinstance(f(), A) and isinstance(f(), B) and not isinstance(3, A) and not callable(f()) and not hasattr(f(), '__len__')",
+        "assert isinstance(f(), A) and isinstance(f(), B) and not isinstance(3, A) and not "
+        "callable(f()) and not hasattr(f(), '__len__')",
     ),
     "what is printed": (
         "def f(): print('q')",
-        "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as said: f()\nassert said.getvalue() == 'q\\n'",
+        "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as said: f()\n"
+        "assert said.getvalue() == 'q\\n'",
     ),
     "many and large": (
         "def f(n): return list(range(n))\ndef g(x): return x + 1",

@@ -1,4 +1,6 @@
-"""The search bench: every sampler it compares proposes allowed weights, and a library that is not there is named."""
+"""The search bench: every sampler it compares proposes allowed weights, and a library that is not
+there is named.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ KNOWS_SLOPES = "simplex_gp+slopes"  # only trained networks have slopes of their
 )
 @pytest.mark.parametrize("family", ["bumps", "ridges"])
 def test_every_sampler_proposes_allowed_weights(sampler: str, family: str) -> None:
-    """Past its opening (and the first population), members told beforehand or not: sum 1, within the family's bounds."""
+    """Past its opening (and the first population), members told beforehand or not: sum 1, within
+    the family's bounds.
+    """
     if sampler in NEEDS and importlib.util.find_spec(NEEDS[sampler]) is None:
         pytest.skip(f"{NEEDS[sampler]} is not installed; the bench needs it for {sampler} alone")
     pool, rng = FAMILIES[family](4, 0), np.random.default_rng(0)

@@ -1,4 +1,6 @@
-"""The bench of weights in groups: its merges are those of the plain bench where all rows are alike, and its arms cost the same."""
+"""The bench of weights in groups: its merges are those of the plain bench where all rows are alike,
+and its arms cost the same.
+"""
 
 from __future__ import annotations
 

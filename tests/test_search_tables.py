@@ -1,4 +1,6 @@
-"""The bench's tables: means over pools, pairs of the pools that both samplers have, and the families that ours loses."""
+"""The bench's tables: means over pools, pairs of the pools that both samplers have, and the
+families that ours loses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`recycler serve` as a process: it tells its token once, believes no header it was not told to, and refuses what cannot work."""
+"""`recycler serve` as a process: it tells its token once, believes no header it was not told to,
+and refuses what cannot work.
+"""
 
 import signal
 import socket

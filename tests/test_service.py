@@ -1,4 +1,6 @@
-"""The service tells what the ledger says, goes on where a reader stopped, and refuses what did not come from its own pages."""
+"""The service tells what the ledger says, goes on where a reader stopped, and refuses what did not
+come from its own pages.
+"""
 
 import json
 import time
@@ -181,7 +183,9 @@ def test_compare_agrees_with_the_items(client):
 
 
 def test_paired_errors_take_clusters_as_units(client, tmp_path):
-    """The same ledger with and without its frozen suites: same differences, other errors, and the note says which."""
+    """The same ledger with and without its frozen suites: same differences, other errors, and the
+    note says which.
+    """
     make_run(tmp_path, "demo")
     plain, clustered = (
         who.get(f"{API}/jobs/demo/compare?trials=0,1").json()
@@ -365,7 +369,11 @@ def test_bad_jobs_are_told_line_by_line(client):
 
 def test_a_job_whose_pool_is_missing_fails_with_the_driver_s_words(tmp_path):
     client = client_of(tmp_path)
-    text = "version: 1\nname: lost\npool: nowhere/*\nsuites: [demo]\nobjectives:\n- {suite: demo, metric: exact_match, direction: maximize}\n- {suite: demo, metric: bits_per_byte, direction: minimize}\nbudget: {trials: 2}\n"
+    text = (
+        "version: 1\nname: lost\npool: nowhere/*\nsuites: [demo]\nobjectives:\n- {suite: demo, "
+        "metric: exact_match, direction: maximize}\n- {suite: demo, metric: bits_per_byte, "
+        "direction: minimize}\nbudget: {trials: 2}\n"
+    )
     made = client.post(f"{API}/jobs", json={"text": text})
     assert made.status_code == 201 and made.json()["state"] == "starting"
     deadline = time.monotonic() + 120
@@ -480,7 +488,9 @@ def test_the_export_root_is_a_folder_apart(root, tmp_path):
 
 
 def test_an_export_does_not_become_a_member_of_its_own_pool(tmp_path, capsys):
-    """Neither by the command line nor by the service; beside members that the job names one by one it may lie."""
+    """Neither by the command line nor by the service; beside members that the job names one by one
+    it may lie.
+    """
     import yaml
 
     folder = make_run(tmp_path / "runs", merges=1, checkpoints=True)

@@ -1,4 +1,6 @@
-"""What the service refuses: foreign hosts and origins, forged writes, traversal, large bodies, guessed tokens, markup."""
+"""What the service refuses: foreign hosts and origins, forged writes, traversal, large bodies,
+guessed tokens, markup.
+"""
 
 import json
 from pathlib import Path
@@ -127,7 +129,9 @@ TOKENS = [
 
 
 def raw_get(client, target):
-    """(status, body) of a GET whose path no client has tidied up, as an attacker's bytes would arrive."""
+    """(status, body) of a GET whose path no client has tidied up, as an attacker's bytes would
+    arrive.
+    """
     sent = []
 
     async def send(message):
@@ -607,7 +611,9 @@ NASTY = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_answer_is_a_server_error(client, data):
-    """Every operation of the OpenAPI document with hostile values; the test client raises what the service does not catch."""
+    """Every operation of the OpenAPI document with hostile values; the test client raises what the
+    service does not catch.
+    """
     paths = client.app.openapi()["paths"]
     path = data.draw(st.sampled_from(sorted(paths)))
     method, operation = data.draw(

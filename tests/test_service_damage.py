@@ -1,4 +1,6 @@
-"""One damaged, slow or absent run takes no other with it: it is a state with a reason, and its own pages say so."""
+"""One damaged, slow or absent run takes no other with it: it is a state with a reason, and its own
+pages say so.
+"""
 
 import os
 import shutil
@@ -65,7 +67,8 @@ def fact(key, value):
     def damage(folder):
         with sqlite3.connect(folder / "ledger.sqlite") as ledger:
             ledger.execute(
-                "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET "
+                "value = excluded.value",
                 (key, value),
             )
         ledger.close()
@@ -274,7 +277,11 @@ def until_it_ends(client, job="demo"):
 
 
 def test_a_job_that_failed_has_failed_for_every_later_service_too(tmp_path):
-    text = "version: 1\nname: lost\npool: nowhere/*\nsuites: [demo]\nobjectives:\n- {suite: demo, metric: exact_match, direction: maximize}\n- {suite: demo, metric: bits_per_byte, direction: minimize}\nbudget: {trials: 2}\n"
+    text = (
+        "version: 1\nname: lost\npool: nowhere/*\nsuites: [demo]\nobjectives:\n- {suite: demo, "
+        "metric: exact_match, direction: maximize}\n- {suite: demo, metric: bits_per_byte, "
+        "direction: minimize}\nbudget: {trials: 2}\n"
+    )
     first = client_of(tmp_path)
     assert first.post(f"{API}/jobs", json={"text": text}).status_code == 201
     found = until_it_ends(first, "lost")
@@ -295,7 +302,8 @@ def test_how_a_driver_ended_is_kept_until_the_next_one_starts(tmp_path, code, st
         sys.executable,
         "-S",
         "-c",
-        f"import os; print('recycler: so it was', flush=True); os._exit({code}) if {code} >= 0 else os.kill(os.getpid(), {-code})",
+        f"import os; print('recycler: so it was', flush=True); os._exit({code}) if {code} >= 0 "
+        f"else os.kill(os.getpid(), {-code})",
     ]
     assert own.start("demo", ends, folder / "driver.log", tmp_path, driver_of=folder)
     own._children["demo"].wait()

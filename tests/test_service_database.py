@@ -1,4 +1,6 @@
-"""The service over ledgers in PostgreSQL: run folders that point there, and jobs that have no folder here at all."""
+"""The service over ledgers in PostgreSQL: run folders that point there, and jobs that have no
+folder here at all.
+"""
 
 import shutil
 

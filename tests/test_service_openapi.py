@@ -1,4 +1,6 @@
-"""schemathesis asks a running service everything that its OpenAPI document allows, and much that it does not."""
+"""schemathesis asks a running service everything that its OpenAPI document allows, and much that it
+does not.
+"""
 
 import re
 import shutil
@@ -14,13 +16,16 @@ pytest.importorskip("schemathesis", reason="needs schemathesis, see the test ext
 
 from service_runs import make_run, served
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance,missing_required_header,use_after_free"  # not unsupported_method: a POST without JSON is refused (415) before it is routed
+# not unsupported_method: a POST without JSON is refused (415) before it is routed
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance,missing_required_header,use_after_free"
 KNOWN_JOB = '[parameters]\n"path.job" = "demo"\n"path.number" = 1\n"query.trials" = "0,1"\n'
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A finished run whose checkpoints are there, an interrupted one, and a ledger that cannot be read."""
+    """A finished run whose checkpoints are there, an interrupted one, and a ledger that cannot be
+    read.
+    """
     root = tmp_path_factory.mktemp("runs")
     make_run(root, "demo", merges=4, checkpoints=True)
     make_run(root, "live", merges=4, finished=False)
@@ -67,7 +72,9 @@ def test_every_answer_is_one_that_the_document_names_and_none_is_a_server_error(
 
 
 def test_schemathesis_would_find_a_wrong_answer(address, tmp_path):
-    """A check that the service cannot pass fails: a job file of any text is well-formed JSON, and no job."""
+    """A check that the service cannot pass fails: a job file of any text is well-formed JSON, and
+    no job.
+    """
     assert schemathesis(address, tmp_path, 5, checks="positive_data_acceptance").returncode != 0
 
 

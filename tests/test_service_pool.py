@@ -52,7 +52,9 @@ def test_the_merge_to_try_leaves_the_member_out_and_scores_as_predicted(client, 
 
 
 def test_the_estimate_is_kinder_than_leaving_out_all_trials_with_the_member(client):
-    """The merges that are tried without a member make up for a part of what the scored trials alone would lose."""
+    """The merges that are tried without a member make up for a part of what the scored trials alone
+    would lose.
+    """
     pool, found = (
         client.get(f"{API}/jobs/demo/pool").json(),
         client.get(f"{API}/jobs/demo/pool/without").json(),
@@ -112,7 +114,9 @@ def finished(client, job, seconds=400):
 
 @pytest.mark.ray
 def test_a_member_is_left_out_for_certain_by_a_job_of_its_own(sound, tmp_path, capsys):  # noqa: F811
-    """Asked for twice it is one job; it is listed with the others, pays for nothing that is known, and tells both volumes at its end."""
+    """Asked for twice it is one job; it is listed with the others, pays for nothing that is known,
+    and tells both volumes at its end.
+    """
     client = client_of(tmp_path)
     job = {
         **JOB,

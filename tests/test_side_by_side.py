@@ -1,4 +1,6 @@
-"""Merges scored side by side, unmerged: what proposes is quick, what ships is merged and asked everything again."""
+"""Merges scored side by side, unmerged: what proposes is quick, what ships is merged and asked
+everything again.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -153,7 +155,10 @@ class Overflowing(Engine):
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_merge_whose_numbers_are_not_finite_fails_in_a_batch_as_it_fails_alone(gated):
-    """The others of the batch go on, and nothing more is asked of it. Members and soups, which are not gated, are never given up."""
+    """The others of the batch go on, and nothing more is asked of it.
+
+    Members and soups, which are not gated, are never given up.
+    """
     found, engines = [], []
     for unmerged in (False, True):
         engines.append(Overflowing())
@@ -250,7 +255,9 @@ class Unmerged(ItemWorkers):
 
 @pytest.mark.parametrize("items_per_task", [None, 60])
 def test_whatever_ships_was_merged_and_asked_everything(tmp_path, items_per_task):
-    """Members and soups are merged from the start; proposals are not; finalists are, and no answer of an adapter stays with them."""
+    """Members and soups are merged from the start; proposals are not; finalists are, and no answer
+    of an adapter stays with them.
+    """
     rules = replace(fidelity(items_per_task), unmerged=True)
     trials, outcomes, _ = run(tmp_path / "ledger.sqlite", Unmerged(), rules)
     assert not any(trial.is_unmerged for trial in trials if not trial.is_proposed)

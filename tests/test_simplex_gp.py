@@ -1,4 +1,6 @@
-"""Laws of the sampler that lives on merge weights: what it may propose, that it repeats itself exactly, that it helps."""
+"""Laws of the sampler that lives on merge weights: what it may propose, that it repeats itself
+exactly, that it helps.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +169,9 @@ def test_any_number_of_objectives(num_objectives):
 
 
 def test_thirty_trials_beat_random_mixtures():
-    """Averaged over 5 pools the true hypervolume of what was tried is at least 1.2 times that of random Dirichlet."""
+    """Averaged over 5 pools the true hypervolume of what was tried is at least 1.2 times that of
+    random Dirichlet.
+    """
     ours, theirs = [], []
     for seed in range(5):
         points, _, goals = play(SimplexGP(NAMES, 3, seed=seed), 30, seed)
@@ -372,7 +376,10 @@ def test_batches_and_an_upper_bound_above_one_search_the_scale():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, recycler, recycler.search, recycler.pareto; print({'optuna', 'scipy', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, recycler, recycler.search, recycler.pareto; print({'optuna', 'scipy', "
+        "'torch'} & set(sys.modules))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""Spaces that hold few merges or none: refused before anything starts, or searched to their end and no further."""
+"""Spaces that hold few merges or none: refused before anything starts, or searched to their end and
+no further.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""Error bars that mean what they say: coverage by simulation with known truth, and laws that need no golden numbers."""
+"""Error bars that mean what they say: coverage by simulation with known truth, and laws that need
+no golden numbers.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_intervals_of_ratios_cover():
 
 
 def test_intervals_of_subsets_of_a_finite_population_cover():
-    """100 of 400 frozen items: the mean over the 400 is meant, so the error is smaller than for items at large."""
+    """100 of 400 frozen items: the mean over the 400 is meant, so the error is smaller than for
+    items at large.
+    """
     population = np.random.default_rng(5).random(400) < 0.4
 
     def draw(rng):

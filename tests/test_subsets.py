@@ -1,4 +1,6 @@
-"""Scores from some items: nested draws, no bias, intervals that cover, and less error through the members."""
+"""Scores from some items: nested draws, no bias, intervals that cover, and less error through the
+members.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ def test_a_subset_without_one_success_is_not_certain():
 
 
 def _study(kind: str, num_runs: int = 400):
-    """Shares of intervals that cover, mean bias in errors, and the variance ratio, for merges of six members on 300 items."""
+    """Shares of intervals that cover, mean bias in errors, and the variance ratio, for merges of
+    six members on 300 items.
+    """
     rng = np.random.default_rng(2)
     lengths = rng.integers(20, 200, 300)
     items = items_of(

@@ -1,4 +1,6 @@
-"""Suites: refused when a score from them would prove nothing, frozen when built, and noticed when they change."""
+"""Suites: refused when a score from them would prove nothing, frozen when built, and noticed when
+they change.
+"""
 
 from __future__ import annotations
 
@@ -221,7 +223,8 @@ def test_an_answer_without_tokens_is_refused(build, tmp_path):
     build(SUITE.replace("    stop:", "    scorer: bits_per_byte\n    stop:"))
     with pytest.raises(
         UsageError,
-        match="task 'sums', sums.jsonl, row 0: has a prompt or an answer that the tokenizer gives no token for",
+        match="task 'sums', sums.jsonl, row 0: has a prompt or an answer that the tokenizer gives "
+        "no token for",
     ):
         build_suite(tmp_path / "sums.yaml", Deaf())
 
@@ -526,7 +529,9 @@ def test_a_problem_has_one_role_across_suites(build):
 
 
 def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path):
-    """GSM8K's test rows in a suite of one's own, beside MGSM's: other wording, few-shot and ids, the same question."""
+    """GSM8K's test rows in a suite of one's own, beside MGSM's: other wording, few-shot and ids,
+    the same question.
+    """
     questions = [
         f"Anna has {number} apples and eats {number // 2}. How many apples are left in the end?"
         for number in range(10, 20)
@@ -539,7 +544,8 @@ def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path
     second = build(
         swapped.replace(
             '"{question}="',
-            r'"Be brief and think of every step before you answer.\n\nQ: {question}\nStep by step:"',
+            r'"Be brief and think of every step before you answer.\n\nQ: {question}\nStep by '
+            r'step:"',
         ),
         name="others",
     )
@@ -559,14 +565,18 @@ def test_one_problem_in_two_tasks_without_a_cluster_is_warned_of(build, tmp_path
 
 
 def test_few_independent_problems_are_warned_of(build, tmp_path):
-    """Six rows are six problems; tied in two kinds they are two. Intervals hold the truth as Student's t says, and twenty are enough."""
+    """Six rows are six problems; tied in two kinds they are two.
+
+    Intervals hold the truth as Student's t says, and twenty are enough.
+    """
     clustered = SUITE.replace("    stop:", "    cluster: '{kind}'\n    stop:").replace(
         "rows: [6, 10]", "rows: [6, 10], cluster: 'late-{kind}'"
     )
     (alone,), (tied,) = (few_problems_warnings([build(text)]) for text in (SUITE, clustered))
     assert (
-        alone
-        == "sums:sums (6 search and 4 holdout problems): over fewer than 20 independent problems intervals of 1.96 stated errors hold the truth 86 to 89 % of the time at best, not 95 %. Take more rows"
+        alone == "sums:sums (6 search and 4 holdout problems): over fewer than 20 independent "
+        "problems intervals of 1.96 stated errors hold the truth 86 to 89 % of the time at "
+        "best, not 95 %. Take more rows"
     )
     assert (
         tied.startswith(
@@ -578,7 +588,8 @@ def test_few_independent_problems_are_warned_of(build, tmp_path):
         [build(SUITE), build(clustered, name="kinds"), build(SUITE, name="again")]
     )
     assert both.startswith(
-        "again:sums, sums:sums (6 search and 4 holdout problems); kinds:sums (6 search items of 2 and 4 holdout items of 2 problems): over"
+        "again:sums, sums:sums (6 search and 4 holdout problems); kinds:sums (6 search items of "
+        "2 and 4 holdout items of 2 problems): over"
     ), "one line for all"
     rows = [json.dumps({"question": f"{number}+1", "answer": number + 1}) for number in range(45)]
     (tmp_path / "sums.jsonl").write_text("\n".join(rows))
@@ -594,7 +605,9 @@ def test_a_problem_that_differs_in_spaces_alone_is_warned_of(build, tmp_path):
     path = tmp_path / "sums.jsonl"
     path.write_text(path.read_text().replace('"7+1"', '"2 + 1"'))
     assert alike_warnings([build()]) == [
-        "1 problems seem to be searched on and held out, such as 'sums/sums/2' and 'sums/sums/7', which ask the same. Give both the same cluster:, or choose other rows: for one"
+        "1 problems seem to be searched on and held out, such as 'sums/sums/2' and "
+        "'sums/sums/7', which ask the same. Give both the same cluster:, or choose other rows: "
+        "for one"
     ]
 
 

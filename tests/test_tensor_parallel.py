@@ -1,7 +1,9 @@
-"""Engines of two ranks: vLLM on a CPU with two worker processes, and its own layers as other ranks would hold them.
+"""Engines of two ranks: vLLM on a CPU with two worker processes, and its own layers as other ranks
+would hold them.
 
-Exact are the weights, and with them answers of one engine that come back when its weights do. Two ranks add up their sums
-in another order than one, so answers are compared with an unsharded engine's by a tolerance.
+Exact are the weights, and with them answers of one engine that come back when its weights do. Two
+ranks add up their sums in another order than one, so answers are compared with an unsharded
+engine's by a tolerance.
 """
 
 import hashlib
@@ -85,7 +87,9 @@ def test_a_worker_asks_for_a_gpu_a_rank_on_one_node(node, wanted):
 
 
 class _Shared(nn.Module):
-    """The layers of a Llama or Qwen2 block as rank `rank` of `ranks` holds them, and the declaration that vLLM's models carry."""
+    """The layers of a Llama or Qwen2 block as rank `rank` of `ranks` holds them, and the
+    declaration that vLLM's models carry.
+    """
 
     packed_modules_mapping = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
@@ -114,7 +118,9 @@ class _Shared(nn.Module):
 
 
 def _stored(*, vocab, heads, kv_heads, fused):
-    """A checkpoint's tensors for `_Shared`, with its fused ones apart or, as some architectures store them, together."""
+    """A checkpoint's tensors for `_Shared`, with its fused ones apart or, as some architectures
+    store them, together.
+    """
     shapes = {
         "embed_tokens.weight": (vocab, 64),
         "lm_head.weight": (vocab, 64),
@@ -172,7 +178,9 @@ class TestLayersOfManyRanks:
     def test_every_rank_is_mapped_and_all_of_them_hold_the_checkpoint(
         self, ranks, vocab, heads, kv_heads, fused, tmp_path
     ):
-        """With fewer kv heads than ranks, with ranks that hold padding only, with biases, fused in the checkpoint or not."""
+        """With fewer kv heads than ranks, with ranks that hold padding only, with biases, fused in
+        the checkpoint or not.
+        """
         from safetensors.torch import save_file
         from vllm.config import VllmConfig, set_current_vllm_config
 
@@ -211,12 +219,16 @@ def live_bits(worker):
 
 
 def load_as_vllm_does(worker, folder):
-    """Runs in a rank: vLLM's own loader, which cuts a checkpoint for this rank, over the live parameters."""
+    """Runs in a rank: vLLM's own loader, which cuts a checkpoint for this rank, over the live
+    parameters.
+    """
     worker.model_runner.model.load_weights(iterate_tensors(open_checkpoint(Path(folder))))
 
 
 class TwoRanks(EngineContract):
-    """The contract of engines; what a fresh engine would answer is what this one answers with weights that vLLM has loaded."""
+    """The contract of engines; what a fresh engine would answer is what this one answers with
+    weights that vLLM has loaded.
+    """
 
     pytestmark = needs_vllm
 
@@ -272,7 +284,9 @@ class TwoRanks(EngineContract):
         assert self._bits() == merged
 
     def test_answers_are_those_of_one_rank_but_for_rounding(self):
-        """In bfloat16 each layer rounds to 8 bits: log-probabilities of tokens differ by some hundredths."""
+        """In bfloat16 each layer rounds to 8 bits: log-probabilities of tokens differ by some
+        hundredths.
+        """
         from recycler.engines.vllm_engine import VLLMEngine
 
         alone = VLLMEngine(self.pool, max_model_len=self.max_model_len)

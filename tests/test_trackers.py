@@ -1,4 +1,7 @@
-"""A run in MLflow and in Weights & Biases says what the ledger says. Both are extras: without them their command says so."""
+"""A run in MLflow and in Weights & Biases says what the ledger says.
+
+Both are extras: without them their command says so.
+"""
 
 import json
 import shutil
@@ -29,7 +32,10 @@ def test_without_the_extra_the_command_names_it(run, flag, module, monkeypatch, 
 
 
 def test_the_trackers_are_imported_only_by_their_own_files():
-    code = "import recycler.cli.share, recycler.export.mlflow_log, recycler.export.wandb_log, sys; print(sorted({'mlflow', 'wandb'} & set(sys.modules)))"
+    code = (
+        "import recycler.cli.share, recycler.export.mlflow_log, recycler.export.wandb_log, sys; "
+        "print(sorted({'mlflow', 'wandb'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -110,7 +116,9 @@ def test_a_trial_leaves_as_the_files_of_lm_eval_whole_or_not_at_all(tmp_path, ca
 
 
 def records(raw):
-    """The records of a .wandb file: after 7 bytes, LevelDB's log format (blocks of 32 kB; checksum, length, kind, data)."""
+    """The records of a .wandb file: after 7 bytes, LevelDB's log format (blocks of 32 kB; checksum,
+    length, kind, data).
+    """
     place, parts = 7, b""
     while place + 7 <= len(raw):
         if (left := 32_768 - place % 32_768) < 7:

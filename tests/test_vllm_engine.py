@@ -38,7 +38,9 @@ def pool(tmp_path_factory):
 
 
 def test_agrees_with_transformers(pool):
-    """Two implementations of one model, in float32: the same tokens, and log-probabilities that differ by rounding only."""
+    """Two implementations of one model, in float32: the same tokens, and log-probabilities that
+    differ by rounding only.
+    """
     from recycler.engines.transformers_engine import TransformersEngine
     from recycler.engines.vllm_engine import VLLMEngine
 

@@ -1,4 +1,6 @@
-"""The map from checkpoint names to vLLM's fused, padded and shared-out parameters; no vLLM is needed."""
+"""The map from checkpoint names to vLLM's fused, padded and shared-out parameters; no vLLM is
+needed.
+"""
 
 from types import SimpleNamespace
 
@@ -48,7 +50,9 @@ def pools(tmp_path_factory):
 
 
 def fused_model(template, *, tied, order=("q_proj", "k_proj", "v_proj"), rank=0, ranks=1):
-    """What vLLM makes of a checkpoint on one rank: fused rows, a padded vocabulary, one parameter for tied weights, shared-out heads."""
+    """What vLLM makes of a checkpoint on one rank: fused rows, a padded vocabulary, one parameter
+    for tied weights, shared-out heads.
+    """
     stored = dict(iterate_tensors(template))
     model, made = nn.Module(), {}
     model.packed_modules_mapping = {

@@ -1,4 +1,6 @@
-"""A merge that only babbles is given up early, told with its reason and to the sampler as the worst; nothing else is touched."""
+"""A merge that only babbles is given up early, told with its reason and to the sampler as the
+worst; nothing else is touched.
+"""
 
 from dataclasses import replace
 
@@ -30,8 +32,14 @@ from recycler.types import (
     Scorecard,
 )
 
-PROSE = "She had 16 eggs and used 3 for breakfast and 4 for muffins, so 16 - 3 - 4 = 9 were left. At 2 dollars each she makes 18 dollars a day at the market."
-PROGRAM = "def count(words):\n    found = {}\n    for word in words:\n        found[word] = found.get(word, 0) + 1\n    return sorted(found, key=found.get)\n"
+PROSE = (
+    "She had 16 eggs and used 3 for breakfast and 4 for muffins, so 16 - 3 - 4 = 9 were left. At "
+    "2 dollars each she makes 18 dollars a day at the market."
+)
+PROGRAM = (
+    "def count(words):\n    found = {}\n    for word in words:\n        found[word] = "
+    "found.get(word, 0) + 1\n    return sorted(found, key=found.get)\n"
+)
 LOOPS = (
     "!" * 300,
     "The answer is 4. " * 20,
@@ -76,7 +84,10 @@ def test_short_answers_are_no_evidence():
 
 
 class Engine:
-    """Answers after a fashion: `texts` by turns, likelihoods of `logprob`, finishing out of order."""
+    """Answers after a fashion:
+
+    `texts` by turns, likelihoods of `logprob`, finishing out of order.
+    """
 
     fingerprint = "fake"
 
@@ -173,7 +184,9 @@ def test_the_sampler_hears_of_a_hopeless_merge_as_of_the_worst(tmp_path, monkeyp
 
 
 def test_a_pool_whose_members_loop_is_not_gated(tmp_path):
-    """Base models without a stop string repeat themselves after the right answer; a merge of them may, too."""
+    """Base models without a stop string repeat themselves after the right answer; a merge of them
+    may, too.
+    """
     long = tuple(
         replace(item, max_new_tokens=200)
         for item in ITEMS

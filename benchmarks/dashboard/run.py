@@ -2,10 +2,11 @@
 
     python benchmarks/dashboard/run.py --trials 5000 --repeats 5
 
-Prints one JSON line: seconds from the address to a page that is drawn (`cold`: the service has just started; `warm`: it has
-the run in memory; a new page each, no cache), seconds until its table, parallel coordinates and pairs are, before Plotly's
-scatter (`usable`), what of it the service took, and milliseconds of each brush until all three
-views show it. Needs the test extra and Debian's chromium.
+Prints one JSON line: seconds from the address to a page that is drawn (`cold`: the service has just
+started; `warm`: it has the run in memory; a new page each, no cache), seconds until its table,
+parallel coordinates and pairs are, before Plotly's scatter (`usable`), what of it the service took,
+and milliseconds of each brush until all three views show it. Needs the test extra and Debian's
+chromium.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from playwright.sync_api import sync_playwright
 BOUNDS = (0.9, 0.7, 0.5, 0.3, 0.55, 0.8)
 DRAG = """async (high) => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.dispatchEvent(new Event('change'));
     await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)))); }"""
-MEASURES = "name => performance.getEntriesByType('measure').filter(m => m.name === name).map(m => m.duration)"
+MEASURES = (
+    "name => performance.getEntriesByType('measure').filter(m => m.name === name).map(m => "
+    "m.duration)"
+)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -39,7 +43,9 @@ FLAGS = [
 
 
 def opened(browser, address: str, run: str) -> tuple[object, float, float]:
-    """(page, seconds until it is drawn, milliseconds that the service took for its trials) with an empty cache."""
+    """(page, seconds until it is drawn, milliseconds that the service took for its trials) with an
+    empty cache.
+    """
     page = browser.new_context(viewport={"width": 1280, "height": 860}).new_page()
     page.set_default_timeout(240_000)
     began = time.monotonic()
@@ -47,7 +53,9 @@ def opened(browser, address: str, run: str) -> tuple[object, float, float]:
     page.wait_for_selector("body[data-ready='1']")
     seconds = time.monotonic() - began
     waited = page.evaluate(
-        "performance.getEntriesByType('resource').filter(e => /api.*(trials|table)$/.test(e.name)).map(e => e.responseEnd - e.startTime).reduce((a, b) => a + b, 0)"
+        "performance.getEntriesByType('resource').filter(e => "
+        "/api.*(trials|table)$/.test(e.name)).map(e => e.responseEnd - e.startTime).reduce((a, "
+        "b) => a + b, 0)"
     )
     return page, seconds, waited
 

@@ -1,10 +1,13 @@
-"""python -m benchmarks.driver.run [--sampler random] [--trials 3000]: what the driver costs beside 64 workers.
+"""python -m benchmarks.driver.run [--sampler random] [--trials 3000]: what the driver costs beside
+64 workers.
 
-Workers are simulated: a trial takes a heavy-tailed time (log-normal, sigma 1, mean 2 s) and gives a score by a formula and
-`--items` outcomes. Everything else is the driver as it is: loop, planner, sampler, ledger with its flushes. Prints how busy
-the workers were from the first trial's start to the last one's, and the driver's CPU seconds per second.
+Workers are simulated: a trial takes a heavy-tailed time (log-normal, sigma 1, mean 2 s) and gives a
+score by a formula and `--items` outcomes. Everything else is the driver as it is: loop, planner,
+sampler, ledger with its flushes. Prints how busy the workers were from the first trial's start to
+the last one's, and the driver's CPU seconds per second.
 
-python -m benchmarks.driver.run --open 100000: writes a ledger of so many trials, then how long opening it takes.
+python -m benchmarks.driver.run --open 100000: writes a ledger of so many trials, then how long
+opening it takes.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class SimulatedWorkers:
         return done
 
     def busy(self) -> float:
-        """Share of the workers' time that was spent on trials, from the first trial's start to the last one's."""
+        """Share of the workers' time that was spent on trials, from the first trial's start to the
+        last one's.
+        """
         first, last = self._spans[0][0], self._spans[-1][0]
         return sum(min(end, last) - start for start, end in self._spans) / (
             self.num_workers * (last - first)
@@ -158,7 +163,9 @@ def drive(sampler: str, trials: int, num_workers: int, num_items: int, members: 
 
 
 def open_large(trials: int) -> dict:
-    """Write `trials` scored trials at once, then time a status, and all trials as a driver reads them."""
+    """Write `trials` scored trials at once, then time a status, and all trials as a driver reads
+    them.
+    """
     from sqlalchemy import insert
 
     from recycler.digest import canonical_json, digest

@@ -1,9 +1,12 @@
-"""Several CAT merges of LoRA adapters in one batch of vLLM against one dense merge after the other: time, and what rounding does.
+"""Several CAT merges of LoRA adapters in one batch of vLLM against one dense merge after the other:
+
+time, and what rounding does.
 
     python benchmarks/engines/lora_batch.py BASE ADAPTERS_DIR DATA_DIR OUT.json [CASE ...]
 
-A CASE is DTYPE:ADAPTER,ADAPTER,...:RECIPES:ITEMS:TOKENS, ADAPTER "all" for every folder. RECIPES random weights are scored on the
-same ITEMS questions of GSM8K test, greedy text of TOKENS new ones, then the likelihood of the gold answers, in these ways:
+A CASE is DTYPE:ADAPTER,ADAPTER,...:RECIPES:ITEMS:TOKENS, ADAPTER "all" for every folder. RECIPES
+random weights are scored on the same ITEMS questions of GSM8K test, greedy text of TOKENS new ones,
+then the likelihood of the gold answers, in these ways:
 
     dense     one recipe after the other: weights merged in place from members folded in DTYPE, then all its requests
     exact     the same from members folded in float32, so that a merge is rounded once
@@ -11,8 +14,9 @@ same ITEMS questions of GSM8K test, greedy text of TOKENS new ones, then the lik
     beside    all recipes at once, each an adapter of rank sum(r) (`engine.lora_batch`)
     theirs    the same with vLLM's own CPU kernels, which copy the factors once a token
 
-One process a way. Seconds are [wall, CPU]. `to_dense` compares texts and nats an answer with the dense way, `to_float32` with the
-dense way of a float32 case of the same recipes and items, where one is given.
+One process a way. Seconds are [wall, CPU]. `to_dense` compares texts and nats an answer with the
+dense way, `to_float32` with the dense way of a float32 case of the same recipes and items, where
+one is given.
 """
 
 from __future__ import annotations
@@ -80,7 +84,9 @@ def read_case(case: str, adapters: Path) -> tuple[str, list[str], int, int, int]
 
 
 def prepare(base: Path, adapters: Path, case: str, aside: Path) -> list[dict[str, float]]:
-    """Write the base and each adapter folded into it, in the case's dtype and in float32; give the recipes' weights by adapter."""
+    """Write the base and each adapter folded into it, in the case's dtype and in float32; give the
+    recipes' weights by adapter.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -109,7 +115,9 @@ def prepare(base: Path, adapters: Path, case: str, aside: Path) -> list[dict[str
 
 
 def compare(one: dict, other: dict) -> dict:
-    """How many texts are equal, and by how many nats an answer `other` is likelier: mean, deviation, largest; and of a recipe's mean."""
+    """How many texts are equal, and by how many nats an answer `other` is likelier: mean,
+    deviation, largest; and of a recipe's mean.
+    """
     texts = [
         (a, b)
         for ours, theirs in zip(one["texts"], other["texts"], strict=True)
@@ -237,7 +245,9 @@ class Clock:
 
 
 def questions(base: Path, data: Path, count: int, new_tokens: int) -> tuple[list[Any], list[Any]]:
-    """Requests for a text after each question in the chat form, and for the likelihood of its gold answer."""
+    """Requests for a text after each question in the chat form, and for the likelihood of its gold
+    answer.
+    """
     from recycler.scoring.tasks import encode, load_tokenizer
     from recycler.types import GenerateRequest, LoglikelihoodRequest
 

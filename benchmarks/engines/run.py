@@ -1,9 +1,11 @@
 """vLLM against transformers: how often greedy answers agree, and how far log-likelihoods are apart.
 
-    python benchmarks/engines/run.py POOL_DIR DATA_DIR OUT.json [DTYPE=MEMBER,MEMBER:ITEMS:TOKENS ...]
+    python benchmarks/engines/run.py POOL_DIR DATA_DIR OUT.json [DTYPE=MEMBER,MEMBER:ITEMS:TOKENS
+    ...]
 
-POOL_DIR holds base/ and members/. Questions of GSM8K test in the chat form; the text is greedy with TOKENS new ones, the
-likelihoods are of the gold answers. One process an engine, since vLLM keeps what it has taken.
+POOL_DIR holds base/ and members/. Questions of GSM8K test in the chat form; the text is greedy with
+TOKENS new ones, the likelihoods are of the gold answers. One process an engine, since vLLM keeps
+what it has taken.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def main(pool: str, data: str, out: str, *cases: str) -> None:
 
 
 def compare(ours: dict, theirs: dict) -> dict:
-    """Figures of one member on both engines: equal texts, the first token that differs, and nats apart per answer and token."""
+    """Figures of one member on both engines: equal texts, the first token that differs, and nats
+    apart per answer and token.
+    """
     pairs = list(zip(ours["texts"], theirs["texts"], strict=True))
     sums = np.array([[sum(entry) for entry in side["tokens"]] for side in (ours, theirs)])
     tokens = np.concatenate(

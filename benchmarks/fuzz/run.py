@@ -1,10 +1,13 @@
-"""Fuzz every reader of foreign bytes with atheris (libFuzzer with Python's coverage), in a process a target.
+"""Fuzz every reader of foreign bytes with atheris (libFuzzer with Python's coverage), in a process
+a target.
 
-    python3.11 -m venv /tmp/fuzz-venv && /tmp/fuzz-venv/bin/pip install atheris==3.0.0 && /tmp/fuzz-venv/bin/pip install -e .
-    /tmp/fuzz-venv/bin/python benchmarks/fuzz/run.py --minutes 60 --out /tmp/fuzz
+    python3.11 -m venv /tmp/fuzz-venv && /tmp/fuzz-venv/bin/pip install atheris==3.0.0 &&
+    /tmp/fuzz-venv/bin/pip install -e . /tmp/fuzz-venv/bin/python benchmarks/fuzz/run.py --minutes
+    60 --out /tmp/fuzz
 
-Anything but a RecyclerError is written down once per place in the code, with the input, in OUT/found; a hang (20 s) or more
-than 1.5 GB ends the process, is kept by libFuzzer in OUT/found too, and the target is started again. Figures: OUT/report.txt.
+Anything but a RecyclerError is written down once per place in the code, with the input, in
+OUT/found; a hang (20 s) or more than 1.5 GB ends the process, is kept by libFuzzer in OUT/found
+too, and the target is started again. Figures: OUT/report.txt.
 """
 
 from __future__ import annotations
@@ -21,10 +24,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WORDS = (
-    "dtype shape data_offsets __metadata__ F32 BF16 weight_map metadata total_size model.norm.weight model.safetensors num_hidden_layers vocab_size rope_scaling text_config tie_word_embeddings "
-    "hidden_size num_attention_heads architectures auto_map models slices sources layer_range parameters weight density filter value merge_method base_model normalize tokenizer_source linear ties slerp "
-    "dare_linear della method members base groups match options seed checkpoints tensors small kind same raw exact lowrank split as digest error schema_version ratio r lora_alpha rank_pattern alpha_pattern "
-    "null true false 1e999 -1 0.5 NaN [] {} [[ ]] .. ../ vocab merges added_tokens content id model epsilon lambda gamma t tokens source tokenizer gradient passthrough modules float32"
+    "dtype shape data_offsets __metadata__ F32 BF16 weight_map metadata total_size "
+    "model.norm.weight model.safetensors num_hidden_layers vocab_size rope_scaling text_config "
+    "tie_word_embeddings "
+    "hidden_size num_attention_heads architectures auto_map models slices sources layer_range "
+    "parameters weight density filter value merge_method base_model normalize tokenizer_source "
+    "linear ties slerp "
+    "dare_linear della method members base groups match options seed checkpoints tensors small "
+    "kind same raw exact lowrank split as digest error schema_version ratio r lora_alpha "
+    "rank_pattern alpha_pattern "
+    "null true false 1e999 -1 0.5 NaN [] {} [[ ]] .. ../ vocab merges added_tokens content id "
+    "model epsilon lambda gamma t tokens source tokenizer gradient passthrough modules float32"
 ).split()
 
 
@@ -116,13 +126,17 @@ def drive(out: Path, minutes: float, names: tuple[str, ...]) -> None:
         coverage = re.findall(r"cov: (\d+)", (out / f"{name}.log").read_text())
         total += executions
         report.append(
-            f"{name}: {executions} inputs in {time.monotonic() - start:.0f} s, coverage {coverage[-1] if coverage else '?'}, {ends - 1} restarts, corpus {len(list((out / 'corpus' / name).iterdir()))}"
+            f"{name}: {executions} inputs in {time.monotonic() - start:.0f} s, coverage "
+            f"{coverage[-1] if coverage else '?'}, {ends - 1} restarts, corpus "
+            f"{len(list((out / 'corpus' / name).iterdir()))}"
         )
         (out / "report.txt").write_text(
             "\n".join(
                 [
                     *report,
-                    f"{total} inputs; {len([path for path in (out / 'found').iterdir() if path.suffix != '.txt'])} found",
+                    f"{total} inputs; "
+                    f"{len([path for path in (out / 'found').iterdir() if path.suffix != '.txt'])} "
+                    "found",
                 ]
             )
             + "\n"

@@ -70,7 +70,10 @@ class Targets:
     # ------------------------------------------------------------ safetensors
 
     def header_file(self, data: bytes) -> None:
-        """A whole file. What we accept, the library must accept too, with the same tensors, all inside the file."""
+        """A whole file.
+
+        What we accept, the library must accept too, with the same tensors, all inside the file.
+        """
         self.file.write_bytes(data)
         infos = read_header(self.file)
         with safe_open(self.file, framework="pt") as file:
@@ -82,7 +85,9 @@ class Targets:
                 )
 
     def header_json(self, data: bytes) -> None:
-        """The JSON alone: the length before it is made right, the first byte says how much data follows."""
+        """The JSON alone: the length before it is made right, the first byte says how much data
+        follows.
+        """
         self.header_file(
             len(data[1:]).to_bytes(8, "little") + data[1:] + bytes(data[0] if data else 0)
         )
@@ -205,12 +210,24 @@ NAMES = (
     "adapter_config",
 )
 MERGEKIT = (
-    "models:\n- model: a\n  parameters:\n    weight: 0.5\n    density: [0.1, 0.5]\n- model: b\n  parameters:\n    weight:\n    - filter: mlp\n      value: 0.3\n    - value: 1\nmerge_method: ties\nbase_model: c\nparameters:\n  normalize: true\n  int8_mask: true\ndtype: float16\n",
-    "slices:\n- sources:\n  - model: a\n    layer_range: [0, 2]\n  - model: b\n    layer_range: [0, 2]\n  parameters:\n    t: [0, 0.5, 1]\n- sources:\n  - model: a\n    layer_range: [2, 4]\n  - model: b\n    layer_range: [2, 4]\nmerge_method: slerp\nbase_model: a\nparameters:\n  t:\n  - filter: self_attn\n    value: [0, 1]\n  - value: 0.5\ntokenizer_source: union\nout_dtype: bfloat16\n",
-    "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: [0, 1]}}\ntokenizer: {source: base, tokens: {}}\nchat_template: auto\n",
-    "merge_method: della\nbase_model: b\nmodels:\n- {model: a, parameters: {weight: 1, density: 0.4, epsilon: 0.1}}\nparameters: {lambda: 0.5}\nname: x\n",
+    "models:\n- model: a\n  parameters:\n    weight: 0.5\n    density: [0.1, 0.5]\n- model: b\n  "
+    "parameters:\n    weight:\n    - filter: mlp\n      value: 0.3\n    - value: 1\n"
+    "merge_method: ties\nbase_model: c\nparameters:\n  normalize: true\n  int8_mask: true\n"
+    "dtype: float16\n",
+    "slices:\n- sources:\n  - model: a\n    layer_range: [0, 2]\n  - model: b\n    layer_range: "
+    "[0, 2]\n  parameters:\n    t: [0, 0.5, 1]\n- sources:\n  - model: a\n    layer_range: [2, "
+    "4]\n  - model: b\n    layer_range: [2, 4]\nmerge_method: slerp\nbase_model: a\nparameters:\n"
+    "  t:\n  - filter: self_attn\n    value: [0, 1]\n  - value: 0.5\ntokenizer_source: union\n"
+    "out_dtype: bfloat16\n",
+    "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, "
+    "parameters: {weight: [0, 1]}}\ntokenizer: {source: base, tokens: {}}\nchat_template: auto\n",
+    "merge_method: della\nbase_model: b\nmodels:\n- {model: a, parameters: {weight: 1, density: "
+    "0.4, epsilon: 0.1}}\nparameters: {lambda: 0.5}\nname: x\n",
 )
 RECIPES = (
-    "method: ties\nbase: {llama: ../llama}\nmembers: {math: ../math-v3, code: ../code-v1}\nweights: {math: 0.7, code: 0.3}\noptions: {density: 0.5}\ndtype: bfloat16\nseed: 0\n",
-    "method: dare_ties\nbase: {b: b}\nmembers: {x: x, y: y}\ngroups:\n- {name: mlp, match: mlp, weights: {x: 1, y: 0}}\n- {name: rest, match: '', weights: {x: .5, y: -1e3}}\noptions: {density: [0.1, 0.9], rescale: false}\nseed: 7\n",
+    "method: ties\nbase: {llama: ../llama}\nmembers: {math: ../math-v3, code: ../code-v1}\n"
+    "weights: {math: 0.7, code: 0.3}\noptions: {density: 0.5}\ndtype: bfloat16\nseed: 0\n",
+    "method: dare_ties\nbase: {b: b}\nmembers: {x: x, y: y}\ngroups:\n- {name: mlp, match: mlp, "
+    "weights: {x: 1, y: 0}}\n- {name: rest, match: '', weights: {x: .5, y: -1e3}}\noptions: "
+    "{density: [0.1, 0.9], rescale: false}\nseed: 7\n",
 )

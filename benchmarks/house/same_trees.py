@@ -1,6 +1,6 @@
 """Show that two commits have the same syntax trees, docstrings compared as `inspect` shows them.
 
-    python benchmarks/house/same_trees.py BEFORE AFTER
+python benchmarks/house/same_trees.py BEFORE AFTER
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""lm-eval's own tasks pointed at local files: YAMLs that include the installed ones and change nothing but where rows come from."""
+"""lm-eval's own tasks pointed at local files:
+
+YAMLs that include the installed ones and change nothing but where rows come from.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ DEFINITIONS = {
 
 
 def write_local_tasks(folder: Path, data: Path, names: Sequence[str]) -> None:
-    """For each task a YAML and its rows as JSONL, with the columns of the data set that lm-eval would download."""
+    """For each task a YAML and its rows as JSONL, with the columns of the data set that lm-eval
+    would download.
+    """
     root = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
     for name in names:
         files = {}
@@ -92,9 +97,11 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def code_eval_in_the_sandbox() -> None:
-    """Stand in for the hub metric 'code_eval', which lm-eval's code tasks load when imported: the same pass@1, inside our sandbox.
+    """Stand in for the hub metric 'code_eval', which lm-eval's code tasks load when imported: the
+    same pass@1, inside our sandbox.
 
-    As code_eval does it, the tests follow the program in one interpreter; ours runs them apart, so equal values show equal verdicts.
+    As code_eval does it, the tests follow the program in one interpreter; ours runs them apart, so
+    equal values show equal verdicts.
     """
     from recycler.scoring.sandbox import Program, shared_sandbox
 

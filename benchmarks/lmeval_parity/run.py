@@ -1,14 +1,17 @@
 """Our scores against lm-eval run directly: same model, same local files, item by item.
 
-    python benchmarks/lmeval_parity/run.py MODEL_DIR DATA_DIR OUT.json [--engine transformers|vllm] [--dtype D] [--own-order] [TASK=ITEMS[:TOKENS] ...]
+    python benchmarks/lmeval_parity/run.py MODEL_DIR DATA_DIR OUT.json [--engine transformers|vllm]
+    [--dtype D] [--own-order] [TASK=ITEMS[:TOKENS] ...]
 
-lm-eval runs its own model class (`hf` or `vllm`) on its own tasks; we build our suites and run our engine of the same kind.
-Both greedy, in one dtype, with the same limit of new tokens (TOKENS, for machines that are slow). Everything that is not the
-same is listed: prompt, token ids, text, filtered answer, value. With vLLM questions are put in the order in which lm-eval
-puts them, so that both fill the same batches and rounding is the same; `--own-order` leaves ours.
+lm-eval runs its own model class (`hf` or `vllm`) on its own tasks; we build our suites and run our
+engine of the same kind. Both greedy, in one dtype, with the same limit of new tokens (TOKENS, for
+machines that are slow). Everything that is not the same is listed: prompt, token ids, text,
+filtered answer, value. With vLLM questions are put in the order in which lm-eval puts them, so that
+both fill the same batches and rounding is the same; `--own-order` leaves ours.
 
-IFEval needs nltk's punkt_tab (NLTK_DATA). We seed langdetect, for lm-eval too; where lm-eval counts a letter that it draws at
-random (row 19, told to count '#') its verdict is its own. Results of 2026-11-21 are in docs/log.md, "lm-eval run directly".
+IFEval needs nltk's punkt_tab (NLTK_DATA). We seed langdetect, for lm-eval too; where lm-eval counts
+a letter that it draws at random (row 19, told to count '#') its verdict is its own. Results of
+2026-11-21 are in docs/log.md, "lm-eval run directly".
 """
 
 from __future__ import annotations
@@ -122,7 +125,8 @@ def compare(name: str, count: int, model: Path, data: Path, engine: Engine) -> d
     middle = time.monotonic()
     print(
         name,
-        f"ours: {len(items)} items, {sum(outcome.num_tokens for outcome in outcomes)} tokens, {middle - started:.0f} s",
+        f"ours: {len(items)} items, {sum(outcome.num_tokens for outcome in outcomes)} tokens, "
+        f"{middle - started:.0f} s",
         flush=True,
     )
     samples, context_ids = theirs(name, count, model, data, engine)
@@ -213,7 +217,9 @@ def ours(items: list[Item], model: Path, engine: Engine) -> tuple[Outcome, ...]:
 
 
 def lm_eval_model(model: Path, engine: Engine) -> Any:
-    """lm-eval's own class of the same kind. vLLM was imported by our engine, and computes with the same kernels for both."""
+    """lm-eval's own class of the same kind. vLLM was imported by our engine, and computes with the
+    same kernels for both.
+    """
     if engine.name == "vllm":
         import vllm
 

@@ -1,4 +1,5 @@
-"""Synthetic Llama checkpoints for the merge bench: a base and fine-tunes that are base + noise, bfloat16, cut into shards.
+"""Synthetic Llama checkpoints for the merge bench: a base and fine-tunes that are base + noise,
+bfloat16, cut into shards.
 
 python benchmarks/merge/models.py {135m|1b} N OUT
 """
@@ -13,7 +14,8 @@ import torch
 
 from recycler.merge.writer import write_model
 
-SHAPES = {  # hidden, layers, heads, kv heads, intermediate, vocabulary, tied: SmolLM2-135M and TinyLlama-1.1B
+# hidden, layers, heads, kv heads, intermediate, vocabulary, tied: SmolLM2-135M and TinyLlama-1.1B
+SHAPES = {
     "135m": (576, 30, 9, 3, 1536, 49152, True),
     "1b": (2048, 22, 32, 4, 5632, 32000, False),
 }

@@ -1,9 +1,11 @@
-"""Plan merges that no disk here could hold: checkpoints with true headers and configs, and weights that are holes in sparse files.
+"""Plan merges that no disk here could hold: checkpoints with true headers and configs, and weights
+that are holes in sparse files.
 
     python benchmarks/merge/plan.py DIR [GB/s]
 
-Two cases, each planned by `recycler plan` in a process of its own: 16 members of 104 billion parameters (the shape of Command
-R+, 42 shards each), and 2 members of 100,000 tensors (a mixture of experts). Prints what it says, and what it took.
+Two cases, each planned by `recycler plan` in a process of its own: 16 members of 104 billion
+parameters (the shape of Command R+, 42 shards each), and 2 members of 100,000 tensors (a mixture of
+experts). Prints what it says, and what it took.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ EXPERTS = {
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict) -> None:
-    """A checkpoint of bfloat16 tensors that takes no room: real headers, an index, holes for numbers."""
+    """A checkpoint of bfloat16 tensors that takes no room: real headers, an index, holes for
+    numbers.
+    """
     folder.mkdir(parents=True)
     infos = {name: ("BF16", shape) for name, shape in shapes.items()}
     shards, weight_map = shard_plan(infos, 5_000_000_000), {}
@@ -102,7 +106,9 @@ def main(place: Path, bandwidth: str) -> None:
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         print(
-            f"planned in {time.perf_counter() - start:.2f} s ({after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.2f} CPU, imports included), {after.ru_maxrss / 1024:.0f} MB\n",
+            f"planned in {time.perf_counter() - start:.2f} s "
+            f"({after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.2f} CPU, "
+            f"imports included), {after.ru_maxrss / 1024:.0f} MB\n",
             flush=True,
         )
 

@@ -1,11 +1,14 @@
-"""Merge the same checkpoints with recycler and with mergekit, each in its own process with one thread; print ratios.
+"""Merge the same checkpoints with recycler and with mergekit, each in its own process with one
+thread; print ratios.
 
-    python benchmarks/merge/models.py 135m 8 POOL && python benchmarks/merge/run.py POOL 135m 8 --mergekit .../bin/mergekit-yaml
+    python benchmarks/merge/models.py 135m 8 POOL && python benchmarks/merge/run.py POOL 135m 8
+    --mergekit .../bin/mergekit-yaml
     python benchmarks/merge/run.py POOL 135m 8 --live          # into live weights, against a plain copy, in this process
-    recycler pack POOL/135m-[1-4] --base POOL/135m-0 --to PACK && python benchmarks/merge/run.py POOL 135m 5 --live --packed PACK
+    recycler pack POOL/135m-[1-4] --base POOL/135m-0 --to PACK && python benchmarks/merge/run.py
+    POOL 135m 5 --live --packed PACK
 
-CPU-seconds are of the whole process less its imports: on a shared machine they say more than the wall does.
-Anonymous memory is sampled every 20 ms from /proc.
+CPU-seconds are of the whole process less its imports: on a shared machine they say more than the
+wall does. Anonymous memory is sampled every 20 ms from /proc.
 """
 
 from __future__ import annotations
@@ -56,7 +59,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MKL
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds, and peak anonymous megabytes of a command. Raises CalledProcessError."""
+    """Wall seconds, CPU seconds, and peak anonymous megabytes of a command.
+
+    Raises CalledProcessError.
+    """
     before, start, peak, done = (
         resource.getrusage(resource.RUSAGE_CHILDREN),
         time.perf_counter(),
@@ -121,7 +127,8 @@ def disk(arguments: argparse.Namespace) -> None:
         "mergekit": measure([str(python), "-c", IMPORTS["mergekit"]])[1],
     }
     print(
-        f"{arguments.count} x {arguments.kind}, {num_bytes / 1e6:,.0f} MB; imports: recycler {imports['recycler']:.1f} CPU-s, mergekit {imports['mergekit']:.1f} CPU-s"
+        f"{arguments.count} x {arguments.kind}, {num_bytes / 1e6:,.0f} MB; imports: recycler "
+        f"{imports['recycler']:.1f} CPU-s, mergekit {imports['mergekit']:.1f} CPU-s"
     )
     with tempfile.TemporaryDirectory(dir=arguments.pool) as aside:
         copied = Path(aside) / "copied"
@@ -130,15 +137,18 @@ def disk(arguments: argparse.Namespace) -> None:
             [
                 "sh",
                 "-c",
-                f"cat {' '.join(str(folder) + '/*.safetensors' for folder in folders.values())} > /dev/null; cp -r {first} {copied}",
+                f"cat {' '.join(str(folder) + '/*.safetensors' for folder in folders.values())} "
+                f"> /dev/null; cp -r {first} {copied}",
             ]
         )
         shutil.rmtree(copied)
         print(
-            f"plain file copies (all inputs read, one output written): wall {wall:.2f} s, CPU {cpu:.2f} s"
+            f"plain file copies (all inputs read, one output written): wall {wall:.2f} s, CPU "
+            f"{cpu:.2f} s"
         )
         print(
-            "| method | recycler wall / net CPU s / anon MB | mergekit wall / net CPU s / anon MB | wall ratio | net CPU ratio |\n|---|---|---|---|---|"
+            "| method | recycler wall / net CPU s / anon MB | mergekit wall / net CPU s / anon "
+            "MB | wall ratio | net CPU ratio |\n|---|---|---|---|---|"
         )
         for method in arguments.methods:
             config = Path(aside) / f"{method}.yml"
@@ -169,15 +179,18 @@ def disk(arguments: argparse.Namespace) -> None:
             ours, theirs = row["recycler"], row["mergekit"]
             cells = [f"{wall:.2f} / {cpu:.2f} / {anon:.0f}" for wall, cpu, anon in (ours, theirs)]
             print(
-                f"| {method} | {cells[0]} | {cells[1]} | {theirs[0] / ours[0]:.1f} | {theirs[1] / ours[1]:.1f} |",
+                f"| {method} | {cells[0]} | {cells[1]} | {theirs[0] / ours[0]:.1f} | "
+                f"{theirs[1] / ours[1]:.1f} |",
                 flush=True,
             )
 
 
 def live(arguments: argparse.Namespace) -> None:
-    """Merging a resident pool into live weights against plain copies of as many bytes (K reads + 1 write): CPU-seconds, best of repeats.
+    """Merging a resident pool into live weights against plain copies of as many bytes (K reads + 1
+    write): CPU-seconds, best of repeats.
 
-    The same members plain and, with --packed, from a packed pool, which is unpacked into the local cache when it is first used.
+    The same members plain and, with --packed, from a packed pool, which is unpacked into the local
+    cache when it is first used.
     """
     torch.set_num_threads(1)
     folders = [
@@ -191,7 +204,8 @@ def live(arguments: argparse.Namespace) -> None:
         for member in pools["packed"].pool.members:
             pools["packed"].tensor(member.name, next(iter(member.tensors)))
         print(
-            f"unpacking {len(pools['packed'].pool.members)} members once (0 when the cache holds them): {time.process_time() - start:.1f} CPU-s"
+            f"unpacking {len(pools['packed'].pool.members)} members once (0 when the cache holds "
+            f"them): {time.process_time() - start:.1f} CPU-s"
         )
     print("| pool | K | copy s | merge s | ratio |\n|---|---|---|---|---|")
     for kind, resident in pools.items():
@@ -204,7 +218,9 @@ def live(arguments: argparse.Namespace) -> None:
 
 
 def live_seconds(resident: ResidentPool, count: int, repeats: int) -> tuple[float, float]:
-    """(CPU-seconds to copy as many bytes, to merge) for `count` members, of which there may be fewer, taken again and again."""
+    """(CPU-seconds to copy as many bytes, to merge) for `count` members, of which there may be
+    fewer, taken again and again.
+    """
     members = resident.pool.members
     names = [members[index % len(members)].name for index in range(count)]
     live_weights = {

@@ -1,10 +1,12 @@
-"""What a trial of 500 items costs beside the engine: its parts, side by side in one run, in milliseconds.
+"""What a trial of 500 items costs beside the engine: its parts, side by side in one run, in
+milliseconds.
 
     python benchmarks/overhead/run.py MODEL_DIR DATA_DIR [REPEATS]
 
-The engine is a stand-in that gives gold-like answers at once, so what is left is ours: choosing items, requests, scorers,
-the sandbox, means and errors, the way over Ray's pickle, the ledger. Shares are of a trial whose decoding takes 6 s, which
-500 answers of 150 tokens take on one H200 (`docs/log.md`); a CPU decodes for minutes. Best of REPEATS, wall and CPU.
+The engine is a stand-in that gives gold-like answers at once, so what is left is ours: choosing
+items, requests, scorers, the sandbox, means and errors, the way over Ray's pickle, the ledger.
+Shares are of a trial whose decoding takes 6 s, which 500 answers of 150 tokens take on one H200
+(`docs/log.md`); a CPU decodes for minutes. Best of REPEATS, wall and CPU.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def main(model: str, data: str, repeats: str = "5") -> None:
         beside = name.startswith("sandbox")
         total += 0.0 if beside else wall
         print(
-            f"{name:34} {1000 * wall:8.1f} ms wall {1000 * cpu:8.1f} ms CPU {wall / DECODING_SECONDS:7.2%}{'  (beside decoding of likelihoods)' if beside else ''}"
+            f"{name:34} {1000 * wall:8.1f} ms wall {1000 * cpu:8.1f} ms CPU "
+            f"{wall / DECODING_SECONDS:7.2%}{'  (beside decoding of likelihoods)' if beside else ''}"
         )
     print(f"{'sum':34} {1000 * total:8.1f} ms wall {'':20} {total / DECODING_SECONDS:7.2%}")
 

@@ -1,4 +1,7 @@
-"""Two families of small models with a common base: Llama-like with a tied head, Qwen-like with biases and a head of its own."""
+"""Two families of small models with a common base:
+
+Llama-like with a tied head, Qwen-like with biases and a head of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-FAMILIES = {  # float32 members have no two deltas of equal size, which bfloat16 ones have by the thousand
+# float32 members have no two deltas of equal size, which bfloat16 ones have by the thousand
+FAMILIES = {
     "llama-tied": (
         LlamaForCausalLM,
         LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -36,7 +40,9 @@ FAMILIES = {  # float32 members have no two deltas of equal size, which bfloat16
 
 
 def build(folder: Path, family: str, *, num_members: int = 3) -> None:
-    """Write base and m1..mK: the base is random, members are the base plus random deltas of 5 % with a common part."""
+    """Write base and m1..mK: the base is random, members are the base plus random deltas of 5 %
+    with a common part.
+    """
     kind, config, dtype = FAMILIES[family]
     torch.manual_seed(0)
     base = kind(config)

@@ -1,9 +1,11 @@
-"""Every combination of PEFT's add_weighted_adapter against ours, on two architectures; print a markdown table.
+"""Every combination of PEFT's add_weighted_adapter against ours, on two architectures; print a
+markdown table.
 
     python benchmarks/parity/peft_run.py
 
-Three adapters of rank 4 on attention and MLP. PEFT's `*_svd` kinds act on deltas, as ours do, and are compared at full rank;
-its other kinds combine A and B apart and differ by intention: the table says by how much (relative Frobenius norm).
+Three adapters of rank 4 on attention and MLP. PEFT's `*_svd` kinds act on deltas, as ours do, and
+are compared at full rank; its other kinds combine A and B apart and differ by intention: the table
+says by how much (relative Frobenius norm).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Run the same merges with recycler and with mergekit 0.1.5 and compare every tensor; print a markdown table.
+"""Run the same merges with recycler and with mergekit 0.1.5 and compare every tensor; print a
+markdown table.
 
-    python3 -m venv /tmp/mergekit-venv && /tmp/mergekit-venv/bin/pip install torch==2.13.0 mergekit==0.1.5
-    python benchmarks/parity/run.py --mergekit /tmp/mergekit-venv/bin/mergekit-yaml
+    python3 -m venv /tmp/mergekit-venv && /tmp/mergekit-venv/bin/pip install torch==2.13.0
+    mergekit==0.1.5 python benchmarks/parity/run.py --mergekit /tmp/mergekit-venv/bin/mergekit-yaml
 
-mergekit computes in float32 (`dtype: float32, out_dtype: bfloat16`), as we always do: so both round once.
+mergekit computes in float32 (`dtype: float32, out_dtype: bfloat16`), as we always do: so both round
+once.
 """
 
 from __future__ import annotations
@@ -205,9 +207,10 @@ def compare(label: str, recipe: Recipe, folder: Path, ours: dict, theirs: dict) 
 def law(recipe: Recipe, folder: Path, ours: dict, theirs: dict) -> str:
     """Random masks are compared by what they do, ours and mergekit's.
 
-    moved: share of elements unlike the base (rate). slope: regression of the merged delta on that of the full linear merge
-    (mean). outside: moved elements that no member had moved (support). larger half: the rate among the larger half of each
-    tensor's deltas. With one member and no rescaling every element is the base's or the member's: `other` counts the rest.
+    moved: share of elements unlike the base (rate). slope: regression of the merged delta on that
+    of the full linear merge (mean). outside: moved elements that no member had moved (support).
+    larger half: the rate among the larger half of each tensor's deltas. With one member and no
+    rescaling every element is the base's or the member's: `other` counts the rest.
     """
     full = dict(
         merged_tensors(
@@ -247,7 +250,9 @@ def law(recipe: Recipe, folder: Path, ours: dict, theirs: dict) -> str:
             total["square"] += float((wanted * wanted).double().sum())
             count += origin.numel()
         figures.append(
-            f"moved {total['moved'] / count:.4f}, of the larger half {2 * total['large'] / count:.4f}, slope {total['along'] / total['square']:.4f}, outside {total['outside']:.0f}"
+            f"moved {total['moved'] / count:.4f}, of the larger half "
+            f"{2 * total['large'] / count:.4f}, slope {total['along'] / total['square']:.4f}, "
+            f"outside {total['outside']:.0f}"
             + (f", other {total['other']:.0f}" if len(members) == 1 else "")
         )
     return f"by law: {figures[0]} (mergekit: {figures[1]})"

@@ -1,10 +1,11 @@
-"""Merge models whose vocabularies overlap, with recycler and with mergekit 0.1.5, and compare; print a markdown table.
+"""Merge models whose vocabularies overlap, with recycler and with mergekit 0.1.5, and compare;
+print a markdown table.
 
     python benchmarks/parity/tokenizer_run.py --mergekit /tmp/mergekit-venv/bin/mergekit-yaml
 
-mergekit numbers new tokens in an order that differs from run to run, so rows are compared by their token. Without a
-base_model it draws the model whose tokenizer comes first, so every case has one. Then both tokenizers, and that of the first
-model, cut some texts.
+mergekit numbers new tokens in an order that differs from run to run, so rows are compared by their
+token. Without a base_model it draws the model whose tokenizer comes first, so every case has one.
+Then both tokenizers, and that of the first model, cut some texts.
 """
 
 from __future__ import annotations
@@ -31,19 +32,25 @@ TEXTS = {
 }
 ADDED = {"base": ["<|user|>"], "m1": ["<|user|>", "<|outil|>"], "m2": ["<|tool|>", "<|outil|>"]}
 BY_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
-MODELS = "models:\n- {model: M1, parameters: {weight: 0.5SETTING}}\n- {model: M2, parameters: {weight: 0.3SETTING}}\n"
+MODELS = (
+    "models:\n- {model: M1, parameters: {weight: 0.5SETTING}}\n- {model: M2, parameters: {weight: "
+    "0.3SETTING}}\n"
+)
 CASES = {
     "linear": "merge_method: linear\nbase_model: M1\n"
     + MODELS
     + "parameters: {normalize: false}\n",
-    "slerp": "merge_method: slerp\nbase_model: M1\nmodels:\n- {model: M1}\n- {model: M2}\nparameters: {t: 0.4}\n",
+    "slerp": "merge_method: slerp\nbase_model: M1\nmodels:\n- {model: M1}\n- {model: M2}\nparameters: "
+    "{t: 0.4}\n",
     "task_arithmetic": "merge_method: task_arithmetic\nbase_model: BASE\n" + MODELS,
     "ties": "merge_method: ties\nbase_model: BASE\n" + MODELS.replace("SETTING", ", density: 0.5"),
 }
 
 
 def build(folder: Path, *, tied: bool, dtype: torch.dtype) -> None:
-    """base, m1 and m2: byte-level BPE of other texts, weights near the base's where both have the row."""
+    """base, m1 and m2: byte-level BPE of other texts, weights near the base's where both have the
+    row.
+    """
     torch.manual_seed(0)
     common = None
     for name, text in TEXTS.items():
@@ -118,7 +125,10 @@ def compare(ours: Path, theirs: Path, template: Path) -> str:
     if tensors[0].keys() != tensors[1].keys() or any(
         len(pair[0][BY_TOKEN[0]]) != len(ids[0]) for pair in [tensors]
     ):
-        return f"tensors differ: {sorted(tensors[0].keys() ^ tensors[1].keys())}, {len(tensors[0][BY_TOKEN[0]])} rows for {len(ids[0])} tokens"
+        return (
+            f"tensors differ: {sorted(tensors[0].keys() ^ tensors[1].keys())}, "
+            f"{len(tensors[0][BY_TOKEN[0]])} rows for {len(ids[0])} tokens"
+        )
     apart = {
         name: ulps(
             *(
@@ -141,7 +151,10 @@ def compare(ours: Path, theirs: Path, template: Path) -> str:
         if not by_token + rest
         else f"{by_token} elements of rows by token and {rest} others, at most {most} ulp"
     )
-    return f"{verdict} of {total:,}; {len(ids[0])} tokens; of {len(TEXTS)} texts {cut[0]} are cut as before (mergekit {cut[1]})"
+    return (
+        f"{verdict} of {total:,}; {len(ids[0])} tokens; of {len(TEXTS)} texts {cut[0]} are cut as "
+        f"before (mergekit {cut[1]})"
+    )
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""python -m benchmarks.search --families bumps near_linear --members 8 16 --budget 50 --seeds 3 --jobs 2
+"""python -m benchmarks.search --families bumps near_linear --members 8 16 --budget 50 --seeds 3
+--jobs 2
 
-Prints, per family and pool size, the true hypervolume of the shipped front at each checkpoint: median over seeds, each
-seed with a pool of its own. `--csv FILE` keeps every row. Set OMP_NUM_THREADS=1. `botorch`, `mergenetic` and `mergekit_evolve`
-need libraries of their own: see `outside.py`.
+Prints, per family and pool size, the true hypervolume of the shipped front at each checkpoint:
+median over seeds, each seed with a pool of its own. `--csv FILE` keeps every row. Set
+OMP_NUM_THREADS=1. `botorch`, `mergenetic` and `mergekit_evolve` need libraries of their own: see
+`outside.py`.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def main() -> None:
 
 
 def table(rows: list[dict], points: list[int]) -> str:
-    """Medians as a Markdown table: shipped hypervolume (observed front in brackets), seconds per proposal."""
+    """Medians as a Markdown table: shipped hypervolume (observed front in brackets), seconds per
+    proposal.
+    """
     points = sorted(set(points))
     lines = [
         "| family | K | sampler | " + " | ".join(map(str, points)) + " | s / proposal |",
@@ -90,7 +94,8 @@ def table(rows: list[dict], points: list[int]) -> str:
         for point in points:
             here = [row for row in cell if row["trials"] == point]
             figures.append(
-                f"{median(row['shipped'] for row in here):.3f} ({median(row['observed'] for row in here):.3f})"
+                f"{median(row['shipped'] for row in here):.3f} "
+                f"({median(row['observed'] for row in here):.3f})"
             )
         last = [row["seconds"] for row in cell if row["trials"] == points[-1]]
         lines.append(

@@ -1,4 +1,6 @@
-"""One cell of the bench: run a sampler on a pool, ship its posterior front, measure what that front is truly worth."""
+"""One cell of the bench: run a sampler on a pool, ship its posterior front, measure what that front
+is truly worth.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,11 @@ def pool(name: str, num_members: int, pool_seed: int) -> Family:
 
 @lru_cache(maxsize=64)
 def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, float]:
-    """Reference point (T,), the members' worst true score per objective, and the hypervolume of a long-run front.
+    """Reference point (T,), the members' worst true score per objective, and the hypervolume of a
+    long-run front.
 
-    The long run sees the truth: rounds of 400 neighbours of the true front (few rounds for networks, which are slow).
+    The long run sees the truth: rounds of 400 neighbours of the true front (few rounds for
+    networks, which are slow).
     """
     family = pool(name, num_members, pool_seed)
     kept = list(family.counted)
@@ -148,7 +152,9 @@ def run(
 
 
 def ship(family: Family, told: Observations) -> PosteriorFront:
-    """The front to ship, picked in the same way for every sampler: by the posterior mean of the same GP."""
+    """The front to ship, picked in the same way for every sampler: by the posterior mean of the
+    same GP.
+    """
     names = [f"m{index}" for index in range(family.num_members)]
     bounds = {name: (-10.0, 10.0) for name in names}
     picker = SimplexGP(names, NUM_OBJECTIVES, seed=0, bounds=bounds, gram=family.gram)

@@ -1,7 +1,8 @@
 """python -m benchmarks.search.claims --families networks bumps --members 16 --seeds 4 --csv FILE
 
-The paper's claims on the bench's pools, by true scores of what 50 trials ship (members known beforehand): is the front above
-all members, the uniform and the greedy soup; how many members get weight; what do plainly bad members give?
+The paper's claims on the bench's pools, by true scores of what 50 trials ship (members known
+beforehand): is the front above all members, the uniform and the greedy soup; how many members get
+weight; what do plainly bad members give?
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def search(family: Family, seed: int, frozen: dict[str, float]) -> np.ndarray:
 
 
 def greedy(family: Family, seed: int) -> np.ndarray:
-    """Weights (K,) of the greedy soup, members from best to worst by their mean observed score (Wortsman et al. 2022)."""
+    """Weights (K,) of the greedy soup, members from best to worst by their mean observed score
+    (Wortsman et al. 2022).
+    """
     rng = np.random.default_rng([11, seed])
     order = np.argsort(
         -np.array([family.score(row, rng)[0].mean() for row in np.eye(family.num_members)]),

@@ -1,12 +1,16 @@
-"""What it is worth to know a cost before the merge is made: fronts over three benchmarks and the number of members used.
+"""What it is worth to know a cost before the merge is made: fronts over three benchmarks and the
+number of members used.
 
-    python -m benchmarks.search.costs --csv costs.csv [--families bumps near_linear] [--members 8 16] [--seeds 4] [--budget 60]
+    python -m benchmarks.search.costs --csv costs.csv [--families bumps near_linear] [--members 8
+    16] [--seeds 4] [--budget 60]
 
-Arms: `known` as a job with {cost: members} has it; `no thinning`, the same without candidates that members were taken out of;
-`modelled`, the number of members told with each score and learned by a Gaussian process like any other; `blind`, a search that does
-not ask for it; `nsga2`, told with each score; `random`, sparse mixtures. The front of every arm is picked in the same way: by the
-posterior mean of one model for the benchmarks, and the exact number. Its true volume is told as a share of that of all merges of
-all arms of a cell together; `few` is the volume over the benchmarks alone of what is shipped with at most three members, likewise.
+Arms: `known` as a job with {cost: members} has it; `no thinning`, the same without candidates that
+members were taken out of; `modelled`, the number of members told with each score and learned by a
+Gaussian process like any other; `blind`, a search that does not ask for it; `nsga2`, told with each
+score; `random`, sparse mixtures. The front of every arm is picked in the same way: by the posterior
+mean of one model for the benchmarks, and the exact number. Its true volume is told as a share of
+that of all merges of all arms of a cell together; `few` is the volume over the benchmarks alone of
+what is shipped with at most three members, likewise.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ def cheap(points: np.ndarray) -> np.ndarray:
 def search(
     arm: str, family: Family, pool_seed: int, seed: int, budget: int
 ) -> tuple[np.ndarray, float, Observations]:
-    """Weights (n, K): the uniform soup, the members alone and what an arm proposes; its seconds a proposal; and what it was told."""
+    """Weights (n, K): the uniform soup, the members alone and what an arm proposes; its seconds a
+    proposal; and what it was told.
+    """
     rng = np.random.default_rng([7, pool_seed, seed])
     points, values, stderrs = [], [], []
     ask = _asker(arm, family, seed)
@@ -94,7 +100,9 @@ def _asker(arm: str, family: Family, seed: int) -> Ask:
 
 
 def _nsga2(family: Family, seed: int) -> Ask:
-    """Optuna's, on softmax logits, with all that is known as finished trials; weights below 1 % are 0, or it would never leave one out."""
+    """Optuna's, on softmax logits, with all that is known as finished trials; weights below 1 % are
+    0, or it would never leave one out.
+    """
     space = {
         f"x{index:02d}": optuna.distributions.FloatDistribution(-LOGIT, LOGIT)
         for index in range(family.num_members)
@@ -200,7 +208,8 @@ def main() -> None:
 
 def table(rows: list[dict[str, object]]) -> str:
     lines = [
-        "| family | K | trials | arm | volume | at most 3 members | members a proposal | CPU-s a proposal |",
+        "| family | K | trials | arm | volume | at most 3 members | members a proposal | CPU-s a "
+        "proposal |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key in dict.fromkeys(

@@ -1,9 +1,10 @@
-"""Pools whose truth is known exactly: what each merge really scores, so a front's true hypervolume can be computed.
+"""Pools whose truth is known exactly: what each merge really scores, so a front's true hypervolume
+can be computed.
 
-A pool places K members in a space of latent directions; a merge is their weighted sum, as with real deltas. Each
-objective is a smooth function of the merge, scored on 200 Bernoulli items anew for every trial (the worst case: no
-items in common). `gram` is what a sampler may look at: inner products of the members' deltas, irrelevant directions
-included.
+A pool places K members in a space of latent directions; a merge is their weighted sum, as with real
+deltas. Each objective is a smooth function of the merge, scored on 200 Bernoulli items anew for
+every trial (the worst case: no items in common). `gram` is what a sampler may look at: inner
+products of the members' deltas, irrelevant directions included.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class Family:
         num_items: int = NUM_ITEMS,
         controls: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a task.
+        """Observed scores (T,) and their standard errors of one merge (K,), on `num_items` items a
+        task.
 
-        With `controls` what the members did on all items helps to tell the score; without common items it cannot.
+        With `controls` what the members did on all items helps to tell the score; without common
+        items it cannot.
         """
         if self.noise is not None:
             return self.noise(weights, rng, num_items, controls)
@@ -59,14 +62,18 @@ class Family:
 
 
 def _latent(num_members: int, rng: np.random.Generator, dims: int) -> tuple[np.ndarray, np.ndarray]:
-    """Members' relevant coordinates (K, dims), and the Gram matrix of them with as many irrelevant ones."""
+    """Members' relevant coordinates (K, dims), and the Gram matrix of them with as many irrelevant
+    ones.
+    """
     places = rng.standard_normal((num_members, dims)) / dims**0.5
     hidden = rng.standard_normal((num_members, 2 * num_members)) / (2 * num_members) ** 0.5
     return places, places @ places.T + 0.5 * hidden @ hidden.T
 
 
 def bumps(num_members: int, seed: int) -> Family:
-    """Smooth bumps around optima inside the hull: accuracy falls like a Gaussian of the distance to a good mixture."""
+    """Smooth bumps around optima inside the hull: accuracy falls like a Gaussian of the distance to
+    a good mixture.
+    """
     rng = np.random.default_rng([1, seed, num_members])
     places, gram = _latent(num_members, rng, min(num_members, 12))
     goals = rng.dirichlet(np.full(num_members, 0.5), NUM_OBJECTIVES) @ places
@@ -80,7 +87,9 @@ def bumps(num_members: int, seed: int) -> Family:
 
 
 def weight_bumps(num_members: int, seed: int) -> Family:
-    """Bumps in the weights themselves: no latent space to find, each member is a direction of its own."""
+    """Bumps in the weights themselves: no latent space to find, each member is a direction of its
+    own.
+    """
     rng = np.random.default_rng([2, seed, num_members])
     goals = rng.dirichlet(np.full(num_members, 0.4), NUM_OBJECTIVES)
     width = rng.uniform(0.25, 0.4, NUM_OBJECTIVES)
@@ -107,7 +116,9 @@ def near_linear(num_members: int, seed: int) -> Family:
 
 
 def plateaus(num_members: int, seed: int) -> Family:
-    """Sharp shelves: a benchmark is passed once enough of the right deltas is in, and more helps nothing."""
+    """Sharp shelves: a benchmark is passed once enough of the right deltas is in, and more helps
+    nothing.
+    """
     rng = np.random.default_rng([4, seed, num_members])
     places, gram = _latent(num_members, rng, 6)
     axes = rng.standard_normal((NUM_OBJECTIVES, 6))
@@ -120,7 +131,9 @@ def plateaus(num_members: int, seed: int) -> Family:
 
 
 def ridges(num_members: int, seed: int) -> Family:
-    """A few members must be subtracted to stay on the ridge of good merges; weights go down to -0.3."""
+    """A few members must be subtracted to stay on the ridge of good merges; weights go down to
+    -0.3.
+    """
     rng = np.random.default_rng([5, seed, num_members])
     places, gram = _latent(num_members, rng, min(num_members, 8))
     mixtures = rng.dirichlet(np.full(num_members, 0.5), NUM_OBJECTIVES)
@@ -152,7 +165,9 @@ def dominated(num_members: int, seed: int) -> Family:
 
 
 def dead(num_members: int, seed: int) -> Family:
-    """`bumps` whose third benchmark is at chance for every merge: pure noise as an objective, and worth nothing."""
+    """`bumps` whose third benchmark is at chance for every merge: pure noise as an objective, and
+    worth nothing.
+    """
     alive = bumps(num_members, seed + 1000)
 
     def truth(weights: np.ndarray) -> np.ndarray:

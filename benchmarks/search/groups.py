@@ -1,15 +1,16 @@
 """python -m benchmarks.search.groups --groups 3 --members 8 --budget 60 --seeds 4 --csv FILE
 
-What weights of their own buy the layers of a merge, and what it is worth to find the best common weights first. Really trained
-tiny networks (see `networks`), G groups of tensors, K members whose scores are known beforehand, as in a job. Arms, at equal
-trials:
+What weights of their own buy the layers of a merge, and what it is worth to find the best common
+weights first. Really trained tiny networks (see `networks`), G groups of tensors, K members whose
+scores are known beforehand, as in a job. Arms, at equal trials:
 
     global    one row of weights for all tensors, to the end
     cold      G rows from the first trial on; members and uniform soup are known, which have all rows alike
     warm N    one row for the first N trials, then G rows, told all there is
 
-Each arm ships by its own model. Figures are true hypervolumes on items held out, as shares of the front of everything that any
-arm tried on that pool: of what is shipped, and of all that the arm tried.
+Each arm ships by its own model. Figures are true hypervolumes on items held out, as shares of the
+front of everything that any arm tried on that pool: of what is shipped, and of all that the arm
+tried.
 """
 
 from __future__ import annotations
@@ -205,7 +206,9 @@ def main() -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Mean and standard error over pools of what is shipped (of all that was tried), and the paired difference from `global`."""
+    """Mean and standard error over pools of what is shipped (of all that was tried), and the paired
+    difference from `global`.
+    """
     lines = [
         "| G | trials | arm | shipped | less global | tried | rows apart |",
         "|---|---|---|---|---|---|---|",
@@ -221,7 +224,10 @@ def table(rows: list[dict]) -> str:
         }
         gained = np.array([own[pool]["shipped"] - plain[pool]["shipped"] for pool in own])
         lines.append(
-            f"| {key[0]} | {key[1]} | {key[2]} | {_mean([row['shipped'] for row in own.values()])} | {_mean(gained)} | {_mean([row['all'] for row in own.values()])} | {np.mean([row['apart'] for row in own.values()]):.0%} |"
+            f"| {key[0]} | {key[1]} | {key[2]} | "
+            f"{_mean([row['shipped'] for row in own.values()])} | {_mean(gained)} | "
+            f"{_mean([row['all'] for row in own.values()])} | "
+            f"{np.mean([row['apart'] for row in own.values()]):.0%} |"
         )
     return "\n".join(lines)
 

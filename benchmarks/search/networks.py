@@ -1,12 +1,14 @@
 """Pools of really trained tiny networks: merges really average parameters and are really evaluated.
 
-One base of 13 000 parameters (35 -> 96 -> 96 -> 6, the task is an input) learns three teacher-made tasks badly; K members
-are tuned from it with their own mixes, learning rates, lengths, label noise and finite data. Search scores 200 items per
-task, the same for all trials; truth is 2 000 other items. After `search_bench/problem.py` of the research notes.
+One base of 13 000 parameters (35 -> 96 -> 96 -> 6, the task is an input) learns three teacher-made
+tasks badly; K members are tuned from it with their own mixes, learning rates, lengths, label noise
+and finite data. Search scores 200 items per task, the same for all trials; truth is 2 000 other
+items. After `search_bench/problem.py` of the research notes.
 
-An item is a choice of six, the likeliest wins. Two more families: in `stages` the members are checkpoints along a few runs, each with a
-curriculum of mixes, so that neighbours hardly differ; in `sequences` an answer is right when three choices in a row are, as
-exact match is of a text of several tokens.
+An item is a choice of six, the likeliest wins. Two more families: in `stages` the members are
+checkpoints along a few runs, each with a curriculum of mixes, so that neighbours hardly differ; in
+`sequences` an answer is right when three choices in a row are, as exact match is of a text of
+several tokens.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ def network_pool(num_members: int, seed: int, name: str = "networks") -> Family:
     def noisy(
         weights: np.ndarray, rng: np.random.Generator, num_items: int, controls: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All searched items, or `num_items` of them drawn anew; the standard error is that of fresh items either way."""
+        """All searched items, or `num_items` of them drawn anew; the standard error is that of
+        fresh items either way.
+        """
         outcomes = right(weights, searched)
         picks = [
             np.arange(NUM_ITEMS)
@@ -126,7 +130,9 @@ def network_pool(num_members: int, seed: int, name: str = "networks") -> Family:
         ]  # (K, items, classes)
 
     def ensemble(table: np.ndarray) -> np.ndarray:
-        """Mean chance that the members' averaged logits give the right answer, on the searched items."""
+        """Mean chance that the members' averaged logits give the right answer, on the searched
+        items.
+        """
         rows = torch.tensor(np.atleast_2d(table), dtype=torch.float32)
         chances = [
             torch.einsum("nk,kic->nic", rows, own).softmax(2)[:, torch.arange(len(y)), y]
@@ -139,7 +145,9 @@ def network_pool(num_members: int, seed: int, name: str = "networks") -> Family:
         )
 
     def slopes(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean cross-entropy of the searched items (T,) and its gradient (T, K): what one pass back costs."""
+        """Mean cross-entropy of the searched items (T,) and its gradient (T, K): what one pass back
+        costs.
+        """
         losses, gradients = [], []
         for x, y in searched:
             merged = (base + torch.tensor(weights, dtype=torch.float32) @ deltas).requires_grad_()
@@ -201,7 +209,9 @@ def _trained(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @lru_cache(maxsize=8)
 def _stages(num_members: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs of up to eight checkpoints, 60 steps apart; each stage has a mix of its own, half of it the one before."""
+    """Runs of up to eight checkpoints, 60 steps apart; each stage has a mix of its own, half of it
+    the one before.
+    """
     rng, base, members = np.random.default_rng([9, seed]), _base(seed), []
     for member in range(num_members):
         if member % 8 == 0:
@@ -226,7 +236,9 @@ def _tuned(
     seed: int,
     world: int,
 ) -> torch.Tensor:
-    """Adam on batches of 128 from `data` items per task, mixed by `mix`; returns the flat parameters."""
+    """Adam on batches of 128 from `data` items per task, mixed by `mix`; returns the flat
+    parameters.
+    """
     generator = torch.Generator().manual_seed(seed)
     pools = [_items(task, data, generator, world, noise) for task in range(NUM_OBJECTIVES)]
     counts = np.round(mix / mix.sum() * 128).astype(int)

@@ -1,13 +1,19 @@
-"""Samplers of other people's libraries, behind the bench's ask and tell; imported only when one of them is asked for.
+"""Samplers of other people's libraries, behind the bench's ask and tell; imported only when one of
+them is asked for.
 
     python -m pip install botorch pymoo==0.6.1.3 cma     # botorch 0.18.1, gpytorch 1.15.2, cma 4.5.0 when measured
 
-- `botorch`: qLogNEHVI, a `SingleTaskGP` per objective that is told the noise, on the weights themselves with their sum as
-  an equality constraint (measured in `search.md` as the best space for a GP). Other settings are BoTorch's defaults.
-- `mergenetic`: its multi-objective runs are pymoo's NSGA-II (`NSGA2(pop_size, eliminate_duplicates=True)`, every operator
-  pymoo's default) on raw weights in the unit box, which mergekit then divides by their sum. mergenetic itself pins
-  vLLM, mergekit and transformers of early 2025, so the same search is built here from the same pymoo (0.6.1.3).
-- `mergekit_evolve`: pycma as `mergekit-evolve` calls it: `x0 = 1/K`, `sigma0 = 1/6`, no bounds, default population, fitness
+- `botorch`: qLogNEHVI, a `SingleTaskGP` per objective that is told the noise, on the weights
+themselves with their sum as
+  an equality constraint (measured in `search.md` as the best space for a GP). Other settings are
+  BoTorch's defaults.
+- `mergenetic`: its multi-objective runs are pymoo's NSGA-II (`NSGA2(pop_size,
+eliminate_duplicates=True)`, every operator
+  pymoo's default) on raw weights in the unit box, which mergekit then divides by their sum.
+  mergenetic itself pins vLLM, mergekit and transformers of early 2025, so the same search is built
+  here from the same pymoo (0.6.1.3).
+- `mergekit_evolve`: pycma as `mergekit-evolve` calls it: `x0 = 1/K`, `sigma0 = 1/6`, no bounds,
+default population, fitness
   the sum of the scores, weights |x| (x where weights may be negative) divided by their sum.
 """
 
@@ -45,7 +51,10 @@ def library(name: str, install: str) -> ModuleType:
 
 
 class BoTorch:
-    """qLogNEHVI on the simplex. Opens as `simplex_gp` does; its starting points are sparse mixtures and moved front points."""
+    """qLogNEHVI on the simplex.
+
+    Opens as `simplex_gp` does; its starting points are sparse mixtures and moved front points.
+    """
 
     def __init__(self, family: Family, seed: int):
         self.torch = library("torch", "torch")
@@ -123,7 +132,9 @@ class BoTorch:
         )
 
     def _raw(self, rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-        """Half sparse mixtures of anything, half mixtures of a front point with another point, (NUM_RAW, K)."""
+        """Half sparse mixtures of anything, half mixtures of a front point with another point,
+        (NUM_RAW, K).
+        """
         fresh = scattered(self.domain, rng, NUM_RAW)
         worse = (values[:, None] <= values[None]).all(axis=2) & (
             values[:, None] < values[None]
@@ -198,7 +209,10 @@ class Mergenetic:
 
 
 class MergekitEvolve:
-    """CMA-ES on the mean score, Khalifa et al.'s search; one weight vector is what it looks for. No warm start but the soup."""
+    """CMA-ES on the mean score, Khalifa et al.'s search; one weight vector is what it looks for.
+
+    No warm start but the soup.
+    """
 
     def __init__(self, family: Family, seed: int):
         cma = library("cma", "cma")
@@ -223,9 +237,11 @@ class MergekitEvolve:
 
 
 def on_simplex(raw: np.ndarray, low: float) -> np.ndarray:
-    """Weights (K,) as mergekit makes them of `raw` (K,): divided by their sum, magnitudes where none may be negative.
+    """Weights (K,) as mergekit makes them of `raw` (K,): divided by their sum, magnitudes where
+    none may be negative.
 
-    Where the division leaves the allowed range (a sum near 0), the point is drawn towards the uniform soup until it fits.
+    Where the division leaves the allowed range (a sum near 0), the point is drawn towards the
+    uniform soup until it fits.
     """
     size = len(raw)
     values = np.abs(raw) + 1e-12 if low >= 0 else raw

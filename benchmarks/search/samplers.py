@@ -1,7 +1,10 @@
-"""Every way to propose weights that the bench compares, behind ask and tell. Lists of names at the end.
+"""Every way to propose weights that the bench compares, behind ask and tell.
 
-Stock samplers search a box; the softmax map (logits in -3 .. 3) turned out their best in `search.md`. All start from the
-uniform soup and the members alone, as the simplex GP does; where weights may be negative the box is the weights' own.
+Lists of names at the end.
+
+Stock samplers search a box; the softmax map (logits in -3 .. 3) turned out their best in
+`search.md`. All start from the uniform soup and the members alone, as the simplex GP does; where
+weights may be negative the box is the weights' own.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ LEAN = (False, 4)  # no member alone, four sparse mixtures
 
 
 class Simplex:
-    """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an ablation takes away."""
+    """recycler's own, with the Gram matrix of the deltas as a job has it; `without` names what an
+    ablation takes away.
+    """
 
     def __init__(
         self,
@@ -103,7 +108,9 @@ class _Unlinear(Features):
 
 
 class Stock:
-    """An Optuna sampler on softmax logits, told the warm start as finished trials so that every sampler can use it."""
+    """An Optuna sampler on softmax logits, told the warm start as finished trials so that every
+    sampler can use it.
+    """
 
     def __init__(self, family: Family, sampler: optuna.samplers.BaseSampler):
         self.family, self.size = family, family.num_members
@@ -145,7 +152,9 @@ class Stock:
 
 
 class RandomSparse:
-    """Dirichlet mixtures of random concentration after the warm start: the baseline that is hard to be ashamed of."""
+    """Dirichlet mixtures of random concentration after the warm start: the baseline that is hard to
+    be ashamed of.
+    """
 
     def __init__(self, family: Family, seed: int):
         self.family, self.rng, self.size = family, np.random.default_rng(seed), family.num_members

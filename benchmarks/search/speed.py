@@ -38,7 +38,8 @@ def main() -> None:
                 for number in (trials, trials + 1)
             ]
             print(
-                f"| {trials} | {'no' if gram is None else 'yes'} | {spent[0]:.2f} | {spent[1]:.2f} |"
+                f"| {trials} | {'no' if gram is None else 'yes'} | {spent[0]:.2f} | "
+                f"{spent[1]:.2f} |"
             )
 
 

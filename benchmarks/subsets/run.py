@@ -2,9 +2,10 @@
 
     python benchmarks/subsets/run.py LEDGER FROZEN_SUITE.jsonl [ITEMS_PER_TASK ...]
 
-Every merge and soup of the ledger was scored on all search items, its finalists on the holdout items too. For each number of
-items (16 and 50 by default) and 20 seeds a subset of its outcomes is drawn, its score estimated with the members' outcomes
-as controls, and held against the score on all items: of search, and of search and holdout together where there are both.
+Every merge and soup of the ledger was scored on all search items, its finalists on the holdout
+items too. For each number of items (16 and 50 by default) and 20 seeds a subset of its outcomes is
+drawn, its score estimated with the members' outcomes as controls, and held against the score on all
+items: of search, and of search and holdout together where there are both.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main(ledger_path: str, suite_path: str, *counts: str) -> None:
     ledger, suite = Ledger(Path(ledger_path), create=False), read_frozen(Path(suite_path))
     scored = [trial for trial in ledger.trials() if trial.state == "SCORED"]
     print(
-        "population task metric items drawn recipes coverage bias/stderr variance_ratio_claimed variance_ratio_real rmse_plain rmse"
+        "population task metric items drawn recipes coverage bias/stderr variance_ratio_claimed "
+        "variance_ratio_real rmse_plain rmse"
     )
     for roles in (("search",), ("search", "holdout")):
         items = [item for role in roles for item in suite.select(role)]
@@ -97,7 +99,9 @@ def _figures(told, num_recipes):
 
 
 def _gap(items, outcomes, objective, controls, seed, count):
-    """(estimate minus truth, its error, plain subset mean minus truth, claimed variance ratio, items scored)."""
+    """(estimate minus truth, its error, plain subset mean minus truth, claimed variance ratio,
+    items scored).
+    """
     (truth,) = aggregate(items, outcomes, [objective])
     chosen = {item.id for item in draw(items, seed, least=count)}
     told = [outcome for outcome in outcomes if outcome.item in chosen]

@@ -2,9 +2,9 @@
 
     python eval_suites/data/make_arithmetic.py [OUT]
 
-The SmolLM2 pool's arithmetic runs drew their questions from `random.Random(seed)` with seeds 3, 4 and 6; every question they
-could have seen is left out. Half of the numbers have two digits, half up to three. Rows 0-199 are for search, the rest
-for holdout.
+The SmolLM2 pool's arithmetic runs drew their questions from `random.Random(seed)` with seeds 3, 4
+and 6; every question they could have seen is left out. Half of the numbers have two digits, half up
+to three. Rows 0-199 are for search, the rest for holdout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ NUM_ROWS = 600
 
 
 def drawn_in_training(seed: int) -> set[tuple[int, str, int]]:
-    """The 4,000 questions that a training run with this seed could draw, in its own order of random calls."""
+    """The 4,000 questions that a training run with this seed could draw, in its own order of random
+    calls.
+    """
     rng = random.Random(seed)
     drawn = set()
     for _ in range(4000):

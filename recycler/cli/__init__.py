@@ -1,4 +1,7 @@
-"""The command line: parse, call one function, print. Data on stdout, talk on stderr; nothing heavy is imported for --help."""
+"""The command line: parse, call one function, print.
+
+Data on stdout, talk on stderr; nothing heavy is imported for --help.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,20 @@ _PLACES = frozenset(
         errno.ESTALE,
     )
 )  # faults of a disk or of its rights
-EPILOG = "Exit codes: 0 ok, 1 failed, 2 usage or job file, 3 not found, 4 unsafe or broken input, 5 infrastructure (try again), 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 ok, 1 failed, 2 usage or job file, 3 not found, 4 unsafe or broken input, 5 "
+    "infrastructure (try again), 130 interrupted."
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands; each names the function that runs it as module:function, imported only when it is called."""
+    """All commands; each names the function that runs it as module:function, imported only when it
+    is called.
+    """
     parser = argparse.ArgumentParser(
         prog="recycler",
-        description="Recycle a pool of checkpoints: search merges on real benchmarks, keep the Pareto front, export the one you choose.",
+        description="Recycle a pool of checkpoints: search merges on real benchmarks, keep the Pareto "
+        "front, export the one you choose.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"recycler {__version__}")
@@ -71,7 +80,8 @@ def _driving_commands(commands: Commands) -> None:
     without.add_argument("member", help="name of a member, as recycler front shows it")
     without.add_argument(
         "--dir",
-        help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file goes beside it",
+        help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file "
+        "goes beside it",
     )
 
     refine = _command(
@@ -91,14 +101,16 @@ def _driving_commands(commands: Commands) -> None:
         "--by",
         choices=("gradient", "spsa"),
         default="gradient",
-        help="gradient: of linear merges, with transformers; spsa: of any merge, with the job's engine (default: gradient)",
+        help="gradient: of linear merges, with transformers; spsa: of any merge, with the job's "
+        "engine (default: gradient)",
     )
     refine.add_argument(
         "--layers",
         type=int,
         default=0,
         metavar="N",
-        help="a row of weights for each of N blocks of layers (default: the rows that the merge has)",
+        help="a row of weights for each of N blocks of layers (default: the rows that the merge "
+        "has)",
     )
     refine.add_argument("--steps", type=int, default=10, metavar="N", help="default: 10")
     refine.add_argument(
@@ -136,12 +148,14 @@ def _driving_commands(commands: Commands) -> None:
         command.add_argument(
             "--reuse",
             metavar="DIR",
-            help="keep answers there, and take those of earlier runs: the same weights, engine and question are not asked twice",
+            help="keep answers there, and take those of earlier runs: the same weights, engine "
+            "and question are not asked twice",
         )
         command.add_argument(
             "--ledger",
             metavar="URL",
-            help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: RECYCLER_LEDGER, else a file in the run folder)",
+            help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
+            "RECYCLER_LEDGER, else a file in the run folder)",
         )
 
 
@@ -150,7 +164,8 @@ def _job_commands(commands: Commands) -> None:
     plan = _command(
         commands,
         "plan",
-        "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts nothing",
+        "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts "
+        "nothing",
         "recycler.cli.plan:plan",
     )
     plan.add_argument("job", help="job file, or a recipe (ours or mergekit's)")
@@ -382,7 +397,8 @@ def _model_commands(commands: Commands) -> None:
     inspect = _command(
         commands,
         "inspect",
-        "what is in a pool, and whether it can be merged (exit code 4 when not); reads every byte once, to tell which are the same",
+        "what is in a pool, and whether it can be merged (exit code 4 when not); reads every "
+        "byte once, to tell which are the same",
         "recycler.cli.models:inspect",
     )
     inspect.add_argument("pool", nargs="+", help="checkpoint folders, globs, or a folder of them")
@@ -390,7 +406,8 @@ def _model_commands(commands: Commands) -> None:
     inspect.add_argument(
         "--deltas",
         action="store_true",
-        help="also a profile of |delta| to the base (or first member) by layer, from a sample of each tensor",
+        help="also a profile of |delta| to the base (or first member) by layer, from a sample of "
+        "each tensor",
     )
     _json_flag(inspect)
 
@@ -524,7 +541,8 @@ def _sharing_commands(commands: Commands) -> None:
     tracker.add_argument(
         "--lm-eval",
         metavar="DIR",
-        help="new folder for one trial's results_*.json and samples_*.jsonl, below it search/ and holdout/",
+        help="new folder for one trial's results_*.json and samples_*.jsonl, below it search/ and "
+        "holdout/",
     )
     log.add_argument(
         "--trial", metavar="WHICH", help="with --lm-eval: number, knee (default), or best:OBJECTIVE"
@@ -545,7 +563,8 @@ def _sharing_commands(commands: Commands) -> None:
     serve.add_argument(
         "--ledger",
         metavar="URL",
-        help="show the jobs of this database too: postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
+        help="show the jobs of this database too: postgresql://USER@HOST/DATABASE (default: "
+        "RECYCLER_LEDGER)",
     )
     serve.add_argument(
         "--host",
@@ -582,7 +601,8 @@ def _sharing_commands(commands: Commands) -> None:
     serve.add_argument(
         "--exports",
         metavar="DIR|URL",
-        help="where exports may go besides their run folders: a folder, or a prefix of a bucket (s3://...)",
+        help="where exports may go besides their run folders: a folder, or a prefix of a bucket "
+        "(s3://...)",
     )
 
 
@@ -605,7 +625,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _PLACES:
             raise  # our bug
         print(
-            f"recycler: {error.filename or 'a file'}: cannot be read or written ({error.strerror}). Make room or rights there, or give another place",
+            f"recycler: {error.filename or 'a file'}: cannot be read or written "
+            f"({error.strerror}). Make room or rights there, or give another place",
             file=sys.stderr,
         )
         return InfrastructureError.exit_code
@@ -624,7 +645,10 @@ def _command(commands: Commands, name: str, summary: str, function: str) -> argp
 
 
 def _given(text: str) -> str:
-    """Every argument that is text passes here. An empty one, of a shell variable that is not set, would mean the current folder."""
+    """Every argument that is text passes here.
+
+    An empty one, of a shell variable that is not set, would mean the current folder.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("the path (or name) is empty; the current folder is .")
     return text
@@ -636,7 +660,8 @@ def _allow_flag(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help="of a recipe: merge although this check refuses (duplicates, wrong_base, delta_size, ...; a refusal names its check); may be given again",
+        help="of a recipe: merge although this check refuses (duplicates, wrong_base, delta_size, "
+        "...; a refusal names its check); may be given again",
     )
 
 

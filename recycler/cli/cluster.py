@@ -56,7 +56,9 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """recycler resume JOB|ID: one more driver for a job that none drives, from its file or from what the ledger keeps."""
+    """recycler resume JOB|ID: one more driver for a job that none drives, from its file or from
+    what the ledger keeps.
+    """
     from recycler.bundle import bundle_job, check_travels
 
     url = _needed_ledger(arguments)

@@ -11,7 +11,9 @@ from recycler.cli.tables import align, front_table
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Build the pool, run the job, print the front, export its knee, and let base, best member and merge answer."""
+    """Build the pool, run the job, print the front, export its knee, and let base, best member and
+    merge answer.
+    """
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.demo.job import write_job
     from recycler.demo.pool import build_pool
@@ -43,14 +45,17 @@ def demo(arguments: argparse.Namespace) -> None:
             searched=searched_test_tasks(folder / "run"),
         )
     print(
-        f"recycler: trial {chosen.number}, the knee of the front, is exported to {folder / 'export'}",
+        f"recycler: trial {chosen.number}, the knee of the front, is exported to "
+        f"{folder / 'export'}",
         file=sys.stderr,
     )
     print(_answers(folder, front))
 
 
 def _answers(folder: Path, front) -> str:
-    """A few holdout questions, answered side by side by plain transformers: base, best member, merge."""
+    """A few holdout questions, answered side by side by plain transformers: base, best member,
+    merge.
+    """
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average
 
@@ -72,6 +77,6 @@ def _answers(folder: Path, front) -> str:
         for question, *answers in zip(questions, *columns, strict=True)
     ]
     return (
-        "Answers of the base, the best member and the merge (holdout questions, plain transformers)\n"
-        + align(rows)
+        "Answers of the base, the best member and the merge (holdout questions, plain "
+        "transformers)\n" + align(rows)
     )

@@ -1,7 +1,9 @@
-"""doctor: can this machine run jobs? One line a thing, ok, warn or fail, each with a remedy; nothing heavy is imported.
+"""doctor: can this machine run jobs? One line a thing, ok, warn or fail, each with a remedy;
+nothing heavy is imported.
 
-Versions are read from what pip installed, and held against what recycler itself asks for. Buckets, ledgers and clusters
-are tried only where their address is given; what is written for a try is removed again.
+Versions are read from what pip installed, and held against what recycler itself asks for. Buckets,
+ledgers and clusters are tried only where their address is given; what is written for a try is
+removed again.
 """
 
 from __future__ import annotations
@@ -186,7 +188,9 @@ def gpus() -> Iterator[Check]:
 
 
 def folder(place: Path) -> Iterator[Check]:
-    """Room and rights where runs go; whether a lock there keeps two drivers apart; shared memory for Ray."""
+    """Room and rights where runs go; whether a lock there keeps two drivers apart; shared memory
+    for Ray.
+    """
     there = next(path for path in (place.resolve(), *place.resolve().parents) if path.is_dir())
     try:
         kept = _lock_keeps_others_out(there)
@@ -203,7 +207,8 @@ def folder(place: Path) -> Iterator[Check]:
             name="folder",
             level="fail",
             found=f"{there}: {error.strerror}",
-            remedy="Give another --dir, or mend its rights; network file systems need locking switched on",
+            remedy="Give another --dir, or mend its rights; network file systems need locking "
+            "switched on",
         )
     free = shutil.disk_usage(there).free
     yield Check(
@@ -236,7 +241,10 @@ def _lock_keeps_others_out(there: Path) -> bool:
 
 
 def clock() -> Iterator[Check]:
-    """Whether the kernel's clock is kept by a time service. Buckets refuse clocks that are off by minutes."""
+    """Whether the kernel's clock is kept by a time service.
+
+    Buckets refuse clocks that are off by minutes.
+    """
     adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)
     if adjtimex is None:  # not Linux
         return
@@ -245,7 +253,8 @@ def clock() -> Iterator[Check]:
     yield Check(
         name="clock",
         level="warn" if state in (UNSYNCED, -1) else "ok",
-        found=f"{told}, {'not known to be kept by a time service' if state in (UNSYNCED, -1) else 'kept by a time service'}",
+        found=f"{told}, "
+        f"{'not known to be kept by a time service' if state in (UNSYNCED, -1) else 'kept by a time service'}",
         remedy="Start chrony or systemd-timesyncd; in a container, on its host",
     )
 
@@ -273,7 +282,9 @@ def sandbox() -> Iterator[Check]:
 
 
 def ray(address: str | None) -> Iterator[Check]:
-    """Whether a cluster asks for a token: the one at `address`, or one that would be started with this environment."""
+    """Whether a cluster asks for a token: the one at `address`, or one that would be started with
+    this environment.
+    """
     token = _ray_token()
     if not address or not address.startswith(("http://", "https://")):
         mode = os.environ.get("RAY_AUTH_MODE") == "token"
@@ -283,7 +294,8 @@ def ray(address: str | None) -> Iterator[Check]:
             found="RAY_AUTH_MODE=token"
             if mode
             else "local clusters only: RAY_AUTH_MODE is not token",
-            remedy="Set RAY_AUTH_MODE=token before ray start, and give the dashboard's http:// address here to have it tried",
+            remedy="Set RAY_AUTH_MODE=token before ray start, and give the dashboard's http:// "
+            "address here to have it tried",
         )
         return
     try:
@@ -347,7 +359,10 @@ def _asked(address: str, token: str | None) -> tuple[int, float | None]:
 
 
 def _ray_token() -> str | None:
-    """The token that Ray would send: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
+    """The token that Ray would send:
+
+    RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token.
+    """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"]
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -355,7 +370,9 @@ def _ray_token() -> str | None:
 
 
 def bucket(url: str) -> Iterator[Check]:
-    """List, write unless there, refuse to write again, read one version's range, remove: what exports and leases need."""
+    """List, write unless there, refuse to write again, read one version's range, remove: what
+    exports and leases need.
+    """
     from recycler.pool import bucket as objects
 
     probe, raw = (
@@ -385,7 +402,8 @@ def bucket(url: str) -> Iterator[Check]:
                 found="a second writer overwrites the first"
                 if again
                 else "of two writers one is refused",
-                remedy="The server ignores If-None-Match: use one that knows it, or two drivers can spoil an export",
+                remedy="The server ignores If-None-Match: use one that knows it, or two drivers can "
+                "spoil an export",
             )
             whole = objects.read(probe)
             part = objects.read(probe, 16, 32, etag=whole.etag)

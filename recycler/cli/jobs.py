@@ -66,7 +66,9 @@ def without(arguments: argparse.Namespace) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
-    """Share of the front's volume that the run's model expected to lose without the member, with its 90 % interval."""
+    """Share of the front's volume that the run's model expected to lose without the member, with
+    its 90 % interval.
+    """
     from recycler.insight import open_surrogate
 
     try:
@@ -106,7 +108,9 @@ def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Nam
 
 
 def refuse_lost(front: Front, run: str | Path) -> None:
-    """Raise InfrastructureError where trials of a run that has ended are lost: its front stands without them."""
+    """Raise InfrastructureError where trials of a run that has ended are lost: its front stands
+    without them.
+    """
     from recycler.errors import InfrastructureError, Problem
 
     if front.lost:
@@ -118,14 +122,19 @@ def refuse_lost(front: Front, run: str | Path) -> None:
         raise InfrastructureError(
             Problem(
                 thing=f"run {run}",
-                cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no fault of theirs (trial {numbers[-1]}: {why})",
-                remedy="Mend that and run the same command again, or recycler resume for a job on a cluster: both try them once more",
+                cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no "
+                f"fault of theirs (trial {numbers[-1]}: {why})",
+                remedy="Mend that and run the same command again, or recycler resume for a job on a "
+                "cluster: both try them once more",
             )
         )
 
 
 def ledger_url(given: str | None) -> str | None:
-    """The database that --ledger or RECYCLER_LEDGER names. Raises UsageError for a password on the command line."""
+    """The database that --ledger or RECYCLER_LEDGER names.
+
+    Raises UsageError for a password on the command line.
+    """
     from recycler.errors import Problem, UsageError
     from recycler.ledger.place import ENVIRONMENT, has_password, split_place
 
@@ -151,11 +160,13 @@ def status(arguments: argparse.Namespace) -> None:
         return
     counts = ", ".join(f"{number} {state.lower()}" for state, number in found["trials"].items())
     print(
-        f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s"
+        f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; "
+        f"worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s"
     )
     if found["outlook"]:
         print(
-            f"outlook after {found['outlook']['after_trials']} trials: {gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}"
+            f"outlook after {found['outlook']['after_trials']} trials: "
+            f"{gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}"
         )
     for notice in found["notices"]:
         print(f"note: {notice}")

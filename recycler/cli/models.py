@@ -56,7 +56,8 @@ def merge(arguments: argparse.Namespace) -> None:
             else merged.folder
         )
         print(
-            f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a module {merged.largest_error:.2e}"
+            f"recycler: {merged.form}, {merged.num_modules} modules; largest relative error of a "
+            f"module {merged.largest_error:.2e}"
             + "".join(f"; loss {name} {value:.4f}" for name, value in merged.losses.items()),
             file=sys.stderr,
         )
@@ -164,7 +165,9 @@ def fold(arguments: argparse.Namespace) -> None:
         print(out)
         if rounding.noise > MUCH_NOISE:
             print(
-                f"recycler: {adapter.name}: rounded to the base's dtype, the weights move {rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} of its size; "
+                f"recycler: {adapter.name}: rounded to the base's dtype, the weights move "
+                f"{rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} "
+                "of its size; "
                 "fold into a float32 base to keep all of it (docs/methods.md)",
                 file=sys.stderr,
             )
@@ -280,6 +283,7 @@ def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:
     else:
         print(facts["folder"])
         print(
-            f"recycler: {what}: {facts['num_tensors']} tensors, {facts['num_bytes'] / 1e6:.1f} MB; weights {facts['weights_digest'][:16]}",
+            f"recycler: {what}: {facts['num_tensors']} tensors, {facts['num_bytes'] / 1e6:.1f} "
+            f"MB; weights {facts['weights_digest'][:16]}",
             file=sys.stderr,
         )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts nothing."""
+    """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts
+    nothing.
+    """
     from recycler.yamls import load_yaml
 
     document = load_yaml(arguments.job)
@@ -60,7 +62,8 @@ def is_recipe(document: YamlDocument) -> bool:
         raise UsageError(
             Problem(
                 thing=document.path,
-                cause="merges adapters, for which there is no plan: they are read and written in seconds",
+                cause="merges adapters, for which there is no plan: they are read and written in "
+                "seconds",
                 remedy="Run it with recycler merge",
             )
         )
@@ -110,10 +113,16 @@ def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
         )
         return
     print(
-        f"{recipe.method} of {len(recipe.members)} members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
-        f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is walked {'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
-        f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor {_size(found.largest_tensor_bytes)}\n"
-        f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s ({seconds / 3600:.1f} h)"
+        f"{recipe.method} of {len(recipe.members)} "
+        f"members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} "
+        f"tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
+        f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is "
+        "walked "
+        f"{'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
+        f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor "
+        f"{_size(found.largest_tensor_bytes)}\n"
+        f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s "
+        f"({seconds / 3600:.1f} h)"
     )
 
 

@@ -1,4 +1,6 @@
-"""A progress bar that says what is going on and how long it will take; plain lines where there is no terminal."""
+"""A progress bar that says what is going on and how long it will take; plain lines where there is
+no terminal.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,11 @@ class Progress:
         self._done = sum(trial.state != "PENDING" for trial in trials)
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
         print(
-            f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, {len(prepared.objectives)} objectives, {sum(item.role == 'search' for item in prepared.items)} search items, "
-            f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}",
+            f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, "
+            f"{len(prepared.objectives)} objectives, "
+            f"{sum(item.role == 'search' for item in prepared.items)} search items, "
+            f"{prepared.job.budget.trials} trials with "
+            f"{prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}",
             file=sys.stderr,
         )
         from recycler.plan import visible_difference, visible_lines
@@ -89,13 +94,15 @@ class Progress:
     def listen(self, event: Event) -> None:
         if event.what in ("holdout", "completed"):
             self.update(
-                f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: trial {event.trial.number}",
+                f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: "
+                f"trial {event.trial.number}",
                 event.fraction,
             )
         elif event.what in ("scored", "failed"):
             self._done += 1
             self.update(
-                f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} {_scores(event.trial)}",
+                f"searching: trial {event.trial.number} {event.trial.label or event.trial.kind} "
+                f"{_scores(event.trial)}",
                 min(self._done / self._expected, 1.0),
             )
         if event.gain is not None:
@@ -106,7 +113,8 @@ class Progress:
             print(f"recycler: {note}", file=sys.stderr, flush=True)
         if event.what == "failed":
             print(
-                f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): {event.trial.failure.reason}",
+                f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): "
+                f"{event.trial.failure.reason}",
                 file=sys.stderr,
             )
 

@@ -13,7 +13,9 @@ from recycler.errors import Problem, UsageError
 
 
 def refine(arguments: argparse.Namespace) -> None:
-    """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and the front printed."""
+    """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and
+    the front printed.
+    """
     from recycler.prepare import prepare
     from recycler.refine import Settings
     from recycler.refine import refine as refined
@@ -56,7 +58,8 @@ def refine(arguments: argparse.Namespace) -> None:
     )
     for name, value in found.after.items():
         print(
-            f"{name}: {found.before[name]:.4f} -> {value:.4f} nats a token of the right answers (search items)"
+            f"{name}: {found.before[name]:.4f} -> {value:.4f} nats a token of the right answers "
+            "(search items)"
         )
     if found.trial is None:
         print(
@@ -70,7 +73,10 @@ def refine(arguments: argparse.Namespace) -> None:
 
 
 def _preference(given: list[str]) -> dict[str, float] | None:
-    """{objective: share} of the `--prefer NAME=SHARE` that were given; None where none was. Raises UsageError."""
+    """{objective: share} of the `--prefer NAME=SHARE` that were given; None where none was.
+
+    Raises UsageError.
+    """
     shares: dict[str, float] = {}
     for text in given:
         name, _, share = text.rpartition("=")

@@ -15,7 +15,9 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """recycler serve: loopback without a token; anywhere else tokens are made and told once, as addresses."""
+    """recycler serve: loopback without a token; anywhere else tokens are made and told once, as
+    addresses.
+    """
     try:
         import uvicorn
 
@@ -81,15 +83,19 @@ def serve(arguments: argparse.Namespace) -> None:
         )
     else:
         print(
-            f"recycler: serving {root}; open one of these, they are told once\n  operator: {place}?token={token}\n  viewer:   {place}?token={viewer}",
+            f"recycler: serving {root}; open one of these, they are told once\n  operator: "
+            f"{place}?token={token}\n  viewer:   {place}?token={viewer}",
             file=sys.stderr,
         )
     if proxy is not None:
         print(
-            f"recycler: believes {', '.join(map(str, proxy.networks))} about users in {proxy.header}; operators: {', '.join(sorted(proxy.operators)) or 'none, all may only read'}",
+            f"recycler: believes {', '.join(map(str, proxy.networks))} about users in "
+            f"{proxy.header}; operators: "
+            f"{', '.join(sorted(proxy.operators)) or 'none, all may only read'}",
             file=sys.stderr,
         )
-    # proxy_headers=False: else X-Forwarded-For could put another address in place of the connection's own
+    # proxy_headers=False: else X-Forwarded-For could put another address in place of the
+    # connection's own
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -104,7 +110,10 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound before any address is told. Raises UsageError for a port that is none, is taken or is not ours to take."""
+    """A socket bound before any address is told.
+
+    Raises UsageError for a port that is none, is taken or is not ours to take.
+    """
     if not 0 < port < 65536:
         raise UsageError(
             Problem(

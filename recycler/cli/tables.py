@@ -14,7 +14,9 @@ MANY_ROWS = 4  # of weights; more are summed up
 
 
 def front_table(front: Front, role: Role = "search") -> str:
-    """Front and baselines, one line for the same weights: scores with standard errors, chance to be non-dominated, weights; volumes below."""
+    """Front and baselines, one line for the same weights: scores with standard errors, chance to be
+    non-dominated, weights; volumes below.
+    """
     if role == "holdout" and not all(trial.holdout for trial in front.front):
         role = "search"
     names = [objective.name for objective in front.objectives]
@@ -87,7 +89,10 @@ def front_table(front: Front, role: Role = "search") -> str:
         if front.floors_kept
         else "No trial keeps every floor: this is the front without floors\n"
     )
-    return f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\nhypervolume on {role}: {said}\n{_gaps(front)}"
+    return (
+        f"{notice}Pareto front ({picked}), {role} scores (± standard error)\n{align(rows)}\n"
+        f"hypervolume on {role}: {said}\n{_gaps(front)}"
+    )
 
 
 def _together(front: Front) -> list[str]:
@@ -115,7 +120,9 @@ def _gaps(front: Front) -> str:
 
 
 def preview_text(preview: Mapping[str, Any]) -> str:
-    """Trade-offs among the members, the guessed front with 90 % intervals, and how the guesses fared."""
+    """Trade-offs among the members, the guessed front with 90 % intervals, and how the guesses
+    fared.
+    """
     names = list(preview["front"][0]["scores"])
     rows = [["guess", *names, "weights"]]
     for number, guess in enumerate(preview["front"], start=1):
@@ -136,18 +143,23 @@ def preview_text(preview: Mapping[str, Any]) -> str:
             ]
         )
     lines = [pair["said"] for pair in preview["tradeoffs"]] + [
-        "Preview: guessed from the members' own answers, for weights that sum to 1; nothing of it was measured",
+        "Preview: guessed from the members' own answers, for weights that sum to 1; nothing of "
+        "it was measured",
         align(rows),
     ]
     lines += [
-        f"{error['objective']}: over {error['num_merges']} real merges the guess was {error['bias']:+.3f} off on the mean, ranked them at {error['spearman']:.2f} (Spearman), and {error['covered']:.0%} lay in its 90 % interval"
+        f"{error['objective']}: over {error['num_merges']} real merges the guess was "
+        f"{error['bias']:+.3f} off on the mean, ranked them at {error['spearman']:.2f} "
+        f"(Spearman), and {error['covered']:.0%} lay in its 90 % interval"
         for error in preview["errors"]
     ]
     return "\n".join(lines) + "\n"
 
 
 def why_text(why: Mapping[str, Any]) -> str:
-    """What each member adds to a merge, what the front would lose without it, and the sentences that say it."""
+    """What each member adds to a merge, what the front would lose without it, and the sentences
+    that say it.
+    """
     names = list(why["shares"][0]["adds"]) if why["shares"] else []
     rows = [["member", "weight", *(f"adds to {name}" for name in names)]]
     rows += [
@@ -231,7 +243,9 @@ def _doubted(figure: tuple[float, float]) -> str:
 
 
 def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:
-    """Which merge was meant and by what it was chosen; its scores of both kinds, since the one kind may put another first."""
+    """Which merge was meant and by what it was chosen; its scores of both kinds, since the one kind
+    may put another first.
+    """
     kinds = [
         kind
         for kind in ("search", "holdout", "posterior")
@@ -257,9 +271,11 @@ def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:
     if other and other["trial"] != chosen["trial"]:
         (found,) = other["scores"].values()
         lines.append(
-            f"The best search score is merge {other['trial']}'s, {found['search']['value']:.3f} ± {found['search']['stderr']:.3f}"
+            f"The best search score is merge {other['trial']}'s, {found['search']['value']:.3f} "
+            f"± {found['search']['stderr']:.3f}"
             + (
-                f"; all merges together say {found['posterior']['value']:.3f} ± {found['posterior']['stderr']:.3f} of it."
+                f"; all merges together say {found['posterior']['value']:.3f} ± "
+                f"{found['posterior']['stderr']:.3f} of it."
                 if found.get("posterior")
                 else "."
             )
@@ -283,7 +299,9 @@ def _figures(trial: Trial, names: Sequence[str], role: Role) -> list[str]:
 
 
 def _weights(trial: Trial) -> str:
-    """Weights by size, row by row; of many rows their range by member, since a table is no place for all of them."""
+    """Weights by size, row by row; of many rows their range by member, since a table is no place
+    for all of them.
+    """
     groups = weights_by_group(trial)
     if len(groups) > MANY_ROWS:
         columns = zip(trial.recipe.members, zip(*trial.recipe.weights, strict=True), strict=True)

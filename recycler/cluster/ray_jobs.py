@@ -1,7 +1,10 @@
-"""Drivers on a cluster, by the Ray Jobs API. Ray runs a submission once; the ledger knows the job, and each submission resumes it.
+"""Drivers on a cluster, by the Ray Jobs API.
 
-The first submission of a job has the job's id, the next ones ID-2, ID-3. Ray shows metadata and runtime environments to
-everybody on the cluster, so no secret goes there: nodes have theirs in their own environment.
+Ray runs a submission once; the ledger knows the job, and each submission resumes it.
+
+The first submission of a job has the job's id, the next ones ID-2, ID-3. Ray shows metadata and
+runtime environments to everybody on the cluster, so no secret goes there: nodes have theirs in
+their own environment.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ REASONS = {
     2: "the job file or the pool is refused",
     3: "something is not there",
     4: "broken or unsafe input, or a node that cannot run it safely",
-    5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver has the job",
+    5: "bucket, ledger or cluster went away, trials were lost to the system, or another driver "
+    "has the job",
     -9: "the driver was killed",
     130: "stopped",
 }
@@ -54,7 +58,10 @@ class Submission:
 
 
 class Cluster:
-    """The Jobs API at http://HOST:8265. Raises UsageError for a cluster that asks for no token unless `insecure`."""
+    """The Jobs API at http://HOST:8265.
+
+    Raises UsageError for a cluster that asks for no token unless `insecure`.
+    """
 
     def __init__(self, address: str, *, insecure: bool = False):
         if not address.startswith(("http://", "https://")):
@@ -73,7 +80,8 @@ class Cluster:
                 Problem(
                     thing=f"cluster {self.address}",
                     cause="takes jobs from anybody, without a token",
-                    remedy="Start it with RAY_AUTH_MODE=token, or say --insecure when nobody else can reach it",
+                    remedy="Start it with RAY_AUTH_MODE=token, or say --insecure when nobody else "
+                    "can reach it",
                 )
             )
         self._client = self._asked(lambda: JobSubmissionClient(self.address))
@@ -106,7 +114,10 @@ class Cluster:
     def submit(
         self, job: str, folder: Path, command: str, *, number: int, ship_code: bool = False
     ) -> Submission:
-        """Start the job's driver for the `number`-th time: `command` in a copy of `folder`. The same number again is that start."""
+        """Start the job's driver for the `number`-th time:
+
+        `command` in a copy of `folder`. The same number again is that start.
+        """
         name = job if number == 1 else f"{job}-{number}"
         environment: dict[str, Any] = {"working_dir": str(folder)}
         if ship_code:
@@ -191,14 +202,18 @@ class Cluster:
             raise InfrastructureError(
                 Problem(
                     thing=f"cluster {self.address}",
-                    cause=f"does not answer well ({text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'})",
+                    cause="does not answer well "
+                    f"({text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'})",
                     remedy="Check that the head is up, and try again",
                 )
             ) from None
 
 
 def _is_open(address: str) -> bool:
-    """Whether the Jobs API answers somebody without a token. Raises InfrastructureError when nobody answers."""
+    """Whether the Jobs API answers somebody without a token.
+
+    Raises InfrastructureError when nobody answers.
+    """
     try:
         with urllib.request.urlopen(f"{address}/api/jobs/", timeout=20) as answer:
             return answer.status == 200

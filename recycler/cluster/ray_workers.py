@@ -1,7 +1,10 @@
-"""Workers as Ray actors: one long-lived engine each, on GPUs or a share of the CPU cores. Only this package imports Ray.
+"""Workers as Ray actors: one long-lived engine each, on GPUs or a share of the CPU cores.
 
-Actors hold nothing that the ledger lacks, so they come and go: Ray starts one wherever there is room for it, now or when a
-node joins in mid-job; an actor that dies, with its process or its node, loses the trial it was on to another one.
+Only this package imports Ray.
+
+Actors hold nothing that the ledger lacks, so they come and go: Ray starts one wherever there is
+room for it, now or when a node joins in mid-job; an actor that dies, with its process or its node,
+loses the trial it was on to another one.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ class _Actor:
         self._work = work
 
     def start(self) -> tuple[str, int]:
-        """Build the engine; (node, process) that it runs on. Raises what that raises, with the node's address in each problem."""
+        """Build the engine; (node, process) that it runs on.
+
+        Raises what that raises, with the node's address in each problem.
+        """
         try:
             self._worker = ScoringWorker(self._work)
         except RecyclerError as error:
@@ -63,7 +69,9 @@ class _Live:
 
 
 class RayWorkers:
-    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial when it is free, or the next few to score side by side."""
+    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial
+    when it is free, or the next few to score side by side.
+    """
 
     def __init__(self, work: Work, *, num_workers: int, address: str | None = None):
         if not (address or os.environ.get("RAY_ADDRESS")):  # the workers run on this machine
@@ -136,9 +144,11 @@ class RayWorkers:
         self._starting[actor.start.remote()] = actor
 
     def _welcome(self, reference: ray.ObjectRef) -> list[Result]:
-        """An actor is up and free; or it could not start, which the third time in a row costs the next trial.
+        """An actor is up and free; or it could not start, which the third time in a row costs the
+        next trial.
 
-        Raises what the actor found missing or unsafe before any trial, as it would be raised on the driver's own machine.
+        Raises what the actor found missing or unsafe before any trial, as it would be raised on the
+        driver's own machine.
         """
         actor = self._starting.pop(reference)
         try:
@@ -174,7 +184,9 @@ class RayWorkers:
             self._busy[live.actor.score.remote(tasks)] = (live, tasks)
 
     def _collect(self, reference: ray.ObjectRef) -> list[Result]:
-        """The results of one finished call; none when it failed through no fault of the recipes and is tried again."""
+        """The results of one finished call; none when it failed through no fault of the recipes and
+        is tried again.
+        """
         live, tasks = self._busy.pop(reference)
         try:
             answers = ray.get(reference)
@@ -214,16 +226,19 @@ class RayWorkers:
             if name.startswith("num_")
         }
         print(
-            f"recycler: no worker is up yet: waiting for a node with {wanted}, or for members to arrive from their bucket; the cluster has {_room()}",
+            f"recycler: no worker is up yet: waiting for a node with {wanted}, or for members to "
+            f"arrive from their bucket; the cluster has {_room()}",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _resources(num_workers: int, work: Work) -> dict:
-    """Ray's options for one worker: a GPU for each rank of its engine where the cluster has any, else the share of the cores that fits.
+    """Ray's options for one worker: a GPU for each rank of its engine where the cluster has any,
+    else the share of the cores that fits.
 
-    What an actor asks for is always on one node, and its ranks are processes of its own: so no placement group is needed.
+    What an actor asks for is always on one node, and its ranks are processes of its own: so no
+    placement group is needed.
     """
     ranks = work.settings.get("tensor_parallel", 1)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -263,7 +278,9 @@ def _reason(error: RayError) -> str:
 
 
 def _connect(address: str | None) -> None:
-    """Join the cluster at `address`, or the one that a job runs on (RAY_ADDRESS), or start one on this machine."""
+    """Join the cluster at `address`, or the one that a job runs on (RAY_ADDRESS), or start one on
+    this machine.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -284,7 +301,9 @@ def _connect(address: str | None) -> None:
 
 @contextmanager
 def _starting(address: str | None) -> Iterator[None]:
-    """What Ray raises while it starts as InfrastructureError; a raylet that is late on a busy machine is a bare Exception (ray/_private/node.py)."""
+    """What Ray raises while it starts as InfrastructureError; a raylet that is late on a busy
+    machine is a bare Exception (ray/_private/node.py).
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001 - see above
@@ -296,6 +315,7 @@ def _starting(address: str | None) -> Iterator[None]:
                 cause=f"cannot be reached or started ({said})",
                 remedy="Check the address; `ray status` shows whether it is up"
                 if address
-                else "Try again when the machine is less busy: Ray waits 30 s for its own processes",
+                else "Try again when the machine is less busy: Ray waits 30 s for its own "
+                "processes",
             )
         ) from None

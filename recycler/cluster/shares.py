@@ -8,7 +8,8 @@ SMALLEST = 0.25  # of a core: more workers than that wait for nodes to join
 
 
 def cpu_share(cores: Sequence[float], num_workers: int) -> float:
-    """The largest share of one node's cores such that `num_workers` workers fit on nodes with `cores`, each on one node.
+    """The largest share of one node's cores such that `num_workers` workers fit on nodes with
+    `cores`, each on one node.
 
     1.0 while no node has any cores: nodes may join later.
     """

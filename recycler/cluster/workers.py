@@ -1,4 +1,7 @@
-"""The workers' port: submit trials, wait for whichever ends first. And the simplest one, in this process."""
+"""The workers' port: submit trials, wait for whichever ends first.
+
+And the simplest one, in this process.
+"""
 
 from __future__ import annotations
 
@@ -71,11 +74,14 @@ class Result:
 
 
 class Workers(Protocol):
-    """Holds engines; stateless to the search. A system failure is retried inside, so what comes out is final.
+    """Holds engines; stateless to the search.
 
-    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain means over those. `gated`
-    trials are given up when they babble, with a Failure that blames the recipe; `unmerged` ones may be scored side by side, in
-    one batch of an engine that can. `num_workers` is how many trials are taken at once.
+    A system failure is retried inside, so what comes out is final.
+
+    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain
+    means over those. `gated` trials are given up when they babble, with a Failure that blames the
+    recipe; `unmerged` ones may be scored side by side, in one batch of an engine that can.
+    `num_workers` is how many trials are taken at once.
     """
 
     num_workers: int
@@ -106,7 +112,10 @@ class ScoringWorker:
     def score(
         self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False
     ) -> Scorecard | Failure:
-        """The scorecard; or a Failure that blames the recipe when the recipe cannot be run. Anything else is raised."""
+        """The scorecard; or a Failure that blames the recipe when the recipe cannot be run.
+
+        Anything else is raised.
+        """
         try:
             return score_recipe(
                 self.engine,
@@ -122,7 +131,9 @@ class ScoringWorker:
             return Failure(blame="recipe", reason=str(error))
 
     def score_all(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
-        """The answers to what `next_batch` took: several are scored side by side, or merged one by one where they cannot be."""
+        """The answers to what `next_batch` took: several are scored side by side, or merged one by
+        one where they cannot be.
+        """
         if len(tasks) > 1:
             asked = [self.work.items_of(task.role, task.items) for task in tasks]
             try:

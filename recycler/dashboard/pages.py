@@ -1,4 +1,7 @@
-"""HTML shells and static files. A shell holds a title, the navigation and one script; all data comes from the API."""
+"""HTML shells and static files.
+
+A shell holds a title, the navigation and one script; all data comes from the API.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,9 @@ SHELL = """<!doctype html>
 
 
 def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
-    """Pages and static files; `has_ledger` tells of a job whether its driver has opened one, and raises NotFoundError for an id that is no job."""
+    """Pages and static files; `has_ledger` tells of a job whether its driver has opened one, and
+    raises NotFoundError for an id that is no job.
+    """
     files = {
         path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES
     }
@@ -93,7 +98,10 @@ def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
 
 
 def plotly_file() -> Path:
-    """plotly.min.js of the installed plotly package, found without importing it. Raises UsageError."""
+    """plotly.min.js of the installed plotly package, found without importing it.
+
+    Raises UsageError.
+    """
     spec = find_spec("plotly")
     path = Path(spec.origin).parent / "package_data" / PLOTLY if spec and spec.origin else None
     if path is None or not path.is_file():

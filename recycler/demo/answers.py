@@ -1,4 +1,6 @@
-"""Ask a model folder a few questions with plain transformers: nothing of recycler's is needed to use an export."""
+"""Ask a model folder a few questions with plain transformers: nothing of recycler's is needed to
+use an export.
+"""
 
 from __future__ import annotations
 

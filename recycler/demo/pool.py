@@ -1,4 +1,7 @@
-"""Build the demo's pool and items. Read it as an example: a base, a few runs, and snapshots as ordinary HF folders."""
+"""Build the demo's pool and items.
+
+Read it as an example: a base, a few runs, and snapshots as ordinary HF folders.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from recycler.digest import derive_seed, digest, file_digest
 
 TRAIN_ITEMS, SEARCH_ITEMS, HOLDOUT_ITEMS = 5000, 250, 1000  # a skill
 MARKER = "demo-pool.json"  # written last: its presence means that the pool is whole
-NUM_THREADS = 1  # fixed, because sums of floats depend on it; more are little faster here, and far slower on a busy machine
+# fixed, because sums of floats depend on it; more are little faster here, and far slower on a busy
+# machine
+NUM_THREADS = 1
 Progress = Callable[[str, float], None]
 
 
 def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = None) -> None:
     """Train into DIRECTORY/pool/base and DIRECTORY/pool/members/NAME, and write DIRECTORY/data.
 
-    Does nothing when that pool is there already. Deterministic for a seed on one machine. A build that is killed leaves
-    no pool behind. `progress` is told what is being trained and the fraction done.
+    Does nothing when that pool is there already. Deterministic for a seed on one machine. A build
+    that is killed leaves no pool behind. `progress` is told what is being trained and the fraction
+    done.
     """
     settings = {"seed": seed, "settings": _settings_digest(seed)}
     marker = directory / "pool" / MARKER
@@ -40,7 +46,9 @@ def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = No
 
 
 def write_suites(directory: Path, *, seed: int = 0) -> None:
-    """DIRECTORY/data/SKILL.jsonl: the search and holdout items of each skill, disjoint from what is trained on."""
+    """DIRECTORY/data/SKILL.jsonl: the search and holdout items of each skill, disjoint from what is
+    trained on.
+    """
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
     for skill in SKILLS:
@@ -62,7 +70,9 @@ def write_suites(directory: Path, *, seed: int = 0) -> None:
 
 
 def _settings_digest(seed: int) -> str:
-    """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new pool."""
+    """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new
+    pool.
+    """
     sources = [
         Path(__file__).parent / f"{name}.py"
         for name in ("model", "pool", "runs", "skills", "tokenizer", "train")
@@ -111,7 +121,9 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
 
 @contextmanager
 def _settled_torch() -> Iterator[None]:
-    """A fixed number of threads, and no bar of transformers' own across the caller's; both as before afterwards."""
+    """A fixed number of threads, and no bar of transformers' own across the caller's; both as
+    before afterwards.
+    """
     import torch
     from transformers.utils import logging
 

@@ -1,8 +1,9 @@
 """What is trained: one base on everything a little, and five runs from it that leave eight members.
 
-The base stops in the middle of its climb, and the runs go on at a learning rate that is too high to settle: each learns
-its own skill best and keeps a noise of its own. A merge adds up what they learnt and averages out the noise, so it goes
-further than any of them. Runs that are cooled down, or start from a cooled base, leave a merge little to win.
+The base stops in the middle of its climb, and the runs go on at a learning rate that is too high to
+settle: each learns its own skill best and keeps a noise of its own. A merge adds up what they
+learnt and averages out the noise, so it goes further than any of them. Runs that are cooled down,
+or start from a cooled base, leave a merge little to win.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training run. `mix` gives each skill's share of the data; `snapshots` maps steps to checkpoint names.
+    """One training run.
 
-    The run stops at `num_steps`, or as soon as its smoothed loss is below `until_loss`: when a model begins to grasp
-    addition depends on the seed, so a fixed step would give now a raw base, now a finished one.
-    With `wrong_answers` that share of the labels belongs to other problems: how a bad member comes about.
+    `mix` gives each skill's share of the data; `snapshots` maps steps to checkpoint names.
+
+    The run stops at `num_steps`, or as soon as its smoothed loss is below `until_loss`: when a
+    model begins to grasp addition depends on the seed, so a fixed step would give now a raw base,
+    now a finished one. With `wrong_answers` that share of the labels belongs to other problems: how
+    a bad member comes about.
     """
 
     mix: Mapping[str, float]

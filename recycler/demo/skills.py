@@ -1,7 +1,10 @@
-"""The demo's three skills: sums in English, the same sums in Spanish, and small string programs. Standard library only.
+"""The demo's three skills: sums in English, the same sums in Spanish, and small string programs.
 
-Every problem has one right answer. A problem is for training, searching or holding out by the hash of what it asks, so
-the splits are disjoint by construction, and a sum and its translation are always on the same side (one cluster).
+Standard library only.
+
+Every problem has one right answer. A problem is for training, searching or holding out by the hash
+of what it asks, so the splits are disjoint by construction, and a sum and its translation are
+always on the same side (one cluster).
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ from typing import Literal
 
 Split = Literal["train", "search", "holdout"]
 
-ENGLISH_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+ENGLISH_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
 ENGLISH_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 SPANISH_ONES = (
-    "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciseis diecisiete dieciocho diecinueve veinte "
-    "veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete veintiocho veintinueve"
+    "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince "
+    "dieciseis diecisiete dieciocho diecinueve veinte "
+    "veintiuno veintidos veintitres veinticuatro veinticinco veintiseis veintisiete veintiocho "
+    "veintinueve"
 ).split()
 SPANISH_TENS = "treinta cuarenta cincuenta sesenta setenta ochenta noventa".split()
 LETTERS = "abcdefghij"
@@ -39,7 +47,9 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """70, 10 and 20 percent of the clusters, by hash: no seed can move a problem to the other side."""
+        """70, 10 and 20 percent of the clusters, by hash: no seed can move a problem to the other
+        side.
+        """
         bucket = hashlib.sha256(self.cluster.encode()).digest()[0]
         return "train" if bucket < 179 else "search" if bucket < 205 else "holdout"
 
@@ -93,8 +103,8 @@ SKILLS: dict[str, Callable[[random.Random], Problem]] = {
 def make_items(skill: str, split: Split, count: int, seed: int) -> list[Problem]:
     """`count` distinct problems of one skill and split, in an order that depends on the seed alone.
 
-    The two languages draw alike, so with the same arguments they ask the same sums. The count must be well below what
-    there is: a split of the sums has 7000, 1000 and 2000 problems.
+    The two languages draw alike, so with the same arguments they ask the same sums. The count must
+    be well below what there is: a split of the sums has 7000, 1000 and 2000 problems.
     """
     rng = random.Random(f"{split} {seed}")
     found: dict[str, Problem] = {}

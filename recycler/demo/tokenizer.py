@@ -1,4 +1,7 @@
-"""The demo's own tokenizer: one token a number word, digit or letter. Short sequences are what makes the demo quick."""
+"""The demo's own tokenizer: one token a number word, digit or letter.
+
+Short sequences are what makes the demo quick.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word and the space after it are one token, and so are 'rev(' and ') ='; all else is a token a character.
+    """A word and the space after it are one token, and so are 'rev(' and ') ='; all else is a token
+    a character.
 
     Decoding gives back the text that was encoded. A prompt starts with <s>; </s> ends an answer.
     """

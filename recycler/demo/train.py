@@ -1,4 +1,6 @@
-"""Train one run: draw rows of the skills by the run's mix, learn their answers, save at its snapshots."""
+"""Train one run: draw rows of the skills by the run's mix, learn their answers, save at its
+snapshots.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Rows = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each (N, WIDTH)
 
 
 def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Rows:
-    """Prompt, answer and </s> as one row each, padded on the right; labels only where the answer is."""
+    """Prompt, answer and </s> as one row each, padded on the right; labels only where the answer
+    is.
+    """
     ids = torch.full((len(problems), WIDTH), tokenizer.pad_token_id)
     labels = torch.full((len(problems), WIDTH), IGNORED)
     prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
@@ -42,7 +46,9 @@ def train(
     save: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each step."""
+    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each
+    step.
+    """
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -87,7 +93,9 @@ def _batch(rows: Mapping[str, Rows], run: Run, draw: torch.Generator) -> Rows:
 
 
 def _with_wrong_answers(ids: torch.Tensor, labels: torch.Tensor, wrong: torch.Tensor) -> Rows:
-    """In the rows marked `wrong`, each answer token is that of the next row, where that row has one there."""
+    """In the rows marked `wrong`, each answer token is that of the next row, where that row has one
+    there.
+    """
     other = labels.roll(1, dims=0)
     swap = wrong[:, None] & (labels != IGNORED) & (other != IGNORED)
     return torch.where(swap, other, ids), torch.where(swap, other, labels)

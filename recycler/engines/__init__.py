@@ -18,7 +18,10 @@ ENGINES = {
 
 
 def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
-    """A live engine over `pool`. Raises UsageError when the name is unknown or its library is not installed."""
+    """A live engine over `pool`.
+
+    Raises UsageError when the name is unknown or its library is not installed.
+    """
     if name not in ENGINES:
         raise UsageError(
             Problem(thing=f"engine {name!r}", cause="unknown", remedy=did_you_mean(name, ENGINES))
@@ -44,7 +47,9 @@ def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
 
 
 def parallel_problems(pool: Pool, num_ranks: int, where: str = "") -> Iterator[Problem]:
-    """Why the pool's architecture cannot be shared by so many tensor-parallel ranks: each holds whole attention heads, all alike."""
+    """Why the pool's architecture cannot be shared by so many tensor-parallel ranks: each holds
+    whole attention heads, all alike.
+    """
     config = pool.template.config
     heads = int(config.get("num_attention_heads") or num_ranks)
     kv_heads = int(config.get("num_key_value_heads") or heads)

@@ -1,4 +1,6 @@
-"""What every engine does alike: refuse requests that have no answer, and merge a recipe into live weights."""
+"""What every engine does alike: refuse requests that have no answer, and merge a recipe into live
+weights.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from recycler.types import GenerateRequest, LoglikelihoodRequest, Recipe
 def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Tensor]) -> str:
     """Write the merge into `weights` in place and give the digest of what they then hold.
 
-    The arithmetic stays on the CPU, where the pool lies and an export does it too: the same bits on every device.
+    The arithmetic stays on the CPU, where the pool lies and an export does it too: the same bits on
+    every device.
     """
     if all(weight.device.type == "cpu" for weight in weights.values()):
         merge_into(recipe, resident, weights)
@@ -31,7 +34,10 @@ def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Ten
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """A part of a checkpoint's tensor and where it lives: `view`, in an engine's memory, holds `tensor[index]`; all of it where the index is empty."""
+    """A part of a checkpoint's tensor and where it lives:
+
+    `view`, in an engine's memory, holds `tensor[index]`; all of it where the index is empty.
+    """
 
     view: Tensor
     index: tuple[slice, ...] = ()
@@ -43,11 +49,13 @@ class Shard:
 def merge_shards(
     recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Sequence[Shard]]
 ) -> str:
-    """Write this rank's parts of the merge in place; give the digest of the whole merge, the same on every rank and in an export.
+    """Write this rank's parts of the merge in place; give the digest of the whole merge, the same
+    on every rank and in an export.
 
-    Each rank does the arithmetic of the whole model and keeps its slices: N ranks take N times the CPU time of one, side by
-    side. A rank that merged its slices alone could not do the methods that rank or mask a whole tensor, nor tell the digest
-    of one. What the digest says is what was written: every part is read back and compared.
+    Each rank does the arithmetic of the whole model and keeps its slices: N ranks take N times the
+    CPU time of one, side by side. A rank that merged its slices alone could not do the methods that
+    rank or mask a whole tensor, nor tell the digest of one. What the digest says is what was
+    written: every part is read back and compared.
     """
 
     def written() -> Iterator[tuple[str, Tensor]]:
@@ -65,7 +73,10 @@ def merge_shards(
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit: NaN equals itself, 0.0 is not -0.0."""
+    """Whether two tensors agree in dtype, shape and every bit:
+
+    NaN equals itself, 0.0 is not -0.0.
+    """
     return (
         one.dtype == other.dtype
         and one.shape == other.shape
@@ -78,12 +89,15 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bool = True) -> None:
-    """Raise UsageError unless every request has a prompt, asks for a token, fits into `limit` tokens, and, where the live weights are `alone`, asks those."""
+    """Raise UsageError unless every request has a prompt, asks for a token, fits into `limit`
+    tokens, and, where the live weights are `alone`, asks those.
+    """
     _check_merge(requests, alone)
     for request in requests:
         if not request.prompt_ids or request.max_new_tokens < 1:
             raise _no_answer(
-                f"has {len(request.prompt_ids)} prompt tokens and asks for {request.max_new_tokens} new ones"
+                f"has {len(request.prompt_ids)} prompt tokens and asks for "
+                f"{request.max_new_tokens} new ones"
             )
     _check_length(
         max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0),
@@ -94,12 +108,15 @@ def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bo
 def check_loglikelihood(
     requests: Sequence[LoglikelihoodRequest], limit: int, *, alone: bool = True
 ) -> None:
-    """The same for likelihoods: an empty continuation would be certain, and so would win every comparison."""
+    """The same for likelihoods: an empty continuation would be certain, and so would win every
+    comparison.
+    """
     _check_merge(requests, alone)
     for request in requests:
         if not request.context_ids or not request.continuation_ids:
             raise _no_answer(
-                f"has {len(request.context_ids)} tokens of context and {len(request.continuation_ids)} of continuation"
+                f"has {len(request.context_ids)} tokens of context and "
+                f"{len(request.continuation_ids)} of continuation"
             )
     _check_length(
         max(

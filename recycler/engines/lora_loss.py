@@ -1,4 +1,6 @@
-"""The loss that learned LoRA weights are trained on: mean negative log-likelihood of a small mix, in nats a token."""
+"""The loss that learned LoRA weights are trained on: mean negative log-likelihood of a small mix,
+in nats a token.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Row = tuple[list[int], int]  # token ids; how many of them are the prompt, which
 
 
 class MixLoss:
-    """weights (M, K) -> loss of the base with the weighted adapters on all rows; a batch is in memory at a time."""
+    """weights (M, K) -> loss of the base with the weighted adapters on all rows; a batch is in
+    memory at a time.
+    """
 
     def __init__(
         self, model: torch.nn.Module, adapters: Sequence[Adapter], rows: Sequence[Row], batch: int
@@ -60,7 +64,9 @@ class MixLoss:
 def mix_loss(
     base: Path, data: Path, adapters: Sequence[Adapter], *, max_length: int, batch: int
 ) -> MixLoss:
-    """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines, with the base's own tokenizer. Raises UsageError."""
+    """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines, with the base's own
+    tokenizer. Raises UsageError.
+    """
     rows = read_mix(data)
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
@@ -89,7 +95,10 @@ def mix_loss(
 
 
 def read_mix(path: Path) -> list[tuple[str, str]]:
-    """(prompt, completion) pairs; the prompt of {"text"} lines is empty. Raises UsageError with every problem and its line."""
+    """(prompt, completion) pairs; the prompt of {"text"} lines is empty.
+
+    Raises UsageError with every problem and its line.
+    """
     try:
         raw = path.read_bytes()[: MAX_BYTES + 1]
         lines = raw.decode().splitlines()
@@ -134,7 +143,9 @@ def read_mix(path: Path) -> list[tuple[str, str]]:
 
 
 def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T), padded at the right with zeros, and 1.0 for each next token (B, T - 1) that counts."""
+    """Token ids (B, T), padded at the right with zeros, and 1.0 for each next token (B, T - 1) that
+    counts.
+    """
     longest = max(len(ids) for ids, _ in rows)
     ids, counted = (
         torch.zeros(len(rows), longest, dtype=torch.int64),

@@ -1,4 +1,7 @@
-"""The port that every inference engine fills: weights in place, greedy text, log-likelihoods. Nothing else."""
+"""The port that every inference engine fills: weights in place, greedy text, log-likelihoods.
+
+Nothing else.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ from recycler.types import Completion, GenerateRequest, Loglikelihood, Loglikeli
 class Engine(Protocol):
     """One live model whose weights are replaced in place by recipes over one pool.
 
-    Built with the pool (`Engine(pool, dtype=..., max_model_len=...)`); it starts with the weights of the pool's template.
+    Built with the pool (`Engine(pool, dtype=..., max_model_len=...)`); it starts with the weights
+    of the pool's template.
     """
 
     fingerprint: str  # engine, version, dtype and every setting that may change an answer
 
     def apply(self, recipe: Recipe) -> str:
-        """Put the recipe's merge into the live weights, drop every cache that knew the old ones; give the weights digest.
+        """Put the recipe's merge into the live weights, drop every cache that knew the old ones;
+        give the weights digest.
 
         After an error the engine is dirty: it refuses to answer until an `apply` has succeeded.
         """
@@ -28,7 +33,8 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """Greedy completions, in the order of the requests; text ends before the first stop string.
 
-        With `watch` each is handed on as it ends; raises HopelessError, with the engine clean, when its gate closes.
+        With `watch` each is handed on as it ends; raises HopelessError, with the engine clean, when
+        its gate closes.
         """
 
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
@@ -39,10 +45,14 @@ class Engine(Protocol):
 
 
 class SideBySide(Engine, Protocol):
-    """An engine that can also hold several linear merges of folded adapters beside the live weights, and answer for all in one batch."""
+    """An engine that can also hold several linear merges of folded adapters beside the live
+    weights, and answer for all in one batch.
+    """
 
     def side_by_side(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
-        """Put the base into the live weights and load each recipe, unmerged; their names, for `merge` of requests, hold until the next `apply`.
+        """Put the base into the live weights and load each recipe, unmerged; their names, for
+        `merge` of requests, hold until the next `apply`.
 
-        Answers differ from those of the merge by rounding. Raises UsageError for a recipe that is no plain linear merge.
+        Answers differ from those of the merge by rounding. Raises UsageError for a recipe that is
+        no plain linear merge.
         """

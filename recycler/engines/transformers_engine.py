@@ -1,4 +1,6 @@
-"""Inference with plain transformers: batches sorted by length, a KV cache, weights swapped in place."""
+"""Inference with plain transformers: batches sorted by length, a KV cache, weights swapped in
+place.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,11 @@ class TransformersEngine:
         self._weights = self._live_weights(pool)
         self._ends = self._end_ids()
         self._dirty = ""
-        self.fingerprint = f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, {self._device.type}, context {self._max_model_len}, batch {BATCH_TOKENS}/{MAX_BATCH}, logits {BATCH_LOGITS}"
+        self.fingerprint = (
+            f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, "
+            f"{self._device.type}, context {self._max_model_len}, batch "
+            f"{BATCH_TOKENS}/{MAX_BATCH}, logits {BATCH_LOGITS}"
+        )
 
     # ---------------------------------------------------------------- weights
 
@@ -150,7 +156,8 @@ class TransformersEngine:
         return [found[index] for index in range(len(requests))]
 
     def _decode(self, requests: Sequence[GenerateRequest], gate: Sequence[int]) -> list[Completion]:
-        """Greedy decoding of one batch, left-padded; rows that have ended leave the batch when half of it has.
+        """Greedy decoding of one batch, left-padded; rows that have ended leave the batch when half
+        of it has.
 
         After GATE_TOKENS steps the rows of `gate` are looked at, unless one of them has ended.
         """

@@ -1,10 +1,13 @@
-"""Inference with vLLM: one engine that lives as long as the run, its weights merged in place by a worker extension.
+"""Inference with vLLM: one engine that lives as long as the run, its weights merged in place by a
+worker extension.
 
-Two things are kept from vLLM's freedom. Weights that change under a prefix cache make its old blocks wrong, and vLLM does
-not notice: the cache is reset after every `apply`, which must succeed, and each version of the weights salts its prompts.
-On a CPU, vLLM packs linear weights into private copies after loading; that step is replaced by one that leaves them
-(`vllm_patches`). With `tensor_parallel` ranks, vLLM runs one process a rank on this machine, and each merges its own part.
-With `lora_batch`, so many linear merges of a pool of folded adapters can answer in one batch (`vllm_lora`).
+Two things are kept from vLLM's freedom. Weights that change under a prefix cache make its old
+blocks wrong, and vLLM does not notice: the cache is reset after every `apply`, which must succeed,
+and each version of the weights salts its prompts. On a CPU, vLLM packs linear weights into private
+copies after loading; that step is replaced by one that leaves them (`vllm_patches`). With
+`tensor_parallel` ranks, vLLM runs one process a rank on this machine, and each merges its own part.
+With `lora_batch`, so many linear merges of a pool of folded adapters can answer in one batch
+(`vllm_lora`).
 """
 
 from __future__ import annotations
@@ -41,9 +44,11 @@ WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
 
 
 def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that says so when one of vLLM's processes has died: as RuntimeError, upon which a worker builds a new engine.
+    """A method that says so when one of vLLM's processes has died: as RuntimeError, upon which a
+    worker builds a new engine.
 
-    vLLM itself notices within seconds, ends the other ranks, and raises whatever its queues say by then.
+    vLLM itself notices within seconds, ends the other ranks, and raises whatever its queues say by
+    then.
     """
 
     @wraps(method)
@@ -107,8 +112,12 @@ class VLLMEngine:
             raise
         config = self._llm.llm_engine.vllm_config
         self.fingerprint = (
-            f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, {current_platform.get_device_name() or current_platform.device_type}, context {room}, "
-            f"batch {config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}"
+            f"vllm {vllm.__version__}, torch {torch.__version__}, {dtype}, "
+            f"{current_platform.get_device_name() or current_platform.device_type}, context "
+            f"{room}, "
+            "batch "
+            f"{config.scheduler_config.max_num_batched_tokens}/{config.scheduler_config.max_num_seqs}, "
+            f"block {config.cache_config.block_size}, {'eager' if on_cpu else 'compiled'}"
             + (
                 f", tensor parallel {tensor_parallel}" if tensor_parallel > 1 else ""
             )  # sums are added in another order
@@ -141,9 +150,11 @@ class VLLMEngine:
 
     @_tells_death
     def side_by_side(self, recipes: Sequence[Recipe]) -> tuple[str, ...]:
-        """Put the base into the live weights and each recipe beside it, unmerged; their names for requests, until the next `apply`.
+        """Put the base into the live weights and each recipe beside it, unmerged; their names for
+        requests, until the next `apply`.
 
-        Raises UsageError for a recipe that is no plain linear merge on the base, and in an engine without `lora_batch`.
+        Raises UsageError for a recipe that is no plain linear merge on the base, and in an engine
+        without `lora_batch`.
         """
         if self._merges is None:
             raise UsageError(
@@ -180,7 +191,9 @@ class VLLMEngine:
     def generate(
         self, requests: Sequence[GenerateRequest], watch: Watch | None = None
     ) -> list[Completion]:
-        """All in one submission, those that may grow longest first, so that none of them is left over at the end."""
+        """All in one submission, those that may grow longest first, so that none of them is left
+        over at the end.
+        """
         self._check_clean()
         check_generate(requests, self._limit, alone=self._merges is None)
         watch, found = watch or Watch(), {}
@@ -205,7 +218,9 @@ class VLLMEngine:
     def _stream(
         self, requests: Sequence[GenerateRequest], order: Sequence[int], shown: Container[int]
     ) -> Iterator[tuple[int, Any]]:
-        """(index, output) of every request as it ends, and of those `shown` after every step; closed early, it leaves nothing behind."""
+        """(index, output) of every request as it ends, and of those `shown` after every step;
+        closed early, it leaves nothing behind.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -298,7 +313,9 @@ class VLLMEngine:
         )
 
     def _adapters(self, requests: Sequence[GenerateRequest | LoglikelihoodRequest]) -> list[Any]:
-        """What vLLM is told to answer each request with: a merge that is loaded, or None for the live weights."""
+        """What vLLM is told to answer each request with: a merge that is loaded, or None for the
+        live weights.
+        """
         return [
             self._merges.request(request.merge) if self._merges else None for request in requests
         ]
@@ -338,7 +355,11 @@ def _likelihood(prompt_logprobs: Sequence[Any], request: LoglikelihoodRequest) -
 
 
 def _started(**settings: Any) -> Any:
-    """A `vllm.LLM`. Raises InfrastructureError when this machine has too little memory for it; on a GPU vLLM's child keeps the cause."""
+    """A `vllm.LLM`.
+
+    Raises InfrastructureError when this machine has too little memory for it; on a GPU vLLM's child
+    keeps the cause.
+    """
     import vllm
 
     try:
@@ -350,16 +371,22 @@ def _started(**settings: Any) -> Any:
         raise InfrastructureError(
             Problem(
                 thing="vLLM",
-                cause=f"could not start with a context of {settings['max_model_len']} tokens ({told})",
-                remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set engine.max_model_len, or use a machine with more free memory; its log names the cause",
+                cause=f"could not start with a context of {settings['max_model_len']} tokens "
+                f"({told})",
+                remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set "
+                "engine.max_model_len, or use a machine with more free memory; its log names "
+                "the cause",
             )
         ) from None
 
 
 def _parallel(pool: Pool, num_ranks: int) -> dict[str, Any]:
-    """vLLM's settings for so many ranks. Raises UsageError when they cannot share the model, InfrastructureError when GPUs are missing.
+    """vLLM's settings for so many ranks.
 
-    The ranks are child processes on this machine (`mp`), inside a Ray actor too: Ray has given it all their GPUs already.
+    Raises UsageError when they cannot share the model, InfrastructureError when GPUs are missing.
+
+    The ranks are child processes on this machine (`mp`), inside a Ray actor too: Ray has given it
+    all their GPUs already.
     """
     if num_ranks == 1:
         return {}
@@ -376,7 +403,9 @@ def _parallel(pool: Pool, num_ranks: int) -> dict[str, Any]:
 
 
 def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
-    """The longest request that is taken, and the context vLLM is built with: one more, for the token it insists on."""
+    """The longest request that is taken, and the context vLLM is built with: one more, for the
+    token it insists on.
+    """
     positions = int(pool.template.config.get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN))
     limit = wanted or min(positions, DEFAULT_MAX_MODEL_LEN)
     if limit > positions:
@@ -391,9 +420,12 @@ def _lengths(pool: Pool, wanted: int | None) -> tuple[int, int]:
 
 
 def _set_environment(on_cpu: bool, kv_cache_gib: int, num_ranks: int) -> None:
-    """What vLLM reads when it is imported. No network, no telemetry; on a CPU no child process but the ranks of more than one.
+    """What vLLM reads when it is imported.
 
-    Ranks wait for each other in busy loops: with more threads than cores they take a hundred times as long on a CPU.
+    No network, no telemetry; on a CPU no child process but the ranks of more than one.
+
+    Ranks wait for each other in busy loops: with more threads than cores they take a hundred times
+    as long on a CPU.
     """
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if on_cpu:

@@ -1,9 +1,10 @@
-"""Several merges of LoRA adapters in one batch of vLLM: each is one more adapter, of the sum of the ranks, on the base.
+"""Several merges of LoRA adapters in one batch of vLLM: each is one more adapter, of the sum of the
+ranks, on the base.
 
-A linear merge of members that are the base with an adapter folded in is the base with one adapter: CAT, sum_k w_k s_k B_k A_k
-(Prabhakar et al. 2024, arXiv:2410.13025). It rounds elsewhere than the dense merge that is exported: what is scored so is
-to be scored again before it ships. A name and number are used once in an engine's life, since vLLM knows cached blocks and
-adapters by them alone.
+A linear merge of members that are the base with an adapter folded in is the base with one adapter:
+CAT, sum_k w_k s_k B_k A_k (Prabhakar et al. 2024, arXiv:2410.13025). It rounds elsewhere than the
+dense merge that is exported: what is scored so is to be scored again before it ships. A name and
+number are used once in an engine's life, since vLLM knows cached blocks and adapters by them alone.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ NOT_BATCHED = (
 
 
 class MergeAdapters:
-    """The adapters of a pool's members, and those made of them that are loaded into an engine at present."""
+    """The adapters of a pool's members, and those made of them that are loaded into an engine at
+    present.
+    """
 
     def __init__(self, pool: Pool, folder: Path, most: int):
-        """Raises UsageError or UnsafeInputError unless each member is the base with the adapter of its name folded in, bit for bit."""
+        """Raises UsageError or UnsafeInputError unless each member is the base with the adapter of
+        its name folded in, bit for bit.
+        """
         self._adapters, self._pool, self.most = read_adapters(pool, folder), pool, most
         check_folded(pool, self._adapters)
         self._loaded: dict[str, Any] = {}  # name -> vLLM's LoRARequest
@@ -38,7 +43,11 @@ class MergeAdapters:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What vLLM must be built with. Only the adapters' own modules are wrapped: with lm_head among them it fails on likelihoods (its issue 29955)."""
+        """What vLLM must be built with.
+
+        Only the adapters' own modules are wrapped: with lm_head among them it fails on likelihoods
+        (its issue 29955).
+        """
         modules = {
             module.rpartition(".")[2] for adapter in self._adapters for module in adapter.modules
         }
@@ -50,12 +59,15 @@ class MergeAdapters:
         }
 
     def load(self, recipes: Sequence[Recipe], engine: Any) -> tuple[str, ...]:
-        """Load each recipe's merge into vLLM's engine; their names, "" for one that is the base itself."""
+        """Load each recipe's merge into vLLM's engine; their names, "" for one that is the base
+        itself.
+        """
         from vllm.lora.request import LoRARequest
 
         if self._loaded or len(recipes) > self.most:
             raise RuntimeError(
-                f"{len(self._loaded)} adapters are loaded and {len(recipes)} are to be, of {self.most} at most"
+                f"{len(self._loaded)} adapters are loaded and {len(recipes)} are to be, of "
+                f"{self.most} at most"
             )
         names = []
         with tempfile.TemporaryDirectory(prefix="recycler-adapters-") as aside:
@@ -99,7 +111,8 @@ class MergeAdapters:
             raise UsageError(
                 Problem(
                     thing="recipe",
-                    cause=f"is {recipe.method!r}{' with options' if recipe.options else ''}, and only plain linear merges on the base are sums of adapters",
+                    cause=f"is {recipe.method!r}{' with options' if recipe.options else ''}, and "
+                    "only plain linear merges on the base are sums of adapters",
                     remedy="Merge it densely",
                 )
             )
@@ -116,7 +129,10 @@ class MergeAdapters:
 
 
 def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
-    """The adapter of each member, from the folder of its name in `folder`. Raises UsageError or UnsafeInputError."""
+    """The adapter of each member, from the folder of its name in `folder`.
+
+    Raises UsageError or UnsafeInputError.
+    """
     if pool.base is None:
         raise UsageError(
             Problem(
@@ -132,7 +148,8 @@ def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
                 Problem(
                     thing=f"member {name!r}",
                     cause=f"has no adapter {folder / name}",
-                    remedy="Give engine.adapters the folder that holds each member's adapter under its name",
+                    remedy="Give engine.adapters the folder that holds each member's adapter under "
+                    "its name",
                 )
                 for name in missing
             ]
@@ -175,7 +192,9 @@ def rank_sum(adapters: Sequence[Adapter]) -> int:
 
 
 def check_folded(pool: Pool, adapters: Sequence[Adapter]) -> None:
-    """Raise UnsafeInputError unless each member is the base with its adapter folded in, bit for bit: else a sum of adapters is another model than the merge."""
+    """Raise UnsafeInputError unless each member is the base with its adapter folded in, bit for
+    bit: else a sum of adapters is another model than the merge.
+    """
     resident = ResidentPool(pool)
     for member, adapter in zip(pool.members, adapters, strict=True):
         unknown = [module for module in adapter.modules if f"{module}.weight" not in member.tensors]
@@ -189,7 +208,8 @@ def check_folded(pool: Pool, adapters: Sequence[Adapter]) -> None:
                 raise UnsafeInputError(
                     Problem(
                         thing=f"member {member.name!r}",
-                        cause=f"is not the base with its adapter folded in: {(unknown or [name])[0]!r} differs",
+                        cause="is not the base with its adapter folded in: "
+                        f"{(unknown or [name])[0]!r} differs",
                         remedy="Fold it with `recycler fold`, or leave engine.lora_batch out",
                     )
                 )

@@ -1,4 +1,6 @@
-"""What is changed in vLLM on a CPU, in every process that loads a model: weights stay where a merge reaches them."""
+"""What is changed in vLLM on a CPU, in every process that loads a model: weights stay where a merge
+reaches them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from recycler.errors import Problem, UnsafeInputError
 
 
 def patch_vllm() -> None:
-    """Change vLLM for this process, once; nothing on a GPU. Raises UnsafeInputError when vLLM is not as we know it."""
+    """Change vLLM for this process, once; nothing on a GPU.
+
+    Raises UnsafeInputError when vLLM is not as we know it.
+    """
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -21,7 +26,9 @@ def patch_vllm() -> None:
 
 
 def _keep_cpu_weights() -> None:
-    """Make vLLM's CPU path compute with the weights it has loaded instead of packed copies that no merge can reach."""
+    """Make vLLM's CPU path compute with the weights it has loaded instead of packed copies that no
+    merge can reach.
+    """
     try:
         from vllm.model_executor.layers import utils
 
@@ -47,7 +54,9 @@ def _keep_cpu_weights() -> None:
 
 
 def _count_ranks_at_once() -> None:
-    """vLLM compiles a one-line count for the ranks of prompt tokens, which we do not read: half a minute per process on a CPU."""
+    """vLLM compiles a one-line count for the ranks of prompt tokens, which we do not read: half a
+    minute per process on a CPU.
+    """
     from vllm.v1.sample import sampler
 
     if hasattr(sampler, "batched_count_greater_than"):
@@ -55,7 +64,8 @@ def _count_ranks_at_once() -> None:
 
 
 def _multiply_once_an_adapter() -> None:
-    """vLLM's CPU kernels for adapters copy the factors once a token (lora/ops/torch_ops); here all tokens of an adapter share a product.
+    """vLLM's CPU kernels for adapters copy the factors once a token (lora/ops/torch_ops); here all
+    tokens of an adapter share a product.
 
     An index of -1, no adapter, leaves its rows as they are; vLLM's take the last adapter then.
     """

@@ -1,6 +1,8 @@
-"""The map from checkpoint names to the live parameters of one of vLLM's ranks: fused, padded, and cut among ranks.
+"""The map from checkpoint names to the live parameters of one of vLLM's ranks: fused, padded, and
+cut among ranks.
 
-How a parameter is cut is read off the vLLM layer that owns it; comparing every bit with the checkpoint is the judge.
+How a parameter is cut is read off the vLLM layer that owns it; comparing every bit with the
+checkpoint is the judge.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ SHOWN = 20  # problems that are told; a wrong architecture has hundreds of the s
 
 
 def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard, ...]]:
-    """Checkpoint name -> the parts of that tensor that this rank holds, with a view of the live memory of each.
+    """Checkpoint name -> the parts of that tensor that this rank holds, with a view of the live
+    memory of each.
 
-    A fused parameter (qkv_proj, gate_up_proj) is cut into rows in the order the model itself declares; an embedding padded
-    to a round vocabulary gives its first rows. A tensor that is fused in the checkpoint too has a part for each of its own.
-    Raises UnsafeInputError when a tensor has no place, two share one, or live memory is left that no tensor fills.
+    A fused parameter (qkv_proj, gate_up_proj) is cut into rows in the order the model itself
+    declares; an embedding padded to a round vocabulary gives its first rows. A tensor that is fused
+    in the checkpoint too has a part for each of its own. Raises UnsafeInputError when a tensor has
+    no place, two share one, or live memory is left that no tensor fills.
     """
     parameters = {
         name.replace(".base_layer.", "."): parameter
@@ -93,12 +97,16 @@ def _layer(model: nn.Module, path: str) -> nn.Module:
 
 
 def _kinds(module: nn.Module) -> set[str]:
-    """Names of a layer's class and of those it inherits from: vLLM's own are known by these, wherever it keeps them."""
+    """Names of a layer's class and of those it inherits from: vLLM's own are known by these,
+    wherever it keeps them.
+    """
     return {kind.__name__ for kind in type(module).__mro__}
 
 
 def _rows(module: nn.Module) -> list[_Rows] | None:
-    """How vLLM cuts the rows of a layer, part by part where it is fused; None for a layer that every rank holds whole."""
+    """How vLLM cuts the rows of a layer, part by part where it is fused; None for a layer that
+    every rank holds whole.
+    """
     kinds = _kinds(module)
     if "VocabParallelEmbedding" in kinds:
         held = module.shard_indices
@@ -158,7 +166,9 @@ def _stored_alone(
 
 
 def _packed_parts(mapping: Mapping[str, list[str]]) -> dict[str, tuple[str, list[str]]]:
-    """'q_proj' -> ('qkv_proj', ['q_proj', 'k_proj', 'v_proj']) for every part of every fused module."""
+    """'q_proj' -> ('qkv_proj', ['q_proj', 'k_proj', 'v_proj']) for every part of every fused
+    module.
+    """
     return {
         part: (fused, list(parts))
         for fused, parts in mapping.items()
@@ -240,7 +250,9 @@ def _overlaps(shards: Mapping[str, tuple[Shard, ...]]) -> list[Problem]:
 def _uncovered(
     shards: Mapping[str, tuple[Shard, ...]], model: nn.Module, parameters: Mapping[str, Tensor]
 ) -> list[Problem]:
-    """Live parameters of which some element belongs to no tensor of the checkpoint; padding rows do not count."""
+    """Live parameters of which some element belongs to no tensor of the checkpoint; padding rows do
+    not count.
+    """
     filled: dict[int, int] = {}
     for _, view in _views(shards):
         filled[view.untyped_storage().data_ptr()] = (

@@ -1,4 +1,6 @@
-"""What crosses between the engine and vLLM's workers, which may be other processes: the pool, answers and errors, as JSON."""
+"""What crosses between the engine and vLLM's workers, which may be other processes: the pool,
+answers and errors, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ KINDS = {
 def write_answer(work: Callable[[], str]) -> str:
     """JSON of a result, of the problems of an error of ours, or of a traceback.
 
-    Nothing is raised: vLLM reads its ranks' answers in turn, and one that fails would leave the others' unread, to be taken
-    for the answers to the next question.
+    Nothing is raised: vLLM reads its ranks' answers in turn, and one that fails would leave the
+    others' unread, to be taken for the answers to the next question.
     """
     try:
         return json.dumps({"result": work()})
@@ -43,7 +45,9 @@ def write_answer(work: Callable[[], str]) -> str:
 
 
 def read_answer(answer: str) -> str:
-    """The result that `write_answer` packed; raises the error that it packed, RuntimeError with its traceback if it is not one of ours."""
+    """The result that `write_answer` packed; raises the error that it packed, RuntimeError with its
+    traceback if it is not one of ours.
+    """
     found = json.loads(answer)
     if "bug" in found:
         raise RuntimeError(f"in vLLM's worker: {found['bug']}")

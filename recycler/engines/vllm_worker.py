@@ -1,7 +1,9 @@
-"""What runs inside vLLM's worker, one a rank: the pool, mapped to this rank's live parameters, and the merge into them.
+"""What runs inside vLLM's worker, one a rank: the pool, mapped to this rank's live parameters, and
+the merge into them.
 
-vLLM imports this by name in each of its worker processes before a model is loaded, adds `RecyclerWorker` to its worker's
-base classes and calls its methods by name; only strings cross processes.
+vLLM imports this by name in each of its worker processes before a model is loaded, adds
+`RecyclerWorker` to its worker's base classes and calls its methods by name; only strings cross
+processes.
 """
 
 from __future__ import annotations
@@ -17,14 +19,19 @@ patch_vllm()  # here, since nothing else of ours runs in a worker before the wei
 
 
 class RecyclerWorker:
-    """Mixed into vLLM's worker, whose `model_runner` holds the model. Names are prefixed: vLLM refuses clashes."""
+    """Mixed into vLLM's worker, whose `model_runner` holds the model.
+
+    Names are prefixed: vLLM refuses clashes.
+    """
 
     def recycler_start(self, pool_json: str, dtype: str) -> str:
         """Open the pool, map its tensors to live weights and prove the map by comparing every bit."""
         return write_answer(lambda: self._recycler_map(pool_json, dtype))
 
     def recycler_apply(self, recipe_json: str) -> str:
-        """Merge a recipe into the live weights; gives the digest of the merge, of which they then hold this rank's part."""
+        """Merge a recipe into the live weights; gives the digest of the merge, of which they then
+        hold this rank's part.
+        """
         return write_answer(lambda: self._recycler_merge(recipe_json))
 
     def _recycler_map(self, pool_json: str, dtype: str) -> str:

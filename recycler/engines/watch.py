@@ -1,8 +1,10 @@
-"""Looking at answers while they are made: each is handed on as it ends, and a merge that only babbles is given up.
+"""Looking at answers while they are made: each is handed on as it ends, and a merge that only
+babbles is given up.
 
-A broken merge is the dearest of all, since it runs every answer to the token limit. It is recognised early and strictly: the
-first answers of those that may grow long are looked at once, after GATE_TOKENS tokens; only when all of them still run and
-repeat themselves is the merge hopeless.
+A broken merge is the dearest of all, since it runs every answer to the token limit. It is
+recognised early and strictly: the first answers of those that may grow long are looked at once,
+after GATE_TOKENS tokens; only when all of them still run and repeat themselves is the merge
+hopeless.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ GATE_ANSWERS = 16
 GATE_TOKENS = (
     64  # looked at after so many; answers that may not grow to twice as many are no evidence
 )
-LOGPROB_FLOOR = -1e4  # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
+# a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
+LOGPROB_FLOOR = -1e4
 LEAST_BYTES = 60
-MOST_NEW = 0.22  # compressed size over size: prose and programs of this length stay above 0.4, a loop falls below 0.2
+# compressed size over size: prose and programs of this length stay above 0.4, a loop falls below
+# 0.2
+MOST_NEW = 0.22
 
 
 _REMEDY = "Nothing to do: the sampler is told that this is as bad as the worst"
@@ -32,14 +37,18 @@ class HopelessError(RecyclerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """`done(index, completion)` is called once for each request as it ends, in any order; with `gate` babble raises HopelessError."""
+    """`done(index, completion)` is called once for each request as it ends, in any order; with
+    `gate` babble raises HopelessError.
+    """
 
     done: Callable[[int, Completion], None] = lambda index, completion: None
     gate: bool = False
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a text says the same again and again, by how well it compresses; a short one never does."""
+    """Whether a text says the same again and again, by how well it compresses; a short one never
+    does.
+    """
     data = text.encode()
     return (
         len(data) >= LEAST_BYTES and len(zlib.compress(data, 6)) < MOST_NEW * len(data) + 12
@@ -59,7 +68,9 @@ def refuse_non_finite(likelihoods: Sequence[Loglikelihood]) -> None:
 
 
 def gate_sample(requests: Sequence[GenerateRequest], order: Sequence[int]) -> list[int]:
-    """The first requests in the order of submission that may grow long; none when they are too few to judge by."""
+    """The first requests in the order of submission that may grow long; none when they are too few
+    to judge by.
+    """
     long = [index for index in order if requests[index].max_new_tokens >= 2 * GATE_TOKENS][
         :GATE_ANSWERS
     ]
@@ -72,7 +83,8 @@ def refuse_babble(texts: Sequence[str]) -> None:
         raise HopelessError(
             Problem(
                 thing="merge",
-                cause=f"its first {len(texts)} answers repeat themselves without end, such as {texts[0][:60]!r}",
+                cause=f"its first {len(texts)} answers repeat themselves without end, such as "
+                f"{texts[0][:60]!r}",
                 remedy=_REMEDY,
             )
         )

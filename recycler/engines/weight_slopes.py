@@ -1,4 +1,6 @@
-"""The slope of a loss along the weights of a linear merge: one inner product a tensor and member, however many weights there are."""
+"""The slope of a loss along the weights of a linear merge: one inner product a tensor and member,
+however many weights there are.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ from recycler.types import Recipe
 def weight_slopes(
     gradients: Mapping[str, Tensor], recipe: Recipe, resident: ResidentPool
 ) -> NDArray[np.float64]:
-    """Gradient (G, K) by the recipe's weights, of a loss whose gradient by each tensor of the merge is given.
+    """Gradient (G, K) by the recipe's weights, of a loss whose gradient by each tensor of the merge
+    is given.
 
-    A merge is b + sum_k w_k (t_k - b), without a base sum_k w_k t_k, so by the chain rule dL/dw_gk is the sum of
-    <dL/dt, t_k - b> over the tensors of group g. In float32 a block, summed in float64.
+    A merge is b + sum_k w_k (t_k - b), without a base sum_k w_k t_k, so by the chain rule dL/dw_gk
+    is the sum of <dL/dt, t_k - b> over the tensors of group g. In float32 a block, summed in
+    float64.
     """
     slopes = np.zeros((len(recipe.groups), len(recipe.members)))
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""The model card: where a merge comes from, how it was made, and how it scored; search and holdout apart."""
+"""The model card: where a merge comes from, how it was made, and how it scored; search and holdout
+apart.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ def model_card(
     mergekit: str = "",
     searched: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its words were found for the recipe.
+    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its
+    words were found for the recipe.
 
-    searched: for each suite of the run the tasks whose search items are a published test set; None where that is not known.
+    searched: for each suite of the run the tasks whose search items are a published test set; None
+    where that is not known.
     """
     used = used_members(recipe)
     parents = [pool.find(name) for name in (*used, *([recipe.base] if recipe.base else []))]
@@ -39,14 +43,16 @@ def model_card(
         "",
         f"# {title}",
         "",
-        f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, found and exported by recycler.",
+        f"A merge of {len(used)} checkpoints ({', '.join(used)}) with method `{recipe.method}`, "
+        "found and exported by recycler.",
         "",
     ]
     if trial is not None and (trial.search or trial.holdout):
         lines += [
             "## Scores",
             "",
-            "Search items chose this merge, so its search scores are optimistic. Holdout items were scored once, after the choice.",
+            "Search items chose this merge, so its search scores are optimistic. Holdout items "
+            "were scored once, after the choice.",
             "",
             *_searched_note(trial, searched),
             *_dtype_note(recipe, trial),
@@ -68,7 +74,9 @@ def model_card(
 
 
 def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -> list[str]:
-    """Whether the search went by rows of a benchmark's test set, or by train, validation or other rows."""
+    """Whether the search went by rows of a benchmark's test set, or by train, validation or other
+    rows.
+    """
     if searched is None:
         return []
     names, on_test = [score.objective for score in trial.search if not score.is_exact], []
@@ -78,11 +86,13 @@ def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -
             on_test.append(name)
     if not on_test:
         return [
-            "No search items come from a published test set as far as their names say: train, validation or other rows were searched.",
+            "No search items come from a published test set as far as their names say: train, "
+            "validation or other rows were searched.",
             "",
         ]
     return [
-        f"Search items of {', '.join(on_test)} come from a benchmark's published test set: compare these scores with nobody's."
+        f"Search items of {', '.join(on_test)} come from a benchmark's published test set: "
+        "compare these scores with nobody's."
         + (
             ""
             if len(on_test) == len(names)
@@ -97,7 +107,8 @@ def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
         []
         if recipe.dtype == trial.recipe.dtype
         else [
-            f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in {recipe.dtype}.",
+            f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in "
+            f"{recipe.dtype}.",
             "",
         ]
     )

@@ -1,4 +1,7 @@
-"""Write a merge as a Hugging Face folder that anyone can serve. The folder appears whole or not at all."""
+"""Write a merge as a Hugging Face folder that anyone can serve.
+
+The folder appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +51,23 @@ def export_recipe(
     allow_not_finite: bool = False,
     searched: Mapping[str, Sequence[str]] | None = None,
 ) -> Export:
-    """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest with digests.
+    """Merge `recipe` into `folder`: weights, config, tokenizer, card, recipe, and last the manifest
+    with digests.
 
-    `recipe` is the trial's, or differs from it in dtype alone; `searched` is what `searched_test_tasks` tells of its run. Raises UsageError when the folder exists and UnsafeInputError
-    when the weights differ from those that were scored (in another dtype nothing was scored to compare with), or are not finite; in all these cases, and when killed, nothing is left at `folder`.
+    `recipe` is the trial's, or differs from it in dtype alone; `searched` is what
+    `searched_test_tasks` tells of its run. Raises UsageError when the folder exists and
+    UnsafeInputError when the weights differ from those that were scored (in another dtype nothing
+    was scored to compare with), or are not finite; in all these cases, and when killed, nothing is
+    left at `folder`.
     """
     if trial is not None and trial.is_unmerged:
         raise UnsafeInputError(
             Problem(
                 thing=f"trial {trial.number}",
-                cause="was scored unmerged, as one of several adapters in a batch, and its merge was not",
-                remedy="Export a finalist (`recycler front`), whose merge was scored; or merge its recipe and use `recycler score`",
+                cause="was scored unmerged, as one of several adapters in a batch, and its merge "
+                "was not",
+                remedy="Export a finalist (`recycler front`), whose merge was scored; or merge its "
+                "recipe and use `recycler score`",
             )
         )
     with whole_folder(folder) as aside:
@@ -79,7 +88,8 @@ def export_recipe(
             raise UnsafeInputError(
                 Problem(
                     thing=f"trial {trial.number}",
-                    cause="the exported weights are not the ones that were scored: a member's files have changed since",
+                    cause="the exported weights are not the ones that were scored: a member's "
+                    "files have changed since",
                     remedy="Put the pool back as it was, or score it again in a new run",
                 )
             )
@@ -116,8 +126,9 @@ def export_to(
     allow_not_finite: bool = False,
     searched: Mapping[str, Sequence[str]] | None = None,
 ) -> Export:
-    """`export_recipe` to a folder, or to a prefix of a bucket: merged on this machine's disk first, uploaded with the manifest
-    last, read back and compared. Started again after an interruption, the upload goes on where it was.
+    """`export_recipe` to a folder, or to a prefix of a bucket: merged on this machine's disk first,
+    uploaded with the manifest last, read back and compared. Started again after an interruption,
+    the upload goes on where it was.
 
     Raises as `export_recipe` and `upload_folder` do.
     """
@@ -166,7 +177,9 @@ def _write_config(recipe: Recipe, pool: Pool, aside: Path) -> None:
 
 
 def _sources(recipe: Recipe, pool: Pool) -> dict[str, str]:
-    """Where each checkpoint lies, in words that mean the same from every folder: absolute paths, and URLs."""
+    """Where each checkpoint lies, in words that mean the same from every folder: absolute paths,
+    and URLs.
+    """
     places = {
         name: pool.find(name).location
         for name in (*recipe.members, *([recipe.base] if recipe.base else []))
@@ -182,7 +195,9 @@ def _policy(pool: Pool) -> str:
 
 
 def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> str:
-    """The recipe in mergekit's words, where it has them; a sentence for the card that says so, or why not."""
+    """The recipe in mergekit's words, where it has them; a sentence for the card that says so, or
+    why not.
+    """
     from recycler.merge.mergekit_yaml import recipe_to_mergekit
 
     try:
@@ -218,6 +233,8 @@ def _write_manifest(
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
-    """Size and SHA-256; of weights only the size, since their tensors have digests of their own, taken while writing."""
+    """Size and SHA-256; of weights only the size, since their tensors have digests of their own,
+    taken while writing.
+    """
     facts: dict[str, Any] = {"num_bytes": path.stat().st_size}
     return facts if path.suffix == ".safetensors" else facts | {"sha256": file_digest(path)}

@@ -1,4 +1,6 @@
-"""One trial of a run as the files that lm-eval writes: its results and every answer, for search and for holdout."""
+"""One trial of a run as the files that lm-eval writes: its results and every answer, for search and
+for holdout.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ from recycler.wholefolder import whole_folder
 def log_to_lm_eval(
     front: Front, run: str | Path, which: str, folder: Path, *, name: str | None = None
 ) -> tuple[int, int]:
-    """Write search/ and, once scored, holdout/ of a trial into `folder`, whole or not at all; (trial, number of files).
+    """Write search/ and, once scored, holdout/ of a trial into `folder`, whole or not at all;
+    (trial, number of files).
 
-    Only items that the trial was asked are told: after a subset the figures are plain means of those, not the run's
-    estimate. Raises UsageError where the folder exists, NotFoundError for a trial or the run's frozen suites.
+    Only items that the trial was asked are told: after a subset the figures are plain means of
+    those, not the run's estimate. Raises UsageError where the folder exists, NotFoundError for a
+    trial or the run's frozen suites.
     """
     paths = frozen_suites(Path(local_path(str(run))))
     if not paths:
@@ -40,7 +44,10 @@ def log_to_lm_eval(
             for role in ("search", "holdout")
             if trial.scores(role)
         }
-        model = f"{name or json.loads(ledger.fact('job') or '{}').get('name') or 'recycler'} trial {trial.number}"
+        model = (
+            f"{name or json.loads(ledger.fact('job') or '{}').get('name') or 'recycler'} trial "
+            f"{trial.number}"
+        )
     with whole_folder(folder) as aside:
         for role, outcomes in told.items():
             asked = {outcome.item for outcome in outcomes}

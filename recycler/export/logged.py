@@ -1,4 +1,7 @@
-"""Trials as flat figures, for experiment trackers: what was tried, and what it scored. Copies to look at; the ledger stays the truth."""
+"""Trials as flat figures, for experiment trackers: what was tried, and what it scored.
+
+Copies to look at; the ledger stays the truth.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from recycler.types import Trial
 
 
 def trial_params(trial: Trial) -> dict[str, float | int | str]:
-    """Method, options and weights: `weight/MEMBER`, or `weight/GROUP/MEMBER` where there are several groups."""
+    """Method, options and weights:
+
+    `weight/MEMBER`, or `weight/GROUP/MEMBER` where there are several groups.
+    """
     recipe, many = trial.recipe, len(trial.recipe.groups) > 1
     weights = {
         f"weight/{group.name}/{member}" if many else f"weight/{member}": float(weight)
@@ -30,7 +36,9 @@ def trial_params(trial: Trial) -> dict[str, float | int | str]:
 
 
 def trial_metrics(trial: Trial) -> dict[str, float]:
-    """`search/OBJECTIVE`, `search_stderr/OBJECTIVE`, and the same of holdout; only what is a finite number."""
+    """`search/OBJECTIVE`, `search_stderr/OBJECTIVE`, and the same of holdout; only what is a finite
+    number.
+    """
     found = {}
     for role in ("search", "holdout"):
         for score in trial.scores(role):

@@ -1,4 +1,5 @@
-"""`recycler merge` of LoRA adapters: one small file says which, how, and in which form the result is written.
+"""`recycler merge` of LoRA adapters: one small file says which, how, and in which form the result
+is written.
 
     adapters: {math: ../math-lora, code: ../code-lora}
     base: ../base                        # for folded results and for learning
@@ -7,7 +8,8 @@
     learn: {data: mix.jsonl}             # one weight a module and adapter, learned on {prompt, completion} or {text} lines
     write: adapter                       # adapter (exact, ranks add up), svd (give rank:), folded (a full checkpoint)
 
-Paths are meant from the file's own folder. Beside the result stands lora-merge.json: weights, losses, errors.
+Paths are meant from the file's own folder. Beside the result stands lora-merge.json: weights,
+losses, errors.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class LearnSpec(BaseModel):
     max_length: int = Field(default=256, ge=2)
     batch: int = Field(default=4, ge=1)
     total: float = Field(default=1.0, gt=0)
-    """What the weights of a module sum to: 1 is the paper's softmax; K lets every adapter keep its full strength."""
+    """What the weights of a module sum to: 1 is the paper's softmax; K lets every adapter keep its
+    full strength.
+    """
 
 
 class LoraSpec(BaseModel):
@@ -83,7 +87,9 @@ class LoraSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraMerge:
-    """A finished merge: where, in which form, the largest relative error of a module (0 when exact), and losses when learned."""
+    """A finished merge: where, in which form, the largest relative error of a module (0 when
+    exact), and losses when learned.
+    """
 
     folder: str
     form: str
@@ -98,7 +104,9 @@ def is_lora_recipe(data: Any) -> bool:
 
 
 def merge_adapters(path: Path | YamlDocument, out: Path) -> LoraMerge:
-    """Run the file at `path` (or that was read already) and write the result to the new folder `out`, whole or not at all. Raises RecyclerError."""
+    """Run the file at `path` (or that was read already) and write the result to the new folder
+    `out`, whole or not at all. Raises RecyclerError.
+    """
     document = load_yaml(path)
     spec = parse_model(LoraSpec, document)
     raise_problems(_problems(spec, document))
@@ -300,7 +308,8 @@ def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
                 (
                     ("method",),
                     f"method {spec.method!r}",
-                    f"depends on the base's {'number of layers' if method.by_depth else 'own weights'}",
+                    "depends on the base's "
+                    f"{'number of layers' if method.by_depth else 'own weights'}",
                     "Add base: FOLDER",
                 )
             )

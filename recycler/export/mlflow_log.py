@@ -1,4 +1,7 @@
-"""A run as MLflow runs: one for the whole, with the front, and one below it for each closed trial. Needs recycler[mlflow]."""
+"""A run as MLflow runs: one for the whole, with the front, and one below it for each closed trial.
+
+Needs recycler[mlflow].
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ PAGE = 1000
 
 
 def log_to_mlflow(front: Front, trials: Sequence[Trial], *, uri: str, run: str, name: str) -> int:
-    """Write the closed trials that experiment `name` lacks, and holdout scores that have come since; give how many were written.
+    """Write the closed trials that experiment `name` lacks, and holdout scores that have come
+    since; give how many were written.
 
-    `run` tells runs of one name apart. Raises UsageError without MLflow or for a URI that it refuses, InfrastructureError
-    when its store cannot be reached.
+    `run` tells runs of one name apart. Raises UsageError without MLflow or for a URI that it
+    refuses, InfrastructureError when its store cannot be reached.
     """
     try:
         from mlflow import MlflowClient
@@ -86,7 +90,9 @@ def _all(client, experiment: str) -> list:
 
 
 def _write(client, experiment: str, parent: str, trial: Trial, known) -> bool:
-    """Whether anything was written: a trial that is there is left alone unless its holdout scores have come since."""
+    """Whether anything was written: a trial that is there is left alone unless its holdout scores
+    have come since.
+    """
     from mlflow.entities import Metric, Param, RunTag
 
     if known is not None and not (trial.holdout and HELD_OUT not in known.data.tags):

@@ -1,4 +1,6 @@
-"""A run as one Weights & Biases run: scores by trial, a table of all trials, the front in its summary. Needs recycler[wandb]."""
+"""A run as one Weights & Biases run: scores by trial, a table of all trials, the front in its
+summary. Needs recycler[wandb].
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ from recycler.types import Trial
 def log_to_wandb(
     front: Front, trials: Sequence[Trial], *, project: str, run: str, name: str
 ) -> int:
-    """Write every closed trial into a new W&B run and give their number. WANDB_MODE=offline writes to ./wandb alone.
+    """Write every closed trial into a new W&B run and give their number.
 
-    Raises UsageError without wandb or a login, InfrastructureError when its server cannot be reached.
+    WANDB_MODE=offline writes to ./wandb alone.
+
+    Raises UsageError without wandb or a login, InfrastructureError when its server cannot be
+    reached.
     """
     try:
         import wandb

@@ -1,4 +1,7 @@
-"""Connections to the ledger's database, and what is tried again when it goes away. SQLAlchemy and its drivers stay here."""
+"""Connections to the ledger's database, and what is tried again when it goes away.
+
+SQLAlchemy and its drivers stay here.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ Value = TypeVar("Value")
 class Database:
     """One job's tables: an engine, and the schema that they lie in.
 
-    What is committed by `lazy_engine` of a SQLite file outlives the process at once, and a power cut from the next commit
-    of `engine` on: enough for what would only be done again.
+    What is committed by `lazy_engine` of a SQLite file outlives the process at once, and a power
+    cut from the next commit of `engine` on: enough for what would only be done again.
     """
 
     def __init__(self, place: str | Path, *, create: bool, patience: float | None = None):
@@ -123,14 +126,17 @@ class Database:
 
 
 def job_ids(url: str, *, patience: float | None = None) -> list[str]:
-    """Ids of the jobs in a database; one that is away is waited for `patience` seconds, OPEN_SECONDS else. Raises InfrastructureError."""
+    """Ids of the jobs in a database; one that is away is waited for `patience` seconds,
+    OPEN_SECONDS else. Raises InfrastructureError.
+    """
     engine = server_engine(split_place(with_password(url))[0], patience)
 
     def names(again: bool) -> list[str]:
         with engine.connect() as connection:
             rows = connection.execute(
                 text(
-                    "SELECT schema_name FROM information_schema.schemata WHERE starts_with(schema_name, :prefix) ORDER BY 1"
+                    "SELECT schema_name FROM information_schema.schemata WHERE "
+                    "starts_with(schema_name, :prefix) ORDER BY 1"
                 ),
                 {"prefix": SCHEMA_PREFIX},
             )
@@ -143,7 +149,10 @@ def job_ids(url: str, *, patience: float | None = None) -> list[str]:
 
 
 def server_engine(url: str, patience: float | None = None) -> Engine:
-    """An engine over a PostgreSQL server; with `patience` one that hangs is given up soon. Raises UsageError when the driver is not installed."""
+    """An engine over a PostgreSQL server; with `patience` one that hangs is given up soon.
+
+    Raises UsageError when the driver is not installed.
+    """
     seconds = 10 if patience is None else max(2, min(10, round(patience)))  # libpq's least is 2
     options = {
         "connect_timeout": seconds,
@@ -192,9 +201,11 @@ def _sqlite(path: str, *, synchronous: str) -> Engine:
 def retried(
     act: Callable[[bool], Value], database: Database | str, patience: float = PATIENCE_SECONDS
 ) -> Value:
-    """Call `act(False)`; when the database has gone away, wait and call `act(True)` until it is back or patience ends.
+    """Call `act(False)`; when the database has gone away, wait and call `act(True)` until it is
+    back or patience ends.
 
-    True tells `act` that an earlier call may have been committed although its answer was lost. Raises InfrastructureError.
+    True tells `act` that an earlier call may have been committed although its answer was lost.
+    Raises InfrastructureError.
     """
     shown = database if isinstance(database, str) else database.shown
     if not isinstance(database, str) and database.patience is not None:
@@ -224,7 +235,8 @@ def retried(
                 raise InfrastructureError(
                     Problem(
                         thing=f"ledger {shown}",
-                        cause=f"cannot be used ({redacted(str(error.orig).strip().splitlines()[0])})",
+                        cause="cannot be used "
+                        f"({redacted(str(error.orig).strip().splitlines()[0])})",
                         remedy=f"{remedy}; what was acknowledged is kept",
                     )
                 ) from None

@@ -1,8 +1,10 @@
-"""Of two drivers for one job exactly one goes on: a lease with a heartbeat and a fencing token, by the database's clock.
+"""Of two drivers for one job exactly one goes on: a lease with a heartbeat and a fencing token, by
+the database's clock.
 
-The holder renews it three times per term. A driver that finds it held waits for one renewal: if that comes, the holder is
-alive and the newcomer says who it is and goes away; if the term runs out instead, the newcomer takes over with a token one
-higher. Each write checks the token in its own transaction, so a driver that was thought dead and wakes up writes nothing.
+The holder renews it three times per term. A driver that finds it held waits for one renewal: if
+that comes, the holder is alive and the newcomer says who it is and goes away; if the term runs out
+instead, the newcomer takes over with a token one higher. Each write checks the token in its own
+transaction, so a driver that was thought dead and wakes up writes nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def read_holder(database: Database) -> Holder | None:
 
 
 class Lease:
-    """The right to write, from construction until `release`. Raises InfrastructureError when a living driver has it."""
+    """The right to write, from construction until `release`.
+
+    Raises InfrastructureError when a living driver has it.
+    """
 
     def __init__(self, database: Database, *, term: float | None = None):
         self._database, self._term = database, term or term_seconds()
@@ -68,7 +73,9 @@ class Lease:
         self._thread.start()
 
     def check(self, connection: Connection) -> None:
-        """Within a transaction that writes: raise InfrastructureError unless the lease is still ours."""
+        """Within a transaction that writes: raise InfrastructureError unless the lease is still
+        ours.
+        """
         row = connection.execute(
             select(lease.c.token, lease.c.holder).with_for_update(read=True)
         ).one()
@@ -82,7 +89,9 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it back, so that the next driver need not wait; a database that is away is not waited for."""
+        """Give it back, so that the next driver need not wait; a database that is away is not
+        waited for.
+        """
         self._stop.set()
         self._thread.join(timeout=5)
         try:
@@ -115,7 +124,9 @@ class Lease:
             time.sleep(min(POLL_SECONDS, max(left, 0.05)))
 
     def _attempt(self, again: bool) -> tuple[int | None, str, float, float]:
-        """(our token, or None while another has it; that holder; its last renewal; seconds until its term ends)."""
+        """(our token, or None while another has it; that holder; its last renewal; seconds until
+        its term ends).
+        """
         with self._database.engine.begin() as connection:
             row = connection.execute(select(lease).with_for_update()).one()
             now = self._database.now(connection)
@@ -145,6 +156,7 @@ class Lease:
                         .values(renewed_at=now, expires_at=now + self._term)
                     ).rowcount
             except SQLAlchemyError:
-                continue  # away: the next beat may reach it, and nobody can take over meanwhile either
+                # away: the next beat may reach it, and nobody can take over meanwhile either
+                continue
             if changed == 0:
                 return  # taken over; the next write says so

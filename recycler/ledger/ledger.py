@@ -1,8 +1,11 @@
-"""The ledger: open a trial before a worker sees it, close it when its scorecard is here. SQLAlchemy Core behind one package.
+"""The ledger: open a trial before a worker sees it, close it when its scorecard is here.
 
-One writer (the driver) and any number of readers. Each write is one transaction, flushed to the disk before it returns,
-so a driver killed at any moment leaves trials that are either PENDING or whole. When a database goes away, calls wait for
-it; a write whose answer was lost is not done twice.
+SQLAlchemy Core behind one package.
+
+One writer (the driver) and any number of readers. Each write is one transaction, flushed to the
+disk before it returns, so a driver killed at any moment leaves trials that are either PENDING or
+whole. When a database goes away, calls wait for it; a write whose answer was lost is not done
+twice.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ Value = TypeVar("Value")
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without garbage collection, which would look at every one of a million new objects again and again."""
+    """Without garbage collection, which would look at every one of a million new objects again and
+    again.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -40,10 +45,12 @@ def _no_collection() -> Iterator[None]:
 
 
 class Ledger:
-    """Trials, scores and per-item outcomes of one job: a SQLite file, or postgresql://HOST/DATABASE?job=ID.
+    """Trials, scores and per-item outcomes of one job: a SQLite file, or
+    postgresql://HOST/DATABASE?job=ID.
 
-    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be reached, UnsafeInputError
-    when it is damaged. Readers who cannot wait for a database that is away give `patience` in seconds.
+    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be
+    reached, UnsafeInputError when it is damaged. Readers who cannot wait for a database that is
+    away give `patience` in seconds.
     """
 
     def __init__(self, place: str | Path, *, create: bool = True, patience: float | None = None):
@@ -51,7 +58,8 @@ class Ledger:
         self._lease: Lease | None = None
         try:
             retried(self._migrate, self._database, OPEN_SECONDS)
-        except DatabaseError as error:  # what a busy or absent database says is an OperationalError, and has been waited for
+        # what a busy or absent database says is an OperationalError, and has been waited for
+        except DatabaseError as error:
             raise UnsafeInputError(
                 Problem(
                     thing=f"ledger {self._database.shown}",
@@ -66,7 +74,9 @@ class Ledger:
         return self._database.shown
 
     def hold(self) -> None:
-        """Become the only driver, until `close`. Raises InfrastructureError that names the other one.
+        """Become the only driver, until `close`.
+
+        Raises InfrastructureError that names the other one.
 
         A SQLite file has no lease: its driver holds the lock of the run folder.
         """
@@ -127,7 +137,10 @@ class Ledger:
         return found
 
     def retry_system_failures(self) -> tuple[int, ...]:
-        """FAILED -> PENDING for trials that failed through no fault of their recipe; their numbers. For the start of a driver."""
+        """FAILED -> PENDING for trials that failed through no fault of their recipe; their numbers.
+
+        For the start of a driver.
+        """
         numbers = tuple(number for number, failure in self.failures() if failure.blame == "system")
 
         def write(connection: Connection, again: bool) -> None:
@@ -233,9 +246,11 @@ class Ledger:
         self._write(write)
 
     def extend_trial(self, number: int, scorecard: Scorecard) -> None:
-        """Put scores and outcomes of more items, or of its merged weights, in the place of a SCORED trial's; told twice, it changes nothing.
+        """Put scores and outcomes of more items, or of its merged weights, in the place of a SCORED
+        trial's; told twice, it changes nothing.
 
-        `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are added.
+        `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are
+        added.
         """
 
         def write(connection: Connection, again: bool) -> None:
@@ -378,13 +393,16 @@ class Ledger:
                 Problem(
                     thing=f"trial {number}",
                     cause=f"has no {role} outcomes",
-                    remedy="Only scored trials have; holdout is scored for the front when the budget is spent",
+                    remedy="Only scored trials have; holdout is scored for the front when the "
+                    "budget is spent",
                 )
             )
         return codec.outcomes_from_bytes(payload)
 
     def scorecard(self, number: int, role: Role) -> Scorecard:
-        """What was written for a scored trial; its costs are 0, since giving it again costs nothing. Raises NotFoundError."""
+        """What was written for a scored trial; its costs are 0, since giving it again costs
+        nothing. Raises NotFoundError.
+        """
 
         def read(connection: Connection) -> tuple:
             return (

@@ -1,7 +1,9 @@
-"""Where a ledger is: a SQLite file of one run, or a database that holds many jobs, each in a schema of its own.
+"""Where a ledger is: a SQLite file of one run, or a database that holds many jobs, each in a schema
+of its own.
 
-A job in a database is written URL?job=ID. Passwords come from the environment (PGPASSWORD, ~/.pgpass, or RECYCLER_LEDGER
-with the password in it); a URL with one is never stored, printed or put on a command line.
+A job in a database is written URL?job=ID. Passwords come from the environment (PGPASSWORD,
+~/.pgpass, or RECYCLER_LEDGER with the password in it); a URL with one is never stored, printed or
+put on a command line.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ def is_database(place: str | Path) -> bool:
 
 
 def job_place(url: str, job_id: str) -> str:
-    """The place of one job's ledger in a database. Raises UsageError for an id that is no plain word."""
+    """The place of one job's ledger in a database.
+
+    Raises UsageError for an id that is no plain word.
+    """
     if not JOB_ID.fullmatch(job_id):
         raise UsageError(
             Problem(
@@ -59,7 +64,8 @@ def split_place(place: str) -> tuple[str, str | None]:
 
 
 def find_ledger(run: str | Path) -> str:
-    """The place that a person means by a run: its folder, URL?job=ID, or the id of a job in the database RECYCLER_LEDGER.
+    """The place that a person means by a run: its folder, URL?job=ID, or the id of a job in the
+    database RECYCLER_LEDGER.
 
     Raises NotFoundError, and UsageError for a URL without a job.
     """
@@ -85,7 +91,8 @@ def find_ledger(run: str | Path) -> str:
         Problem(
             thing=f"run {text}",
             cause=f"has no {LEDGER}",
-            remedy=f"Give the folder of a run (recycler run job.yaml --dir RUN), or the id of a job in the database that {ENVIRONMENT} names",
+            remedy="Give the folder of a run (recycler run job.yaml --dir RUN), or the id of a job "
+            f"in the database that {ENVIRONMENT} names",
         )
     )
 
@@ -95,7 +102,9 @@ def has_password(url: str) -> bool:
 
 
 def with_password(url: str) -> str:
-    """The URL with the password of RECYCLER_LEDGER, when that is the same place and the URL has none."""
+    """The URL with the password of RECYCLER_LEDGER, when that is the same place and the URL has
+    none.
+    """
     known = os.environ.get(ENVIRONMENT, "")
     if not has_password(url) and has_password(known) and _bare(known) == _bare(url):
         base, job = split_place(known)[0], split_place(url)[1]

@@ -75,7 +75,8 @@ outcomes = Table(  # per-item results of one trial on one split: zlib-compressed
     PrimaryKeyConstraint("trial", "role"),
 )
 
-lease = Table(  # one row: who may write to a ledger that several machines see; every taking over raises the token
+# one row: who may write to a ledger that several machines see; every taking over raises the token
+lease = Table(
     "lease",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
@@ -122,7 +123,9 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_lease
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether nothing is left to migrate; asked before any lock is taken, since readers open ledgers too."""
+    """Whether nothing is left to migrate; asked before any lock is taken, since readers open
+    ledgers too.
+    """
     return (
         inspect(connection).has_table(applied.name)
         and len(MIGRATIONS)

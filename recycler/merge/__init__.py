@@ -1,4 +1,7 @@
-"""Merge arithmetic. One file and one line here add a method; `stream` runs a recipe tensor by tensor."""
+"""Merge arithmetic.
+
+One file and one line here add a method; `stream` runs a recipe tensor by tensor.
+"""
 
 from recycler.merge.arithmetic import task_arithmetic
 from recycler.merge.disentangle import widen

@@ -22,10 +22,10 @@ def task_arithmetic(
 ) -> None:
     """b + lambda sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089).
 
-    Computed on float32 deltas, which are exact for close bfloat16 numbers; `linear` with a base is the same merge in one
-    pass less, and differs from this in the last bit where a result falls half-way between two bfloat16 numbers.
-    `normalize` divides by the sum of the weights: then a common factor on all of them cancels, and only `lambda` sets the
-    step.
+    Computed on float32 deltas, which are exact for close bfloat16 numbers; `linear` with a base is
+    the same merge in one pass less, and differs from this in the last bit where a result falls
+    half-way between two bfloat16 numbers. `normalize` divides by the sum of the weights: then a
+    common factor on all of them cancels, and only `lambda` sets the step.
     """
     assert base is not None
     merge_deltas(

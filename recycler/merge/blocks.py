@@ -1,4 +1,6 @@
-"""Walk tensors in blocks that stay in a core's own cache: that, not arithmetic, is where a merge on a CPU spends its time."""
+"""Walk tensors in blocks that stay in a core's own cache: that, not arithmetic, is where a merge on
+a CPU spends its time.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from recycler.merge import native
 BLOCK_ELEMENTS = 1 << 17  # a float32 block of 512 KiB
 CACHE_ELEMENTS = (
     1 << 20
-)  # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls than they save
+    # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls
+    # than
+    # they save
+)
 CUDA_BLOCK_ELEMENTS = 1 << 25
 
 
@@ -42,14 +47,18 @@ def flat_output(out: Tensor) -> Iterator[Tensor]:
 
 
 def active(tensors: Sequence[Tensor], weights: Sequence[float]) -> list[int]:
-    """Indices of the members whose weight is not zero: the others are never read, whatever they hold."""
+    """Indices of the members whose weight is not zero: the others are never read, whatever they
+    hold.
+    """
     if len(tensors) != len(weights):
         raise ValueError(f"{len(tensors)} tensors but {len(weights)} weights")
     return [index for index, weight in enumerate(weights) if weight != 0.0]
 
 
 def weighted_sum(terms: Sequence[tuple[Tensor, float]], out: Tensor, divisor: float = 1.0) -> None:
-    """out = round(sum_j w_j t_j / divisor): float32 block by block, one rounding; zero weights are skipped, no terms give zeros."""
+    """out = round(sum_j w_j t_j / divisor): float32 block by block, one rounding; zero weights are
+    skipped, no terms give zeros.
+    """
     terms = [(tensor.reshape(-1), weight) for tensor, weight in terms if weight != 0.0]
     if not terms:
         out.zero_()

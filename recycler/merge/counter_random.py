@@ -1,8 +1,9 @@
 """Random bits that depend on (seed, member, tensor, element) and on nothing else.
 
-A counter is hashed instead of a generator's state being advanced, so shards, order, block sizes, threads and devices
-cannot change a mask. Two rounds of a 32-bit integer mixer (`lowbias32`: C. Wellons, "Prospecting for hash functions",
-public domain) with a 32-bit key before each; one hash gives the 16 bits of two neighbouring elements.
+A counter is hashed instead of a generator's state being advanced, so shards, order, block sizes,
+threads and devices cannot change a mask. Two rounds of a 32-bit integer mixer (`lowbias32`: C.
+Wellons, "Prospecting for hash functions", public domain) with a 32-bit key before each; one hash
+gives the 16 bits of two neighbouring elements.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def mask_key(seed: int, member: str, tensor: str) -> tuple[int, int]:
 def random_u16(
     key: tuple[int, int], start: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """int32 `(count,)` of uniform integers in [0, 65536) for the elements start, start + 1, ... of a tensor."""
+    """int32 `(count,)` of uniform integers in [0, 65536) for the elements start, start + 1, ... of
+    a tensor.
+    """
     first, last = start // 2, (start + count + 1) // 2
     bits = (
         torch.arange(first, last, dtype=torch.int64, device=device).to(torch.int32)

@@ -1,4 +1,5 @@
-"""The pipeline that all delta methods share: thin each member's delta, weigh it, let signs vote or not, add to the base.
+"""The pipeline that all delta methods share: thin each member's delta, weigh it, let signs vote or
+not, add to the base.
 
 `base + lambda * sum_k w_k thin_k(t_k - base)`, block by block, so that no delta is ever held whole.
 """
@@ -44,9 +45,12 @@ def merge_deltas(
     normalize: bool,
     lambda_: float,
 ) -> None:
-    """Write the merge to `out`. With `consensus`, per element, only members that agree with the sign of the sum count.
+    """Write the merge to `out`.
 
-    `normalize` divides by the sum of the weights (of the agreeing members, with consensus), unless that is zero.
+    With `consensus`, per element, only members that agree with the sign of the sum count.
+
+    `normalize` divides by the sum of the weights (of the agreeing members, with consensus), unless
+    that is zero.
     """
     with torch.no_grad():
         members = active(tensors, weights)
@@ -116,10 +120,12 @@ def _run(
 
 
 def _agreeing_mean(weighted: Tensor, weights: Tensor, *, normalize: bool) -> Tensor:
-    """Sum over members (K, n) of what has the sign of the total, divided by those members' weights if asked.
+    """Sum over members (K, n) of what has the sign of the total, divided by those members' weights
+    if asked.
 
-    Overwrites `weighted`. A total of zero elects the plus sign, as mergekit does. Signs are compared by multiplying with
-    the elected sign, and masks are kept in the bits of the numbers: comparisons to bool cost ten times as much.
+    Overwrites `weighted`. A total of zero elects the plus sign, as mergekit does. Signs are
+    compared by multiplying with the elected sign, and masks are kept in the bits of the numbers:
+    comparisons to bool cost ten times as much.
     """
     sign = weighted.sum(0)
     sign.sign_().add_(0.5).sign_()  # -1, or +1 also for zero

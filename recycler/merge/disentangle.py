@@ -24,13 +24,15 @@ def widen(
     ratio: float = 1.0,
     calibration: float = 1.0,
 ) -> None:
-    """WIDEN (Yu et al. 2024, arXiv:2408.03092): for members whose deltas differ in size, continued pretraining among them.
+    """WIDEN (Yu et al. 2024, arXiv:2408.03092): for members whose deltas differ in size, continued
+    pretraining among them.
 
-    A matrix is split into column lengths m and directions; each member's |m - m_0| and 1 - cos to the base's columns are
-    ranked over columns to [0, 1); scores are the softmax of ranks over members, but `calibration` where a rank exceeds
-    `ratio` times the member's mean rank; out = b + sum_k w_k (score_m + score_d) / 2 * tau_k, per column. Columns are
-    input features; embeddings and heads are taken by token (row). Other tensors rank |tau| by element. Weights are ours,
-    1 in the paper. Needs the float32 deltas of one tensor at a time, and one float32 accumulator.
+    A matrix is split into column lengths m and directions; each member's |m - m_0| and 1 - cos to
+    the base's columns are ranked over columns to [0, 1); scores are the softmax of ranks over
+    members, but `calibration` where a rank exceeds `ratio` times the member's mean rank; out = b +
+    sum_k w_k (score_m + score_d) / 2 * tau_k, per column. Columns are input features; embeddings
+    and heads are taken by token (row). Other tensors rank |tau| by element. Weights are ours, 1 in
+    the paper. Needs the float32 deltas of one tensor at a time, and one float32 accumulator.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -66,14 +68,18 @@ def widen(
 
 
 def _column_changes(tensor: Tensor, base: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Change of length and of direction (1 - cos) for each vector along `dim`; a zero vector has turned by 1."""
+    """Change of length and of direction (1 - cos) for each vector along `dim`; a zero vector has
+    turned by 1.
+    """
     length, base_length = tensor.norm(dim=dim), base.norm(dim=dim)
     cosine = (tensor * base).sum(dim) / (length * base_length).clamp(min=1e-30)
     return (length - base_length).abs(), 1 - cosine
 
 
 def _scores(changes: Tensor, ratio: float, calibration: float) -> Tensor:
-    """Importance `(K, n)` of changes `(K, n)`: softmax over members of ranks in [0, 1), calibrated where clearly above the mean."""
+    """Importance `(K, n)` of changes `(K, n)`: softmax over members of ranks in [0, 1), calibrated
+    where clearly above the mean.
+    """
     count = changes.shape[1]
     ranks = torch.empty_like(changes).scatter_(
         1,

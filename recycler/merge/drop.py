@@ -30,11 +30,13 @@ def dare_linear(
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """DARE, then task arithmetic (Yu et al. 2024, arXiv:2311.03099, eq. 1-3): b + lambda sum_k w_k m_k tau_k / d_k.
+    """DARE, then task arithmetic (Yu et al. 2024, arXiv:2311.03099, eq. 1-3): b + lambda sum_k w_k
+    m_k tau_k / d_k.
 
-    m_k is 1 with probability d_k = `density` (the paper's 1 - p) for each element by itself; dividing by d_k (`rescale`)
-    keeps the expectation. Probabilities come in steps of 1/65536, and the division is by the step that is used. Breaks
-    for large deltas (above about 0.01: another base, continued pretraining): look at the preflight first.
+    m_k is 1 with probability d_k = `density` (the paper's 1 - p) for each element by itself;
+    dividing by d_k (`rescale`) keeps the expectation. Probabilities come in steps of 1/65536, and
+    the division is by the step that is used. Breaks for large deltas (above about 0.01: another
+    base, continued pretraining): look at the preflight first.
     """
     assert base is not None
     merge_deltas(
@@ -61,7 +63,9 @@ def dare_ties(
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """DARE, then sign election and disjoint merge as in TIES (arXiv:2311.03099 with arXiv:2306.01708). Limits as dare_linear."""
+    """DARE, then sign election and disjoint merge as in TIES (arXiv:2311.03099 with
+    arXiv:2306.01708). Limits as dare_linear.
+    """
     assert base is not None
     merge_deltas(
         tensors,
@@ -119,9 +123,10 @@ def della(
 ) -> None:
     """DELLA: MagPrune, elect, fuse (Deep et al. 2024, arXiv:2406.11617).
 
-    Within each row (last dimension) elements are ranked by |tau|: the smallest stays with probability density - epsilon,
-    the largest with density + epsilon, linearly between; what stays is divided by its own probability (`rescale`), so the
-    expectation is kept. Then signs vote as in TIES. Needs 0 < density - epsilon and density + epsilon < 1, or density 1.
+    Within each row (last dimension) elements are ranked by |tau|: the smallest stays with
+    probability density - epsilon, the largest with density + epsilon, linearly between; what stays
+    is divided by its own probability (`rescale`), so the expectation is kept. Then signs vote as in
+    TIES. Needs 0 < density - epsilon and density + epsilon < 1, or density 1.
     """
     assert base is not None
     merge_deltas(
@@ -149,7 +154,10 @@ def della_linear(
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """DELLA's MagPrune followed by task arithmetic, without the vote on signs (arXiv:2406.11617). Options as della."""
+    """DELLA's MagPrune followed by task arithmetic, without the vote on signs (arXiv:2406.11617).
+
+    Options as della.
+    """
     assert base is not None
     merge_deltas(
         tensors,
@@ -203,7 +211,9 @@ def _magprune_thins(
 
 
 class _MagPrune:
-    """Keeps element i of a row with the probability of its rank; ranks are made for whole rows, and used in blocks."""
+    """Keeps element i of a row with the probability of its rank; ranks are made for whole rows, and
+    used in blocks.
+    """
 
     def __init__(
         self,
@@ -248,10 +258,11 @@ class _MagPrune:
 
 
 def rank_in_rows(rows: Tensor) -> Tensor:
-    """float32 rank of each |element| within its row `(R, n)`: 0 for the smallest; earlier elements first among equals.
+    """float32 rank of each |element| within its row `(R, n)`: 0 for the smallest; earlier elements
+    first among equals.
 
-    A rank of every element is a sort by nature; rows are short, and magnitude and position packed into one integer sort
-    several times faster than an argsort.
+    A rank of every element is a sort by nature; rows are short, and magnitude and position packed
+    into one integer sort several times faster than an argsort.
     """
     if rows.is_cuda:
         return rows.abs().argsort(dim=1, stable=True).argsort(dim=1).to(torch.float32)
@@ -287,10 +298,12 @@ def breadcrumbs(
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """Model Breadcrumbs (Davari and Belilovsky 2023, arXiv:2312.06795): b + lambda sum_k w_k thin(tau_k).
+    """Model Breadcrumbs (Davari and Belilovsky 2023, arXiv:2312.06795): b + lambda sum_k w_k
+    thin(tau_k).
 
-    thin drops the int(gamma n) largest magnitudes and as many of the smallest as leaves int(density n); when that is
-    not possible, fewer of the largest are dropped. Among equal magnitudes the later elements count as larger.
+    thin drops the int(gamma n) largest magnitudes and as many of the smallest as leaves int(density
+    n); when that is not possible, fewer of the largest are dropped. Among equal magnitudes the
+    later elements count as larger.
     """
     assert base is not None
     merge_deltas(
@@ -318,7 +331,9 @@ def breadcrumbs_ties(
     normalize: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """Breadcrumbs' thinning followed by the vote on signs of TIES (arXiv:2312.06795, arXiv:2306.01708)."""
+    """Breadcrumbs' thinning followed by the vote on signs of TIES (arXiv:2312.06795,
+    arXiv:2306.01708).
+    """
     assert base is not None
     merge_deltas(
         tensors,
@@ -357,7 +372,9 @@ def _middle_thins(
 def keep_between(
     delta: DeltaBlocks, num_elements: int, first: int, last: int, *, rescale: bool
 ) -> Thin:
-    """Keep the elements whose rank by magnitude, from the smallest, lies in [first, last); equal ones rank in element order."""
+    """Keep the elements whose rank by magnitude, from the smallest, lies in [first, last); equal
+    ones rank in element order.
+    """
     if last <= first:
         return lambda start, block: block.zero_()
 

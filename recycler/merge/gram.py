@@ -1,4 +1,6 @@
-"""Angles and lengths of the members of a merge: all that the spherical methods and Model Stock need to know about them."""
+"""Angles and lengths of the members of a merge: all that the spherical methods and Model Stock need
+to know about them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from recycler.merge.blocks import block_elements, blocks
 
 
 def gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-    """float64 `(K, K)` inner products of the tensors, of their deltas when a base is given; float32 within a block."""
+    """float64 `(K, K)` inner products of the tensors, of their deltas when a base is given; float32
+    within a block.
+    """
     flats = [tensor.reshape(-1) for tensor in tensors]
     origin = base.reshape(-1) if base is not None else None
     total = torch.zeros(len(flats), len(flats), dtype=torch.float64)

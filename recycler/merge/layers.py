@@ -27,7 +27,9 @@ def layer_of(tensor: str) -> int | None:
 
 
 def place_of(tensor: str) -> Place:
-    """What a tensor outside the layers is; what is neither embedding nor head counts as the final norm."""
+    """What a tensor outside the layers is; what is neither embedding nor head counts as the final
+    norm.
+    """
     if _HEAD.search(tensor):
         return "head"
     return "embedding" if _EMBEDDING.search(tensor) else "final_norm"
@@ -48,14 +50,18 @@ def layer_swap(
     final_norm: str = "adjacent",
     head: str = "adjacent",
 ) -> None:
-    """Layer swapping (Bandarkar et al. 2024, arXiv:2410.01335, Algorithm 1) of two members: (middle, outer).
+    """Layer swapping (Bandarkar et al. 2024, arXiv:2410.01335, Algorithm 1) of two members:
 
-    The lowest `bottom` and highest `top` layers come from the outer member (the language expert), the middle from the
-    middle member (the task expert); `bottom_transition` and `top_transition` layers inside of them are sum_k w_k t_k, so
-    weights (0.5, 0.5) are the paper's average and weights have no other use. Defaults are the paper's for 32 layers.
-    A layer that is outer by one end and transition by the other is outer. The paper does not say what happens outside
-    the layers: `embeddings`, `final_norm` and `head` are treated as the layer next to them ('adjacent': the first, the
-    last, the last), or as 'outer', 'middle' or 'transition'. A tied head follows the embeddings: it is the same tensor.
+    (middle, outer).
+
+    The lowest `bottom` and highest `top` layers come from the outer member (the language expert),
+    the middle from the middle member (the task expert); `bottom_transition` and `top_transition`
+    layers inside of them are sum_k w_k t_k, so weights (0.5, 0.5) are the paper's average and
+    weights have no other use. Defaults are the paper's for 32 layers. A layer that is outer by one
+    end and transition by the other is outer. The paper does not say what happens outside the
+    layers: `embeddings`, `final_norm` and `head` are treated as the layer next to them ('adjacent':
+    the first, the last, the last), or as 'outer', 'middle' or 'transition'. A tied head follows the
+    embeddings: it is the same tensor.
     """
     require_members("layer_swap", tensors, 2)
     _require_layers("layer_swap", context)
@@ -111,10 +117,12 @@ def lines(
     alpha: float = 0.5,
     beta: float = 0.5,
 ) -> None:
-    """LiNeS (Wang et al. 2024, arXiv:2410.17146): task arithmetic whose step grows linearly with depth.
+    """LiNeS (Wang et al. 2024, arXiv:2410.17146): task arithmetic whose step grows linearly with
+    depth.
 
-    b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which hold general features,
-    move by alpha, the deepest by alpha + beta. Embeddings count as the first layer, final norm and head as the last.
+    b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which
+    hold general features, move by alpha, the deepest by alpha + beta. Embeddings count as the first
+    layer, final norm and head as the last.
     """
     _require_layers("lines", context)
     layer = layer_of(context.name)
@@ -148,7 +156,9 @@ def _require_layers(method: str, context: TensorContext) -> None:
 
 
 def depth_complaint(options: Mapping[str, Any], num_layers: int) -> str | None:
-    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None; nothing is for an unknown depth, which the method itself refuses."""
+    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None;
+    nothing is for an unknown depth, which the method itself refuses.
+    """
     bottom, top = options["bottom"], options["top"]
     return (
         f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model"

@@ -23,13 +23,14 @@ def linear(
 ) -> None:
     """Weighted sum of same-shaped tensors, written to `out`.
 
-    Without a base: sum_k w_k t_k (Wortsman et al. 2022, arXiv:2203.05482; Khalifa et al. 2024, arXiv:2412.04144).
-    With a base, weights act on deltas: b + sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089), computed as
-    (1 - sum_k w_k) b + sum_k w_k t_k: the same number, and a one-hot weight gives back its member bit for bit.
+    Without a base: sum_k w_k t_k (Wortsman et al. 2022, arXiv:2203.05482; Khalifa et al. 2024,
+    arXiv:2412.04144). With a base, weights act on deltas: b + sum_k w_k (t_k - b) (Ilharco et al.
+    2022, arXiv:2212.04089), computed as (1 - sum_k w_k) b + sum_k w_k t_k: the same number, and a
+    one-hot weight gives back its member bit for bit.
 
-    Accumulates in float32 and rounds once, to `out`'s dtype. Zero weights are skipped, so an inf in an unused checkpoint
-    cannot become nan. Weights are used as given, since normalising is the space's job, unless `normalize` asks to divide
-    by their sum.
+    Accumulates in float32 and rounds once, to `out`'s dtype. Zero weights are skipped, so an inf in
+    an unused checkpoint cannot become nan. Weights are used as given, since normalising is the
+    space's job, unless `normalize` asks to divide by their sum.
     """
     total = sum(weights)
     divisor = total if normalize and abs(total) >= SMALLEST_DIVISOR else 1.0

@@ -1,8 +1,10 @@
-"""Merges of LoRA adapters of any ranks on one base: what is merged is always the delta s B A, never A and B apart.
+"""Merges of LoRA adapters of any ranks on one base: what is merged is always the delta s B A, never
+A and B apart.
 
-PEFT's `linear`, `ties` and `dare_*` combine the A's and the B's separately, which puts cross terms B_i A_j into the result
-and needs equal ranks; here those names mean the merge of the deltas. Concatenation (`cat`) is the one merge that stays
-exact in adapter form: rank adds up, sum_k w_k s_k B_k A_k (Prabhakar et al. 2024, arXiv:2410.13025).
+PEFT's `linear`, `ties` and `dare_*` combine the A's and the B's separately, which puts cross terms
+B_i A_j into the result and needs equal ranks; here those names mean the merge of the deltas.
+Concatenation (`cat`) is the one merge that stays exact in adapter form: rank adds up, sum_k w_k s_k
+B_k A_k (Prabhakar et al. 2024, arXiv:2410.13025).
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ class Adapter:
 
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
-    """A PEFT adapter folder. Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules."""
+    """A PEFT adapter folder.
+
+    Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules.
+    """
     from recycler.pool.fold import read_factors
 
     factors, config = read_factors(folder)
@@ -77,7 +82,10 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write it as PEFT reads it, in float32; ranks may differ by module. The config is written last."""
+    """Write it as PEFT reads it, in float32; ranks may differ by module.
+
+    The config is written last.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for module, factors in adapter.modules.items():
@@ -112,7 +120,9 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseWeights:
-    """What some methods must know of the base: how many layers it has, and its weights by tensor name."""
+    """What some methods must know of the base: how many layers it has, and its weights by tensor
+    name.
+    """
 
     num_layers: int
     tensor: Callable[[str], Tensor]
@@ -124,9 +134,11 @@ Weights = (
 
 
 def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Adapter:
-    """CAT: the exact sum of deltas, sum_k w_k s_k B_k A_k, as one adapter whose rank is the sum of ranks, module by module.
+    """CAT: the exact sum of deltas, sum_k w_k s_k B_k A_k, as one adapter whose rank is the sum of
+    ranks, module by module.
 
-    Factors are put side by side in float32, with w_k s_k in B; adapters of weight 0, or without the module, add no rank.
+    Factors are put side by side in float32, with w_k s_k in B; adapters of weight 0, or without the
+    module, add no rank.
     """
     merged: dict[str, LowRank] = {}
     for module in modules_of(adapters):
@@ -154,10 +166,12 @@ def merged_deltas(
     seed: int = 0,
     base: BaseWeights | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(module, merged delta) with any merge method: ties, dare_linear, della, ...; what folding first and merging then would give.
+    """(module, merged delta) with any merge method: ties, dare_linear, della, ...; what folding
+    first and merging then would give.
 
-    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises UsageError, also for a
-    method that depends on the base (layer_swap and lines on its depth, widen on its weights) without one.
+    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises
+    UsageError, also for a method that depends on the base (layer_swap and lines on its depth, widen
+    on its weights) without one.
     """
     if method not in MERGE_METHODS:
         raise UsageError(
@@ -185,13 +199,17 @@ def merged_delta(
     seed: int = 0,
     base: BaseWeights | None = None,
 ) -> Tensor:
-    """One module's merged delta, float32 `(out, in)`. Raises UsageError for a method that depends on the base without one."""
+    """One module's merged delta, float32 `(out, in)`.
+
+    Raises UsageError for a method that depends on the base without one.
+    """
     entry = MERGE_METHODS[method]
     if base is None and (entry.by_depth or entry.reads_base):
         raise UsageError(
             Problem(
                 thing=f"method {method!r}",
-                cause=f"depends on the base's {'number of layers' if entry.by_depth else 'own weights'}",
+                cause="depends on the base's "
+                f"{'number of layers' if entry.by_depth else 'own weights'}",
                 remedy="Give base: FOLDER",
             )
         )
@@ -227,7 +245,9 @@ def merged_delta(
 def factor(
     deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = ""
 ) -> tuple[Adapter, dict[str, float]]:
-    """The best adapter of this rank for given deltas (SVD; Eckart-Young), and its relative Frobenius error by module."""
+    """The best adapter of this rank for given deltas (SVD; Eckart-Young), and its relative
+    Frobenius error by module.
+    """
     modules, errors = {}, {}
     for module, delta in deltas.items():
         left, values, right = torch.linalg.svd(delta.float(), full_matrices=False)
@@ -238,7 +258,8 @@ def factor(
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
     """The adapter at a lower rank, and the relative Frobenius error by module.
 
-    The SVD is of the small product of both factors' R (QR first), so it costs r^2 (in + out) and not in * out.
+    The SVD is of the small product of both factors' R (QR first), so it costs r^2 (in + out) and
+    not in * out.
     """
     modules, errors = {}, {}
     for module, factors in adapter.modules.items():
@@ -252,7 +273,8 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
 
 
 def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) pairs of the base with the adapter's deltas added: float32 inside, one rounding to the base's dtype.
+    """(name, tensor) pairs of the base with the adapter's deltas added: float32 inside, one
+    rounding to the base's dtype.
 
     Raises UsageError at the end when a module of the adapter did not meet its tensor.
     """
@@ -274,13 +296,16 @@ def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tu
 
 
 def check_fit(adapters: Sequence[Adapter]) -> None:
-    """Raise UnsafeInputError unless the adapters change weights of one shape wherever they change the same module."""
+    """Raise UnsafeInputError unless the adapters change weights of one shape wherever they change
+    the same module.
+    """
     first = {module: adapter for adapter in reversed(adapters) for module in adapter.modules}
     raise_problems(
         [
             Problem(
                 thing=f"adapter {adapter.name!r}: {module!r}",
-                cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of {list(first[module].modules[module].shape)}",
+                cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of "
+                f"{list(first[module].modules[module].shape)}",
                 remedy="They were trained on different bases, and cannot be merged",
             )
             for adapter in adapters

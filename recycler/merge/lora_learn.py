@@ -1,7 +1,9 @@
-"""Learned CAT: one weight per adapter and wrapped Linear, by gradient or from losses alone (arXiv:2410.13025, section 3).
+"""Learned CAT: one weight per adapter and wrapped Linear, by gradient or from losses alone
+(arXiv:2410.13025, section 3).
 
-alpha = softmax(logits) over adapters in each module, as in the authors' code; logits start at zero, not at random, so that
-training starts from the uniform CAT and a seed decides nothing. Adapters and base stay frozen: M x K numbers are trained.
+alpha = softmax(logits) over adapters in each module, as in the authors' code; logits start at zero,
+not at random, so that training starts from the uniform CAT and a seed decides nothing. Adapters and
+base stay frozen: M x K numbers are trained.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Loss = Callable[
 
 @contextmanager
 def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> Iterator[None]:
-    """Inside, `model` computes with base + sum_k weights[m, k] s_k B_k A_k in module m; gradients reach `weights`. Raises UsageError."""
+    """Inside, `model` computes with base + sum_k weights[m, k] s_k B_k A_k in module m; gradients
+    reach `weights`. Raises UsageError.
+    """
     handles = []
     by_name = dict(model.named_modules())
     try:
@@ -73,7 +77,9 @@ def learn_by_gradient(
     steps: int = 100,
     learning_rate: float = 0.05,
 ) -> Tensor:
-    """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so never worse than uniform."""
+    """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so
+    never worse than uniform.
+    """
     logits = torch.zeros(num_modules, num_adapters, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=learning_rate)
     best, best_loss = logits.detach().softmax(1), float("inf")
@@ -98,11 +104,14 @@ def learn_by_spsa(
     epsilon: float = 0.05,
     seed: int = 0,
 ) -> Tensor:
-    """Weights `(M, K)` from losses or scores alone, two evaluations a step: SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
+    """Weights `(M, K)` from losses or scores alone, two evaluations a step:
 
-    x -= a_t g z / rms(g), g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t shrinking as in Spall 1998;
-    dividing by the running size of g makes the step the same for losses of any scale. The best point met is returned,
-    uniform included, so it is never worse than the start on this loss.
+    SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
+
+    x -= a_t g z / rms(g), g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t
+    shrinking as in Spall 1998; dividing by the running size of g makes the step the same for losses
+    of any scale. The best point met is returned, uniform included, so it is never worse than the
+    start on this loss.
     """
     generator = torch.Generator().manual_seed(seed)
     logits, size = torch.zeros(num_modules, num_adapters), 0.0

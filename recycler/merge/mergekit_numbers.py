@@ -1,4 +1,6 @@
-"""mergekit's parameters as groups of tensors: a row of weights for each, and options where these differ between tensors."""
+"""mergekit's parameters as groups of tensors: a row of weights for each, and options where these
+differ between tensors.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ AFTER_THE_LAYERS = r"^(?!.*(^|\.)(layers|h|blocks)\.\d+\.)(?=.*(norm|ln_f|lm_hea
 
 @dataclass(slots=True)
 class Slice:
-    """Layers [start, stop) of the output, what feeds them, and the settings in force, innermost first."""
+    """Layers [start, stop) of the output, what feeds them, and the settings in force, innermost
+    first.
+    """
 
     start: int
     stop: int
@@ -66,9 +70,11 @@ class _Cell:
 def groups_and_options(
     reader: Reader, method: str, members: Sequence[str], slices: Sequence[Slice], *, num_layers: int
 ) -> tuple[tuple[Group, ...], tuple[tuple[float, ...], ...], Options]:
-    """Groups by filter, and by layer where a setting varies over depth; their rows of weights; and all options.
+    """Groups by filter, and by layer where a setting varies over depth; their rows of weights; and
+    all options.
 
-    An option that is the same everywhere stands once, any other as NAME@GROUP. Adds problems to the reader.
+    An option that is the same everywhere stands once, any other as NAME@GROUP. Adds problems to the
+    reader.
     """
     names = _option_names(reader, method, members, slices)
     weight = "t" if method == "slerp" else "weight"
@@ -135,7 +141,9 @@ def _flat(cells: Sequence[tuple[str, Options]]) -> Options:
 def _places(
     slices: Sequence[Slice], num_layers: int, by_layer: bool
 ) -> Iterator[tuple[str, str, Slice, float]]:
-    """(label, regex, slice, depth): each layer; what comes after the layers, when the last slice has other settings; the rest."""
+    """(label, regex, slice, depth): each layer; what comes after the layers, when the last slice
+    has other settings; the rest.
+    """
     for part in slices if by_layer else []:
         length = (part.stop or num_layers) - part.start
         for layer in range(part.start, part.start + length):
@@ -190,7 +198,10 @@ def _row(
 def _option_names(
     reader: Reader, method: str, members: Sequence[str], slices: Sequence[Slice]
 ) -> list[str]:
-    """Options that the file gives. Refused by name: unknown ones, and those of the whole merge under a single model."""
+    """Options that the file gives.
+
+    Refused by name: unknown ones, and those of the whole merge under a single model.
+    """
     known = MERGE_METHODS[method].options
     weight = {"slerp": {"t"}}.get(method, set() if method in SHARED_BY_NATURE else {"weight"})
     shared = {name for part in slices for name in part.shared or {}}
@@ -225,7 +236,9 @@ def _options(
     depth: float,
     filters: Sequence[str],
 ) -> Options:
-    """The options' values for the tensors that match exactly `filters`: one for all members, or one for each."""
+    """The options' values for the tensors that match exactly `filters`: one for all members, or one
+    for each.
+    """
     known = MERGE_METHODS[method].options | (
         {"normalize": True} if method == "linear" else {}
     )  # mergekit's linear normalizes unless told
@@ -251,7 +264,10 @@ def _options(
 
 
 def _in_kind(default: Any, value: Any) -> Any:
-    """The value in the kind of the default; None when it is of another. Truth values may be written 0 and 1."""
+    """The value in the kind of the default; None when it is of another.
+
+    Truth values may be written 0 and 1.
+    """
     if isinstance(default, bool):
         return bool(value) if value in (0, 1) else None
     if isinstance(default, str):
@@ -260,10 +276,12 @@ def _in_kind(default: Any, value: Any) -> Any:
 
 
 def _filter_classes(reader: Reader, settings: Sequence[Any]) -> list[tuple[tuple[str, ...], str]]:
-    """(filters that match, regex) from the most special to the rest. The regex of the rest is empty.
+    """(filters that match, regex) from the most special to the rest.
 
-    When all settings ask the same filters in the same order, the first that matches decides, so one class a filter is
-    enough; otherwise one for each combination.
+    The regex of the rest is empty.
+
+    When all settings ask the same filters in the same order, the first that matches decides, so one
+    class a filter is enough; otherwise one for each combination.
     """
     orders = {order for setting in settings if (order := tuple(filters_in(setting)))}
     if not orders:

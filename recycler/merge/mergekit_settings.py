@@ -1,4 +1,6 @@
-"""mergekit's way to write a number: a scalar, a gradient over depth, or a list of values with name filters."""
+"""mergekit's way to write a number: a scalar, a gradient over depth, or a list of values with name
+filters.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def has_gradient(setting: Any) -> bool:
 def first(
     settings: Sequence[Mapping[str, Any] | None], name: str, depth: float, matches: Matches
 ) -> Any:
-    """The first value that a scope gives for a parameter: scopes from the innermost to the outermost."""
+    """The first value that a scope gives for a parameter: scopes from the innermost to the
+    outermost.
+    """
     for scope in settings:
         if scope and name in scope:
             value = evaluate(scope[name], depth, matches)

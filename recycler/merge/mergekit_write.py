@@ -48,8 +48,9 @@ def recipe_to_mergekit(
 ) -> str:
     """The recipe in mergekit's words, computing in float32 and rounding once, as we do.
 
-    Groups become name filters: they are found from the names of all `tensors`, or of a Llama of `num_layers` when these
-    are not given. Raises UsageError when mergekit has no such method or no words for it.
+    Groups become name filters: they are found from the names of all `tensors`, or of a Llama of
+    `num_layers` when these are not given. Raises UsageError when mergekit has no such method or no
+    words for it.
     """
     _check(recipe)
     filters = _filters(recipe, list(tensors) or _llama_names(num_layers))
@@ -115,7 +116,9 @@ def _check(recipe: Recipe) -> None:
 def _options(
     recipe: Recipe, filters: Filtered
 ) -> tuple[dict[str, Any], dict[str, list[tuple[float, ...]]]]:
-    """Options of the whole merge as settings, and those that differ between members as one row of numbers a group."""
+    """Options of the whole merge as settings, and those that differ between members as one row of
+    numbers a group.
+    """
     shared: dict[str, Any] = {}
     per_member: dict[str, list[tuple[float, ...]]] = {}
     groups = [options_of(recipe.options, group.name) for group in recipe.groups]
@@ -139,7 +142,9 @@ def _setting(values: Sequence[OptionValue], filters: Filtered) -> Any:
 
 
 def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
-    """Substrings that tell the groups apart, each time the one that settles most of the tensors still open."""
+    """Substrings that tell the groups apart, each time the one that settles most of the tensors
+    still open.
+    """
     kinds = [
         (row, tuple(sorted(options_of(recipe.options, group.name).items())))
         for group, row in zip(recipe.groups, recipe.weights, strict=True)
@@ -197,7 +202,9 @@ def _settles(names: Sequence[str], left: Mapping[str, int]) -> int:
 
 
 def _pieces(name: str) -> set[str]:
-    """What may serve as a filter: the whole name, its parts, and 'layers.N.' and 'layers.N.mlp.' likes."""
+    """What may serve as a filter: the whole name, its parts, and 'layers.N.' and 'layers.N.mlp.'
+    likes.
+    """
     parts = name.split(".")
     numbered = [index for index, part in enumerate(parts) if part.isdigit() and index]
     pairs = {f"{parts[index - 1]}.{parts[index]}." for index in numbered}

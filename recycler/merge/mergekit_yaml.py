@@ -1,9 +1,12 @@
-"""Read mergekit's YAML into a recipe. Settings that vary over depth or by name become groups of tensors.
+"""Read mergekit's YAML into a recipe.
 
-Understood: `models` or `slices` (that stack the whole model in its own order), `merge_method`, `base_model`, `parameters`
-with scalars, gradients and filters, `dtype`, `out_dtype`, `tokenizer_source`, `tokenizer: {source}`. Refused, with the reason: `modules`,
-`passthrough` and slices that repeat, skip or reorder layers, LoRA references (`model+lora`), methods and parameters that we
-do not have. `docs/parity.md` lists what is meant to differ.
+Settings that vary over depth or by name become groups of tensors.
+
+Understood: `models` or `slices` (that stack the whole model in its own order), `merge_method`,
+`base_model`, `parameters` with scalars, gradients and filters, `dtype`, `out_dtype`,
+`tokenizer_source`, `tokenizer: {source}`. Refused, with the reason: `modules`, `passthrough` and
+slices that repeat, skip or reorder layers, LoRA references (`model+lora`), methods and parameters
+that we do not have. `docs/parity.md` lists what is meant to differ.
 """
 
 from __future__ import annotations
@@ -44,9 +47,11 @@ SCALARS = ("merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source
 def read_mergekit(
     path: Path | str | YamlDocument, text: str | None = None
 ) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe that a mergekit configuration (a file, read already, or `text`) means, and the folder of each model by the name it got.
+    """The recipe that a mergekit configuration (a file, read already, or `text`) means, and the
+    folder of each model by the name it got.
 
-    Folders are as mergekit takes them: relative to where the command runs. Raises UsageError with file:line.
+    Folders are as mergekit takes them: relative to where the command runs. Raises UsageError with
+    file:line.
     """
     reader = Reader(load_yaml(path, text))
     if not isinstance(reader.data, dict):
@@ -93,10 +98,11 @@ def read_mergekit(
 def read_tokenizer_policy(
     document: YamlDocument, recipe: Recipe, sources: Mapping[str, Path]
 ) -> tuple[TokenizerPolicy, str | None]:
-    """Our policy for what a mergekit configuration says on the tokenizer, and the name of its base_model.
+    """Our policy for what a mergekit configuration says on the tokenizer, and the name of its
+    base_model.
 
-    The name of the base (or first) model means `base`; another model's is honoured where vocabularies agree, as without any.
-    Raises UsageError for what is no model of the file.
+    The name of the base (or first) model means `base`; another model's is honoured where
+    vocabularies agree, as without any. Raises UsageError for what is no model of the file.
     """
     source, base = _tokenizer_source(document.data), document.data.get("base_model")
     template = sources[recipe.base or recipe.members[0]]
@@ -166,7 +172,8 @@ def _check_keys(reader: Reader) -> None:
             reader.refuse(
                 ("tokenizer", key),
                 f"key {str(key)[:40]!r}",
-                "is not done here: rows of tokens are the member's own, else the base's, else the mean",
+                "is not done here: rows of tokens are the member's own, else the base's, else "
+                "the mean",
                 "Leave it out, or run this one with mergekit",
             )
     if not isinstance(_tokenizer_source(data), str | None):
@@ -218,7 +225,10 @@ def _tokenizer_source(data: Mapping[str, Any]) -> Any:
 
 
 def _slices(reader: Reader) -> list[Slice]:
-    """The output's layers in order. A configuration with `models` is one slice of all layers (stop 0: not known yet)."""
+    """The output's layers in order.
+
+    A configuration with `models` is one slice of all layers (stop 0: not known yet).
+    """
     data = reader.data
     if reader.problems:
         return []
@@ -258,7 +268,8 @@ def _slices(reader: Reader) -> list[Slice]:
             reader.refuse(
                 path,
                 f"slice {index}",
-                f"does not take layers {place} and up from all of its sources: layers would repeat, be skipped or change place",
+                f"does not take layers {place} and up from all of its sources: layers would "
+                "repeat, be skipped or change place",
                 "Run this one with mergekit",
             )
             continue
@@ -324,7 +335,8 @@ def _parameters(reader: Reader, given: Any, path: KeyPath) -> None:
                 (*path, name),
                 f"parameter {str(name)[:40]!r}",
                 fault,
-                "Write a number, a list of numbers over depth, or a list of {filter: PART OF A NAME, value: ...}",
+                "Write a number, a list of numbers over depth, or a list of {filter: PART OF A "
+                "NAME, value: ...}",
             )
 
 
@@ -375,7 +387,9 @@ def _members(reader: Reader, method: str, models: Sequence[str], base: str | Non
 
 
 def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) -> int:
-    """Layers of the merge: from the slices, else from the first model that is a folder here; 0 when none is."""
+    """Layers of the merge: from the slices, else from the first model that is a folder here; 0 when
+    none is.
+    """
     if slices[-1].stop:
         return slices[-1].stop
     number = next(
@@ -411,7 +425,9 @@ def _config(model: str) -> dict[str, Any] | None:
 
 
 def _dtype(reader: Reader, model: str) -> str:
-    """out_dtype, else dtype, else what the first model's config says, as mergekit keeps the input's."""
+    """out_dtype, else dtype, else what the first model's config says, as mergekit keeps the
+    input's.
+    """
     asked = reader.data.get("out_dtype") or reader.data.get("dtype")
     config = _config(model) or {}
     asked = asked or config.get("dtype") or config.get("torch_dtype")

@@ -1,4 +1,6 @@
-"""What every merge method is: a pure function of one tensor's versions, and the facts a table of methods needs."""
+"""What every merge method is: a pure function of one tensor's versions, and the facts a table of
+methods needs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from recycler.errors import Problem, UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorContext:
-    """Which tensor is merged: random masks come from (seed, member, tensor name) and from nothing else."""
+    """Which tensor is merged: random masks come from (seed, member, tensor name) and from nothing
+    else.
+    """
 
     name: str
     members: tuple[str, ...]
@@ -33,17 +37,21 @@ class MergeFunction(Protocol):
         out: Tensor,
         **options: Any,
     ) -> None:
-        """Write the merge of `tensors` (K of one shape) with `weights` (K) into `out`: float32 inside, one rounding."""
+        """Write the merge of `tensors` (K of one shape) with `weights` (K) into `out`: float32
+        inside, one rounding.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeMethod:
-    """One row of the table: the function, whether it needs a base, and its options with their defaults.
+    """One row of the table: the function, whether it needs a base, and its options with their
+    defaults.
 
-    `elementwise`: every output element depends on the same element of the inputs alone, so that a tensor may be merged in
-    slices. `num_members`: how many members the method takes, when that is fixed. `reads_all`: members of weight 0 too.
-    `by_depth`: treats layers by their number, so it must know how many there are. `reads_base`: looks at the base's own
-    numbers, and not at deltas to it alone.
+    `elementwise`: every output element depends on the same element of the inputs alone, so that a
+    tensor may be merged in slices. `num_members`: how many members the method takes, when that is
+    fixed. `reads_all`: members of weight 0 too. `by_depth`: treats layers by their number, so it
+    must know how many there are. `reads_base`: looks at the base's own numbers, and not at deltas
+    to it alone.
     """
 
     function: MergeFunction
@@ -57,7 +65,10 @@ class MergeMethod:
 
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as keyword arguments: `lambda` becomes `lambda_`, since Python keeps that word for itself."""
+    """Options as keyword arguments:
+
+    `lambda` becomes `lambda_`, since Python keeps that word for itself.
+    """
     return {
         f"{name}_" if keyword.iskeyword(name) else name: value for name, value in options.items()
     }
@@ -71,7 +82,8 @@ def per_member(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[float, ...]:
-    """An option as one number per member: a scalar is meant for all, a sequence must have K entries in [low, high].
+    """An option as one number per member: a scalar is meant for all, a sequence must have K entries
+    in [low, high].
 
     Raises UsageError.
     """

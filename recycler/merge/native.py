@@ -1,8 +1,10 @@
-"""An optional kernel for the one loop that a live engine waits for: a weighted sum of bfloat16 tensors at the speed of memory.
+"""An optional kernel for the one loop that a live engine waits for: a weighted sum of bfloat16
+tensors at the speed of memory.
 
-Torch needs a conversion and an addition for each member, several passes over the cache; some lines of C need one. They are
-compiled once by the machine's own `cc` into a cache folder, and used when that works; the numbers are the same bit for
-bit either way (the payload of a nan excepted). `RECYCLER_NATIVE=0` turns it off.
+Torch needs a conversion and an addition for each member, several passes over the cache; some lines
+of C need one. They are compiled once by the machine's own `cc` into a cache folder, and used when
+that works; the numbers are the same bit for bit either way (the payload of a nan excepted).
+`RECYCLER_NATIVE=0` turns it off.
 """
 
 from __future__ import annotations
@@ -116,7 +118,9 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-share
 def weighted_sum_bf16(
     tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor, divisor: float
 ) -> bool:
-    """Fill `out` and return True; False when this machine or these tensors are not for the kernel (CPU, bfloat16, contiguous)."""
+    """Fill `out` and return True; False when this machine or these tensors are not for the kernel
+    (CPU, bfloat16, contiguous).
+    """
     if not all(
         tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous()
         for tensor in (*tensors, out)
@@ -153,7 +157,10 @@ def _kernel():  # noqa: ANN202  a ctypes function
 
 
 def _compiled() -> Path:
-    """The shared library, built on first use. Raises OSError or SubprocessError where there is no compiler or no place for it."""
+    """The shared library, built on first use.
+
+    Raises OSError or SubprocessError where there is no compiler or no place for it.
+    """
     name = hashlib.sha256("\x1f".join((SOURCE, *FLAGS, _cpu())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recycler"
     target = folder / f"merge-{name}.so"
@@ -174,7 +181,9 @@ def _compiled() -> Path:
 
 
 def _cpu() -> str:
-    """What -march=native depends on, so that a home folder shared by several machines holds one library for each kind."""
+    """What -march=native depends on, so that a home folder shared by several machines holds one
+    library for each kind.
+    """
     try:
         return next(
             (

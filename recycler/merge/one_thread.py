@@ -1,4 +1,6 @@
-"""The same bits with any number of threads: reductions and LAPACK split their sums by the threads they get."""
+"""The same bits with any number of threads: reductions and LAPACK split their sums by the threads
+they get.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Options of a method in a recipe: one value for the merge, one for each member, or one for each group of tensors.
+"""Options of a method in a recipe: one value for the merge, one for each member, or one for each
+group of tensors.
 
-`density` holds for every tensor; `density@mlp` holds for those of the group `mlp`, and goes before it.
+`density` holds for every tensor; `density@mlp` holds for those of the group `mlp`, and goes before
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def options_of(options: Options, group: str) -> Mapping[str, OptionValue]:
 def option_complaints(
     options: Options, known: Mapping[str, Any], groups: Sequence[str], num_members: int
 ) -> Iterator[tuple[str, str, str]]:
-    """(option, cause, remedy) for every option that the method does not know, or whose value it cannot take.
+    """(option, cause, remedy) for every option that the method does not know, or whose value it
+    cannot take.
 
     `known` maps a method's options to their defaults, which tell the kind of value.
     """

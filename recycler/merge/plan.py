@@ -1,6 +1,8 @@
-"""What a merge will cost, from headers alone: bytes read and written, peak memory, time at a stated bandwidth.
+"""What a merge will cost, from headers alone: bytes read and written, peak memory, time at a stated
+bandwidth.
 
-Linear in the number of tensors: one look at each, and one regex search for each kind of name and group.
+Linear in the number of tensors: one look at each, and one regex search for each kind of name and
+group.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ FIXED_BYTES = 64_000_000  # blocks, buffers and histograms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergePlan:
-    """Figures of one merge. `peak_bytes` is anonymous memory; pages of the input files come and go besides."""
+    """Figures of one merge.
+
+    `peak_bytes` is anonymous memory; pages of the input files come and go besides.
+    """
 
     num_tensors: int
     num_parameters: int
@@ -52,7 +57,9 @@ class MergePlan:
     passes: int
 
     def seconds(self, bytes_per_second: float) -> float:
-        """Reading once and writing once at this bandwidth; further passes are taken to hit the page cache."""
+        """Reading once and writing once at this bandwidth; further passes are taken to hit the page
+        cache.
+        """
         return (self.bytes_read + self.bytes_written) / bytes_per_second
 
 
@@ -61,9 +68,11 @@ def plan_merge(
     tensors: Mapping[str, TensorInfo],
     num_bytes_of: Mapping[str, Mapping[str, int]] | None = None,
 ) -> MergePlan:
-    """Plan `recipe` over the template's `tensors`; `num_bytes_of` gives the bytes of each checkpoint's tensors when these differ.
+    """Plan `recipe` over the template's `tensors`; `num_bytes_of` gives the bytes of each
+    checkpoint's tensors when these differ.
 
-    A member whose weight is zero in a tensor's group is not read for it. Raises ValueError for a tensor that no group takes.
+    A member whose weight is zero in a tensor's group is not read for it. Raises ValueError for a
+    tensor that no group takes.
     """
     used = [
         [name for name, weight in zip(recipe.members, row, strict=True) if weight != 0.0]

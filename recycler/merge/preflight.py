@@ -1,6 +1,8 @@
-"""What `recycler merge` and `recycler plan` look at before a recipe is run: the preflight of a job, for the members that the recipe uses.
+"""What `recycler merge` and `recycler plan` look at before a recipe is run: the preflight of a job,
+for the members that the recipe uses.
 
-A recipe of ours is refused what a job is refused. A mergekit file is warned instead: what mergekit merges stays mergeable.
+A recipe of ours is refused what a job is refused. A mergekit file is warned instead: what mergekit
+merges stays mergeable.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ SAMPLED_TENSORS = 20_000  # tensors of all checkpoints together that are sampled
 def check_merge(
     recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
 ) -> tuple[Problem, ...]:
-    """Preflight of a merge: headers, configs, tokenizers, a sample of every delta, digests of members that look alike.
+    """Preflight of a merge: headers, configs, tokenizers, a sample of every delta, digests of
+    members that look alike.
 
-    `allow` names checks whose refusals are warnings; `lenient` allows them all. Returns the warnings. Raises as `check_pool` does.
+    `allow` names checks whose refusals are warnings; `lenient` allows them all. Returns the
+    warnings. Raises as `check_pool` does.
     """
     _known(allow)
     return check_pool(
@@ -45,7 +49,9 @@ def check_merge(
 def check_plan(
     recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
 ) -> tuple[Problem, ...]:
-    """The same without a digest of any checkpoint; where sampling would fetch shards or take minutes, from headers alone."""
+    """The same without a digest of any checkpoint; where sampling would fetch shards or take
+    minutes, from headers alone.
+    """
     _known(allow)
     used = _used(recipe, pool)
     near = not any(
@@ -84,7 +90,9 @@ def _options(pool: Pool, allow: Collection[str], lenient: bool) -> dict[str, obj
 
 
 def _used(recipe: Recipe, pool: Pool) -> Pool:
-    """The pool without members of weight 0, whose weights the merge does not read, and without rows in another order."""
+    """The pool without members of weight 0, whose weights the merge does not read, and without rows
+    in another order.
+    """
     reads_all = MERGE_METHODS[recipe.method].reads_all
     used = [
         name

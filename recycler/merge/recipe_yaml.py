@@ -1,4 +1,5 @@
-"""A recipe as a file: what to merge, where it lies, how; read strictly, written so that it reads back equal.
+"""A recipe as a file: what to merge, where it lies, how; read strictly, written so that it reads
+back equal.
 
     method: ties
     base: {llama: ../llama}
@@ -9,8 +10,8 @@
     seed: 0
     tokenizer: refuse                    # vocabularies that differ: union and base bring the embeddings' rows to one
 
-Paths are kept as they stand; relative ones are meant from the file's own folder. s3://, gs://, az://, hf:// and file:// may
-stand in place of a path.
+Paths are kept as they stand; relative ones are meant from the file's own folder. s3://, gs://,
+az://, hf:// and file:// may stand in place of a path.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class _RecipeFile(BaseModel):
 def read_recipe(
     path: Path | str | YamlDocument, text: str | None = None
 ) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe in a file (read already, or in `text`), and the folder of each checkpoint it names.
+    """The recipe in a file (read already, or in `text`), and the folder of each checkpoint it
+    names.
 
     Raises UsageError with every problem and its file:line.
     """
@@ -109,7 +111,10 @@ def _options(entry: _RecipeFile) -> Options:
 def recipe_to_yaml(
     recipe: Recipe, sources: Mapping[str, str | Path], *, tokenizer: str = "refuse"
 ) -> str:
-    """The recipe as YAML text that `read_recipe` reads back equal. Raises KeyError for a checkpoint without a source."""
+    """The recipe as YAML text that `read_recipe` reads back equal.
+
+    Raises KeyError for a checkpoint without a source.
+    """
     data: dict[str, Any] = {"method": recipe.method}
     if recipe.base is not None:
         data["base"] = {recipe.base: str(sources[recipe.base])}
@@ -139,10 +144,11 @@ def recipe_to_yaml(
 
 
 def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
-    """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of checkpoints it names.
+    """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of
+    checkpoints it names.
 
-    Vocabularies that differ are brought to one, or refused, as `tokenizer` or mergekit's `tokenizer_source` says. Raises
-    UsageError or UnsafeInputError with every problem.
+    Vocabularies that differ are brought to one, or refused, as `tokenizer` or mergekit's
+    `tokenizer_source` says. Raises UsageError or UnsafeInputError with every problem.
     """
     document = load_yaml(path)
     policy: TokenizerPolicy

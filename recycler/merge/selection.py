@@ -1,7 +1,8 @@
-"""Find the k-th largest magnitude of a delta, exactly, by counting: two passes over blocks, never a sort.
+"""Find the k-th largest magnitude of a delta, exactly, by counting: two passes over blocks, never a
+sort.
 
-The bits of a non-negative float32 order like integers. The first pass counts their upper 16 bits, the second the lower
-16 bits of the elements in the one bin where the k-th lies.
+The bits of a non-negative float32 order like integers. The first pass counts their upper 16 bits,
+the second the lower 16 bits of the elements in the one bin where the k-th lies.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ DeltaBlocks = Callable[
 
 @dataclass(slots=True)
 class Cut:
-    """Divides elements by magnitude at `bits`: larger ones (or smaller ones) are inside, and of the equal ones the first `num_equal`.
+    """Divides elements by magnitude at `bits`: larger ones (or smaller ones) are inside, and of the
+    equal ones the first `num_equal`.
 
     `take_all` says that all equal ones are inside, which spares counting them.
     """
@@ -32,7 +34,9 @@ class Cut:
     larger: bool = True
 
     def inside(self, magnitudes: Tensor) -> Tensor:
-        """int32 mask of one block of magnitude bits, all ones where inside; call it for each block once, in order."""
+        """int32 mask of one block of magnitude bits, all ones where inside; call it for each block
+        once, in order.
+        """
         limit = self.bits + (int(self.take_all) if not self.larger else -int(self.take_all))
         mask = (limit - magnitudes if self.larger else magnitudes - limit).bitwise_right_shift_(31)
         if not self.take_all and self.num_equal > 0:
@@ -52,7 +56,8 @@ def magnitude_bits(delta: Tensor) -> Tensor:
 
 
 def largest(delta_blocks: DeltaBlocks, count: int) -> Cut:
-    """The cut with exactly the `count` elements of largest magnitude inside, the earlier ones among equals.
+    """The cut with exactly the `count` elements of largest magnitude inside, the earlier ones among
+    equals.
 
     `count` must be at least 1 and at most the number of elements.
     """
@@ -61,7 +66,9 @@ def largest(delta_blocks: DeltaBlocks, count: int) -> Cut:
 
 
 def smallest(delta_blocks: DeltaBlocks, count: int, num_elements: int) -> Cut:
-    """The cut with exactly the `count` elements of smallest magnitude inside, the earlier ones among equals."""
+    """The cut with exactly the `count` elements of smallest magnitude inside, the earlier ones
+    among equals.
+    """
     if count == 0:
         return Cut(0, 0, take_all=False, larger=False)
     bits, num_larger, num_equal = _kth_largest(delta_blocks, num_elements - count + 1)

@@ -27,10 +27,11 @@ def ties(
 ) -> None:
     """TIES: trim, elect sign, disjoint mean (Yadav et al. 2023, arXiv:2306.01708, section 3).
 
-    tau_k keeps its `density` largest magnitudes; sign = sgn(sum_k w_k tau_k); out = b + lambda mean of the w_k tau_k that
-    have this sign, over the sum of their weights (`normalize`). Trimming is per tensor, as in mergekit and PEFT; the
-    paper's code trims the model as a whole. Exactly int(density * n) elements stay (at least one): among equal magnitudes
-    the first ones. `rescale` restores each delta's L1 norm after trimming.
+    tau_k keeps its `density` largest magnitudes; sign = sgn(sum_k w_k tau_k); out = b + lambda mean
+    of the w_k tau_k that have this sign, over the sum of their weights (`normalize`). Trimming is
+    per tensor, as in mergekit and PEFT; the paper's code trims the model as a whole. Exactly
+    int(density * n) elements stay (at least one): among equal magnitudes the first ones. `rescale`
+    restores each delta's L1 norm after trimming.
     """
     assert base is not None
     densities = per_member("density", density, len(tensors))
@@ -64,7 +65,9 @@ def keep_largest(
 
 
 def l1_ratio(delta: DeltaBlocks, mask_of: Callable[[Tensor], Tensor]) -> float:
-    """Sum of |delta| over the sum of what a mask of its magnitude bits leaves; 1 where either is zero."""
+    """Sum of |delta| over the sum of what a mask of its magnitude bits leaves; 1 where either is
+    zero.
+    """
     before = after = 0.0
     for block in delta():
         bits = magnitude_bits(block)
@@ -82,12 +85,13 @@ def sce(
     out: Tensor,
     select_topk: float = 1.0,
 ) -> None:
-    """SCE: select by variance, calculate weights by energy, erase minority signs (Wan et al. 2024, arXiv:2408.07990).
+    """SCE: select by variance, calculate weights by energy, erase minority signs (Wan et al. 2024,
+    arXiv:2408.07990).
 
-    Elements are kept where the variance of the deltas over members is among the `select_topk` largest (of those that vary
-    at all); c_k = w_k mean(tau_k^2), normalised over members; sign = sgn(sum_k tau_k);
-    out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than 1 are ours: the paper has none. One
-    member alone, which has no variance, is returned as it is.
+    Elements are kept where the variance of the deltas over members is among the `select_topk`
+    largest (of those that vary at all); c_k = w_k mean(tau_k^2), normalised over members; sign =
+    sgn(sum_k tau_k); out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than
+    1 are ours: the paper has none. One member alone, which has no variance, is returned as it is.
     """
     assert base is not None
     (share,) = per_member("select_topk", select_topk, 1)
@@ -123,7 +127,10 @@ def sce(
 
 
 def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float) -> Cut | None:
-    """None when everything is selected. A cut of float32 variances; nothing is inside a cut at the largest float."""
+    """None when everything is selected.
+
+    A cut of float32 variances; nothing is inside a cut at the largest float.
+    """
     if share >= 1.0:
         return None
 
@@ -148,5 +155,7 @@ def _stacks(
 
 
 def _variance(deltas: Tensor) -> Tensor:
-    """Population variance over members (K, n): two passes, several times faster than `torch.var` over a leading axis."""
+    """Population variance over members (K, n): two passes, several times faster than `torch.var`
+    over a leading axis.
+    """
     return (deltas - deltas.mean(0)).square_().mean(0)

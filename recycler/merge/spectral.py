@@ -1,7 +1,10 @@
-"""Merges of the singular vectors of deltas: TSV-Merge and Iso-C. Matrices only; one SVD a member or one a tensor.
+"""Merges of the singular vectors of deltas:
 
-Cost: O(m n min(m, n)) a matrix, minutes for a 1B model on a CPU, and float32 copies of all deltas of one matrix.
-Embeddings and heads, whose rows are tokens and not features, and tensors that are not matrices are averaged instead.
+TSV-Merge and Iso-C. Matrices only; one SVD a member or one a tensor.
+
+Cost: O(m n min(m, n)) a matrix, minutes for a 1B model on a CPU, and float32 copies of all deltas
+of one matrix. Embeddings and heads, whose rows are tokens and not features, and tensors that are
+not matrices are averaged instead.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ def tsv_merge(
 ) -> None:
     """Task Singular Vectors merge (Gargiulo et al. 2024, arXiv:2412.00081).
 
-    Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right vectors are put side by
-    side and replaced by the nearest orthogonal set (Procrustes: U -> P Q' with U = P D Q'), which takes the interference
-    out. Triplets that are zero but for rounding, as most of a LoRA's delta, are left out: their vectors are noise. out = b + lambda U S V'. Other tensors: b + lambda mean_k w_k tau_k.
+    Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right
+    vectors are put side by side and replaced by the nearest orthogonal set (Procrustes: U -> P Q'
+    with U = P D Q'), which takes the interference out. Triplets that are zero but for rounding, as
+    most of a LoRA's delta, are left out: their vectors are noise. out = b + lambda U S V'. Other
+    tensors: b + lambda mean_k w_k tau_k.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -70,9 +75,9 @@ def iso_c(
 ) -> None:
     """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
 
-    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same strength. Directions whose
-    singular value is zero but for rounding, as most of a LoRA's delta, are none: they are left out of the sum and the mean.
-    Other tensors: b + lambda mean_k w_k tau_k.
+    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same
+    strength. Directions whose singular value is zero but for rounding, as most of a LoRA's delta,
+    are none: they are left out of the sum and the mean. Other tensors: b + lambda mean_k w_k tau_k.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -100,7 +105,9 @@ def _spectral(out: Tensor, context: TensorContext) -> bool:
 
 
 def _rank(values: Tensor, out: Tensor) -> int:
-    """Singular values (descending) above the rounding of a float32 SVD, by numpy's rule for matrix_rank."""
+    """Singular values (descending) above the rounding of a float32 SVD, by numpy's rule for
+    matrix_rank.
+    """
     return (
         int((values > values[0] * max(out.shape) * torch.finfo(torch.float32).eps).sum())
         if len(values)

@@ -1,7 +1,9 @@
-"""Merges along arcs instead of chords: SLERP, NuSLERP, Multi-SLERP, Karcher mean; and Model Stock, which measures angles too.
+"""Merges along arcs instead of chords:
 
-The result always lies in the span of the members, so the geometry is done on K x K inner products in float64 and the
-tensors are only read twice: once to measure, once for a weighted sum.
+SLERP, NuSLERP, Multi-SLERP, Karcher mean; and Model Stock, which measures angles too.
+
+The result always lies in the span of the members, so the geometry is done on K x K inner products
+in float64 and the tensors are only read twice: once to measure, once for a weighted sum.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ def slerp(
 ) -> None:
     """Spherical interpolation of two members at t = w_1 / (w_0 + w_1) (Shoemake 1985).
 
-    sin((1-t) a) / sin a * t_0 + sin(t a) / sin a * t_1, with a the angle between the flattened tensors; linear when
-    |cos a| > 0.9995. With a base the arc is drawn between the deltas. mergekit's `t`, with `base_model` as t_0, is this
-    without a base and with weights (1 - t, t).
+    sin((1-t) a) / sin a * t_0 + sin(t a) / sin a * t_1, with a the angle between the flattened
+    tensors; linear when |cos a| > 0.9995. With a base the arc is drawn between the deltas.
+    mergekit's `t`, with `base_model` as t_0, is this without a base and with weights (1 - t, t).
     """
     require_members("slerp", tensors, 2)
     _arc(tensors, weights, base, out, collinear=lambda cosine: abs(cosine) > COLLINEAR)
@@ -50,10 +52,12 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> None:
-    """SLERP of two members, or of their deltas to a base, whole or by rows (Goddard 2024, mergekit).
+    """SLERP of two members, or of their deltas to a base, whole or by rows (Goddard 2024,
+    mergekit).
 
-    t = w_1 / (w_0 + w_1), 0.5 when the sum is nearly zero. `nuslerp_flatten=False` draws one arc for each vector along the
-    last dimension, or along the first with `nuslerp_row_wise` (mergekit's names).
+    t = w_1 / (w_0 + w_1), 0.5 when the sum is nearly zero. `nuslerp_flatten=False` draws one arc
+    for each vector along the last dimension, or along the first with `nuslerp_row_wise` (mergekit's
+    names).
     """
     require_members("nuslerp", tensors, 2)
     if nuslerp_flatten or len(active(tensors, weights)) < 2 or out.ndim == 0:
@@ -71,11 +75,13 @@ def multislerp(
     out: Tensor,
     normalize_weights: bool = True,
 ) -> None:
-    """Barycentre on the sphere by one tangent step from the weighted mean direction (Goddard 2025, mergekit).
+    """Barycentre on the sphere by one tangent step from the weighted mean direction (Goddard 2025,
+    mergekit).
 
-    With u_k the unit tensors (of the deltas when a base is given): direction of sum_k w_k u_k, length sum_k w_k |t_k|. The
-    tangent term at that mean is zero by construction, so nothing more remains of the step. Undefined when the weighted
-    directions cancel: two members are then interpolated linearly, more raise UsageError.
+    With u_k the unit tensors (of the deltas when a base is given): direction of sum_k w_k u_k,
+    length sum_k w_k |t_k|. The tangent term at that mean is zero by construction, so nothing more
+    remains of the step. Undefined when the weighted directions cancel: two members are then
+    interpolated linearly, more raise UsageError.
     """
     members = active(tensors, weights)
     if len(members) < 2:
@@ -91,8 +97,13 @@ def multislerp(
     products = gram(chosen, base)
     lengths = products.diagonal().clamp(min=0).sqrt()
     directions = torch.where(
-        lengths > TINY, shares / (lengths + TINY), 0.0
-    )  # a member that has not moved points nowhere: a large factor on it would only cancel against the base's
+        lengths > TINY,
+        shares / (lengths + TINY),
+        0.0,
+        # a member that has not moved points nowhere: a large factor on it would only cancel against
+        # the
+        # base's
+    )
     mean_length = float((directions @ products @ directions).clamp(min=0).sqrt())
     if mean_length >= TINY:
         coefficients = directions / mean_length * (lengths * shares).sum()
@@ -121,11 +132,13 @@ def karcher(
     max_iter: int = 10,
     tol: float = 1e-5,
 ) -> None:
-    """Weighted Karcher (Riemannian) mean of the members' directions, times their weighted mean length.
+    """Weighted Karcher (Riemannian) mean of the members' directions, times their weighted mean
+    length.
 
-    Iterates u <- exp_u(sum_k a_k log_u u_k) from the mean direction, at most `max_iter` times or until the step is below
-    `tol` (Karcher 1977; mergekit, where weights are always equal). Weights are normalised. Members shorter than `tol` have
-    no direction and only count for the length. With a base: of the deltas.
+    Iterates u <- exp_u(sum_k a_k log_u u_k) from the mean direction, at most `max_iter` times or
+    until the step is below `tol` (Karcher 1977; mergekit, where weights are always equal). Weights
+    are normalised. Members shorter than `tol` have no direction and only count for the length. With
+    a base: of the deltas.
     """
     members = active(tensors, weights)
     if len(members) < 2:
@@ -179,11 +192,12 @@ def model_stock(
     out: Tensor,
     filter_wise: bool = False,
 ) -> None:
-    """Model Stock (Jang et al. 2024, arXiv:2403.19522, eq. 4): t mean + (1 - t) base, t = N c / (1 + (N - 1) c).
+    """Model Stock (Jang et al. 2024, arXiv:2403.19522, eq. 4): t mean + (1 - t) base, t = N c / (1
+    + (N - 1) c).
 
-    c is the mean cosine between pairs of deltas, per tensor or per row (`filter_wise`). N counts the members of non-zero
-    weight, and the mean is weighted by them (equal weights are the paper's). t = 0 where 1 + (N - 1) c vanishes. One
-    member alone is returned as it is.
+    c is the mean cosine between pairs of deltas, per tensor or per row (`filter_wise`). N counts
+    the members of non-zero weight, and the mean is weighted by them (equal weights are the
+    paper's). t = 0 where 1 + (N - 1) c vanishes. One member alone is returned as it is.
     """
     assert base is not None
     members = active(tensors, weights)

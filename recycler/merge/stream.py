@@ -1,7 +1,9 @@
-"""Run a recipe: a generator of (name, tensor), or the same numbers written straight into an engine's weights.
+"""Run a recipe: a generator of (name, tensor), or the same numbers written straight into an
+engine's weights.
 
-A whole model is never in one dict. Every tensor of every member is accounted for before any arithmetic: merged when it
-is floating point, copied when it is not and all members agree, refused otherwise.
+A whole model is never in one dict. Every tensor of every member is accounted for before any
+arithmetic: merged when it is floating point, copied when it is not and all members agree, refused
+otherwise.
 """
 
 from __future__ import annotations
@@ -114,14 +116,17 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
 
 
 def _misfits(pool: Pool, name: str) -> Iterator[Problem]:
-    """Tensors of a checkpoint that are not those of the template: missing, extra, of another shape, or numbers in one and counts in the other."""
+    """Tensors of a checkpoint that are not those of the template: missing, extra, of another shape,
+    or numbers in one and counts in the other.
+    """
     ours, theirs = pool.find(name).tensors, pool.template.tensors
     if ours is theirs:
         return
     for tensor in theirs.keys() ^ ours.keys():
         yield Problem(
             thing=f"checkpoint {name!r}",
-            cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike {pool.template.name!r}",
+            cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike "
+            f"{pool.template.name!r}",
             remedy="recycler inspect tells all that differs; nothing is dropped silently",
         )
     for tensor, info in theirs.items():
@@ -131,7 +136,8 @@ def _misfits(pool: Pool, name: str) -> Iterator[Problem]:
         ):
             yield Problem(
                 thing=f"checkpoint {name!r}",
-                cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where {pool.template.name!r} has {info.dtype} {list(info.shape)}",
+                cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where "
+                f"{pool.template.name!r} has {info.dtype} {list(info.shape)}",
                 remedy="recycler inspect tells all that differs",
             )
 
@@ -149,9 +155,11 @@ def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str
 
 
 def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str, Tensor]) -> None:
-    """Write the merge into `destinations` (tensor name -> live weights) in place; storage addresses do not change.
+    """Write the merge into `destinations` (tensor name -> live weights) in place; storage addresses
+    do not change.
 
-    Raises UnsafeInputError before anything is written when names or shapes differ from the template's.
+    Raises UnsafeInputError before anything is written when names or shapes differ from the
+    template's.
     """
     check_recipe(recipe, resident)
     template = resident.pool.template.tensors
@@ -178,7 +186,9 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
         for name, out in destinations.items():
             if out.device.type == "cpu":
                 _merge_one(recipe, resident, name, out)
-            else:  # the pool lies in host memory: merge there, so that bits equal the export's, and copy once
+            # the pool lies in host memory: merge there, so that bits equal the export's, and copy
+            # once
+            else:
                 merged = torch.empty(out.shape, dtype=out.dtype)
                 _merge_one(recipe, resident, name, merged)
                 out.copy_(merged)
@@ -187,7 +197,9 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
 def _merge_one(
     recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None
 ) -> None:
-    """Merge one tensor into `out`; of an elementwise method, if asked, only these elements of it, in row-major order."""
+    """Merge one tensor into `out`; of an elementwise method, if asked, only these elements of it,
+    in row-major order.
+    """
     if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
         out.copy_(_agreed(recipe, resident, name))
         return

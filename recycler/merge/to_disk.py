@@ -1,7 +1,8 @@
-"""Merge straight into files: blocks are merged, written and hashed while they are warm, and no output is ever held whole.
+"""Merge straight into files: blocks are merged, written and hashed while they are warm, and no
+output is ever held whole.
 
-Linear methods go by blocks of a tensor, the others by tensors; two buffers are used again and again, so that one is written
-and hashed while the other is filled.
+Linear methods go by blocks of a tensor, the others by tensors; two buffers are used again and
+again, so that one is written and hashed while the other is filled.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ STEP_ELEMENTS = (
 
 
 def merged_infos(recipe: Recipe, pool: Pool) -> dict[str, TensorSpec]:
-    """What a merge will hold: safetensors dtype and shape of every tensor of the template, in its order."""
+    """What a merge will hold: safetensors dtype and shape of every tensor of the template, in its
+    order.
+    """
     target = SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]
     return {
         name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape)
@@ -55,11 +58,13 @@ def merge_to_folder(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_not_finite: bool = False,
 ) -> dict[str, str]:
-    """Write the merge's weights into `folder` as safetensors and return the digest of each tensor by name.
+    """Write the merge's weights into `folder` as safetensors and return the digest of each tensor
+    by name.
 
-    The same bytes as `write_model(merged_tensors(recipe, resident), ...)`, faster and with two buffers of a few megabytes
-    (linear methods) or of the largest tensor. Write aside and rename, as export does. Raises UsageError, and
-    UnsafeInputError when the merge holds NaN or infinities, unless `allow_not_finite`: every answer of such a model is one.
+    The same bytes as `write_model(merged_tensors(recipe, resident), ...)`, faster and with two
+    buffers of a few megabytes (linear methods) or of the largest tensor. Write aside and rename, as
+    export does. Raises UsageError, and UnsafeInputError when the merge holds NaN or infinities,
+    unless `allow_not_finite`: every answer of such a model is one.
     """
     check_recipe(recipe, resident)
     infos = merged_infos(recipe, resident.pool)
@@ -107,7 +112,9 @@ def _finish(
 
 
 def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
-    """Whose NaN or infinities these are: a checkpoint's, or those of weights that overflow the dtype."""
+    """Whose NaN or infinities these are: a checkpoint's, or those of weights that overflow the
+    dtype.
+    """
     row = next(
         row
         for group, row in zip(recipe.groups, recipe.weights, strict=True)
@@ -126,12 +133,15 @@ def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
     if holders:
         return Problem(
             thing=f"tensor {name!r}",
-            cause=f"holds NaN or infinite values in {', '.join(map(repr, holders))}, and so would the merge",
-            remedy="That training run broke, or the file did; leave the checkpoint out, or go on with --allow values",
+            cause=f"holds NaN or infinite values in {', '.join(map(repr, holders))}, and so would "
+            "the merge",
+            remedy="That training run broke, or the file did; leave the checkpoint out, or go on "
+            "with --allow values",
         )
     return Problem(
         thing=f"tensor {name!r}",
-        cause=f"of the merge holds NaN or infinite values, which no checkpoint does: it overflows {recipe.dtype}, or a step of the method does",
+        cause="of the merge holds NaN or infinite values, which no checkpoint does: it overflows "
+        f"{recipe.dtype}, or a step of the method does",
         remedy="Give smaller weights or a wider dtype, or go on with --allow values",
     )
 
@@ -151,7 +161,9 @@ class _Buffers:
     def parts(
         self, dtype: torch.dtype, shape: tuple[int, ...], *, whole: bool
     ) -> Iterator[tuple[slice | None, Tensor]]:
-        """(elements, output to fill): once, in its shape, or for consecutive elements of the flat tensor."""
+        """(elements, output to fill): once, in its shape, or for consecutive elements of the flat
+        tensor.
+        """
         count = torch.Size(shape).numel()
         if whole:
             yield None, self._next(dtype, count).view(shape)

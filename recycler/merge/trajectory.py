@@ -1,7 +1,9 @@
-"""Averages of one training run as rows of weights for `linear`: checkpoints are given from the oldest to the newest.
+"""Averages of one training run as rows of weights for `linear`: checkpoints are given from the
+oldest to the newest.
 
-PMA (Li et al. 2025, arXiv:2505.12082) finds WMA best early in training and all three alike late; WSM (arXiv:2507.17634)
-chooses the weights so that the average imitates a learning rate decay. Each function returns K weights that sum to 1.
+PMA (Li et al. 2025, arXiv:2505.12082) finds WMA best early in training and all three alike late;
+WSM (arXiv:2507.17634) chooses the weights so that the average imitates a learning rate decay. Each
+function returns K weights that sum to 1.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ def wma(num_checkpoints: int) -> tuple[float, ...]:
 
 
 def ema(num_checkpoints: int, alpha: float = 0.2) -> tuple[float, ...]:
-    """Exponential: A_1 = M_1, A_i = alpha M_i + (1 - alpha) A_{i-1}; PMA uses alpha 0.1 and 0.2. Raises ValueError."""
+    """Exponential:
+
+    A_1 = M_1, A_i = alpha M_i + (1 - alpha) A_{i-1}; PMA uses alpha 0.1 and 0.2. Raises ValueError.
+    """
     _require(num_checkpoints)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}, outside (0, 1]")
@@ -35,9 +40,12 @@ def ema(num_checkpoints: int, alpha: float = 0.2) -> tuple[float, ...]:
 
 
 def decay(curve: Sequence[float]) -> tuple[float, ...]:
-    """Weights that imitate a decay (WSM): `curve` has K numbers, first 1, never rising: the factor on each update.
+    """Weights that imitate a decay (WSM):
 
-    The update that led to checkpoint i is in checkpoints i..K, so w_i = c_i - c_{i+1}, with c_{K+1} = 0. Raises ValueError.
+    `curve` has K numbers, first 1, never rising: the factor on each update.
+
+    The update that led to checkpoint i is in checkpoints i..K, so w_i = c_i - c_{i+1}, with c_{K+1}
+    = 0. Raises ValueError.
     """
     _require(len(curve))
     if (

@@ -1,7 +1,8 @@
-"""Write a model as safetensors while its tensors are still being made: headers first, every tensor at its final offset.
+"""Write a model as safetensors while its tensors are still being made: headers first, every tensor
+at its final offset.
 
-Sizes are known before any number is, so offsets are too. Nothing is collected, tensors may come in any order, and a file
-has the same bytes as one written by `safetensors.torch.save_file`.
+Sizes are known before any number is, so offsets are too. Nothing is collected, tensors may come in
+any order, and a file has the same bytes as one written by `safetensors.torch.save_file`.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ def write_model(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> dict[str, str]:
-    """Write (name, tensor) pairs as they come into `folder`, and return the digest of each tensor by name.
+    """Write (name, tensor) pairs as they come into `folder`, and return the digest of each tensor
+    by name.
 
-    `infos` says beforehand what will come: dtype in safetensors' spelling and shape. One file when it fits into
-    `max_shard_bytes`, else shards and their index. At most three tensors are alive at a time: one made, one written, one
-    hashed. A folder that was not finished has no index and files with holes: write aside and rename, as export does.
-    Raises ValueError when a tensor is missing, comes twice, or is not what `infos` says.
+    `infos` says beforehand what will come: dtype in safetensors' spelling and shape. One file when
+    it fits into `max_shard_bytes`, else shards and their index. At most three tensors are alive at
+    a time: one made, one written, one hashed. A folder that was not finished has no index and files
+    with holes: write aside and rename, as export does. Raises ValueError when a tensor is missing,
+    comes twice, or is not what `infos` says.
     """
     with (
         ModelWriter(infos, folder, max_shard_bytes=max_shard_bytes) as writer,
@@ -77,7 +80,8 @@ def header_bytes(
 ) -> tuple[bytes, dict[str, int]]:
     """The start of a safetensors file that holds `names`, and the byte at which each tensor begins.
 
-    Widest dtype first, then by name, padded to 8 bytes: the library's own order, so that the files are equal too.
+    Widest dtype first, then by name, padded to 8 bytes: the library's own order, so that the files
+    are equal too.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
@@ -119,7 +123,8 @@ def _library_rank(dtype: str) -> int:
 class ModelWriter:
     """A model's files, open for tensors in any order; usable as a context manager.
 
-    Leaving it without an exception checks that every byte was written and then writes the index, last.
+    Leaving it without an exception checks that every byte was written and then writes the index,
+    last.
     """
 
     def __init__(
@@ -162,7 +167,9 @@ class ModelWriter:
         self.write_part(name, 0, tensor)
 
     def write_part(self, name: str, first_element: int, part: Tensor) -> None:
-        """Write consecutive elements of a tensor (row-major) from `first_element` on; the caller keeps parts disjoint."""
+        """Write consecutive elements of a tensor (row-major) from `first_element` on; the caller
+        keeps parts disjoint.
+        """
         raw = tensor_bytes(part)
         if name not in self._missing or raw.nbytes > self._missing[name]:
             raise ValueError(f"tensor {name!r} was not announced, or comes twice")
@@ -174,7 +181,8 @@ class ModelWriter:
         announced = self.infos.get(name)
         if announced is not None and (announced[0], tuple(announced[1])) != (dtype, shape):
             raise ValueError(
-                f"tensor {name!r} was announced as {announced[0]} {tuple(announced[1])} and came as {dtype} {shape}"
+                f"tensor {name!r} was announced as {announced[0]} {tuple(announced[1])} and came "
+                f"as {dtype} {shape}"
             )
 
     def finish(self) -> None:

@@ -1,7 +1,9 @@
-"""Do the checkpoints of a pool agree, as far as headers and configs can tell? Each is compared with the template.
+"""Do the checkpoints of a pool agree, as far as headers and configs can tell? Each is compared with
+the template.
 
-Configs of transformers 4 and 5 spell some things differently (rope_theta beside or inside rope_parameters, keys left out
-when they have their default); they are brought to one spelling before they are compared.
+Configs of transformers 4 and 5 spell some things differently (rope_theta beside or inside
+rope_parameters, keys left out when they have their default); they are brought to one spelling
+before they are compared.
 """
 
 from __future__ import annotations
@@ -133,7 +135,9 @@ _MISSING = object()
 
 
 def soundness(checkpoint: Checkpoint) -> list[Finding]:
-    """What is wrong with one checkpoint by itself: quantized, or a config that contradicts its tensors."""
+    """What is wrong with one checkpoint by itself: quantized, or a config that contradicts its
+    tensors.
+    """
     return [
         *_quantized(checkpoint),
         *_sizes(checkpoint),
@@ -142,7 +146,9 @@ def soundness(checkpoint: Checkpoint) -> list[Finding]:
 
 
 def compare(pool: Pool) -> list[Finding]:
-    """Every way in which the members differ from the template (base, or first member) that headers and configs show."""
+    """Every way in which the members differ from the template (base, or first member) that headers
+    and configs show.
+    """
     template = pool.template
     findings: list[Finding] = []
     for member in pool.members:
@@ -200,7 +206,8 @@ def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield refuse(
             "config",
             checkpoint,
-            f"config.json has num_hidden_layers {claimed}, the tensors have {len(layers)} layers up to number {max(layers)}",
+            f"config.json has num_hidden_layers {claimed}, the tensors have {len(layers)} layers "
+            f"up to number {max(layers)}",
             "A shard is missing, or the config is another model's",
         )
     tied = text.get("tie_word_embeddings", checkpoint.config.get("tie_word_embeddings"))
@@ -214,7 +221,8 @@ def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
             "tied_head",
             checkpoint,
             f"has no {HEAD}, and config.json says that the head is not tied",
-            "Set tie_word_embeddings to true if it was trained so, else save it again with its head",
+            "Set tie_word_embeddings to true if it was trained so, else save it again with its "
+            "head",
         )
 
 
@@ -299,7 +307,8 @@ def _tensors(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
         ours, theirs = member.tensors[dtypes[0]].dtype, template.tensors[dtypes[0]].dtype
         both = ours in FLOAT_DTYPES and theirs in FLOAT_DTYPES
         remedy = (
-            "Save all checkpoints in one dtype (model.to(dtype).save_pretrained), so that no rounding is hidden"
+            "Save all checkpoints in one dtype (model.to(dtype).save_pretrained), so that no "
+            "rounding is hidden"
             if both
             else "Leave it out: such tensors cannot be merged"
         )
@@ -329,7 +338,8 @@ def _shapes(member: Checkpoint, template: Checkpoint, common: list[str]) -> Iter
         yield refuse(
             "shapes",
             member,
-            f"holds {named(differing)} of another shape: {list(member.tensors[name].shape)} where {template.name!r} has {list(template.tensors[name].shape)}",
+            f"holds {named(differing)} of another shape: {list(member.tensors[name].shape)} "
+            f"where {template.name!r} has {list(template.tensors[name].shape)}",
             ONE_ARCHITECTURE,
         )
 
@@ -342,7 +352,9 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
 
 
 def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters in one spelling (that of transformers 5), whichever version wrote them; empty without rope."""
+    """Rotary parameters in one spelling (that of transformers 5), whichever version wrote them;
+    empty without rope.
+    """
     inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(inner, dict):
         return {"rope_parameters": inner}
@@ -379,7 +391,8 @@ def _rope(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
         yield refuse(
             "rope",
             member,
-            f"has {key} {_shown(ours.get(key))} where {template.name!r} has {_shown(theirs.get(key))}",
+            f"has {key} {_shown(ours.get(key))} where {template.name!r} has "
+            f"{_shown(theirs.get(key))}",
             "Positions would mean different things; leave it out",
         )
 
@@ -396,14 +409,16 @@ def _config(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
         ):
             continue
         (drift if last in COMPUTING else other).append(
-            f"{key} {_shown(ours.get(key, _MISSING))} where {template.name!r} has {_shown(theirs.get(key, _MISSING))}"
+            f"{key} {_shown(ours.get(key, _MISSING))} where {template.name!r} has "
+            f"{_shown(theirs.get(key, _MISSING))}"
         )
     if drift:
         yield refuse(
             "config",
             member,
             f"config.json has {'; '.join(drift[:6])}",
-            "Equal weights would compute different things; leave it out, or correct the config if it is the config that is wrong",
+            "Equal weights would compute different things; leave it out, or correct the config "
+            "if it is the config that is wrong",
         )
     if other:
         yield warn(
@@ -432,7 +447,9 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Equal, or left out on one side and saying nothing on the other (None, False, all layers with full attention)."""
+    """Equal, or left out on one side and saying nothing on the other (None, False, all layers with
+    full attention).
+    """
     if ours is _MISSING or theirs is _MISSING:
         given = theirs if ours is _MISSING else ours
         return (
@@ -445,7 +462,9 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _special_ids(member: Checkpoint, template: Checkpoint, pool: Pool) -> Iterator[Finding]:
-    """Among members, another bos or eos is refused; a base often has others than its instruct models, which is told."""
+    """Among members, another bos or eos is refused; a base often has others than its instruct
+    models, which is told.
+    """
     first = pool.members[0]
     reference, level = (template, warn) if member is first else (first, refuse)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

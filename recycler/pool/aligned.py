@@ -1,6 +1,8 @@
-"""One vocabulary for members that have several: whose rows of the embeddings mean which tokens, and the tokenizer of the merge.
+"""One vocabulary for members that have several: whose rows of the embeddings mean which tokens, and
+the tokenizer of the merge.
 
-Only rows are put into another order, while they are read; a pool whose vocabularies agree is left as it is.
+Only rows are put into another order, while they are read; a pool whose vocabularies agree is left
+as it is.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ STALE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignedPool(Pool):
-    """A pool whose members' embeddings were brought to one vocabulary, by `policy`; `tokenizer` is None where the template's own files do."""
+    """A pool whose members' embeddings were brought to one vocabulary, by `policy`; `tokenizer` is
+    None where the template's own files do.
+    """
 
     policy: TokenizerPolicy
     tokenizer: TokenizerFile | None
@@ -59,10 +63,12 @@ class AlignedPool(Pool):
 
 
 def align_vocabularies(pool: Pool, policy: TokenizerPolicy, origin: str | None = None) -> Pool:
-    """The pool with one vocabulary: the template's (`base`), or the template's and then every other token (`union`).
+    """The pool with one vocabulary: the template's (`base`), or the template's and then every other
+    token (`union`).
 
-    `refuse` gives the pool back when all agree. A row that a member lacks is the base's, else the mean of those that have it.
-    `origin` is what a mergekit file calls its base, which may be a member. Raises UnsafeInputError with every problem.
+    `refuse` gives the pool back when all agree. A row that a member lacks is the base's, else the
+    mean of those that have it. `origin` is what a mergekit file calls its base, which may be a
+    member. Raises UnsafeInputError with every problem.
     """
     if policy == "refuse":
         check_vocabularies(pool)
@@ -82,8 +88,10 @@ def align_vocabularies(pool: Pool, policy: TokenizerPolicy, origin: str | None =
         raise UsageError(
             Problem(
                 thing=f"base_model {origin!r}",
-                cause="is one of several merged models whose vocabularies differ, so that rows would stand in which no recipe says",
-                remedy="Leave base_model out and put that model first: its tokenizer is then the base's",
+                cause="is one of several merged models whose vocabularies differ, so that rows "
+                "would stand in which no recipe says",
+                remedy="Leave base_model out and put that model first: its tokenizer is then the "
+                "base's",
             )
         )
     raise_problems(list(_problems(checkpoints, files, sizes)), UnsafeInputError)
@@ -113,7 +121,8 @@ def _problems(
             problems.append(
                 Problem(
                     thing=f"checkpoint {checkpoint.name!r}",
-                    cause="has no tokenizer.json, so nobody can tell which token a row of its embeddings is",
+                    cause="has no tokenizer.json, so nobody can tell which token a row of its "
+                    "embeddings is",
                     remedy="Copy its tokenizer into its folder",
                 )
             )
@@ -131,7 +140,8 @@ def _problems(
             problems.append(
                 Problem(
                     thing=f"checkpoint {checkpoint.name!r}",
-                    cause=f"its tokenizer has {len(beyond)} ids outside the {size} rows of the embeddings, such as {beyond[0][:40]!r}",
+                    cause=f"its tokenizer has {len(beyond)} ids outside the {size} rows of the "
+                    f"embeddings, such as {beyond[0][:40]!r}",
                     remedy="Use the tokenizer it was trained with",
                 )
             )
@@ -152,7 +162,8 @@ def _rows(checkpoint: Checkpoint) -> int:
 def _row_map(
     files: list[TokenizerFile], target: TokenizerFile, num_rows: int, template_rows: int
 ) -> np.ndarray:
-    """(checkpoints, rows) int32: the row of each checkpoint for each row of the merge, -1 where it lacks the token.
+    """(checkpoints, rows) int32: the row of each checkpoint for each row of the merge, -1 where it
+    lacks the token.
 
     Rows that no token of the merge has (padding) are the template's, by place.
     """

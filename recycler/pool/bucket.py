@@ -1,8 +1,9 @@
 """Objects in buckets: list, read a range of one version, upload. The only file that knows obstore.
 
-Every read after the first is bound to the version (etag) that the first one saw, and what comes back is compared with what
-was asked for: the right bytes or an error, never a mixture. Credentials and endpoints come from the environment, as the
-clouds' own tools read them. RECYCLER_BUCKET_TIMEOUT is the seconds one request may take (default 60).
+Every read after the first is bound to the version (etag) that the first one saw, and what comes
+back is compared with what was asked for: the right bytes or an error, never a mixture. Credentials
+and endpoints come from the environment, as the clouds' own tools read them. RECYCLER_BUCKET_TIMEOUT
+is the seconds one request may take (default 60).
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def trimmed(url: str) -> str:
 
 
 def list_prefix(url: str) -> tuple[dict[str, int], list[str]]:
-    """(sizes of the objects directly below a prefix by name, names of the prefixes below it). Raises as `read` does."""
+    """(sizes of the objects directly below a prefix by name, names of the prefixes below it).
+
+    Raises as `read` does.
+    """
     root, prefix = split_url(url)
     found = _try(
         url, lambda: _obstore().list_with_delimiter(_store(root), f"{prefix}/" if prefix else None)
@@ -87,8 +91,9 @@ def size_of(url: str) -> int | None:
 def read(url: str, start: int = 0, end: int | None = None, *, etag: str = "") -> Piece:
     """Bytes [start, end) of an object (to its end by default), of the version `etag` if given.
 
-    A range that reaches beyond the object's end gives what there is. Raises UsageError when there is no such object or no
-    permission, InfrastructureError when the bucket does not answer well, or holds another version by now.
+    A range that reaches beyond the object's end gives what there is. Raises UsageError when there
+    is no such object or no permission, InfrastructureError when the bucket does not answer well, or
+    holds another version by now.
     """
     root, key = split_url(url)
     options: dict[str, Any] = {"if_match": etag} if etag else {}
@@ -122,7 +127,8 @@ def _checked(
         raise InfrastructureError(
             Problem(
                 thing=url,
-                cause=f"the bucket sent bytes {served[0]:,} to {served[1]:,} ({len(piece.raw):,}) where {wanted[0]:,} to {wanted[1]:,} were asked for",
+                cause=f"the bucket sent bytes {served[0]:,} to {served[1]:,} ({len(piece.raw):,}) "
+                f"where {wanted[0]:,} to {wanted[1]:,} were asked for",
                 remedy="Try again; if it goes on, a proxy in between is broken",
             )
         )
@@ -130,7 +136,10 @@ def _checked(
 
 
 def write_new(url: str, raw: bytes) -> bool:
-    """Write an object unless there is one already: False then. Atomic, so of two writers exactly one is told True."""
+    """Write an object unless there is one already:
+
+    False then. Atomic, so of two writers exactly one is told True.
+    """
     root, key = split_url(url)
     asked = 0
 
@@ -224,7 +233,9 @@ def _open_store(root: str, endpoint: str, timeout: float) -> Any:
 
 
 def _try(url: str, act: Callable[[], Value]) -> Value:
-    """Call `act`, again after a pause when the bucket is busy or breaks off, and put its errors into our words."""
+    """Call `act`, again after a pause when the bucket is busy or breaks off, and put its errors
+    into our words.
+    """
     errors = _obstore().exceptions
     for attempt in range(ATTEMPTS):
         try:

@@ -1,7 +1,9 @@
-"""Copies of bucket objects on this machine: one file per (url, etag, size), whole or absent, the least used ones removed.
+"""Copies of bucket objects on this machine: one file per (url, etag, size), whole or absent, the
+least used ones removed.
 
-RECYCLER_CACHE names the folder (default ~/.cache/recycler), RECYCLER_CACHE_BYTES its size (default 200 GB). A file that a
-process uses is held by a shared lock until the process ends and is never removed; a crashed process leaves no lock.
+RECYCLER_CACHE names the folder (default ~/.cache/recycler), RECYCLER_CACHE_BYTES its size (default
+200 GB). A file that a process uses is held by a shared lock until the process ends and is never
+removed; a crashed process leaves no lock.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ _held: dict[
 
 
 def cache_folder() -> Path:
-    """The cache's folder, made when it is not there; only its owner may read it. Raises InfrastructureError where it cannot be written."""
+    """The cache's folder, made when it is not there; only its owner may read it.
+
+    Raises InfrastructureError where it cannot be written.
+    """
     folder = Path(os.environ.get("RECYCLER_CACHE") or Path.home() / ".cache" / "recycler")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,10 +72,11 @@ def cache_key(url: str, etag: str, size: int) -> str:
 
 
 def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any]]) -> Path:
-    """The local copy, fetched when it is not there: by one process at a time, into a temporary file, renamed when whole.
+    """The local copy, fetched when it is not there: by one process at a time, into a temporary
+    file, renamed when whole.
 
-    `fetch(path)` writes the object and returns facts to keep beside it. Raises what it raises, and InfrastructureError
-    when the cache cannot hold the object beside those in use.
+    `fetch(path)` writes the object and returns facts to keep beside it. Raises what it raises, and
+    InfrastructureError when the cache cannot hold the object beside those in use.
     """
     folder, key = cache_folder(), cache_key(url, etag, size)
     path = folder / f"{key}.bin"
@@ -94,7 +100,9 @@ def is_cached(url: str, etag: str, size: int) -> bool:
 
 
 def cached_facts(url: str, etag: str, size: int) -> dict[str, Any]:
-    """What is known of a copy: url, etag, size, sha256, digests of its tensors; empty when there is no copy."""
+    """What is known of a copy: url, etag, size, sha256, digests of its tensors; empty when there is
+    no copy.
+    """
     try:
         return json.loads((cache_folder() / f"{cache_key(url, etag, size)}.json").read_text())
     except FileNotFoundError:
@@ -159,14 +167,17 @@ def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
         raise InfrastructureError(
             Problem(
                 thing=f"cache {folder}",
-                cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs {wanted:,}",
+                cause=f"may hold {limit:,} bytes, of which {total:,} are in use, and {url} needs "
+                f"{wanted:,}",
                 remedy="Raise RECYCLER_CACHE_BYTES or merge fewer checkpoints",
             )
         )
 
 
 def _remove_leftovers(folder: Path, own: str) -> None:
-    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours (`own`) by now."""
+    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours
+    (`own`) by now.
+    """
     for part in folder.glob(".*.part"):
         if part.name.split(".")[1] == own:
             part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Open checkpoints and pools from folders: headers and configs only, milliseconds for any size.
 
-What a checkpoint says about itself is compared with what its files hold; nothing is believed that does not add up.
+What a checkpoint says about itself is compared with what its files hold; nothing is believed that
+does not add up.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ _URL = re.compile(r"(s3|gs|az|hf):/+(.*)", re.DOTALL)
 
 
 def remote_url(location: str | Path) -> str | None:
-    """The URL of a bucket that a location is, or None for a path. A Path that swallowed a slash (s3:/bucket) is understood."""
+    """The URL of a bucket that a location is, or None for a path.
+
+    A Path that swallowed a slash (s3:/bucket) is understood.
+    """
     match = _URL.fullmatch(str(location))
     return f"{match[1]}://{match[2]}" if match else None
 
@@ -99,10 +103,11 @@ def _is_folder(path: Path) -> bool:
 
 
 def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:
-    """Folders, globs, folders of folders, prefixes of buckets, or packed pools, as a Pool; members are named after their folders.
+    """Folders, globs, folders of folders, prefixes of buckets, or packed pools, as a Pool; members
+    are named after their folders.
 
-    A packed pool brings its base. Raises one error that lists the problems of every checkpoint, of the
-    gravest class among them.
+    A packed pool brings its base. Raises one error that lists the problems of every checkpoint, of
+    the gravest class among them.
     """
     found: list[str] = []
     problems: list[Problem] = []
@@ -173,7 +178,9 @@ def _expand(pattern: str) -> list[str]:
 
 
 def would_list(entry: str, place: str) -> bool:
-    """Whether a pool's entry finds a checkpoint that is written to `place`, or is itself a checkpoint around it. Names alone are looked at."""
+    """Whether a pool's entry finds a checkpoint that is written to `place`, or is itself a
+    checkpoint around it. Names alone are looked at.
+    """
     entry_url, url = remote_url(entry), remote_url(place)
     if entry_url is not None or url is not None:
         return (
@@ -189,7 +196,9 @@ def would_list(entry: str, place: str) -> bool:
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a glob finds a resolved path; links in the part of it that is no pattern are followed."""
+    """Whether a glob finds a resolved path; links in the part of it that is no pattern are
+    followed.
+    """
     plain = next(
         (index for index, part in enumerate(pattern) if glob.has_magic(part)), len(pattern)
     )
@@ -209,7 +218,9 @@ def _matches_part(part: str, wanted: str) -> bool:
 
 
 def _named(places: Sequence[str]) -> list[tuple[str, str]]:
-    """Short names where they are unique, else with as much of the path before them as tells them apart; 'base' is the base's."""
+    """Short names where they are unique, else with as much of the path before them as tells them
+    apart; 'base' is the base's.
+    """
     parts = [_parts(place) for place in places]
     names: list[str] = []
     for own in parts:
@@ -238,7 +249,10 @@ def _parts(place: str) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint. Raises UnsafeInputError for anything but well-formed JSON of a sane size."""
+    """A JSON file of a checkpoint.
+
+    Raises UnsafeInputError for anything but well-formed JSON of a sane size.
+    """
     try:
         if not path.is_file():
             raise _bad_json(path, "is not a regular file")
@@ -256,7 +270,10 @@ def _bad_json(path: Path, cause: str) -> UnsafeInputError:
 
 
 def parse_json(source: str | Path, raw: bytes) -> Any:
-    """JSON without repeated keys, NaN or infinities. Raises UnsafeInputError that names the source."""
+    """JSON without repeated keys, NaN or infinities.
+
+    Raises UnsafeInputError that names the source.
+    """
     try:
         return json.loads(
             raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_constants
@@ -272,7 +289,10 @@ def parse_json(source: str | Path, raw: bytes) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A checkpoint's config.json, checked. Raises UsageError when there is none, UnsafeInputError when it is not sound."""
+    """A checkpoint's config.json, checked.
+
+    Raises UsageError when there is none, UnsafeInputError when it is not sound.
+    """
     if not path.exists():
         raise UsageError(
             Problem(
@@ -285,7 +305,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(source: str | Path, config: Any) -> dict[str, Any]:
-    """`config` when it is a mapping that asks for no code and whose sizes are natural numbers. Raises UnsafeInputError."""
+    """`config` when it is a mapping that asks for no code and whose sizes are natural numbers.
+
+    Raises UnsafeInputError.
+    """
     if not isinstance(config, dict):
         raise UnsafeInputError(
             Problem(
@@ -311,7 +334,8 @@ def check_config(source: str | Path, config: Any) -> dict[str, Any]:
             raise UnsafeInputError(
                 Problem(
                     thing=str(source),
-                    cause=f"has {wrong[0]} {str(part[wrong[0]])[:40]!r}, which is not a natural number",
+                    cause=f"has {wrong[0]} {str(part[wrong[0]])[:40]!r}, which is not a natural "
+                    "number",
                     remedy="Save the checkpoint again",
                 )
             )
@@ -319,7 +343,10 @@ def check_config(source: str | Path, config: Any) -> dict[str, Any]:
 
 
 def collect(shards: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
-    """Tensors of all shards by name. Raises UnsafeInputError when two shards hold the same name, or none holds any."""
+    """Tensors of all shards by name.
+
+    Raises UnsafeInputError when two shards hold the same name, or none holds any.
+    """
     tensors: dict[str, TensorInfo] = {}
     for infos in shards.values():
         for name, info in infos.items():
@@ -338,7 +365,9 @@ def collect(shards: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorI
 
 
 def check_index(source: str | Path, index: Any, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise UnsafeInputError unless a shard index names exactly the tensors, files and bytes that the shards hold."""
+    """Raise UnsafeInputError unless a shard index names exactly the tensors, files and bytes that
+    the shards hold.
+    """
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()
@@ -407,7 +436,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def weight_names(source: str, names: set[str]) -> list[str]:
-    """The weight files among a folder's file names, sorted. Raises UnsafeInputError for pickles, UsageError when there are none."""
+    """The weight files among a folder's file names, sorted.
+
+    Raises UnsafeInputError for pickles, UsageError when there are none.
+    """
     files = sorted(
         name
         for name in names

@@ -1,8 +1,10 @@
-"""How far members are from their base, tensor by tensor and layer by layer: from a sample of each tensor, or from all of it.
+"""How far members are from their base, tensor by tensor and layer by layer: from a sample of each
+tensor, or from all of it.
 
-Large deltas decide what a merge may do. DARE drops most of each delta and rescales the rest; that works while |delta| stays
-below about 0.005 (supervised fine-tuning) and breaks near 0.03 (continued pretraining, or a base that is not the true one:
-Yu et al. 2024, arXiv:2311.03099, section 4.5 and the abstract of v1).
+Large deltas decide what a merge may do. DARE drops most of each delta and rescales the rest; that
+works while |delta| stays below about 0.005 (supervised fine-tuning) and breaks near 0.03 (continued
+pretraining, or a base that is not the true one: Yu et al. 2024, arXiv:2311.03099, section 4.5 and
+the abstract of v1).
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from recycler.types import Checkpoint, Pool, TensorInfo
 
 DROP_METHODS = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
 RUNS = 8  # a sample is this many stretches, evenly spread over the tensor
-OUTLIER = 10.0  # a member this many times farther from the base than the others are probably has another base
+# a member this many times farther from the base than the others are probably has another base
+OUTLIER = 10.0
 NEARER = 4.0  # a candidate this many times nearer than the base is the base
 _BIN_SHIFT = 16  # float32 bits per bin of the histogram: bins 0.8 % wide or less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorDelta:
-    """|member - base| of one tensor: mean, quantiles (within 1 %) and maximum, over the elements that were read."""
+    """|member - base| of one tensor: mean, quantiles (within 1 %) and maximum, over the elements
+    that were read.
+    """
 
     name: str
     mean: float
@@ -55,11 +60,12 @@ class MemberDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaProfile:
-    """Deltas of all members to `base` (the pool's, else its first member), and distances of all pairs.
+    """Deltas of all members to `base` (the pool's, else its first member), and distances of all
+    pairs.
 
-    `names` are the members and candidates; `distances` (N, N) and `to_base` (N) are norms of differences over the norm of
-    the base; `cosines` (N, N) are those of deltas. `sample`: elements read per tensor, None for all; a sampled maximum is
-    a lower bound.
+    `names` are the members and candidates; `distances` (N, N) and `to_base` (N) are norms of
+    differences over the norm of the base; `cosines` (N, N) are those of deltas. `sample`: elements
+    read per tensor, None for all; a sampled maximum is a lower bound.
     """
 
     base: str
@@ -74,7 +80,9 @@ class DeltaProfile:
 def delta_profile(
     pool: Pool, *, sample: int | None = 65_536, candidates: Sequence[Checkpoint] = ()
 ) -> DeltaProfile:
-    """Measure deltas of floating point tensors that all checkpoints share; memory is a few times `sample` per checkpoint."""
+    """Measure deltas of floating point tensors that all checkpoints share; memory is a few times
+    `sample` per checkpoint.
+    """
     base = pool.template
     others = [*(member for member in pool.members if member is not base), *candidates]
     sums = _Sums(others, base)
@@ -84,7 +92,9 @@ def delta_profile(
 
 
 class _Sums:
-    """What is added up over tensors: histograms of |delta|, layer sums, and inner products of deltas and base."""
+    """What is added up over tensors: histograms of |delta|, layer sums, and inner products of
+    deltas and base.
+    """
 
     def __init__(self, others: Sequence[Checkpoint], base: Checkpoint):
         self.others, self.num = others, len(others)
@@ -201,7 +211,9 @@ def _floats(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _values(info: TensorInfo, sample: int | None):
-    """float32 stretches of a tensor: all of it in blocks, or RUNS stretches of sample / RUNS elements."""
+    """float32 stretches of a tensor: all of it in blocks, or RUNS stretches of sample / RUNS
+    elements.
+    """
     size, num = DTYPE_BYTES[info.dtype], info.num_bytes // DTYPE_BYTES[info.dtype]
     if sample is None:
         for block in tensor_blocks(info, block_bytes=size << 18):
@@ -214,7 +226,9 @@ def _values(info: TensorInfo, sample: int | None):
 
 
 def stretches_of(num: int, sample: int) -> list[tuple[int, int]]:
-    """(first element, number) of the stretches that are read of a tensor of `num` elements: all of a small one, else RUNS of them."""
+    """(first element, number) of the stretches that are read of a tensor of `num` elements: all of
+    a small one, else RUNS of them.
+    """
     if num <= sample:
         return [(0, num)]
     length = max(sample // RUNS, 1)
@@ -222,7 +236,9 @@ def stretches_of(num: int, sample: int) -> list[tuple[int, int]]:
 
 
 def as_float32(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor; values that are not finite become 0."""
+    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor; values that are not
+    finite become 0.
+    """
     values = decoded(raw, dtype)
     if not np.isfinite(values).all():
         values[~np.isfinite(values)] = 0.0
@@ -230,7 +246,9 @@ def as_float32(raw: bytes | memoryview, dtype: str) -> np.ndarray:
 
 
 def decoded(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor, values as they are; a double too large for float32 becomes infinite."""
+    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor, values as they are; a
+    double too large for float32 becomes infinite.
+    """
     if dtype == "BF16":
         return (np.frombuffer(raw, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
@@ -240,7 +258,9 @@ def decoded(raw: bytes | memoryview, dtype: str) -> np.ndarray:
 
 
 def _quantile(histogram: np.ndarray, share: float) -> float:
-    """The value below which `share` of a histogram over float32 bit patterns lies; the bin's middle."""
+    """The value below which `share` of a histogram over float32 bit patterns lies; the bin's
+    middle.
+    """
     cumulated = np.cumsum(histogram)
     if cumulated[-1] == 0:
         return 0.0
@@ -270,7 +290,8 @@ def delta_findings(
                 refuse(
                     "wrong_base",
                     member,
-                    f"is no relative of the base (cosine of their matrices {delta.cosine:.2f}, norm of the delta {delta.relative:.2f} of the base's)",
+                    f"is no relative of the base (cosine of their matrices {delta.cosine:.2f}, "
+                    f"norm of the delta {delta.relative:.2f} of the base's)",
                     "Give the checkpoint it was trained from as base",
                     unsafe=False,
                 )
@@ -302,7 +323,8 @@ def _nearer(
             refuse(
                 "wrong_base",
                 member,
-                f"is {own / max(profile.distances[index][best], 1e-12):.0f} times nearer to {profile.names[best]!r} than to the base",
+                f"is {own / max(profile.distances[index][best], 1e-12):.0f} times nearer to "
+                f"{profile.names[best]!r} than to the base",
                 f"Give {profile.names[best]!r} as base",
                 unsafe=False,
             )
@@ -311,7 +333,10 @@ def _nearer(
         return []
     others = sorted(profile.to_base[other] for other in range(num) if other != index)
     if others and own > OUTLIER * others[len(others) // 2] > 0:
-        said = f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other members (p99 of |delta| {delta.p99:.2g})"
+        said = (
+            f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other "
+            f"members (p99 of |delta| {delta.p99:.2g})"
+        )
         remedy = "It was probably trained from another base; leave it out, or merge it apart"
         return [
             refuse("wrong_base", member, said, remedy, unsafe=False)
@@ -328,7 +353,8 @@ def _nearer(
             warn(
                 "wrong_base",
                 member,
-                f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members than to the base (p99 of |delta| {delta.p99:.2g})",
+                f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members "
+                f"than to the base (p99 of |delta| {delta.p99:.2g})",
                 "They share a nearer ancestor; give that as base if you have it",
             )
         ]
@@ -359,7 +385,8 @@ def _too_large(
             refuse(
                 "delta_size",
                 member,
-                f"{said}; {method} drops most of a delta, which breaks above {settings['dare_refuse']:g}",
+                f"{said}; {method} drops most of a delta, which breaks above "
+                f"{settings['dare_refuse']:g}",
                 "Use linear, ties or widen, or give its true base; dare_refuse moves the limit",
                 unsafe=False,
             )

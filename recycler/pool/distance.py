@@ -1,4 +1,6 @@
-"""Inner products of the members' deltas in every tensor, from all of their elements: what exact distances are reckoned from."""
+"""Inner products of the members' deltas in every tensor, from all of their elements: what exact
+distances are reckoned from.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def delta_products(pool: Pool) -> DeltaProducts:
-    """Read every floating point tensor of the pool and its base once: memory is K + 1 blocks, products are added up in float64.
+    """Read every floating point tensor of the pool and its base once: memory is K + 1 blocks,
+    products are added up in float64.
 
     Raises ValueError without a base, UnsafeInputError for files that were changed meanwhile.
     """

@@ -1,4 +1,6 @@
-"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when it lies in a bucket or a pack."""
+"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when
+it lies in a bucket or a pack.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from recycler.types import Checkpoint, TensorInfo
 
 
 def local_folder(checkpoint: Checkpoint) -> Path:
-    """A folder on this machine that holds the checkpoint's small files (config, tokenizer, template), wherever it lies."""
+    """A folder on this machine that holds the checkpoint's small files (config, tokenizer,
+    template), wherever it lies.
+    """
     if packed_place(checkpoint.location):
         from recycler.pool.packed import packed_small_files
 
@@ -28,7 +32,10 @@ def local_folder(checkpoint: Checkpoint) -> Path:
 
 
 def local_file(info: TensorInfo) -> Path:
-    """The file that holds the tensor, fetched from its bucket or unpacked first when it must be. Raises InfrastructureError."""
+    """The file that holds the tensor, fetched from its bucket or unpacked first when it must be.
+
+    Raises InfrastructureError.
+    """
     if packed_place(info.file):
         from recycler.pool.packed import unpacked_file
 

@@ -14,7 +14,10 @@ MAX_NAMED = 4  # tensors or keys named one by one; the rest are counted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A problem, the check that found it, and whether it stops a merge. `unsafe`: the checkpoints are at fault, not the choice."""
+    """A problem, the check that found it, and whether it stops a merge.
+
+    `unsafe`: the checkpoints are at fault, not the choice.
+    """
 
     check: str
     level: Literal["warn", "refuse"]
@@ -46,4 +49,7 @@ def about(checkpoint: Checkpoint, cause: str, remedy: str) -> Problem:
 def named(names: Sequence[str], what: str = "tensor") -> str:
     """'3 tensors (a, b, c)', shortened after a few names."""
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{len(names)} {what}{'s' if len(names) != 1 else ''} ({', '.join(names[:MAX_NAMED])}{more})"
+    return (
+        f"{len(names)} {what}{'s' if len(names) != 1 else ''} "
+        f"({', '.join(names[:MAX_NAMED])}{more})"
+    )

@@ -1,7 +1,8 @@
 """Fold a LoRA adapter into its base: the full checkpoint that a merge needs.
 
-W + scale * B @ A in float32, rounded once to the base tensor's dtype; one tensor at a time. What cannot be folded exactly
-is refused: an adapter with more than plain LoRA in it would silently lose that.
+W + scale * B @ A in float32, rounded once to the base tensor's dtype; one tensor at a time. What
+cannot be folded exactly is refused: an adapter with more than plain LoRA in it would silently lose
+that.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 BY_PEFT = "Merge this adapter with PEFT, and give the result"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
-# options of PEFT that change what an adapter computes, or that changed the base it was trained on (pissa, olora, loftq);
+# options of PEFT that change what an adapter computes, or that changed the base it was trained on
+# (pissa, olora, loftq);
 # any value other than these is more than plain LoRA
 _PLAIN: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -74,7 +76,9 @@ class Factors:
 
 @dataclass(slots=True)
 class Rounding:
-    """What rounding to the base's dtype leaves of an adapter, over all tensors: sums of squares of its step, of what is left beside it, and their product."""
+    """What rounding to the base's dtype leaves of an adapter, over all tensors: sums of squares of
+    its step, of what is left beside it, and their product.
+    """
 
     step: float = 0.0
     product: float = 0.0
@@ -100,9 +104,11 @@ class Rounding:
 
 
 def fold_adapter(base: Path, adapter: Path, out: Path) -> Rounding:
-    """Write `base` with `adapter` folded in to the new folder `out`, which appears whole or not at all; tell what rounding left of it.
+    """Write `base` with `adapter` folded in to the new folder `out`, which appears whole or not at
+    all; tell what rounding left of it.
 
-    Raises UsageError or UnsafeInputError, with every problem, when the adapter is not plain LoRA or does not fit the base.
+    Raises UsageError or UnsafeInputError, with every problem, when the adapter is not plain LoRA or
+    does not fit the base.
     """
     checkpoint = open_checkpoint(base, "base")
     factors = match_factors(read_factors(adapter)[0], checkpoint, adapter.name)
@@ -130,7 +136,10 @@ def _folded(
 def match_factors(
     found: Mapping[str, Factors], checkpoint: Checkpoint, adapter: str
 ) -> dict[str, Factors]:
-    """Factors by the checkpoint's tensor names. Raises UnsafeInputError when one has no tensor of its shape."""
+    """Factors by the checkpoint's tensor names.
+
+    Raises UnsafeInputError when one has no tensor of its shape.
+    """
     problems = []
     if checkpoint.config.get("tie_word_embeddings") and "lm_head.weight" in found:
         problems.append(
@@ -166,7 +175,10 @@ def match_factors(
 
 
 def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
-    """Factors by the name of the base tensor they change, and the adapter's configuration. Raises UsageError or UnsafeInputError."""
+    """Factors by the name of the base tensor they change, and the adapter's configuration.
+
+    Raises UsageError or UnsafeInputError.
+    """
     config = _read_config(adapter)
     path = adapter / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -186,7 +198,8 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
             problems.append(
                 Problem(
                     thing=f"{path}: {name!r}",
-                    cause=f"is {info.dtype}, where a factor is one of {', '.join(sorted(FLOAT_DTYPES))}",
+                    cause=f"is {info.dtype}, where a factor is one of "
+                    f"{', '.join(sorted(FLOAT_DTYPES))}",
                     remedy="Save the adapter again, not quantized",
                 )
             )
@@ -223,11 +236,15 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
 def _no_factor(path: Path, name: str) -> Problem:
     if name.endswith(
         ".base_layer.weight"
-    ):  # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as before
+        # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as
+        # before
+    ):
         return Problem(
             thing=f"{path}: {name!r}",
-            cause="is the base's own weight, which PEFT saves along with an adapter on embeddings or head",
-            remedy="Save it with save_pretrained(..., save_embedding_layers=False) if that layer has not been resized",
+            cause="is the base's own weight, which PEFT saves along with an adapter on embeddings "
+            "or head",
+            remedy="Save it with save_pretrained(..., save_embedding_layers=False) if that layer "
+            "has not been resized",
         )
     return Problem(
         thing=f"{path}: {name!r}",
@@ -241,7 +258,8 @@ def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, pat
         raise UnsafeInputError(
             Problem(
                 thing=f"{path}: {module!r}",
-                cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration says rank {rank}",
+                cause=f"factors are {tuple(up.shape)} and {tuple(down.shape)}, the configuration "
+                f"says rank {rank}",
                 remedy="Configuration and weights belong to different adapters",
             )
         )
@@ -250,7 +268,8 @@ def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, pat
             raise UnsafeInputError(
                 Problem(
                     thing=f"{path}: {module!r}",
-                    cause=f"holds {int((~factor.isfinite()).sum())} NaN or infinite values in lora_{side}",
+                    cause=f"holds {int((~factor.isfinite()).sum())} NaN or infinite values in "
+                    f"lora_{side}",
                     remedy="That training run broke, or the file did; leave the adapter out",
                 )
             )
@@ -260,7 +279,9 @@ def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, pat
 def _scales(
     modules: Iterable[str], config: Mapping[str, Any], path: Path
 ) -> dict[str, tuple[int, float]]:
-    """(rank, scale) of each module: what a pattern of the configuration says about it, else the common value."""
+    """(rank, scale) of each module: what a pattern of the configuration says about it, else the
+    common value.
+    """
     found = {}
     key = "rank_pattern"
     try:
@@ -292,7 +313,10 @@ def _scales(
 
 
 def _read_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json with the values that matter here checked and filled in. Raises UsageError or UnsafeInputError, with file and key."""
+    """adapter_config.json with the values that matter here checked and filled in.
+
+    Raises UsageError or UnsafeInputError, with file and key.
+    """
     path = adapter / ADAPTER_CONFIG
     if not os.path.lexists(path):
         raise UsageError(

@@ -1,4 +1,6 @@
-"""Tensors whose rows lie in other tensors: a member's embeddings in the order of another vocabulary, read a stretch of rows at a time."""
+"""Tensors whose rows lie in other tensors: a member's embeddings in the order of another
+vocabulary, read a stretch of rows at a time.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from recycler.types import TensorInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GatheredTensor(TensorInfo):
-    """A floating point tensor of `shape[0]` rows, each the row of the checkpoint's own tensor, or one that stands in for it.
+    """A floating point tensor of `shape[0]` rows, each the row of the checkpoint's own tensor, or
+    one that stands in for it.
 
-    `sources` is the tensor as every checkpoint of the pool stores it; `rows` is (sources, shape[0]) int32, the row of each
-    source that means the same token, -1 where it has none. A row that source `own` lacks is that of source `base`, else the
-    mean of the sources that have it (float32, rounded once to this tensor's dtype). Every row is in one source at least.
+    `sources` is the tensor as every checkpoint of the pool stores it; `rows` is (sources, shape[0])
+    int32, the row of each source that means the same token, -1 where it has none. A row that source
+    `own` lacks is that of source `base`, else the mean of the sources that have it (float32,
+    rounded once to this tensor's dtype). Every row is in one source at least.
     """
 
     sources: tuple[TensorInfo, ...]
@@ -44,7 +48,9 @@ def gather_rows(
 def gather_elements(
     info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], elements: slice
 ) -> Tensor:
-    """These elements of the flat tensor, in row-major order; only the rows that they touch are read."""
+    """These elements of the flat tensor, in row-major order; only the rows that they touch are
+    read.
+    """
     width = math.prod(info.shape[1:])
     first = elements.start // width
     found = gather_rows(info, stored, first, -(-elements.stop // width)).reshape(-1)

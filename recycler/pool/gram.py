@@ -1,7 +1,9 @@
-"""Inner products of the members' deltas: how far merges are from one another, whatever the members are called.
+"""Inner products of the members' deltas: how far merges are from one another, whatever the members
+are called.
 
-From a sample, the same elements wherever the pool lies: RUNS stretches of each tensor, evenly spread. What lies in a bucket and
-not on this machine is read by ranges, and no more than `gram_bytes` of it.
+From a sample, the same elements wherever the pool lies: RUNS stretches of each tensor, evenly
+spread. What lies in a bucket and not on this machine is read by ranges, and no more than
+`gram_bytes` of it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ DEFAULT_BYTES = 2_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What of a pool is read: `elements` of each tensor (None for all) of these `names`, of which each stands for `every`."""
+    """What of a pool is read:
+
+    `elements` of each tensor (None for all) of these `names`, of which each stands for `every`.
+    """
 
     names: tuple[str, ...]
     elements: int | None
@@ -42,16 +47,19 @@ class Sample:
 def delta_gram(
     pool: Pool, *, sample: int | None = SAMPLE, most_bytes: int | None = None, seed: int = 0
 ) -> tuple[tuple[float, ...], ...]:
-    """(K, K) inner products of the members' deltas over the base's squared norm, in the pool's order, from a sample.
+    """(K, K) inner products of the members' deltas over the base's squared norm, in the pool's
+    order, from a sample.
 
-    Without a base the first member stands for it: distances between averages are the same from any origin. `sample` elements of
-    each floating point tensor that all hold in one shape, None for all. A tensor counts by its size, whatever was read of it.
-    Of what only a bucket holds at most `most_bytes` (default `gram_bytes()`) in MOST_RANGES requests are read: where that is not
-    enough for `sample`, fewer elements of each tensor, then every n-th tensor in order of size from a place that `seed`
-    draws, each counted n times (systematic sampling: unbiased over the seeds).
+    Without a base the first member stands for it: distances between averages are the same from any
+    origin. `sample` elements of each floating point tensor that all hold in one shape, None for
+    all. A tensor counts by its size, whatever was read of it. Of what only a bucket holds at most
+    `most_bytes` (default `gram_bytes()`) in MOST_RANGES requests are read: where that is not enough
+    for `sample`, fewer elements of each tensor, then every n-th tensor in order of size from a
+    place that `seed` draws, each counted n times (systematic sampling: unbiased over the seeds).
 
-    Raises UsageError where even that is too much or a packed pool would have to be fetched, InfrastructureError when a bucket
-    does not answer well, UnsafeInputError for files that were changed.
+    Raises UsageError where even that is too much or a packed pool would have to be fetched,
+    InfrastructureError when a bucket does not answer well, UnsafeInputError for files that were
+    changed.
     """
     base = pool.template
     checkpoints = (base, *(member for member in pool.members if member is not base))
@@ -82,7 +90,10 @@ def delta_gram(
 
 
 def gram_bytes() -> int:
-    """How many bytes of a pool in a bucket may be read for its Gram matrix (RECYCLER_GRAM_BYTES). Raises UsageError when it is no number."""
+    """How many bytes of a pool in a bucket may be read for its Gram matrix (RECYCLER_GRAM_BYTES).
+
+    Raises UsageError when it is no number.
+    """
     text = os.environ.get("RECYCLER_GRAM_BYTES") or str(DEFAULT_BYTES)
     try:
         return int(float(text))
@@ -97,7 +108,9 @@ def gram_bytes() -> int:
 
 
 def _products(infos: Sequence[TensorInfo], sample: int | None, stretches: Stretches) -> np.ndarray:
-    """(1 + N, 1 + N) inner products of the base (first) and the deltas of the others in one tensor, as if all were read."""
+    """(1 + N, 1 + N) inner products of the base (first) and the deltas of the others in one tensor,
+    as if all were read.
+    """
     num = math.prod(infos[0].shape)
     found, read = np.zeros((len(infos),) * 2), 0
     for parts in _chunks(num, sample):
@@ -118,7 +131,9 @@ def _products(infos: Sequence[TensorInfo], sample: int | None, stretches: Stretc
 
 
 def _chunks(num: int, sample: int | None) -> Iterator[list[tuple[int, int]]]:
-    """(first element, number) of what is read of a tensor of `num` elements, a chunk that fits into memory at a time."""
+    """(first element, number) of what is read of a tensor of `num` elements, a chunk that fits into
+    memory at a time.
+    """
     if sample is not None and num:
         yield stretches_of(num, sample)
     elif sample is None:
@@ -133,7 +148,10 @@ def _within(
     stretches: Stretches,
     most_bytes: int,
 ) -> Sample:
-    """The largest sample that keeps what comes from buckets within bounds. Raises UsageError where none does."""
+    """The largest sample that keeps what comes from buckets within bounds.
+
+    Raises UsageError where none does.
+    """
     base, elements, every, chosen = checkpoints[0], sample, 1, list(names)
 
     def far() -> list[TensorInfo]:
@@ -167,7 +185,8 @@ def _within(
             raise UsageError(
                 Problem(
                     thing="distances between members",
-                    cause=f"cannot be told from {most_bytes:,} bytes of their bucket in {MOST_RANGES:,} requests",
+                    cause=f"cannot be told from {most_bytes:,} bytes of their bucket in "
+                    f"{MOST_RANGES:,} requests",
                     remedy="Raise RECYCLER_GRAM_BYTES",
                 )
             )

@@ -1,6 +1,8 @@
-"""Read what a safetensors file holds from its header alone, and believe nothing that does not add up.
+"""Read what a safetensors file holds from its header alone, and believe nothing that does not add
+up.
 
-The library accepts a few things that we do not: a header that does not start with '{', unknown keys, names with '..'.
+The library accepts a few things that we do not: a header that does not start with '{', unknown
+keys, names with '..'.
 """
 
 from __future__ import annotations
@@ -68,9 +70,12 @@ def broken(source: str | Path, cause: str) -> UnsafeInputError:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file by name, in the header's order. Reads 8 bytes plus the header.
+    """Tensors of one safetensors file by name, in the header's order.
 
-    Raises UnsafeInputError, naming the file and the reason, unless the tensors tile the data section exactly.
+    Reads 8 bytes plus the header.
+
+    Raises UnsafeInputError, naming the file and the reason, unless the tensors tile the data
+    section exactly.
     """
     try:
         status = path.stat()
@@ -85,7 +90,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def header_length(source: str | Path, prefix: bytes, size: int) -> int:
-    """Length in bytes of the JSON header, from a file's first 8 bytes and its size. Raises UnsafeInputError."""
+    """Length in bytes of the JSON header, from a file's first 8 bytes and its size.
+
+    Raises UnsafeInputError.
+    """
     for magic, what in _OTHER_FORMATS:
         if prefix.startswith(magic) and (
             len(magic) > 2 or int.from_bytes(prefix.ljust(8, b"\0"), "little") > size
@@ -106,7 +114,8 @@ def header_length(source: str | Path, prefix: bytes, size: int) -> int:
 def parse_header(
     source: str | Path, raw: bytes, *, length: int, size: int, etag: str = ""
 ) -> dict[str, TensorInfo]:
-    """Tensors by name from a header's bytes, for a file of `size` bytes whose header should have `length`.
+    """Tensors by name from a header's bytes, for a file of `size` bytes whose header should have
+    `length`.
 
     Memory stays within some tens of bytes for each byte of header. Raises UnsafeInputError.
     """
@@ -125,7 +134,9 @@ def parse_header(
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """`object_pairs_hook` that refuses a key that stands twice: which of the two is meant cannot be known."""
+    """`object_pairs_hook` that refuses a key that stands twice: which of the two is meant cannot be
+    known.
+    """
     keys = dict(pairs)
     if len(keys) != len(pairs):
         raise ValueError("a name stands twice")
@@ -173,7 +184,8 @@ def _tile(
         if info.start != end:
             raise broken(
                 source,
-                f"tensor {info.name!r} starts at byte {info.start - data_start:,}, where {end - data_start:,} was expected",
+                f"tensor {info.name!r} starts at byte {info.start - data_start:,}, where "
+                f"{end - data_start:,} was expected",
             )
         end += info.num_bytes
     if end != size:
@@ -202,7 +214,8 @@ def _tensor_info(
     ):
         raise broken(
             source,
-            f"tensor {name!r} has a shape of more than {MAX_DIMENSIONS} numbers, or offsets that are not two numbers",
+            f"tensor {name!r} has a shape of more than {MAX_DIMENSIONS} numbers, or offsets that "
+            "are not two numbers",
         )
     if not all(type(number) is int and 0 <= number < 2**62 for number in (*shape, *offsets)):
         raise broken(source, f"tensor {name!r} has a shape or offsets that are not natural numbers")
@@ -210,7 +223,8 @@ def _tensor_info(
     if offsets[1] - offsets[0] != num_bytes:
         raise broken(
             source,
-            f"tensor {name!r} of {dtype} {shape} needs {num_bytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}",
+            f"tensor {name!r} of {dtype} {shape} needs {num_bytes:,} bytes, its offsets span "
+            f"{offsets[1] - offsets[0]:,}",
         )
     return TensorInfo(
         name=name,

@@ -1,6 +1,8 @@
-"""Checkpoints of the Hugging Face hub: hf://OWNER/NAME[@REVISION], fetched whole by huggingface_hub into its own cache.
+"""Checkpoints of the Hugging Face hub: hf://OWNER/NAME[@REVISION], fetched whole by huggingface_hub
+into its own cache.
 
-The only file that knows huggingface_hub. A revision is resolved to a commit once a process, so that all files are of one.
+The only file that knows huggingface_hub. A revision is resolved to a commit once a process, so that
+all files are of one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 @lru_cache(maxsize=256)
 def hub_folder(url: str) -> Path:
-    """A local folder with the repository's weights and small files. Raises UsageError or InfrastructureError."""
+    """A local folder with the repository's weights and small files.
+
+    Raises UsageError or InfrastructureError.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         LocalEntryNotFoundError,

@@ -1,4 +1,7 @@
-"""What is in a pool, as one JSON document and as a table for people: `recycler inspect POOL [--base B] [--deltas]`."""
+"""What is in a pool, as one JSON document and as a table for people:
+
+`recycler inspect POOL [--base B] [--deltas]`.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,14 @@ _BAR_WIDTH = 40
 
 
 def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> dict[str, Any]:
-    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what does not fit, a base that
-    they were not trained from among it, and with `deltas` how far each is from the base.
+    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what
+    does not fit, a base that they were not trained from among it, and with `deltas` how far each is
+    from the base.
 
-    `digests` reads every byte once; without it, headers and a few hundred bytes a tensor, and all of those alone that agree in
-    them. Without a base, deltas are to the first member. Problems do
-    not raise: they are listed, as `recycler run` would refuse them. Raises UnsafeInputError for files that cannot be read.
+    `digests` reads every byte once; without it, headers and a few hundred bytes a tensor, and all
+    of those alone that agree in them. Without a base, deltas are to the first member. Problems do
+    not raise: they are listed, as `recycler run` would refuse them. Raises UnsafeInputError for
+    files that cannot be read.
     """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     findings = [
@@ -76,7 +81,9 @@ def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> d
 
 
 def inspect_table(found: dict[str, Any]) -> str:
-    """The document of `inspect_pool` as text: one line a checkpoint, then what was found, then deltas by member and layer."""
+    """The document of `inspect_pool` as text: one line a checkpoint, then what was found, then
+    deltas by member and layer.
+    """
     rows = [["checkpoint", "parameters", "size", "dtype", "tensors", "shards", "sha256"]]
     for entry in found["checkpoints"]:
         mark = " (base)" if entry["name"] == found["base"] else ""
@@ -174,9 +181,9 @@ def _deltas(profile: DeltaProfile) -> dict[str, Any]:
 def propose_swap(member: MemberDelta, threshold: float = 1.0) -> dict[str, int]:
     """Bottom and top layers whose mean |delta| is at least `threshold` times the mean over layers.
 
-    A language expert changes most at both ends, a task expert in the middle; layer swapping takes the ends from the first
-    (Bandarkar et al. 2025, arXiv:2410.01335, section 3). The counts are a start for a search, not an answer; each end is
-    at most half of the layers.
+    A language expert changes most at both ends, a task expert in the middle; layer swapping takes
+    the ends from the first (Bandarkar et al. 2025, arXiv:2410.01335, section 3). The counts are a
+    start for a search, not an answer; each end is at most half of the layers.
     """
     layers = member.layers
     mean = sum(layers) / max(len(layers), 1)
@@ -222,7 +229,8 @@ def _delta_lines(deltas: dict[str, Any]) -> list[str]:
         highest = max(member["layers"], default=0.0) or 1.0
         lines += [
             "",
-            f"{member['member']}: mean |delta| by layer; layer_swap might take bottom {member['proposed_swap']['bottom']}, top {member['proposed_swap']['top']}",
+            f"{member['member']}: mean |delta| by layer; layer_swap might take bottom "
+            f"{member['proposed_swap']['bottom']}, top {member['proposed_swap']['top']}",
         ]
         lines += [
             f"  {layer:>3} {value:.2e} {'#' * round(_BAR_WIDTH * value / highest)}"

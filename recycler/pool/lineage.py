@@ -1,6 +1,8 @@
-"""Where a checkpoint comes from, as far as the small files beside its weights say: base, adapter, training, merge.
+"""Where a checkpoint comes from, as far as the small files beside its weights say: base, adapter,
+training, merge.
 
-Everything here was written by whoever made the checkpoint: told as they wrote it, cut to a line, and trusted for nothing.
+Everything here was written by whoever made the checkpoint: told as they wrote it, cut to a line,
+and trusted for nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ Facts = dict[str, str]
 
 
 def lineage(location: str) -> Facts:
-    """{fact: what it says} of a checkpoint's folder on disk; empty where nothing is said, or the folder is elsewhere.
+    """{fact: what it says} of a checkpoint's folder on disk; empty where nothing is said, or the
+    folder is elsewhere.
 
-    Read are config.json, adapter_config.json (PEFT), trainer_state.json (transformers' Trainer), README.md's metadata and
-    recycler-manifest.json. Files that cannot be read are passed over: this is for people, nothing depends on it.
+    Read are config.json, adapter_config.json (PEFT), trainer_state.json (transformers' Trainer),
+    README.md's metadata and recycler-manifest.json. Files that cannot be read are passed over: this
+    is for people, nothing depends on it.
     """
     packed = packed_place(location)
     if packed is not None:
@@ -57,7 +61,8 @@ def _config(text: str) -> dict[str, Any]:
 def _adapter(text: str) -> dict[str, Any]:
     config = json.loads(text)
     return {
-        "adapter": f"{config.get('peft_type', '')} rank {config.get('r')} alpha {config.get('lora_alpha')}",
+        "adapter": f"{config.get('peft_type', '')} rank {config.get('r')} alpha "
+        f"{config.get('lora_alpha')}",
         "adapter of": config.get("base_model_name_or_path"),
         "adapted modules": config.get("target_modules"),
     }
@@ -67,7 +72,8 @@ def _trainer(text: str) -> dict[str, Any]:
     state = json.loads(text)
     losses = [entry["loss"] for entry in state.get("log_history", []) if "loss" in entry]
     return {
-        "trained": f"{state.get('global_step')} of {state.get('max_steps')} steps, {float(state.get('epoch', 0)):.2f} epochs",
+        "trained": f"{state.get('global_step')} of {state.get('max_steps')} steps, "
+        f"{float(state.get('epoch', 0)):.2f} epochs",
         "last loss": losses[-1] if losses else None,
     }
 

@@ -1,8 +1,11 @@
-"""A delta as a few singular vectors at mixed precision, within a budget of bits (Delta-CoMe: Ping et al. 2024, arXiv:2406.08903).
+"""A delta as a few singular vectors at mixed precision, within a budget of bits (Delta-CoMe:
 
-As there, large singular values get more bits than small ones. Changed: vectors are rounded to the nearest level (the paper
-uses GPTQ with calibration data, which a pool does not have); the coefficients are then fitted again by least squares to the
-rounded vectors; and the split into precisions is chosen per matrix from a few, by its error.
+Ping et al. 2024, arXiv:2406.08903).
+
+As there, large singular values get more bits than small ones. Changed: vectors are rounded to the
+nearest level (the paper uses GPTQ with calibration data, which a pool does not have); the
+coefficients are then fitted again by least squares to the rounded vectors; and the split into
+precisions is chosen per matrix from a few, by its error.
 """
 
 from __future__ import annotations
@@ -36,9 +39,11 @@ class LowRank:
 
 
 def compress(delta: np.ndarray, num_bits: int) -> LowRank:
-    """The best approximation of a float32 matrix (M, N) that fits into `num_bits`, among a few splits of precision.
+    """The best approximation of a float32 matrix (M, N) that fits into `num_bits`, among a few
+    splits of precision.
 
-    One symmetric eigenproblem of the smaller side, so up to some thousands of rows or columns on that side.
+    One symmetric eigenproblem of the smaller side, so up to some thousands of rows or columns on
+    that side.
     """
     if delta.shape[0] < delta.shape[1]:
         found = compress(np.ascontiguousarray(delta.T), num_bits)
@@ -66,7 +71,9 @@ def compress(delta: np.ndarray, num_bits: int) -> LowRank:
 
 
 def _splits(num_bits: int, side: int, rank: int) -> list[Split]:
-    """Splits that use the budget: one precision throughout, or a part of the budget for the first vectors at 8 or 4 bits."""
+    """Splits that use the budget: one precision throughout, or a part of the budget for the first
+    vectors at 8 or 4 bits.
+    """
 
     def count(bits: int, share: float) -> int:
         return int(num_bits * share / (bits * side + COEFFICIENT_BITS))
@@ -92,7 +99,9 @@ def _capped(split: Split, rank: int) -> Split:
 
 
 def _singular_vectors(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `rank` left (M, R) and right (N, R) singular vectors, for M >= N, by the eigenvectors of the Gram matrix."""
+    """The first `rank` left (M, R) and right (N, R) singular vectors, for M >= N, by the
+    eigenvectors of the Gram matrix.
+    """
     gram = (
         delta.T.astype(np.float64) @ delta.astype(np.float64)
         if delta.size < 4_000_000
@@ -167,7 +176,10 @@ def pack_codes(codes: np.ndarray, split: Split) -> bytes:
 
 
 def unpack_codes(raw: bytes, rows: int, split: Split) -> np.ndarray:
-    """The inverse of `pack_codes`, (rows, R) int16. Raises ValueError when the bytes are too few."""
+    """The inverse of `pack_codes`, (rows, R) int16.
+
+    Raises ValueError when the bytes are too few.
+    """
     bits_left, parts = np.unpackbits(np.frombuffer(raw, dtype=np.uint8)), []
     for bits, count, _ in _stretches(split):
         taken, bits_left = bits_left[: rows * count * bits], bits_left[rows * count * bits :]

@@ -1,7 +1,10 @@
-"""A pool on this machine's disk: what an engine loads. Checkpoints in buckets come through the local cache, once a node.
+"""A pool on this machine's disk: what an engine loads.
 
-Processes of one node share the copies: a lock lets one of them fetch while the others wait. Every byte is of the version
-whose header was read, and a copy is compared with the digest that an export's manifest promises.
+Checkpoints in buckets come through the local cache, once a node.
+
+Processes of one node share the copies: a lock lets one of them fetch while the others wait. Every
+byte is of the version whose header was read, and a copy is compared with the digest that an
+export's manifest promises.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ Value = TypeVar("Value")
 
 
 def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
-    """The same pool with every location and file on this machine's disk; a bucket that is away is waited for.
+    """The same pool with every location and file on this machine's disk; a bucket that is away is
+    waited for.
 
-    Raises InfrastructureError when an object has been overwritten since the pool was opened, when a local folder is not on
-    this machine, or when the bucket stays away; UnsafeInputError when a copy is not what it should be.
+    Raises InfrastructureError when an object has been overwritten since the pool was opened, when a
+    local folder is not on this machine, or when the bucket stays away; UnsafeInputError when a copy
+    is not what it should be.
     """
 
     def local(checkpoint: Checkpoint) -> Checkpoint:
@@ -39,7 +44,9 @@ def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
 
 
 def patiently(act: Callable[[], Value], patience: float) -> Value:
-    """Call `act`, again after a pause as long as it raises InfrastructureError and `patience` seconds have not passed."""
+    """Call `act`, again after a pause as long as it raises InfrastructureError and `patience`
+    seconds have not passed.
+    """
     start, pause = time.monotonic(), 1.0
     while True:
         try:
@@ -92,7 +99,10 @@ def _local(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _linked_folder(checkpoint: Checkpoint, shards: dict[str, Path]) -> Path:
-    """A folder of links: the checkpoint's small files and its shards, under their own names. Named after their versions."""
+    """A folder of links: the checkpoint's small files and its shards, under their own names.
+
+    Named after their versions.
+    """
     small = local_folder(checkpoint)
     key = cache_key(
         checkpoint.location,
@@ -114,7 +124,9 @@ def _shard_name(file: str) -> str:
 
 
 def _link(source: Path, place: Path) -> None:
-    """A symbolic link, made by whichever process comes first; it holds although the file itself was fetched anew."""
+    """A symbolic link, made by whichever process comes first; it holds although the file itself was
+    fetched anew.
+    """
     if place.is_symlink() and os.readlink(place) == str(source):
         return
     aside = place.with_name(f".{place.name}.{os.getpid()}")

@@ -1,7 +1,9 @@
-"""Keep a pool as its base and deltas: exact, bit for bit, or compressed to a stated share with the error told.
+"""Keep a pool as its base and deltas: exact, bit for bit, or compressed to a stated share with the
+error told.
 
-A packed folder is flat: `recycler-pack.json` (written last), `CHECKPOINT.safetensors` with one entry a stored tensor, and
-`small-DIGEST` for configs and tokenizers, each stored once. A tensor is stored as one of
+A packed folder is flat: `recycler-pack.json` (written last), `CHECKPOINT.safetensors` with one
+entry a stored tensor, and `small-DIGEST` for configs and tokenizers, each stored once. A tensor is
+stored as one of
     same     equal to another one that is stored already (the base's, or another member's)
     raw      its bytes
     exact    differences to the base's bits as integers, zigzag, in byte planes, deflated: inverts bit for bit
@@ -34,13 +36,17 @@ from recycler.pool.scan import read_bytes, tensor_digest
 from recycler.types import Checkpoint, Pool, TensorInfo
 from recycler.wholefolder import whole_folder
 
-MAX_STEPS = 3  # same as another member's, which is a delta to the base's, which is the same as another of the base's
+# same as another member's, which is a delta to the base's, which is the same as another of the
+# base's
+MAX_STEPS = 3
 _INTEGERS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorError:
-    """|delta - what is stored of it| / |delta| of a tensor that was compressed, in the Frobenius norm."""
+    """|delta - what is stored of it| / |delta| of a tensor that was compressed, in the Frobenius
+    norm.
+    """
 
     member: str
     tensor: str
@@ -49,7 +55,9 @@ class TensorError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackReport:
-    """A finished pack: bytes before and after (members without base), and errors, largest first; none when exact."""
+    """A finished pack: bytes before and after (members without base), and errors, largest first;
+    none when exact.
+    """
 
     folder: str
     num_bytes_before: int
@@ -61,9 +69,10 @@ class PackReport:
 def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
     """Write `pool` to `out` as base and deltas. The folder appears whole or not at all.
 
-    Without `ratio` every tensor comes back bit for bit. With it, the delta of each matrix gets 1 / ratio of the bits that
-    the matrix has, and vectors stay exact; a matrix with NaN or infinite values is then refused. Memory is a few times the
-    largest tensor. Raises UsageError, UnsafeInputError.
+    Without `ratio` every tensor comes back bit for bit. With it, the delta of each matrix gets 1 /
+    ratio of the bits that the matrix has, and vectors stay exact; a matrix with NaN or infinite
+    values is then refused. Memory is a few times the largest tensor. Raises UsageError,
+    UnsafeInputError.
     """
     if pool.base is None:
         raise UsageError(
@@ -106,10 +115,11 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
 
 
 def unpack(packed: Path, out: Path) -> list[Path]:
-    """Write every checkpoint of a packed folder as a Hugging Face folder below `out`, which appears whole or not at all.
+    """Write every checkpoint of a packed folder as a Hugging Face folder below `out`, which appears
+    whole or not at all.
 
-    Exact tensors are compared with the digest they had. Raises UsageError when `out` is there already or cannot be,
-    UnsafeInputError for a pack that is damaged.
+    Exact tensors are compared with the digest they had. Raises UsageError when `out` is there
+    already or cannot be, UnsafeInputError for a pack that is damaged.
     """
     manifest = read_manifest(packed)
     with whole_folder(out) as aside:
@@ -223,14 +233,19 @@ class _Packer:
         }, content
 
     def _finite(self, checkpoint: Checkpoint, name: str, values: np.ndarray) -> np.ndarray:
-        """Singular vectors would spread a NaN over the tensor, or hide it behind ordinary numbers: refused, as a merge refuses it."""
+        """Singular vectors would spread a NaN over the tensor, or hide it behind ordinary numbers:
+
+        refused, as a merge refuses it.
+        """
         count = int((~np.isfinite(values)).sum())
         if count:
             raise UnsafeInputError(
                 Problem(
                     thing=f"checkpoint {checkpoint.name!r}: tensor {name!r}",
-                    cause=f"holds {count:,} values of {values.size:,} that are not finite, which compression cannot keep",
-                    remedy="That training run broke, or the file did: leave the checkpoint out, or pack without --ratio, which keeps every bit",
+                    cause=f"holds {count:,} values of {values.size:,} that are not finite, which "
+                    "compression cannot keep",
+                    remedy="That training run broke, or the file did: leave the checkpoint out, or "
+                    "pack without --ratio, which keeps every bit",
                 )
             )
         return values
@@ -289,7 +304,9 @@ def decode_exact(content: bytes, base: bytes, size: int) -> bytes:
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """Float bit patterns as integers in the order of the numbers, so that near numbers have near integers; a bijection."""
+    """Float bit patterns as integers in the order of the numbers, so that near numbers have near
+    integers; a bijection.
+    """
     sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
     return np.where(bits & sign, ~bits, bits | sign)
 
@@ -379,7 +396,9 @@ def _rounded(values: np.ndarray, dtype: str) -> bytes:
 
 
 def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
-    """How the safetensors file of an unpacked checkpoint begins, length included; the tensors follow in that order."""
+    """How the safetensors file of an unpacked checkpoint begins, length included; the tensors
+    follow in that order.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position, tensors = 0, manifest["checkpoints"][checkpoint]["tensors"]
     for name, entry in tensors.items():
@@ -396,7 +415,10 @@ def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
 
 
 def write_unpacked(path: Path, source: Unpacker, checkpoint: str) -> None:
-    """Write one checkpoint of a pack as a safetensors file. Raises UnsafeInputError when the pack is damaged."""
+    """Write one checkpoint of a pack as a safetensors file.
+
+    Raises UnsafeInputError when the pack is damaged.
+    """
     with path.open("wb") as file:
         file.write(unpacked_header(source.manifest, checkpoint))
         for name in source.manifest["checkpoints"][checkpoint]["tensors"]:
@@ -404,7 +426,10 @@ def write_unpacked(path: Path, source: Unpacker, checkpoint: str) -> None:
 
 
 def read_manifest(packed: Path) -> dict[str, Any]:
-    """The manifest of a packed folder, checked. Raises UsageError when there is none, UnsafeInputError when it is not sound."""
+    """The manifest of a packed folder, checked.
+
+    Raises UsageError when there is none, UnsafeInputError when it is not sound.
+    """
     path = packed / MANIFEST
     if not path.is_file():
         raise UsageError(

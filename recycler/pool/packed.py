@@ -1,7 +1,10 @@
-"""Checkpoints inside a packed pool, used without unpacking it by hand: PACK/recycler-pack.json#NAME is a checkpoint's place.
+"""Checkpoints inside a packed pool, used without unpacking it by hand:
 
-The manifest alone says what each checkpoint holds, so a pool is opened without touching its weights. They are unpacked into
-the local cache, one file a checkpoint, when they are used; the manifest's SHA-256 stands for their version.
+PACK/recycler-pack.json#NAME is a checkpoint's place.
+
+The manifest alone says what each checkpoint holds, so a pool is opened without touching its
+weights. They are unpacked into the local cache, one file a checkpoint, when they are used; the
+manifest's SHA-256 stands for their version.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ from recycler.wholefolder import whole_folder
 
 
 def packed_pool(pack: str) -> tuple[list[str], str]:
-    """(places of the members, place of the base) of a packed pool. Raises UsageError, UnsafeInputError."""
+    """(places of the members, place of the base) of a packed pool.
+
+    Raises UsageError, UnsafeInputError.
+    """
     manifest, _ = _manifest(pack)
     places = {name: f"{pack.rstrip('/')}/{MANIFEST}#{name}" for name in manifest["checkpoints"]}
     return [place for name, place in places.items() if name != manifest["base"]], places[
@@ -34,7 +40,10 @@ def packed_pool(pack: str) -> tuple[list[str], str]:
 
 
 def open_packed_checkpoint(place: str, name: str | None = None) -> Checkpoint:
-    """One checkpoint of a packed pool, known by the pack's manifest. Raises UsageError, UnsafeInputError."""
+    """One checkpoint of a packed pool, known by the pack's manifest.
+
+    Raises UsageError, UnsafeInputError.
+    """
     pack, own = _split(place)
     manifest, version = _manifest(pack)
     if own not in manifest["checkpoints"]:
@@ -78,9 +87,11 @@ def packed_small_files(place: str) -> Path:
 
 
 def unpacked_file(info: TensorInfo) -> Path:
-    """The checkpoint that holds a tensor as a safetensors file in the local cache, unpacked when it is not there.
+    """The checkpoint that holds a tensor as a safetensors file in the local cache, unpacked when it
+    is not there.
 
-    Raises InfrastructureError when the pack is another one by now, UnsafeInputError when it is damaged.
+    Raises InfrastructureError when the pack is another one by now, UnsafeInputError when it is
+    damaged.
     """
     pack, own = _split(info.file)
 

@@ -1,7 +1,9 @@
-"""Match the patterns of an adapter's configuration, which a stranger wrote, without waiting for ever.
+"""Match the patterns of an adapter's configuration, which a stranger wrote, without waiting for
+ever.
 
-PEFT's rule: a regular expression on the whole module name, or on its end after a dot. Python's own engine cannot be stopped
-and may backtrack for years on fifty characters; `regex` reads the same language and takes a time limit.
+PEFT's rule: a regular expression on the whole module name, or on its end after a dot. Python's own
+engine cannot be stopped and may backtrack for years on fifty characters; `regex` reads the same
+language and takes a time limit.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ import regex
 
 MAX_PATTERNS, MAX_CHARACTERS = 20_000, 1000
 SECONDS = 5.0  # of CPU for all names; a real adapter's take milliseconds
-# counts are unrolled: nested ones could fill the memory, and recursion and code of other dialects are not in Python's language
+# counts are unrolled: nested ones could fill the memory, and recursion and code of other dialects
+# are not in Python's language
 _TOO_MUCH = re.compile(r"\)\{|\{[\d,]*\d{4}|\(\?[^:=!<Pims-]|\(\?P[^<=]")
 
 
 def compile_patterns(patterns: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A function of a module name: the value of the first pattern that matches it, or None. It raises ValueError after SECONDS.
+    """A function of a module name: the value of the first pattern that matches it, or None.
 
-    Raises ValueError that names the pattern for one that is no regular expression, or too long or too deep to be a module's name.
+    It raises ValueError after SECONDS.
+
+    Raises ValueError that names the pattern for one that is no regular expression, or too long or
+    too deep to be a module's name.
     """
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(f"holds {len(patterns):,} patterns; {MAX_PATTERNS:,} is the limit")
@@ -41,7 +47,8 @@ def compile_patterns(patterns: Mapping[str, Any]) -> Callable[[str], Any]:
             left -= time.process_time() - start
             if left <= 0:
                 raise ValueError(
-                    f"pattern {pattern.pattern[len(_PREFIX) + 1 : -2][:80]!r} takes too long to match"
+                    f"pattern {pattern.pattern[len(_PREFIX) + 1 : -2][:80]!r} takes too long to "
+                    "match"
                 )
         return None
 
@@ -54,7 +61,8 @@ _PREFIX = r"(.*\.)?"
 def _compiled(pattern: str) -> regex.Pattern:
     if len(pattern) > MAX_CHARACTERS or _TOO_MUCH.search(pattern):
         raise ValueError(
-            f"pattern {pattern[:80]!r} is longer than {MAX_CHARACTERS} characters, or repeats or recurses more than a module's name needs"
+            f"pattern {pattern[:80]!r} is longer than {MAX_CHARACTERS} characters, or repeats or "
+            "recurses more than a module's name needs"
         )
     try:
         re.compile(pattern)

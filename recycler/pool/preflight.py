@@ -1,8 +1,9 @@
-"""Can these checkpoints be merged at all? Headers and configs first, then a scan of values; all problems at once.
+"""Can these checkpoints be merged at all? Headers and configs first, then a scan of values; all
+problems at once.
 
-Nothing is dropped, padded or converted silently: what differs is named, with what to do about it. The parts:
-`agreement` compares headers, configs and tokenizers; `scan` reads every byte once, for NaN and digests; `deltas` measures
-how far the members are from their base.
+Nothing is dropped, padded or converted silently: what differs is named, with what to do about it.
+The parts: `agreement` compares headers, configs and tokenizers; `scan` reads every byte once, for
+NaN and digests; `deltas` measures how far the members are from their base.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ CHECKS = {  # every check by name; a name in options["allow"] turns its refusals
     "tokenizer": "another tokenizer.json",
     "special_ids": "other bos, eos or pad ids among members",
     "rope": "other rotary position parameters",
-    "config": "config.json differs in something that changes the computation, or contradicts the tensors",
+    "config": "config.json differs in something that changes the computation, or contradicts the "
+    "tensors",
     "tied_head": "the head is tied in one and not in another, or tied and different",
     "chat_template": "other chat templates (a warning always)",
     "duplicates": "members with identical weights",
@@ -41,7 +43,8 @@ DEFAULT_OPTIONS: dict[str, Any] = {
     "allow": (),  # names of CHECKS
     "ignore": (),  # names of CHECKS that are not told at all
     "override": "",  # the flag with which a person allows a check, told with its refusal
-    "dare_warn": 0.005,  # p99 of |delta|: above it, dropping starts to hurt (arXiv:2311.03099v1, abstract)
+    # p99 of |delta|: above it, dropping starts to hurt (arXiv:2311.03099v1, abstract)
+    "dare_warn": 0.005,
     "dare_refuse": 0.03,  # continued pretraining: dropping breaks the model (same place)
     "base_cosine": 0.3,  # median cosine of member and base below which they are not relatives
     "candidates": (),  # other Checkpoints that may be the true base
@@ -71,12 +74,16 @@ def check_pool(
     look_inside: Literal["digests", "sample", "headers"] = "digests",
     options: Mapping[str, Any] | None = None,
 ) -> PoolReport:
-    """Compare every checkpoint with the template (base, or first member) and look at the values; raise once, or report.
+    """Compare every checkpoint with the template (base, or first member) and look at the values;
+    raise once, or report.
 
-    Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them is read. Then a sample
-    of every tensor gives deltas and likely duplicates, and with `scan_values` every byte is read once. `look_inside` stops
-    before digests of likely duplicates (sample), or before any weight is read (headers). `options` are those of DEFAULT_OPTIONS. Raises UnsafeInputError when checkpoints are broken or do not fit together, UsageError when only
-    the choice is wrong: a duplicate, a base they were not trained from, a method too coarse for such deltas.
+    Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them
+    is read. Then a sample of every tensor gives deltas and likely duplicates, and with
+    `scan_values` every byte is read once. `look_inside` stops before digests of likely duplicates
+    (sample), or before any weight is read (headers). `options` are those of DEFAULT_OPTIONS. Raises
+    UnsafeInputError when checkpoints are broken or do not fit together, UsageError when only the
+    choice is wrong: a duplicate, a base they were not trained from, a method too coarse for such
+    deltas.
     """
     settings = _settings(options)
     findings = [

@@ -1,7 +1,8 @@
-"""Checkpoints that lie in a bucket: catalogued by ranged reads of their headers, fetched into the local cache when used.
+"""Checkpoints that lie in a bucket: catalogued by ranged reads of their headers, fetched into the
+local cache when used.
 
-A checkpoint's `location` and its tensors' `file` are URLs; each tensor carries the etag of the shard whose header was read,
-and every later byte of that shard is asked for by that etag.
+A checkpoint's `location` and its tensors' `file` are URLs; each tensor carries the etag of the
+shard whose header was read, and every later byte of that shard is asked for by that etag.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _folders: dict[str, Path] = {}  # prefix -> its small files, as this process fir
 
 
 def list_checkpoints(url: str) -> list[str]:
-    """URLs of the checkpoints at a prefix: the prefix itself when it holds a config.json, else those directly below it."""
+    """URLs of the checkpoints at a prefix: the prefix itself when it holds a config.json, else
+    those directly below it.
+    """
     url = trimmed(url)
     objects, prefixes = list_prefix(url)
     if "config.json" in objects:
@@ -56,9 +59,11 @@ def list_checkpoints(url: str) -> list[str]:
 
 
 def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
-    """A prefix of a bucket as a Checkpoint: one listing, the small files, one or two ranged reads a shard.
+    """A prefix of a bucket as a Checkpoint: one listing, the small files, one or two ranged reads a
+    shard.
 
-    Raises UsageError when there is none, UnsafeInputError when it is broken, InfrastructureError when the bucket is.
+    Raises UsageError when there is none, UnsafeInputError when it is broken, InfrastructureError
+    when the bucket is.
     """
     url = trimmed(url)
     objects = _objects(url)
@@ -84,7 +89,9 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
 
 
 def small_files_folder(url: str) -> Path:
-    """A local folder with the config, tokenizer and other small files of a prefix; fetched once a process and version."""
+    """A local folder with the config, tokenizer and other small files of a prefix; fetched once a
+    process and version.
+    """
     url = trimmed(url)
     return _folders.get(url) or _small_files(url, _objects(url))
 
@@ -92,8 +99,8 @@ def small_files_folder(url: str) -> Path:
 def cached_shard(info: TensorInfo) -> Path:
     """The whole shard that holds a tensor, as a local file: the very version whose header was read.
 
-    Raises InfrastructureError when the object has been overwritten since, and UnsafeInputError when its bytes are not
-    those that the checkpoint's own manifest promises.
+    Raises InfrastructureError when the object has been overwritten since, and UnsafeInputError when
+    its bytes are not those that the checkpoint's own manifest promises.
     """
     return cached(
         info.file,
@@ -104,7 +111,9 @@ def cached_shard(info: TensorInfo) -> Path:
 
 
 def shard_facts(info: TensorInfo) -> dict[str, Any]:
-    """url, etag, size, sha256 and the digest of every tensor of the cached shard; empty when it is not cached."""
+    """url, etag, size, sha256 and the digest of every tensor of the cached shard; empty when it is
+    not cached.
+    """
     return cached_facts(info.file, info.etag, info.file_bytes)
 
 
@@ -149,7 +158,9 @@ def _unlisted(url: str, index: Any, listed: set[str]) -> set[str]:
 
 
 def read_remote_header(url: str) -> dict[str, TensorInfo]:
-    """Tensors of one shard by name, each with the etag of the version that was read; one or two ranged reads."""
+    """Tensors of one shard by name, each with the etag of the version that was read; one or two
+    ranged reads.
+    """
     if size_of(url) == 0:
         header_length(url, b"", 0)  # raises: there is no range to ask for
     first = read(url, 0, HEADER_GUESS_BYTES)
@@ -162,14 +173,17 @@ def read_remote_header(url: str) -> dict[str, TensorInfo]:
             Problem(
                 thing=url,
                 cause="the bucket gives its objects no etag",
-                remedy="Copy the checkpoint to a disk: without it, an overwritten object would go unnoticed",
+                remedy="Copy the checkpoint to a disk: without it, an overwritten object would go "
+                "unnoticed",
             )
         )
     return parse_header(url, raw, length=length, size=first.size, etag=first.etag)
 
 
 def _small_files(url: str, objects: Mapping[str, int]) -> Path:
-    """Fetch the small files of a prefix into a folder of the cache that is named after their versions."""
+    """Fetch the small files of a prefix into a folder of the cache that is named after their
+    versions.
+    """
     names = sorted(name for name in objects if SMALL.fullmatch(name))
     large = [name for name in names if objects[name] > MAX_SMALL_BYTES]
     if large:
@@ -210,7 +224,10 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
 
 
 def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
-    """Fetch one version of an object in parallel parts; every part is bound to its etag. Returns its digests."""
+    """Fetch one version of an object in parallel parts; every part is bound to its etag.
+
+    Returns its digests.
+    """
 
     def fetch(start: int) -> None:
         piece = read(url, start, min(start + PART_BYTES, size), etag=etag)
@@ -242,7 +259,9 @@ def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
 
 
 def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
-    """Digests of the copy and of its tensors, compared with the manifest that recycler's own exports carry."""
+    """Digests of the copy and of its tensors, compared with the manifest that recycler's own
+    exports carry.
+    """
     sha = hashlib.sha256()
     with path.open("rb") as file:
         length = header_length(url, file.read(PREFIX_BYTES), size)
@@ -265,7 +284,8 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
             raise UnsafeInputError(
                 Problem(
                     thing=url,
-                    cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says {str(wanted[name])[:12]}",
+                    cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says "
+                    f"{str(wanted[name])[:12]}",
                     remedy="It was changed after its export; upload it again",
                 )
             )
@@ -273,7 +293,9 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
 
 
 def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
-    """SHA-256 (hex) of dtype, shape and bytes of each tensor of a local file; as `recycler.merge.hashing` makes them."""
+    """SHA-256 (hex) of dtype, shape and bytes of each tensor of a local file; as
+    `recycler.merge.hashing` makes them.
+    """
     digests = {}
     with path.open("rb") as file:
         for info in infos:
@@ -288,7 +310,9 @@ def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
 
 
 def _promised(url: str) -> tuple[str | None, dict[str, Any]]:
-    """(SHA-256 of a shard if told, digest of each tensor) as the manifest of an export beside it says; nothing without one."""
+    """(SHA-256 of a shard if told, digest of each tensor) as the manifest of an export beside it
+    says; nothing without one.
+    """
     prefix, name = url.rsplit("/", 1)
     source = f"{prefix}/recycler-manifest.json"
     if prefix in _folders:

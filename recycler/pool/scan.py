@@ -1,7 +1,9 @@
-"""Read the bytes of a pool, a block at a time: NaN and infinite values, digests, members that are the same.
+"""Read the bytes of a pool, a block at a time:
 
-Blocks are read into one buffer and not mapped: memory is bounded, and a file that is cut short while it is read is an
-error and not a SIGBUS.
+NaN and infinite values, digests, members that are the same.
+
+Blocks are read into one buffer and not mapped: memory is bounded, and a file that is cut short
+while it is read is an error and not a SIGBUS.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ _EXPONENTS = {
 
 
 def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[memoryview]:
-    """The tensor's bytes in order; each block is valid until the next. Raises UnsafeInputError when the file is shorter by now."""
+    """The tensor's bytes in order; each block is valid until the next.
+
+    Raises UnsafeInputError when the file is shorter by now.
+    """
     buffer = memoryview(bytearray(min(block_bytes, max(info.num_bytes, 1))))
     with open_file(info) as file:
         file.seek(info.start)
@@ -48,7 +53,8 @@ def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[
 
 
 def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
-    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest` of the loaded tensor.
+    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest`
+    of the loaded tensor.
 
     The name of a tensor that is not finite is put into `spoiled`, where that is given.
     """
@@ -63,7 +69,10 @@ def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
 
 
 def checkpoint_digest(checkpoint: Checkpoint, spoiled: list[str] | None = None) -> str:
-    """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`. `spoiled` as in `tensor_digest`."""
+    """Digest of all its weights, whatever their shards; the same as an export's `weights_digest`.
+
+    `spoiled` as in `tensor_digest`.
+    """
     return weights_digest(
         (name, tensor_digest(info, spoiled)) for name, info in checkpoint.tensors.items()
     )
@@ -94,7 +103,10 @@ def all_finite(raw: memoryview, dtype: str) -> bool:
 
 
 def value_findings(pool: Pool, threads: int = 2) -> list[Finding]:
-    """NaN, infinities, integer tensors that differ, heads that are tied and differ. Reads every byte of the pool once."""
+    """NaN, infinities, integer tensors that differ, heads that are tied and differ.
+
+    Reads every byte of the pool once.
+    """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     with ThreadPoolExecutor(threads) as threads_pool:
         found = list(threads_pool.map(_not_finite, checkpoints))
@@ -142,7 +154,8 @@ def _integers(pool: Pool) -> list[Finding]:
             refuse(
                 "integers",
                 member,
-                f"holds other numbers in the {member.tensors[name].dtype} tensor {name!r} than {pool.template.name!r}",
+                f"holds other numbers in the {member.tensors[name].dtype} tensor {name!r} than "
+                f"{pool.template.name!r}",
                 "Leave it out: such a tensor cannot be merged",
             )
             for member in pool.members
@@ -154,7 +167,9 @@ def _integers(pool: Pool) -> list[Finding]:
 
 
 def _head(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """A stored head that config.json declares tied must be the embeddings, or transformers would ignore it."""
+    """A stored head that config.json declares tied must be the embeddings, or transformers would
+    ignore it.
+    """
     head, embeddings = (
         checkpoint.tensors.get("lm_head.weight"),
         checkpoint.tensors.get("model.embed_tokens.weight"),
@@ -200,10 +215,11 @@ def duplicate_findings(
     known: Mapping[str, str] = MappingProxyType({}),
     read: bool = True,
 ) -> tuple[list[Finding], tuple[tuple[str, str], ...]]:
-    """Members with identical weights, and the digests that had to be made to know it; those in `known` are made already.
+    """Members with identical weights, and the digests that had to be made to know it; those in
+    `known` are made already.
 
-    A few hundred bytes of every tensor tell most members apart; only those that agree in them are digested in full, or, when
-    not to `read`, said to look alike.
+    A few hundred bytes of every tensor tell most members apart; only those that agree in them are
+    digested in full, or, when not to `read`, said to look alike.
     """
     by_sample: dict[bytes, list[Checkpoint]] = {}
     for checkpoint in (*([pool.base] if pool.base else []), *pool.members):
@@ -276,7 +292,9 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
 
 
 def same_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Names of the floating point tensors that all of the checkpoints hold in one shape, in the first one's order."""
+    """Names of the floating point tensors that all of the checkpoints hold in one shape, in the
+    first one's order.
+    """
     first, *others = checkpoints
     return [
         name

@@ -1,6 +1,8 @@
-"""Bytes of tensors wherever they lie: read from this machine where it has the shard, else by ranges of the object in its bucket.
+"""Bytes of tensors wherever they lie: read from this machine where it has the shard, else by ranges
+of the object in its bucket.
 
-What `local_file` would fetch whole, this reads a little of. A range is bound to the version whose header was read.
+What `local_file` would fetch whole, this reads a little of. A range is bound to the version whose
+header was read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Stretch = tuple[TensorInfo, int, int]  # a tensor, a first byte of it, how many 
 class Stretches:
     """Reads stretches of the tensors of some checkpoints. Close it when done.
 
-    Which shards are here is looked up once, so what is read does not hang on what other processes fetch meanwhile.
+    Which shards are here is looked up once, so what is read does not hang on what other processes
+    fetch meanwhile.
     """
 
     def __init__(self, checkpoints: Iterable[Checkpoint]):
@@ -41,7 +44,10 @@ class Stretches:
         return self._places[info.file] is None
 
     def read(self, wanted: Sequence[Stretch]) -> list[bytes]:
-        """The bytes of each stretch, in order; those in buckets at once. Raises UnsafeInputError, UsageError, InfrastructureError."""
+        """The bytes of each stretch, in order; those in buckets at once.
+
+        Raises UnsafeInputError, UsageError, InfrastructureError.
+        """
         coming = {
             index: self._threads.submit(_range, *stretch)
             for index, stretch in enumerate(wanted)
@@ -81,7 +87,9 @@ class Stretches:
 
 
 def _here(info: TensorInfo) -> Path | None:
-    """The shard as a file of this machine, or None where it would have to be fetched; a pack on a disk is unpacked."""
+    """The shard as a file of this machine, or None where it would have to be fetched; a pack on a
+    disk is unpacked.
+    """
     pack = packed_place(info.file)
     if remote_url(pack[0] if pack else info.file) is None or is_cached(
         info.file, info.etag, info.file_bytes

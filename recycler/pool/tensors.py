@@ -1,7 +1,9 @@
-"""The pool's tensors, resident: every checkpoint mapped into memory once, shared by all workers of a machine.
+"""The pool's tensors, resident: every checkpoint mapped into memory once, shared by all workers of
+a machine.
 
-Files are mapped, not read: the first merge reads them from disk, the next ones from the page cache, and workers of one
-machine share the same pages. Shards in a bucket are fetched into the local cache first.
+Files are mapped, not read: the first merge reads them from disk, the next ones from the page cache,
+and workers of one machine share the same pages. Shards in a bucket are fetched into the local cache
+first.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class ResidentPool:
-    """Random access to the tensors of a pool by (checkpoint, tensor) name; opens each file once, copies nothing.
+    """Random access to the tensors of a pool by (checkpoint, tensor) name; opens each file once,
+    copies nothing.
 
     Views are kept: making one costs more than merging a small tensor.
     """
@@ -66,7 +69,9 @@ class ResidentPool:
         return self.tensor(checkpoint, name).reshape(-1)[elements]
 
     def tensor(self, checkpoint: str, name: str) -> Tensor:
-        """The tensor as it is stored: a read-only view of the file's pages; of a gathered one, a fresh copy. Raises KeyError."""
+        """The tensor as it is stored: a read-only view of the file's pages; of a gathered one, a
+        fresh copy. Raises KeyError.
+        """
         if (view := self._views.get((checkpoint, name))) is not None:
             return view
         info = self.pool.find(checkpoint).tensors[name]
@@ -86,10 +91,11 @@ class ResidentPool:
 
 
 class StreamedPool(ResidentPool):
-    """A pool whose tensors are read a stretch at a time into one small buffer a checkpoint, for merges that read everything once.
+    """A pool whose tensors are read a stretch at a time into one small buffer a checkpoint, for
+    merges that read everything once.
 
-    Half the cost of mapping the files, whose pages are faulted in one by one; and a file that is cut short while it is read
-    is an error and not a SIGBUS. Close it when done.
+    Half the cost of mapping the files, whose pages are faulted in one by one; and a file that is
+    cut short while it is read is an error and not a SIGBUS. Close it when done.
     """
 
     def __init__(self, pool: Pool):
@@ -98,7 +104,10 @@ class StreamedPool(ResidentPool):
         self._descriptors: dict[str, int] = {}
 
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
-        """These elements of the flat tensor; valid until the next call for the same checkpoint. Raises UnsafeInputError."""
+        """These elements of the flat tensor; valid until the next call for the same checkpoint.
+
+        Raises UnsafeInputError.
+        """
         info = self.pool.find(checkpoint).tensors[name]
         if isinstance(info, GatheredTensor):
             return super().elements(checkpoint, name, elements)
@@ -130,7 +139,10 @@ class StreamedPool(ResidentPool):
 
 
 def read_into(file: int, target: memoryview, position: int, info: TensorInfo) -> None:
-    """Fill `target` from a position of an open file. Raises UnsafeInputError when the file ends before."""
+    """Fill `target` from a position of an open file.
+
+    Raises UnsafeInputError when the file ends before.
+    """
     while target.nbytes:
         count = os.preadv(file, [target], position)
         if not count:

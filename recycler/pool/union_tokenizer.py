@@ -1,4 +1,6 @@
-"""One tokenizer that knows the tokens of several: the first one, to which the others' tokens are appended."""
+"""One tokenizer that knows the tokens of several: the first one, to which the others' tokens are
+appended.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ PLAIN = {
 
 
 def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
-    """The first file with every token of the others; ids of the first stay, new ones follow without gaps.
+    """The first file with every token of the others; ids of the first stay, new ones follow without
+    gaps.
 
-    Ordinary tokens come before those that some file has as added tokens, each by file and id. Ordinary ones go into the
-    model's vocabulary, so the first tokenizer's merges cut texts as before. Raises UnsafeInputError.
+    Ordinary tokens come before those that some file has as added tokens, each by file and id.
+    Ordinary ones go into the model's vocabulary, so the first tokenizer's merges cut texts as
+    before. Raises UnsafeInputError.
     """
     added = {
         token["content"]: token for file in reversed(files) for token in _added(file)

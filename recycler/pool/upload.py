@@ -1,7 +1,8 @@
 """Put a finished folder into a bucket so that it is a model there only when all of it is.
 
-A claim is written first (only one writer can), then the weights, then everything else, and the manifest last and only if
-there is none yet. No manifest, no model; recycler refuses to read a prefix that still holds a claim.
+A claim is written first (only one writer can), then the weights, then everything else, and the
+manifest last and only if there is none yet. No manifest, no model; recycler refuses to read a
+prefix that still holds a claim.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ PARALLEL = 4
 def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, str]:
     """Upload an exported folder to a prefix and return the SHA-256 (hex) of each file by name.
 
-    An upload that was interrupted goes on when the same folder is uploaded again: files that are there already, byte for
-    byte, are left. `verify` reads back every byte. Raises UsageError when the prefix holds another model or another
-    writer's claim, InfrastructureError when the bucket does not answer well.
+    An upload that was interrupted goes on when the same folder is uploaded again: files that are
+    there already, byte for byte, are left. `verify` reads back every byte. Raises UsageError when
+    the prefix holds another model or another writer's claim, InfrastructureError when the bucket
+    does not answer well.
     """
     url = trimmed(url)
     if not (folder / MANIFEST).is_file():

@@ -21,7 +21,10 @@ OTHER_FILES = (
     "vocab.txt",
 )  # compared by bytes, where tokenizer.json is absent
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-ONE_TOKENIZER = "Rows of the embeddings would mean different tokens; give all members one tokenizer, or leave it out"
+ONE_TOKENIZER = (
+    "Rows of the embeddings would mean different tokens; give all members one tokenizer, or leave "
+    "it out"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,7 +38,9 @@ class TokenizerFile:
 
     @classmethod
     def parse(cls, source: str, raw: bytes) -> Self:
-        """Raises UnsafeInputError for what is not a tokenizer, or has ids that are not whole numbers."""
+        """Raises UnsafeInputError for what is not a tokenizer, or has ids that are not whole
+        numbers.
+        """
         data = _parse(source, raw)
         tokens = _tokens(source, data)
         if wrong := [
@@ -69,13 +74,16 @@ def token_range_findings(checkpoint: Checkpoint, rows: int | None) -> Iterator[F
         yield refuse(
             "vocabulary",
             checkpoint,
-            f"its tokenizer has {len(beyond)} ids outside the {rows} rows of the embeddings, such as {beyond[0][1][:40]!r}: {beyond[0][0]}",
+            f"its tokenizer has {len(beyond)} ids outside the {rows} rows of the embeddings, "
+            f"such as {beyond[0][1][:40]!r}: {beyond[0][0]}",
             "Resize the embeddings, or use the tokenizer it was trained with",
         )
 
 
 def tokenizer_findings(pool: Pool) -> list[Finding]:
-    """Each checkpoint's tokenizer against the first one's that has any: vocabulary, added tokens, merges, the other parts."""
+    """Each checkpoint's tokenizer against the first one's that has any: vocabulary, added tokens,
+    merges, the other parts.
+    """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     files = {checkpoint.name: _raw(checkpoint, "tokenizer.json") for checkpoint in checkpoints}
     with_file = [checkpoint for checkpoint in checkpoints if files[checkpoint.name] is not None]
@@ -100,9 +108,11 @@ def tokenizer_findings(pool: Pool) -> list[Finding]:
 
 
 def check_vocabularies(pool: Pool) -> None:
-    """Raise UnsafeInputError when a row of the embeddings means one token here and another there; nothing else is compared.
+    """Raise UnsafeInputError when a row of the embeddings means one token here and another there;
+    nothing else is compared.
 
-    Tokens that only some checkpoints have count too: a merge would keep the template's tokenizer and lose them.
+    Tokens that only some checkpoints have count too: a merge would keep the template's tokenizer
+    and lose them.
     """
     checkpoints = (*([pool.base] if pool.base else []), *pool.members)
     first, *others = [
@@ -126,8 +136,12 @@ def check_vocabularies(pool: Pool) -> None:
                 problems.append(
                     Problem(
                         thing=f"checkpoint {checkpoint.name!r}",
-                        cause=f"gives {len(differing)} tokens other ids than {first[0].name!r}, such as {differing[0][:40]!r}: {ours.get(differing[0])} and {theirs.get(differing[0])}",
-                        remedy="Rows are merged by their place. In a recipe, tokenizer: union or base puts them in order; else give all one vocabulary (model.resize_token_embeddings in the same order)",
+                        cause=f"gives {len(differing)} tokens other ids than {first[0].name!r}, "
+                        f"such as {differing[0][:40]!r}: {ours.get(differing[0])} and "
+                        f"{theirs.get(differing[0])}",
+                        remedy="Rows are merged by their place. In a recipe, tokenizer: union or "
+                        "base puts them in order; else give all one vocabulary "
+                        "(model.resize_token_embeddings in the same order)",
                     )
                 )
     if problems:
@@ -165,7 +179,8 @@ def _compare(
     )
     if differing:
         said.append(
-            f"{len(differing)} tokens, such as {differing[0][:40]!r}: {our_tokens.get(differing[0])} and {their_tokens.get(differing[0])}"
+            f"{len(differing)} tokens, such as {differing[0][:40]!r}: "
+            f"{our_tokens.get(differing[0])} and {their_tokens.get(differing[0])}"
         )
     if _added(ours) != _added(theirs) and not differing:
         said.append("properties of added tokens")
@@ -236,7 +251,9 @@ def _parse(source: str, raw: bytes) -> dict[str, Any]:
 
 
 def _tokens(source: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Token -> id, added tokens included; Unigram vocabularies are lists, in which the place is the id."""
+    """Token -> id, added tokens included; Unigram vocabularies are lists, in which the place is the
+    id.
+    """
     vocabulary, added = data["model"].get("vocab", {}), data.get("added_tokens") or []
     try:
         pairs = (

@@ -1,7 +1,8 @@
 """pass@1 of programs that a model wrote, run in the sandbox only.
 
-An item's detail holds what surrounds the answer: `before` (HumanEval's prompt), `after` (the tests, and a call of them),
-and `fence`: "strip" when the answer ends at a closing ```, as instruct wordings have it. lm-eval 0.4.13 runs the same text.
+An item's detail holds what surrounds the answer: `before` (HumanEval's prompt), `after` (the tests,
+and a call of them), and `fence`: "strip" when the answer ends at a closing ```, as instruct
+wordings have it. lm-eval 0.4.13 runs the same text.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ def program_of(item: Item, text: str) -> Program:
 
 
 def may_differ_next_time(item: Item, outcome: Outcome) -> bool:
-    """Whether an outcome hangs on more than the answer: a program that did not pass may have run out of time on a loaded machine."""
+    """Whether an outcome hangs on more than the answer: a program that did not pass may have run
+    out of time on a loaded machine.
+    """
     return item.scorer in PROGRAMS and not all(value for _, value in outcome.values)
 
 
 def probe_sandbox(items: Iterable[Item]) -> None:
-    """Raise UnsafeInputError where programs would have to run and there is no sandbox for them: told before an engine is loaded."""
+    """Raise UnsafeInputError where programs would have to run and there is no sandbox for them:
+
+    told before an engine is loaded.
+    """
     if any(item.scorer in PROGRAMS for item in items):
         shared_sandbox()
 
@@ -37,7 +43,10 @@ def probe_sandbox(items: Iterable[Item]) -> None:
 def score_code(
     items: Sequence[Item], completions: Sequence[Completion]
 ) -> Callable[[], list[dict[str, float]]]:
-    """Start all programs; the function given back waits for them. Raises UnsafeInputError where there is no sandbox."""
+    """Start all programs; the function given back waits for them.
+
+    Raises UnsafeInputError where there is no sandbox.
+    """
     sandbox = shared_sandbox()
     futures = [
         sandbox.submit(program_of(item, completion.text))

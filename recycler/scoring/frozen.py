@@ -1,4 +1,7 @@
-"""Frozen suites on disk: build once, look at, compare. JSON lines: a header with the digest, then one item a line."""
+"""Frozen suites on disk: build once, look at, compare.
+
+JSON lines: a header with the digest, then one item a line.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ def write_frozen(suite: EvalSuite, path: Path) -> None:
 
 
 def read_frozen(path: Path) -> EvalSuite:
-    """The suite that `write_frozen` wrote. Raises NotFoundError, or UnsafeInputError when it is not what its digest says."""
+    """The suite that `write_frozen` wrote.
+
+    Raises NotFoundError, or UnsafeInputError when it is not what its digest says.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -66,12 +72,16 @@ def read_frozen(path: Path) -> EvalSuite:
 
 
 def frozen_suites(run_folder: Path) -> list[Path]:
-    """The files of the suites that a run asks, by name; none where the run's folder is not on this machine."""
+    """The files of the suites that a run asks, by name; none where the run's folder is not on this
+    machine.
+    """
     return sorted((run_folder / "suites").glob("*.jsonl"))
 
 
 def searched_test_tasks(run_folder: Path) -> dict[str, tuple[str, ...]] | None:
-    """For each suite of a run the tasks whose search items are a published test set, from the headers; None without a folder."""
+    """For each suite of a run the tasks whose search items are a published test set, from the
+    headers; None without a folder.
+    """
     found = {}
     for path in frozen_suites(run_folder):
         try:
@@ -97,10 +107,11 @@ def suite_build(
 
 
 def suite_show(suite: EvalSuite) -> dict[str, Any]:
-    """What a suite asks, ready for JSON: for each task and split items, clusters, tokens, metrics, and what it can tell apart.
+    """What a suite asks, ready for JSON: for each task and split items, clusters, tokens, metrics,
+    and what it can tell apart.
 
-    `smallest_visible_difference` is for two models that disagree on 15 % of the items, at 80 % power and level 5 %;
-    clusters count as one item. `tokens` are prompt plus expected answer.
+    `smallest_visible_difference` is for two models that disagree on 15 % of the items, at 80 %
+    power and level 5 %; clusters count as one item. `tokens` are prompt plus expected answer.
     """
     tasks: dict[str, Any] = {}
     for item in suite.items:
@@ -134,7 +145,9 @@ def suite_show(suite: EvalSuite) -> dict[str, Any]:
 
 
 def expected_tokens(item: Item) -> int:
-    """Tokens that an item costs: prompt plus continuations, or prompt plus an answer somewhat longer than the gold one."""
+    """Tokens that an item costs: prompt plus continuations, or prompt plus an answer somewhat
+    longer than the gold one.
+    """
     if item.kind == "loglikelihood":
         return sum(len(item.prompt_ids) + len(ids) for ids in item.continuations)
     return len(item.prompt_ids) + min(
@@ -143,7 +156,10 @@ def expected_tokens(item: Item) -> int:
 
 
 def suite_check(frozen: Path, name: str, model: Path, *, data_folders: Sequence[Path] = ()) -> None:
-    """Build the suite again and compare with the frozen file. Raises UsageError with the differences."""
+    """Build the suite again and compare with the frozen file.
+
+    Raises UsageError with the differences.
+    """
     old = read_frozen(frozen)
     refuse_change(
         old,
@@ -172,7 +188,9 @@ def refuse_change(old: EvalSuite, new: EvalSuite) -> None:
 
 
 def suite_difference(old: EvalSuite, new: EvalSuite, *, most: int = 10) -> list[str]:
-    """Sentences: items gone, new, moved to the other split, or with other fields; empty when the digests agree."""
+    """Sentences: items gone, new, moved to the other split, or with other fields; empty when the
+    digests agree.
+    """
     if old.digest == new.digest:
         return []
     before, after = {item.id: item for item in old.items}, {item.id: item for item in new.items}

@@ -1,7 +1,8 @@
 """Results in the files that lm-eval 0.4.13 writes, and old lm-eval runs read back as baselines.
 
-`results_DATE.json` holds a mean and a standard error for each task, metric and filter; `samples_TASK_DATE.jsonl` one line for each
-item and filter, with `prompt_hash`, the SHA-256 of the prompt, by which its items are found among ours.
+`results_DATE.json` holds a mean and a standard error for each task, metric and filter;
+`samples_TASK_DATE.jsonl` one line for each item and filter, with `prompt_hash`, the SHA-256 of the
+prompt, by which its items are found among ours.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _LOWER_IS_BETTER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmEvalRun:
-    """An old run: its model, date and scores; `Score.objective` is TASK/METRIC or TASK/METRIC,FILTER in lm-eval's names."""
+    """An old run: its model, date and scores; `Score.objective` is TASK/METRIC or
+    TASK/METRIC,FILTER in lm-eval's names.
+    """
 
     model: str
     date: str
@@ -48,9 +51,11 @@ def lm_eval_task_name(item: Item) -> str:
 def write_lm_eval(
     folder: Path, items: Sequence[Item], outcomes: Iterable[Outcome], *, model: str, date: str = ""
 ) -> Path:
-    """Write results_DATE.json and one samples file a task into `folder`; the path of the results file.
+    """Write results_DATE.json and one samples file a task into `folder`; the path of the results
+    file.
 
-    items and outcomes: one each, of one split. `date` is ISO 8601, now by default; colons become dashes in file names.
+    items and outcomes: one each, of one split. `date` is ISO 8601, now by default; colons become
+    dashes in file names.
     """
     outcomes = {outcome.item: outcome for outcome in outcomes}
     date = (date or datetime.now().isoformat()).replace(":", "-")
@@ -102,9 +107,12 @@ def write_lm_eval(
 
 
 def read_lm_eval_scores(path: Path) -> LmEvalRun:
-    """Scores of a results_*.json (or of the newest one in a folder). Raises NotFoundError or UnsafeInputError.
+    """Scores of a results_*.json (or of the newest one in a folder).
 
-    What is no finite number is no score and is left out. A standard error that the run did not estimate ("N/A") becomes that of a share, sqrt(v (1 - v) / n), or 0.5 outside [0, 1].
+    Raises NotFoundError or UnsafeInputError.
+
+    What is no finite number is no score and is left out. A standard error that the run did not
+    estimate ("N/A") becomes that of a share, sqrt(v (1 - v) / n), or 0.5 outside [0, 1].
     """
     path = _newest(path)
     try:
@@ -126,10 +134,11 @@ def read_lm_eval_scores(path: Path) -> LmEvalRun:
 
 
 def read_lm_eval_outcomes(path: Path, items: Sequence[Item]) -> tuple[Outcome, ...]:
-    """Outcomes of a samples_*.jsonl for those of our items that were asked word for word, in our order; others are left out.
+    """Outcomes of a samples_*.jsonl for those of our items that were asked word for word, in our
+    order; others are left out.
 
-    Where several have one prompt, the item's id or its right answer tells which is which. With them an old run is compared
-    item by item. Raises NotFoundError or UnsafeInputError.
+    Where several have one prompt, the item's id or its right answer tells which is which. With them
+    an old run is compared item by item. Raises NotFoundError or UnsafeInputError.
     """
     if not path.is_file():
         raise NotFoundError(
@@ -183,7 +192,9 @@ class _Sample:
 
 
 def _sample_of(item: Item, samples: Mapping[Any, _Sample], *, alone: bool) -> _Sample | None:
-    """The sample of an item among those with its prompt: by id, as the only one, or by the right answer; None where none or several could be."""
+    """The sample of an item among those with its prompt: by id, as the only one, or by the right
+    answer; None where none or several could be.
+    """
     if item.id in samples:
         return samples[item.id]
     if alone and len(samples) == 1:
@@ -304,7 +315,9 @@ def _text(sample: Mapping[str, Any]) -> str:
 
 
 def _json(data: Any, **options: Any) -> str:
-    """Text as it is; escaped where half a character stands in it (a lone surrogate), which no file in UTF-8 takes."""
+    """Text as it is; escaped where half a character stands in it (a lone surrogate), which no file
+    in UTF-8 takes.
+    """
     text = json.dumps(data, ensure_ascii=False, **options)
     try:
         text.encode()

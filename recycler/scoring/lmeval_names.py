@@ -1,4 +1,6 @@
-"""Which YAML of the installed lm-eval defines a task: a quick search by its key, then lm-eval's own index."""
+"""Which YAML of the installed lm-eval defines a task: a quick search by its key, then lm-eval's own
+index.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from recycler.errors import NotFoundError, Problem, UsageError
 
 @lru_cache(maxsize=1024)
 def definition(name: str, where: str = "") -> Path:
-    """The file of a task. Raises NotFoundError, or UsageError for a group of tasks, a tag, or a task that is a program."""
+    """The file of a task.
+
+    Raises NotFoundError, or UsageError for a group of tasks, a tag, or a task that is a program.
+    """
     found = importlib.util.find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
         raise UsageError(

@@ -1,7 +1,10 @@
-"""A suite from the bare name of a task: `lm_eval:arc_easy`, as lm-eval has it, with rows from a local mirror or the hub.
+"""A suite from the bare name of a task:
 
-Search is on validation or training rows, the holdout on test rows (validation rows where a task has no test). A task with one
-split only is cut in two: its first half is searched, which counts as a published test set and has to be allowed.
+`lm_eval:arc_easy`, as lm-eval has it, with rows from a local mirror or the hub.
+
+Search is on validation or training rows, the holdout on test rows (validation rows where a task has
+no test). A task with one split only is cut in two: its first half is searched, which counts as a
+published test set and has to be allowed.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ MOST_ROWS, MOST_SEARCH = (
 def suite_path(
     name: str, *, beside: Path, data_folders: Sequence[Path] = (), where: str = ""
 ) -> Path:
-    """The suite file that a job names: one of ours, a path, or lm_eval:TASK, for which one is written. Raises NotFoundError, UsageError."""
+    """The suite file that a job names: one of ours, a path, or lm_eval:TASK, for which one is
+    written. Raises NotFoundError, UsageError.
+    """
     if not name.startswith(PREFIX):
         return shipped_file("eval_suites", name, beside=beside, where=where)
     task = name.removeprefix(PREFIX)
@@ -41,7 +46,10 @@ def suite_path(
 
 
 def bare_suite(task: str, folders: Sequence[Path], *, where: str = "") -> dict[str, Any]:
-    """What a person would write for a task of lm-eval. Raises UsageError for a task whose data cannot be named."""
+    """What a person would write for a task of lm-eval.
+
+    Raises UsageError for a task whose data cannot be named.
+    """
     config = data_settings(task, where)
     test = config.get("test_split") or config.get("validation_split")
     if (
@@ -107,7 +115,9 @@ def bare_suite(task: str, folders: Sequence[Path], *, where: str = "") -> dict[s
 
 
 def _source(task: str, config: Mapping[str, Any], split: str, folders: Sequence[Path]) -> str:
-    """A file below one of the folders, TASK/SPLIT.jsonl or DATASET[/CONFIG]/SPLIT.jsonl, else the split on the hub."""
+    """A file below one of the folders, TASK/SPLIT.jsonl or DATASET[/CONFIG]/SPLIT.jsonl, else the
+    split on the hub.
+    """
     path, name = config["dataset_path"], config.get("dataset_name")
     tail = path.rpartition("/")[2]
     for folder in (task, *([f"{tail}/{name}"] if name else []), tail):

@@ -1,9 +1,12 @@
-"""Tasks of lm-eval by name, on local rows: its wording, few-shot draws, filters, metrics. Only this file and lmeval_names import lm_eval.
+"""Tasks of lm-eval by name, on local rows: its wording, few-shot draws, filters, metrics.
 
-Prompts are those that `lm_eval` 0.4.13 asks with its default seeds: examples are drawn document after document in the order of
-the data file (few-shot seed 1234), so a frozen item has one prompt, whichever trial or subset of items it is asked in. Where
-examples come from the very file that is asked, no asked row is one: with another `rows:` or `limit:` others are drawn, and
-that is another suite.
+Only this file and lmeval_names import lm_eval.
+
+Prompts are those that `lm_eval` 0.4.13 asks with its default seeds: examples are drawn document
+after document in the order of the data file (few-shot seed 1234), so a frozen item has one prompt,
+whichever trial or subset of items it is asked in. Where examples come from the very file that is
+asked, no asked row is one: with another `rows:` or `limit:` others are drawn, and that is another
+suite.
 """
 
 from __future__ import annotations
@@ -46,7 +49,10 @@ _PLAIN_MATCH = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """An item before its token ids: what is asked, what is right, how it is scored. `choices` are continuations with their delimiter."""
+    """An item before its token ids: what is asked, what is right, how it is scored.
+
+    `choices` are continuations with their delimiter.
+    """
 
     prompt: str
     gold: str
@@ -58,7 +64,9 @@ class Question:
 
 
 def lm_eval_metrics(name: str) -> tuple[str, ...]:
-    """Names of the metrics of a task: 'exact_match,strict-match' with the filter's name, or the bare metric without one."""
+    """Names of the metrics of a task: 'exact_match,strict-match' with the filter's name, or the
+    bare metric without one.
+    """
     config = _config(name, resolve=False)
     metrics = [
         function_name(entry["metric"])
@@ -71,12 +79,16 @@ def lm_eval_metrics(name: str) -> tuple[str, ...]:
 
 
 def data_settings(name: str, where: str = "") -> Mapping[str, Any]:
-    """A task's definition as far as it says which data it asks: dataset_path, its splits, num_fewshot, fewshot_config."""
+    """A task's definition as far as it says which data it asks: dataset_path, its splits,
+    num_fewshot, fewshot_config.
+    """
     return _config(name, resolve=False, where=where)
 
 
 class LmEvalTask:
-    """One task over `docs` (all rows of the data file up to the last one asked) and a pool of few-shot examples."""
+    """One task over `docs` (all rows of the data file up to the last one asked) and a pool of
+    few-shot examples.
+    """
 
     def __init__(
         self,
@@ -112,7 +124,9 @@ class LmEvalTask:
         system: str = "",
         max_new_tokens: int | None = None,
     ) -> Iterator[Question]:
-        """The questions at these rows, in order; rows between are drawn for too, so that prompts do not depend on the choice."""
+        """The questions at these rows, in order; rows between are drawn for too, so that prompts do
+        not depend on the choice.
+        """
         task, wanted = self._task, set(indices)
         task.set_fewshot_seed(FEWSHOT_SEED)
         template = _chat_template(chat) if chat else None
@@ -221,7 +235,8 @@ class LmEvalTask:
 def process_text(
     name: str, doc: Mapping[str, Any], text: str, *, lists: bool = False
 ) -> dict[str, Any]:
-    """Values of one answer by lm-eval's own filters and process_results; lists of yes and no become their mean unless `lists`.
+    """Values of one answer by lm-eval's own filters and process_results; lists of yes and no become
+    their mean unless `lists`.
 
     Raises UsageError where its checks need data of nltk that are not here.
     """
@@ -262,7 +277,8 @@ def _results(task: Any, name: str, doc: Mapping[str, Any], answer: Any) -> dict[
         raise UsageError(
             Problem(
                 thing=f"lm-eval task {name!r}",
-                cause=f"is checked with nltk's {missing[1] if missing else 'data'}, which is not on this machine",
+                cause=f"is checked with nltk's {missing[1] if missing else 'data'}, which is not "
+                "on this machine",
                 remedy="Set NLTK_DATA to a folder that holds it, see docs/suites.md",
             )
         ) from None
@@ -270,7 +286,9 @@ def _results(task: Any, name: str, doc: Mapping[str, Any], answer: Any) -> dict[
 
 @contextmanager
 def _one_verdict() -> Iterator[None]:
-    """IFEval's checks draw lots, langdetect's and where a letter to count is none (#); unseeded, an answer is right one time and wrong the next."""
+    """IFEval's checks draw lots, langdetect's and where a letter to count is none (#); unseeded, an
+    answer is right one time and wrong the next.
+    """
     if "langdetect" in sys.modules:
         sys.modules["langdetect"].DetectorFactory.seed = 0
     state = random.getstate()
@@ -323,9 +341,11 @@ def _open_task(
 
 
 def _compiled_templates(config: Mapping[str, Any]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-    """Wording as functions, each template compiled once: lm-eval compiles it for every document and example, most of its time.
+    """Wording as functions, each template compiled once: lm-eval compiles it for every document and
+    example, most of its time.
 
-    Same result as lm_eval/api/task.py `doc_to_text` and `doc_to_target`; tasks with choices read more into the text and are left alone.
+    Same result as lm_eval/api/task.py `doc_to_text` and `doc_to_target`; tasks with choices read
+    more into the text and are left alone.
     """
     from lm_eval.utils import env
 
@@ -371,7 +391,10 @@ def _chat_template(chat: Callable[..., str]) -> Callable[..., str]:
 
 @lru_cache(maxsize=256)
 def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
-    """A task's YAML with its includes; `resolve` imports the functions it names. Raises UnsafeInputError for a task that runs what a model wrote."""
+    """A task's YAML with its includes; `resolve` imports the functions it names.
+
+    Raises UnsafeInputError for a task that runs what a model wrote.
+    """
     path = definition(name, where)
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -386,7 +409,9 @@ def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
                 Problem(
                     thing=f"lm-eval task {name!r}",
                     cause=f"{reason}: a program that a model wrote would run outside the sandbox",
-                    remedy="For HumanEval and MBPP use the suites humaneval.yaml and mbpp.yaml (scorer: humaneval, mbpp), which run programs in the sandbox; others cannot be scored",
+                    remedy="For HumanEval and MBPP use the suites humaneval.yaml and mbpp.yaml "
+                    "(scorer: humaneval, mbpp), which run programs in the sandbox; others "
+                    "cannot be scored",
                     where=where,
                 )
             )
@@ -395,7 +420,8 @@ def _config(name: str, *, resolve: bool, where: str = "") -> dict[str, Any]:
         raise UsageError(
             Problem(
                 thing=f"lm-eval task {name!r}",
-                cause=f"needs something that is not installed ({str(error).strip().splitlines()[0][:200]})",
+                cause="needs something that is not installed "
+                f"({str(error).strip().splitlines()[0][:200]})",
                 remedy=f"pip install 'lm-eval[{path.parent.name}]' and its data, or leave it out",
                 where=where,
             )
@@ -413,7 +439,9 @@ def _metric_name(metric: str, filter_name: str) -> str:
 
 
 def _plain_match(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Filters and settings when exact_match is all there is, so that our own scorer can stand for lm-eval's; else None."""
+    """Filters and settings when exact_match is all there is, so that our own scorer can stand for
+    lm-eval's; else None.
+    """
     metrics = config.get("metric_list") or []
     if (
         len(metrics) != 1

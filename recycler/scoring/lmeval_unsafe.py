@@ -1,8 +1,11 @@
-"""Which tasks of lm-eval would run what a model wrote, in this very process. They are refused before anything of theirs is imported.
+"""Which tasks of lm-eval would run what a model wrote, in this very process.
 
-Read from the definition: `unsafe_code`, lm-eval's own mark, and the source of every function that it names, with the modules
-beside it that those import. A module that loads `code_eval`, or calls exec, eval, a shell, a process or sympy's parsers (which call
-eval), counts as running code, whether or not an answer would get there: a task too many is refused rather than one too few.
+They are refused before anything of theirs is imported.
+
+Read from the definition: `unsafe_code`, lm-eval's own mark, and the source of every function that
+it names, with the modules beside it that those import. A module that loads `code_eval`, or calls
+exec, eval, a shell, a process or sympy's parsers (which call eval), counts as running code, whether
+or not an answer would get there: a task too many is refused rather than one too few.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ALLOW = "HF_ALLOW_CODE_EVAL"  # evaluate's own permission to run programs; never given, and taken away where it stands
+# evaluate's own permission to run programs; never given, and taken away where it stands
+ALLOW = "HF_ALLOW_CODE_EVAL"
 _CALLS = {
     "exec",
     "eval",
@@ -35,7 +39,9 @@ _WORDS = ("code_eval", ALLOW)
 
 
 def runs_code(config: Mapping[str, Any], root: Path) -> str:
-    """Why a task, loaded without its functions imported, may run a model's program; '' where it does not. `root` is lm-eval's tasks folder."""
+    """Why a task, loaded without its functions imported, may run a model's program; '' where it
+    does not. `root` is lm-eval's tasks folder.
+    """
     if config.get("unsafe_code"):
         return "is marked unsafe_code by lm-eval"
     for entry in config.get("metric_list") or []:
@@ -50,7 +56,9 @@ def runs_code(config: Mapping[str, Any], root: Path) -> str:
 
 
 def function_name(metric: str) -> str:
-    """The name of a metric that a definition gives as a function ('/folder/utils.pass_at_k' when loaded unresolved); others as they are."""
+    """The name of a metric that a definition gives as a function ('/folder/utils.pass_at_k' when
+    loaded unresolved); others as they are.
+    """
     return metric.rpartition(".")[2] if metric.startswith("/") else metric
 
 
@@ -68,7 +76,9 @@ def _functions(value: Any) -> Iterator[str]:
 
 
 def _module(stem: Path, root: Path, seen: set[Path]) -> str:
-    """What of the module `stem`.py, or of those of `root` that it imports, may run code; '' for nothing."""
+    """What of the module `stem`.py, or of those of `root` that it imports, may run code; '' for
+    nothing.
+    """
     path = stem.parent / f"{stem.name.replace('.', '/')}.py"
     if not path.is_file() or path in seen:
         return ""
@@ -89,7 +99,9 @@ def _module(stem: Path, root: Path, seen: set[Path]) -> str:
 
 
 def _called(function: ast.expr) -> str:
-    """The bare name of what is called; `re.compile` and pandas' `frame.eval` keep their owner's benefit of the doubt for exec and eval only."""
+    """The bare name of what is called; `re.compile` and pandas' `frame.eval` keep their owner's
+    benefit of the doubt for exec and eval only.
+    """
     if isinstance(function, ast.Name):
         return function.id
     if isinstance(function, ast.Attribute):

@@ -1,8 +1,9 @@
 """Answers kept across runs: the same weights, engine and question are not asked twice.
 
-Keyed by the digest of the merged weights themselves, so it does not matter which recipe or pool they came from; by the engine's
-fingerprint, so another version, dtype or batch size asks anew; and by `surroundings`, all else that answers and verdicts depend on:
-the model's configs and tokenizer, lm-eval's version, the sandbox's Python and rules. One small file for each such key, replaced as a
+Keyed by the digest of the merged weights themselves, so it does not matter which recipe or pool
+they came from; by the engine's fingerprint, so another version, dtype or batch size asks anew; and
+by `surroundings`, all else that answers and verdicts depend on: the model's configs and tokenizer,
+lm-eval's version, the sandbox's Python and rules. One small file for each such key, replaced as a
 whole; a folder on a disk that all workers share serves a cluster.
 """
 
@@ -43,10 +44,12 @@ _TOKENIZER = (
 
 
 def surroundings(pool: Pool) -> str:
-    """A digest of what an answer and its verdict depend on beside weights, engine and question, for a pool on this machine's disk.
+    """A digest of what an answer and its verdict depend on beside weights, engine and question, for
+    a pool on this machine's disk.
 
-    That is the template's config.json and generation_config.json (rope_theta, end-of-text tokens), its tokenizer's files, which
-    turn ids into text again, the version of lm-eval, whose checkers some answers go through, and the Python and rules that programs are judged by.
+    That is the template's config.json and generation_config.json (rope_theta, end-of-text tokens),
+    its tokenizer's files, which turn ids into text again, the version of lm-eval, whose checkers
+    some answers go through, and the Python and rules that programs are judged by.
     """
     folder = Path(pool.template.location)
     configs = [
@@ -75,7 +78,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class ResultCache:
-    """A folder of outcomes under given `surroundings`. A file that cannot be read counts as not there."""
+    """A folder of outcomes under given `surroundings`.
+
+    A file that cannot be read counts as not there.
+    """
 
     def __init__(self, folder: Path, surroundings: str):
         self._folder, self._surroundings = folder, surroundings

@@ -59,7 +59,10 @@ def has_data(name: str, folders: Sequence[Path]) -> bool:
 def load_rows(
     name: str, folders: Sequence[Path], where: str, columns: Sequence[str] = ()
 ) -> list[Row]:
-    """Rows of a data file, or of hub:DATASET:CONFIG:SPLIT. Raises NotFoundError, UnsafeInputError, or InfrastructureError for a hub that cannot be reached."""
+    """Rows of a data file, or of hub:DATASET:CONFIG:SPLIT.
+
+    Raises NotFoundError, UnsafeInputError, or InfrastructureError for a hub that cannot be reached.
+    """
     return (
         _hub_rows(name, where)
         if name.startswith(HUB)
@@ -79,7 +82,8 @@ def _hub_rows(name: str, where: str) -> list[Row]:
             Problem(
                 thing=f"data set {path}",
                 cause=f"cannot be had from the hub ({str(error).strip().splitlines()[0][:200]})",
-                remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below --data DIR",
+                remedy=f"Go online, or put it into {path.rpartition('/')[2]}/{split}.jsonl below "
+                "--data DIR",
                 where=where,
             )
         ) from None
@@ -102,7 +106,8 @@ def _hub_parts(name: str, where: str) -> list[str]:
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     """Rows of a JSONL, JSON (a list, or {"examples": [...]}), TSV or Parquet file; .gz is opened.
 
-    Raises UnsafeInputError that names the line or row, UsageError for another kind of file and for one without rows.
+    Raises UnsafeInputError that names the line or row, UsageError for another kind of file and for
+    one without rows.
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in ("jsonl", "json", "tsv", "parquet"):
@@ -146,7 +151,8 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
 def _parquet(content: bytes) -> list[Row]:
     """Numbers stay whole, lists stay lists and nulls are None: not so through a data frame.
 
-    A column of whole numbers with gaps, which a data frame had to write as 1.0, is one of whole numbers again.
+    A column of whole numbers with gaps, which a data frame had to write as 1.0, is one of whole
+    numbers again.
     """
     from pyarrow import BufferReader, parquet
 
@@ -184,7 +190,9 @@ def _json(text: str) -> list[Row]:
 
 
 def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
-    """Fields between tabs, taken as they are (no quotes); every line has as many as there are columns."""
+    """Fields between tabs, taken as they are (no quotes); every line has as many as there are
+    columns.
+    """
     lines = [
         (number, line.removesuffix("\r").split("\t"))
         for number, line in enumerate(text.split("\n"), start=1)
@@ -196,7 +204,8 @@ def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
         and any(field.strip().lower() == name.lower() for field, name in zip(lines[0][1], columns))
     ):
         raise ValueError(
-            f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: out"
+            f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: "
+            "out"
         )
     names = list(columns) or (lines.pop(0)[1] if lines else [])
     if len(set(names)) != len(names):
@@ -212,7 +221,9 @@ def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
 
 
 def _refuse_surrogates(rows: Sequence[Row], content: bytes) -> None:
-    """Raise ValueError for half a character (an escape such as \\ud800 alone), which no tokenizer takes."""
+    """Raise ValueError for half a character (an escape such as \\ud800 alone), which no tokenizer
+    takes.
+    """
     if b"\\ud" not in content and b"\\uD" not in content:
         return
     for number, row in enumerate(rows):
@@ -237,9 +248,11 @@ def select_rows(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
 
 
 def fill(template: str, row: Row, where: str) -> str:
-    """The template with {name}, {name[0]}, {name|strip} and {name|number} taken from the row; {{ and }} are braces.
+    """The template with {name}, {name[0]}, {name|strip} and {name|number} taken from the row; {{
+    and }} are braces.
 
-    Raises UsageError for a field that the row does not have, and for one without a value (null, NaN).
+    Raises UsageError for a field that the row does not have, and for one without a value (null,
+    NaN).
     """
 
     def value(match: re.Match) -> str:

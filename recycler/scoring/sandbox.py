@@ -1,22 +1,28 @@
-"""Run programs that a model wrote where they can touch nothing: bubblewrap, no network, no files, hard limits.
+"""Run programs that a model wrote where they can touch nothing: bubblewrap, no network, no files,
+hard limits.
 
-What a program gets: an own user, process, mount, network, IPC and host-name namespace, no capabilities, no way to make
-further user namespaces; /usr read-only, an empty /tmp and /dev/shm of 16 MB each, no /proc, no /etc, no environment; limits on CPU time,
-file size, open files and processes; a wall-clock limit, after which all of it is killed. Root drops to uid 65534 first, since
+What a program gets: an own user, process, mount, network, IPC and host-name namespace, no
+capabilities, no way to make further user namespaces; /usr read-only, an empty /tmp and /dev/shm of
+16 MB each, no /proc, no /etc, no environment; limits on CPU time, file size, open files and
+processes; a wall-clock limit, after which all of it is killed. Root drops to uid 65534 first, since
 RLIMIT_NPROC does not bind real root.
 
-Memory: `memory_bytes` is the address space of one process, and what all of a box's processes hold together: this process looks
-every 20 ms and kills the box beyond it (sandbox_fence.py), so a box may be above it for a moment, by what its CPUs write in 20 ms.
-System V segments and memfds are refused. What remains without control groups, which an ordinary user may not make: kernel memory
+Memory: `memory_bytes` is the address space of one process, and what all of a box's processes hold
+together: this process looks every 20 ms and kills the box beyond it (sandbox_fence.py), so a box
+may be above it for a moment, by what its CPUs write in 20 ms. System V segments and memfds are
+refused. What remains without control groups, which an ordinary user may not make: kernel memory
 behind pipes, sockets and empty files, bounded only by the limits on open files, processes and time.
 
-A verdict takes two such boxes, with a pipe between them (sandbox_child.py). One runs the program and answers calls; the other runs the
-tests, on stand-ins for what the program defines, and sees values alone. So a program can exit, print, walk frames, return
-objects that equal everything or speak to the pipe itself: it passes by answering right, and by nothing else. The verdict is a nonce of
-32 random bytes that only the tests' box was given, accepted as the exact output after its sign of life.
+A verdict takes two such boxes, with a pipe between them (sandbox_child.py). One runs the program
+and answers calls; the other runs the tests, on stand-ins for what the program defines, and sees
+values alone. So a program can exit, print, walk frames, return objects that equal everything or
+speak to the pipe itself: it passes by answering right, and by nothing else. The verdict is a nonce
+of 32 random bytes that only the tests' box was given, accepted as the exact output after its sign
+of life.
 
-There is no fallback: where bubblewrap does not work, `Sandbox()` raises UnsafeInputError (exit code 4). Where it worked and no longer does
-(no namespaces or memory left), `run` raises InfrastructureError after three tries: that is no verdict on the program.
+There is no fallback: where bubblewrap does not work, `Sandbox()` raises UnsafeInputError (exit code
+4). Where it worked and no longer does (no namespaces or memory left), `run` raises
+InfrastructureError after three tries: that is no verdict on the program.
 """
 
 from __future__ import annotations
@@ -48,7 +54,9 @@ NOBODY = 65534
 NONCE_BYTES = 32
 STARTED = b"\x01"  # what the tests' box says when both stand; without it there was no box
 LOOK_SECONDS = 0.02  # how often a box's memory is added up
-RULES = 2  # to be raised when the same program may get another verdict: 1 ran tests in the program's interpreter
+# to be raised when the same program may get another verdict: 1 ran tests in the program's
+# interpreter
+RULES = 2
 PAUSES = (0.1, 1.0)  # seconds before a box that did not start is tried again
 _TMPFS = ("--size", str(16 * 1024**2), "--tmpfs")
 _CHILD = [Path(__file__).with_name(f"sandbox_{part}.py") for part in ("values", "child")]
@@ -65,7 +73,12 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What each of the two boxes may use: `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps what is read of the verdict pipe. Of what a program prints its tests alone hear, should they listen."""
+    """What each of the two boxes may use:
+
+    `memory_bytes` in all, `cpu_seconds` and `file_bytes` a process or file. `output_bytes` caps
+    what is read of the verdict pipe. Of what a program prints its tests alone hear, should they
+    listen.
+    """
 
     wall_seconds: float = 15.0
     cpu_seconds: int = 10
@@ -78,7 +91,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How a program ended. Only `passed` is a pass; `seconds` is wall clock, 0 when it came from the cache."""
+    """How a program ended.
+
+    Only `passed` is a pass; `seconds` is wall clock, 0 when it came from the cache.
+    """
 
     outcome: Literal["passed", "failed", "timeout"]
     seconds: float = 0.0
@@ -91,8 +107,9 @@ class Verdict:
 class Sandbox:
     """A pool of `workers` threads, each judging one program at a time in boxes of its own.
 
-    Probed when made. Verdicts are remembered by SHA-256 of the program, time-outs excepted: a loaded machine is not the
-    program's fault. Raises UnsafeInputError when bubblewrap is missing, may not make namespaces, or lets a probe out.
+    Probed when made. Verdicts are remembered by SHA-256 of the program, time-outs excepted: a
+    loaded machine is not the program's fault. Raises UnsafeInputError when bubblewrap is missing,
+    may not make namespaces, or lets a probe out.
     """
 
     def __init__(self, *, workers: int | None = None, limits: Limits = Limits()):
@@ -114,7 +131,9 @@ class Sandbox:
         return [future.result() for future in [self.submit(program) for program in programs]]
 
     def run(self, program: Program) -> Verdict:
-        """Run one Python program and its tests; it passes when it ends, and they do, without an exception."""
+        """Run one Python program and its tests; it passes when it ends, and they do, without an
+        exception.
+        """
         key = hashlib.sha256(json.dumps(program).encode()).hexdigest()
         with self._lock:
             if key in self._cache:
@@ -130,10 +149,14 @@ class Sandbox:
         self._pool.shutdown(cancel_futures=True)
 
     def _probe(self) -> None:
-        """A right program passes, a wrong one fails, and one that looks for the outside world finds nothing."""
+        """A right program passes, a wrong one fails, and one that looks for the outside world finds
+        nothing.
+        """
         inside = (
-            "import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') and not os.path.exists('/home')\n"
-            "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    pass\nelse:\n    raise SystemExit('network')\n"
+            "import os, socket\nassert os.getuid() != 0 and not os.path.exists('/etc/passwd') "
+            "and not os.path.exists('/home')\n"
+            "try:\n    socket.create_connection(('1.1.1.1', 53), 0.2)\nexcept OSError:\n    "
+            "pass\nelse:\n    raise SystemExit('network')\n"
         )
         for text, tests, expected in (
             ("two = 1 + 1", "assert two == 2", True),
@@ -145,12 +168,16 @@ class Sandbox:
                 self.close()
                 raise _refusal(
                     f"bubblewrap does not hold or does not start here ({_why(self._command)})",
-                    "Allow user namespaces (in Docker: --security-opt seccomp=unconfined; on Ubuntu: an AppArmor profile for bwrap), or leave code suites out",
+                    "Allow user namespaces (in Docker: --security-opt seccomp=unconfined; on "
+                    "Ubuntu: an AppArmor profile for bwrap), or leave code suites out",
                 )
 
 
 def _command() -> list[str]:
-    """The bwrap command line up to the interpreter's arguments. Raises UnsafeInputError when bwrap or an interpreter is missing."""
+    """The bwrap command line up to the interpreter's arguments.
+
+    Raises UnsafeInputError when bwrap or an interpreter is missing.
+    """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise _refusal(
@@ -206,7 +233,9 @@ def _command() -> list[str]:
 
 
 def _interpreter() -> str:
-    """A Python that uid 65534 may read: our own where it lies in the open, else the system's in /usr."""
+    """A Python that uid 65534 may read: our own where it lies in the open, else the system's in
+    /usr.
+    """
     choices = [
         os.path.realpath(getattr(sys, "_base_executable", sys.executable)),
         *(os.path.realpath(f"{folder}/python3") for folder in ("/usr/local/bin", "/usr/bin")),
@@ -228,14 +257,18 @@ def _interpreter() -> str:
 
 
 def _is_prefix(folder: Path) -> bool:
-    """Whether a folder, which the box is given to read, is a Python's own: not a home or / that has an interpreter in its bin."""
+    """Whether a folder, which the box is given to read, is a Python's own: not a home or / that has
+    an interpreter in its bin.
+    """
     return (
         folder == Path("/usr") or len(folder.parts) > 2 and any(folder.glob("lib*/python3*/os.py"))
     )
 
 
 def judge() -> str:
-    """What verdicts hang on beside a program: the Python in the box and the rules; '' where there is no Python. 'Python 3.11.2, rules 2'."""
+    """What verdicts hang on beside a program: the Python in the box and the rules; '' where there
+    is no Python. 'Python 3.11.2, rules 2'.
+    """
     try:
         said = subprocess.run(
             [_interpreter(), "-V"], capture_output=True, text=True, check=False, env={}, timeout=60
@@ -248,8 +281,9 @@ def judge() -> str:
 def _spawn(command: Sequence[str], keep: Sequence[int] = (), **pipes: int) -> subprocess.Popen:
     """Start a box as an ordinary user; it has the descriptors `keep` besides its pipes.
 
-    Root leaves the change of user to setpriv where there is one: asked to do it itself, Python copies the page tables of this
-    whole process (fork for vfork), 2 ms for each 4 GB that an engine holds, for every program.
+    Root leaves the change of user to setpriv where there is one: asked to do it itself, Python
+    copies the page tables of this whole process (fork for vfork), 2 ms for each 4 GB that an engine
+    holds, for every program.
     """
     drop: dict[str, Any] = {"pass_fds": tuple(keep)}
     rules = seccomp_filter() if "--unshare-all" in command else b""
@@ -280,7 +314,10 @@ def _spawn(command: Sequence[str], keep: Sequence[int] = (), **pipes: int) -> su
 
 
 def _run_patiently(command: Sequence[str], program: Program, limits: Limits) -> Verdict:
-    """The verdict on a program. Raises InfrastructureError when its boxes do not start, three times in a row."""
+    """The verdict on a program.
+
+    Raises InfrastructureError when its boxes do not start, three times in a row.
+    """
     for pause in (*PAUSES, None):
         verdict = _run(command, program, limits)
         if verdict is not None:
@@ -291,13 +328,16 @@ def _run_patiently(command: Sequence[str], program: Program, limits: Limits) -> 
         Problem(
             thing=SANDBOX,
             cause=f"bubblewrap started before and does not any more ({_why(command)})",
-            remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run out, and start again",
+            remedy="See whether processes, namespaces (user.max_user_namespaces) or memory have run "
+            "out, and start again",
         )
     )
 
 
 def _run(command: Sequence[str], program: Program, limits: Limits) -> Verdict | None:
-    """The verdict on a program; None when a box did not start, or was ended by neither the program nor us."""
+    """The verdict on a program; None when a box did not start, or was ended by neither the program
+    nor us.
+    """
     nonce = secrets.token_bytes(NONCE_BYTES)
     started, boxes = time.monotonic(), []
     try:
@@ -335,7 +375,9 @@ def _run(command: Sequence[str], program: Program, limits: Limits) -> Verdict | 
 
 
 def _start(command: Sequence[str], boxes: list[subprocess.Popen]) -> list[int]:
-    """Start the box of the tests and that of the program, into `boxes`; the descriptors by which the tests' box reads and writes to the other."""
+    """Start the box of the tests and that of the program, into `boxes`; the descriptors by which
+    the tests' box reads and writes to the other.
+    """
     asked, asking = os.pipe()
     answering, answers = os.pipe()[::-1]
     try:
@@ -360,7 +402,9 @@ def _start(command: Sequence[str], boxes: list[subprocess.Popen]) -> list[int]:
 def _exchange(
     boxes: Sequence[subprocess.Popen], message: bytes, deadline: float, limits: Limits
 ) -> tuple[bytes, Literal["itself", "late", "too much"]]:
-    """Send the message to the tests' box while reading at most `limits.output_bytes`, and look at the memory meanwhile; (what was said, how it ended)."""
+    """Send the message to the tests' box while reading at most `limits.output_bytes`, and look at
+    the memory meanwhile; (what was said, how it ended).
+    """
     said, view, look, process = b"", memoryview(message), time.monotonic() + LOOK_SECONDS, boxes[0]
     with selectors.DefaultSelector() as selector:
         os.set_blocking(process.stdin.fileno(), False)
@@ -447,7 +491,9 @@ _shared_lock = threading.Lock()
 
 
 def shared_sandbox() -> Sandbox:
-    """The one sandbox of this process, probed on first use; its verdict cache lives as long as the process."""
+    """The one sandbox of this process, probed on first use; its verdict cache lives as long as the
+    process.
+    """
     with _shared_lock:
         if not _shared:
             _shared.append(Sandbox())

@@ -1,9 +1,10 @@
-"""What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, after that of sandbox_values.py, with the side as
-its argument.
+"""What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, after
+that of sandbox_values.py, with the side as its argument.
 
-The *program* side runs what a model wrote and answers calls. The *tests* side runs the tests, where each name that the program defines
-is a stand-in whose calls go through a pipe, and only values come back. So whatever a program does to its own interpreter, its
-tests compare what it answered with what they know, in an interpreter that it cannot reach.
+The *program* side runs what a model wrote and answers calls. The *tests* side runs the tests, where
+each name that the program defines is a stand-in whose calls go through a pipe, and only values come
+back. So whatever a program does to its own interpreter, its tests compare what it answered with
+what they know, in an interpreter that it cannot reach.
 """
 
 import builtins
@@ -60,7 +61,9 @@ class Wire:
 
 
 class Peer(Values):
-    """One side of the conversation: asks the other to do something with a thing of its own, and meanwhile does what it asks."""
+    """One side of the conversation: asks the other to do something with a thing of its own, and
+    meanwhile does what it asks.
+    """
 
     def __init__(self, wire, shares_all, news=dict):
         """`news`: what each answer brings along beside values."""
@@ -73,7 +76,10 @@ class Peer(Values):
         )
 
     def send(self, message):
-        """With what changed, last: what is encoded may be shared for the first time. The tests' side says what nobody needs any more."""
+        """With what changed, last: what is encoded may be shared for the first time.
+
+        The tests' side says what nobody needs any more.
+        """
         contents, forgot = self.contents(), [] if self.shares_all else self.unseen()
         self.wire.send(message | {"contents": contents, "forgot": forgot})
         self.forget(forgot)
@@ -136,7 +142,9 @@ class Peer(Values):
 
 
 def program_side():
-    """Run the program that the tests' side sends, tell what it has of the names asked for, then answer until the pipe closes."""
+    """Run the program that the tests' side sends, tell what it has of the names asked for, then
+    answer until the pipe closes.
+    """
     wire = Wire(os.dup(0), os.dup(1))
     asked = wire.receive()
     _close_up(asked["limits"])
@@ -144,7 +152,9 @@ def program_side():
     names, process = (
         {"__builtins__": builtins},
         os.getpid(),
-    )  # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"` either
+        # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"`
+        # either
+    )
     printed = sys.stdout = io.TextIOWrapper(
         io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True
     )
@@ -177,7 +187,9 @@ def program_side():
 
 
 def _origin(name, value):
-    """Where the tests' side can get a thing by itself: a module or something of the standard library, under its own name."""
+    """Where the tests' side can get a thing by itself: a module or something of the standard
+    library, under its own name.
+    """
     if isinstance(value, type(os)):
         return {"module": name}
     place = getattr(value, "__module__", None)
@@ -213,7 +225,10 @@ def _close_up(limits):
 
 
 def tests_side():
-    """Have the program run, run the tests on stand-ins for what it defines, and give the verdict: the nonce, or an exit code."""
+    """Have the program run, run the tests on stand-ins for what it defines, and give the verdict:
+
+    the nonce, or an exit code.
+    """
     asked = Wire(0, 1).receive()
     verdict, wire = os.dup(1), Wire(*asked["pipes"])
     _close_up(asked["limits"])
@@ -240,7 +255,10 @@ def tests_side():
 
 
 def _bound(peer, name, told):
-    """{name: value} for one name of the program, {} where the tests' side has no such thing. Of the standard library it takes its own."""
+    """{name: value} for one name of the program, {} where the tests' side has no such thing.
+
+    Of the standard library it takes its own.
+    """
     ((kind, content),) = told.items()
     if kind == "value":
         return {name: peer.decode(content)}

@@ -1,7 +1,9 @@
-"""Two fences of the box that bubblewrap has not: system calls that are refused, and the memory of all its processes together.
+"""Two fences of the box that bubblewrap has not: system calls that are refused, and the memory of
+all its processes together.
 
-RLIMIT_AS binds one process; thirty-two of them, System V segments or memfds could take many times as much. So calls that hold memory which
-no process's size shows are refused by a seccomp filter, and the parent adds up what the box's processes hold while they run.
+RLIMIT_AS binds one process; thirty-two of them, System V segments or memfds could take many times
+as much. So calls that hold memory which no process's size shows are refused by a seccomp filter,
+and the parent adds up what the box's processes hold while they run.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import struct
 from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# name: (x86-64, arm64); memory outside any process's size, ways into other processes, and what only attacks want
+# name: (x86-64, arm64); memory outside any process's size, ways into other processes, and what only
+# attacks want
 _REFUSED = {
     "shmget": (29, 194),
     "msgget": (68, 186),
@@ -45,7 +48,11 @@ _X32 = 0x40000000  # the same calls once more, under other numbers
 
 
 def seccomp_filter(machine: str = "") -> bytes:
-    """A classic BPF program for `bwrap --seccomp`: EPERM for the calls above and for those of another architecture; b'' on a machine we have no numbers of."""
+    """A classic BPF program for `bwrap --seccomp`:
+
+    EPERM for the calls above and for those of another architecture; b'' on a machine we have no
+    numbers of.
+    """
     if (machine or platform.machine()) not in _MACHINES:
         return b""
     column, arch = _MACHINES[machine or platform.machine()]
@@ -64,12 +71,16 @@ def seccomp_filter(machine: str = "") -> bytes:
 
 
 def holds_more_than(root: int, limit: int) -> bool:
-    """Whether the processes below `root` hold more than `limit` bytes; a sum of sizes first, which is cheap and never too small, then of shares."""
+    """Whether the processes below `root` hold more than `limit` bytes; a sum of sizes first, which
+    is cheap and never too small, then of shares.
+    """
     return sum(map(_resident, _tree(root))) > limit and sum(map(_proportional, _tree(root))) > limit
 
 
 def _tree(root: int) -> list[int]:
-    """`root` and its descendants; whoever leaves its parent in the box comes under the box's own first process, so stays below `root`."""
+    """`root` and its descendants; whoever leaves its parent in the box comes under the box's own
+    first process, so stays below `root`.
+    """
     found, waiting = [], [root]
     while waiting:
         process = waiting.pop()

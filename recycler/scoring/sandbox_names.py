@@ -1,7 +1,9 @@
-"""What the tests of a program take from it by name, and what they have of their own: read off their text, before any box is started.
+"""What the tests of a program take from it by name, and what they have of their own: read off their
+text, before any box is started.
 
-A program may not put its own in place of what judges it. So builtins, modules of the standard library that tests look into, and functions
-that the prompt gave (HumanEval's `poly`, `encode_cyclic`) are the tests' own, whatever the program calls by these names.
+A program may not put its own in place of what judges it. So builtins, modules of the standard
+library that tests look into, and functions that the prompt gave (HumanEval's `poly`,
+`encode_cyclic`) are the tests' own, whatever the program calls by these names.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ class Names:
 
 @lru_cache(maxsize=4096)
 def names_of(tests: str, given: str) -> Names:
-    """What tests want of a program that begins with the trusted text `given`. Tests that are no Python want nothing: they say so when run."""
+    """What tests want of a program that begins with the trusted text `given`.
+
+    Tests that are no Python want nothing: they say so when run.
+    """
     code = _without_the_task(given)
     own = _module_names(symtable.symtable(ast.unparse(code), "<given>", "exec"))
     try:
@@ -50,7 +55,9 @@ def names_of(tests: str, given: str) -> Names:
 
 
 def _without_the_task(text: str) -> ast.Module:
-    """The prompt's own code without what is to be written: functions of nothing but a docstring, pass or ..., else the last; nothing where it is no Python."""
+    """The prompt's own code without what is to be written: functions of nothing but a docstring,
+    pass or ..., else the last; nothing where it is no Python.
+    """
     for tail in ("", "\n    pass\n"):
         try:
             tree = ast.parse(text + tail)

@@ -1,9 +1,13 @@
-"""How two boxes speak of values (see sandbox_child.py, before whose text this one stands there): built anew where they can be, by number else.
+"""How two boxes speak of values (see sandbox_child.py, before whose text this one stands there):
 
-Plain values are copied. What can be changed (lists, dictionaries, sets ...) is shared: both sides have it under one number, and each
-message carries what its sender changed of all that is shared, so that it is the same thing on both sides, as in one interpreter.
-Anything else stays where it is and the other side has a stand-in, whose calls and operators come back here. A stand-in equals no value,
-only other stand-ins: comparing answers with what they should be is for the tests, in an interpreter that a program cannot reach.
+built anew where they can be, by number else.
+
+Plain values are copied. What can be changed (lists, dictionaries, sets ...) is shared: both sides
+have it under one number, and each message carries what its sender changed of all that is shared, so
+that it is the same thing on both sides, as in one interpreter. Anything else stays where it is and
+the other side has a stand-in, whose calls and operators come back here. A stand-in equals no value,
+only other stand-ins: comparing answers with what they should be is for the tests, in an interpreter
+that a program cannot reach.
 """
 
 import builtins
@@ -91,11 +95,16 @@ _FORWARDED = (
 
 
 class Broken(BaseException):
-    """The other side has ended, or speaks nonsense; tests that catch exceptions do not catch this one."""
+    """The other side has ended, or speaks nonsense; tests that catch exceptions do not catch this
+    one.
+    """
 
 
 class Values:
-    """Values as JSON and back, for one side. `shares_all`: the program shows any object by number, the tests functions and iterators alone."""
+    """Values as JSON and back, for one side.
+
+    `shares_all`: the program shows any object by number, the tests functions and iterators alone.
+    """
 
     def __init__(self, shares_all):
         self.shares_all = shares_all
@@ -105,7 +114,9 @@ class Values:
     # ---- what can be changed
 
     def contents(self):
-        """[[number, kind, parts]] of what this side changed, or shares for the first time, since the last message."""
+        """[[number, kind, parts]] of what this side changed, or shares for the first time, since
+        the last message.
+        """
         found, looked = [], set()
         while new := [
             key for key in self.shared if key not in looked
@@ -133,7 +144,9 @@ class Values:
             self.seen[key] = _snapshot(self.shared[key])
 
     def unseen(self):
-        """Numbers of what nobody on this side can see any more, which need not be shared any longer."""
+        """Numbers of what nobody on this side can see any more, which need not be shared any
+        longer.
+        """
         return [key for key, holders in _holders(self.shared) if holders <= _ALONE]
 
     def forget(self, keys):
@@ -236,7 +249,9 @@ class Values:
         raise Broken("a value of no kind")
 
     def _made(self, value):
-        """Values of types of the standard library that are dear to import, by what they are made of."""
+        """Values of types of the standard library that are dear to import, by what they are made
+        of.
+        """
         kind = (type(value).__module__, type(value).__name__)
         if (
             kind in _PARTS
@@ -253,7 +268,9 @@ class Values:
         return None
 
     def _named(self, value):
-        """Builtins by their names; exception classes with what they derive from, so that tests can catch them."""
+        """Builtins by their names; exception classes with what they derive from, so that tests can
+        catch them.
+        """
         name = next(
             (name for name, one in _SINGLE.items() if one is value),
             getattr(value, "__name__", None) if callable(value) else None,
@@ -279,7 +296,9 @@ class Values:
         return None
 
     def _class(self, number, name, bases):
-        """An exception class of the program, for the tests to catch: its name and what it derives from."""
+        """An exception class of the program, for the tests to catch: its name and what it derives
+        from.
+        """
         if number not in self.classes:
             self.classes[number] = type(
                 name,
@@ -323,7 +342,10 @@ class Values:
         return self.stand_ins[number]
 
     def do(self, doing, thing, args, named):
-        """One thing that the other side asks for. The tests' functions are called and their iterators asked for more, no more than that."""
+        """One thing that the other side asks for.
+
+        The tests' functions are called and their iterators asked for more, no more than that.
+        """
         if not self.shares_all and doing not in ("call", "__call__", "__next__", "__iter__"):
             raise TypeError("tests are called, not looked at")
         return (_DOINGS.get(doing) or getattr(operator, doing))(thing, *args, **named)
@@ -423,7 +445,9 @@ def _ask(stand_in, doing, *args, **named):
 
 
 def _forwarding(name):
-    """The method of that name of a stand-in: a comparison with another stand-in alone, else whatever comes."""
+    """The method of that name of a stand-in: a comparison with another stand-in alone, else
+    whatever comes.
+    """
     if name in _COMPARED:
 
         def compared(self, other):

@@ -1,7 +1,8 @@
 """From what a model said to figures: one function a scorer, one line in the table.
 
-Scorers see an item and an answer, nothing else, so a frozen suite scores the same on every machine. Those that come from
-lm-eval give the values of lm-eval 0.4.13; `tests/test_lmeval.py` holds them to it.
+Scorers see an item and an answer, nothing else, so a frozen suite scores the same on every machine.
+Those that come from lm-eval give the values of lm-eval 0.4.13; `tests/test_lmeval.py` holds them to
+it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ _INVALID = "[invalid]"
 class Scorer:
     """How items of one kind are asked and scored; exactly one of the three functions is given.
 
-    `score_text` and `score_likelihoods` see one item; `start_texts` takes all its items at once and gives a function that waits
-    for their values, so that slow checks run beside decoding. `weight_by_bytes` makes the mean a ratio of sums, as bits per byte is.
-    `metrics` are the names it gives; an item whose names depend on its task lists them in its detail (see `item_metrics`).
+    `score_text` and `score_likelihoods` see one item; `start_texts` takes all its items at once and
+    gives a function that waits for their values, so that slow checks run beside decoding.
+    `weight_by_bytes` makes the mean a ratio of sums, as bits per byte is. `metrics` are the names
+    it gives; an item whose names depend on its task lists them in its detail (see `item_metrics`).
     """
 
     kind: str
@@ -61,7 +63,9 @@ def items_of(objective: Objective, items: Iterable[Item]) -> list[Item]:
 
 
 def item_weight(item: Item, metric: str) -> float:
-    """Weight of an item in the mean of a metric: bytes for bits per byte, instructions for lm-eval's inst_level_*, else 1."""
+    """Weight of an item in the mean of a metric: bytes for bits per byte, instructions for
+    lm-eval's inst_level_*, else 1.
+    """
     if SCORERS[item.scorer].weight_by_bytes:
         return float(item.num_bytes)
     own = detail(item, "weights")
@@ -82,7 +86,9 @@ def exact_match(item: Item, completion: Completion) -> Values:
 
 
 def number_match(item: Item, completion: Completion) -> Values:
-    """1 when the last number in the answer equals the gold number; '$1,234.00' equals '1234' (compared as decimals)."""
+    """1 when the last number in the answer equals the gold number; '$1,234.00' equals '1234'
+    (compared as decimals).
+    """
     return {
         "exact_match": float(
             _last_number(completion.text) is not None
@@ -92,7 +98,9 @@ def number_match(item: Item, completion: Completion) -> Values:
 
 
 def bits_per_byte(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
-    """Bits that the model needs for each UTF-8 byte of the gold answer, teacher-forced: -log2 p(gold | prompt) / bytes."""
+    """Bits that the model needs for each UTF-8 byte of the gold answer, teacher-forced: -log2
+    p(gold | prompt) / bytes.
+    """
     (gold,) = likelihoods
     return {"bits_per_byte": -gold.logprob / math.log(2) / item.num_bytes}
 
@@ -109,9 +117,12 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
-    """Multiple choice as lm-eval has it: `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text.
+    """Multiple choice as lm-eval has it:
 
-    The texts are in the item's detail `choices` (JSON); without them `acc_norm` divides by tokens. The first of equals wins.
+    `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text.
+
+    The texts are in the item's detail `choices` (JSON); without them `acc_norm` divides by tokens.
+    The first of equals wins.
     """
     right = int(item.gold)
     sums = [entry.logprob for entry in likelihoods]
@@ -129,7 +140,9 @@ def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
 
 
 def lm_eval_match(item: Item, completion: Completion) -> Values:
-    """lm-eval's exact_match after each of the task's filters (regex, remove_whitespace, take_first)."""
+    """lm-eval's exact_match after each of the task's filters (regex, remove_whitespace,
+    take_first).
+    """
     settings = _settings(detail(item, "match"))
     gold = _normal(item.gold, settings["exact_match"])
     return {

@@ -1,15 +1,18 @@
-"""Score a trial on some of the frozen search items, with an honest error, and with less of it by what the members did.
+"""Score a trial on some of the frozen search items, with an honest error, and with less of it by
+what the members did.
 
-Items are drawn by problem: whole clusters, in a random order that depends on the seed and the suite alone. The first n of that
-order are a subset of the first n + 1, so items are added to a trial without asking any again. Tasks that share problems (the
-languages of MGSM) are drawn together.
+Items are drawn by problem: whole clusters, in a random order that depends on the seed and the suite
+alone. The first n of that order are a subset of the first n + 1, so items are added to a trial
+without asking any again. Tasks that share problems (the languages of MGSM) are drawn together.
 
-The estimate regresses the trial's outcomes on the members' outcomes on the same items, which are known for all items, and
-predicts the rest: the regression estimator of survey sampling (Särndal, Swensson & Wretman 1992, ch. 6), a linear control
-variate; the plain mean where that states the smaller error. Regressors are the leading principal components of the members,
-few enough for the number of clusters drawn. The error uses leave-one-out residuals (HC3, MacKinnon & White 1985), clusters as units, and the finite-population factor: it is
-about the score on all frozen items, and 0 when all were asked. A trial's stated error is about items at large, as that of
-trials scored in full is: the two parts are added in `Estimate.at_large`.
+The estimate regresses the trial's outcomes on the members' outcomes on the same items, which are
+known for all items, and predicts the rest: the regression estimator of survey sampling (Särndal,
+Swensson & Wretman 1992, ch. 6), a linear control variate; the plain mean where that states the
+smaller error. Regressors are the leading principal components of the members, few enough for the
+number of clusters drawn. The error uses leave-one-out residuals (HC3, MacKinnon & White 1985),
+clusters as units, and the finite-population factor: it is about the score on all frozen items, and
+0 when all were asked. A trial's stated error is about items at large, as that of trials scored in
+full is: the two parts are added in `Estimate.at_large`.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ EVENTS_PER_REGRESSOR = 10  # of the rarer answer: fewer fit noise (Peduzzi et al
 
 
 def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
-    """Items by groups of tasks that share no problem with another group, in the order in which they first stand."""
+    """Items by groups of tasks that share no problem with another group, in the order in which they
+    first stand.
+    """
     group: dict[str, str] = {}  # task -> a task that stands for its group
 
     def root(task: str) -> str:
@@ -57,9 +62,11 @@ def draw(
     least: int = MIN_ITEMS,
     beyond: float = 0.0,
 ) -> tuple[Item, ...]:
-    """The items of about `share` (0 to 1) of the problems of each stratum, never under `least` of a task where it has them.
+    """The items of about `share` (0 to 1) of the problems of each stratum, never under `least` of a
+    task where it has them.
 
-    With `beyond` those are left out that a draw of that share already gave. Items keep the order of the suite.
+    With `beyond` those are left out that a draw of that share already gave. Items keep the order of
+    the suite.
     """
     chosen: set[str] = set()
     for stratum in strata(items):
@@ -75,7 +82,9 @@ def draw(
 
 
 def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: float) -> float:
-    """The share at which scoring takes about as long as changing weights, which halves the time of a pair of both at most."""
+    """The share at which scoring takes about as long as changing weights, which halves the time of
+    a pair of both at most.
+    """
     return (
         1.0
         if seconds_for_all <= merge_seconds or not items
@@ -87,8 +96,8 @@ def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: floa
 class Estimate:
     """A score for all items from some of them.
 
-    `score.stderr` is about the frozen items; `luck` is the error of their own mean about items at large. `variance_ratio`
-    is the error variance over that of the plain subset mean.
+    `score.stderr` is about the frozen items; `luck` is the error of their own mean about items at
+    large. `variance_ratio` is the error variance over that of the plain subset mean.
     """
 
     score: Score
@@ -97,7 +106,9 @@ class Estimate:
 
     @property
     def at_large(self) -> Score:
-        """The score with its error about items at large, which is what trials scored on all items state."""
+        """The score with its error about items at large, which is what trials scored on all items
+        state.
+        """
         return replace(self.score, stderr=math.hypot(self.score.stderr, self.luck))
 
 
@@ -109,8 +120,9 @@ def estimate(
 ) -> Estimate:
     """What the objective would be on all `items`, from the outcomes of a `draw` of them.
 
-    members: for each control (a member, or any trial scored on all items) item id -> value of the objective's metric; those
-    that lack an item are left out. Raises ValueError when no item was scored.
+    members: for each control (a member, or any trial scored on all items) item id -> value of the
+    objective's metric; those that lack an item are left out. Raises ValueError when no item was
+    scored.
     """
     own = [
         item
@@ -145,7 +157,9 @@ def estimate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StratumMean:
-    """What one stratum says: errors as if problems were endless, and the share of its problems that was drawn."""
+    """What one stratum says: errors as if problems were endless, and the share of its problems that
+    was drawn.
+    """
 
     mean: float
     error: float
@@ -201,9 +215,11 @@ def _regression_mean(
     y: NDArray[np.float64],
     units: NDArray[np.int64],
 ) -> tuple[float, float]:
-    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its error for endless problems.
+    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its
+    error for endless problems.
 
-    The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the whole design.
+    The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the
+    whole design.
     """
     a, w = design[scored], weights[scored]
     inverse = np.linalg.pinv(a.T @ (w[:, None] * a))
@@ -220,7 +236,10 @@ def _regression_mean(
 def _components(
     matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int
 ) -> NDArray[np.float64]:
-    """Scores of all rows on the leading principal components of the controls: (rows, at most `most`)."""
+    """Scores of all rows on the leading principal components of the controls:
+
+    (rows, at most `most`).
+    """
     if matrix.shape[1] == 0 or most < 1:
         return np.empty((len(matrix), 0))
     centred = matrix - weights @ matrix / weights.sum()
@@ -243,7 +262,9 @@ def _order(stratum: Sequence[Item], seed: int) -> list[str]:
 
 
 def _count(stratum: Sequence[Item], order: Sequence[str], share: float, least: int) -> int:
-    """How many problems of the order a share takes: at least enough for `least` items of every task of the stratum."""
+    """How many problems of the order a share takes: at least enough for `least` items of every task
+    of the stratum.
+    """
     sizes: dict[str, dict[str, int]] = {}
     for item in stratum:
         own = sizes.setdefault(_unit(item), {})

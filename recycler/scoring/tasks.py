@@ -1,4 +1,6 @@
-"""Build a suite into frozen items: wording and token ids fixed once, hashed, the same in every trial."""
+"""Build a suite into frozen items: wording and token ids fixed once, hashed, the same in every
+trial.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, from local files only. Raises UsageError when there is none, UnsafeInputError when it is broken."""
+    """The tokenizer of a checkpoint folder, from local files only.
+
+    Raises UsageError when there is none, UnsafeInputError when it is broken.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -80,7 +85,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def build_suite(
     path: Path, tokenizer: Tokenizer, *, data_folders: Sequence[Path] = ()
 ) -> EvalSuite:
-    """The suite file at `path` as frozen items. Raises UsageError or NotFoundError with file:line."""
+    """The suite file at `path` as frozen items.
+
+    Raises UsageError or NotFoundError with file:line.
+    """
     spec, document = read_suite(path)
     folders = data_folders_of(data_folders, path.parent)
     items: list[Item] = []
@@ -107,7 +115,9 @@ def objective_metrics(spec: SuiteSpec) -> dict[str, tuple[str, ...]]:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids with the tokenizer's own special tokens, unless the text begins with its beginning-of-text token (lm-eval's rule)."""
+    """Ids with the tokenizer's own special tokens, unless the text begins with its
+    beginning-of-text token (lm-eval's rule).
+    """
     bos = getattr(tokenizer, "bos_token", None)
     return tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
 
@@ -115,11 +125,13 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int], str]:
-    """Ids of a context and of what follows it, cut from the ids of both together, and the text that is scored.
+    """Ids of a context and of what follows it, cut from the ids of both together, and the text that
+    is scored.
 
-    Spaces at the end of the context count as the continuation's, since tokens hold a space before a word, not behind it:
-    lm_eval/api/model.py `_encode_pair`. Where context and continuation melt into as many tokens as the context has alone,
-    nothing would be left to score (lm-eval fails there): then the two are encoded apart.
+    Spaces at the end of the context count as the continuation's, since tokens hold a space before a
+    word, not behind it: lm_eval/api/model.py `_encode_pair`. Where context and continuation melt
+    into as many tokens as the context has alone, nothing would be left to score (lm-eval fails
+    there): then the two are encoded apart.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
@@ -257,7 +269,10 @@ class _TaskBuilder:
         }
 
     def _chat(self, turns: list[dict[str, str]], **options: bool) -> str:
-        """Turns in the model's chat template. Raises UsageError when it has none, or one that does not take such turns."""
+        """Turns in the model's chat template.
+
+        Raises UsageError when it has none, or one that does not take such turns.
+        """
         try:
             return self._tokenizer.apply_chat_template(turns, **options)
         except (ValueError, TemplateError) as error:

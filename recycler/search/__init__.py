@@ -1,4 +1,6 @@
-"""Samplers: who proposes the next weights. Names load on first use, so importing this package loads nothing heavy.
+"""Samplers: who proposes the next weights.
+
+Names load on first use, so importing this package loads nothing heavy.
 
 simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
 gp acquisition  its mathematics

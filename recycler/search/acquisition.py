@@ -1,8 +1,10 @@
-"""How much a proposal is expected to add to the front when nothing about the front is known exactly.
+"""How much a proposal is expected to add to the front when nothing about the front is known
+exactly.
 
-Noisy expected hypervolume improvement (Daulton, Balandat and Bakshy 2021, arXiv:2105.08195): draw the objectives of
-earlier trials, pending trials and candidates jointly from the posterior, and average what each candidate adds to the
-front of that draw. A lucky score is thus not taken for a good recipe, and a pending trial already counts as its draw.
+Noisy expected hypervolume improvement (Daulton, Balandat and Bakshy 2021, arXiv:2105.08195): draw
+the objectives of earlier trials, pending trials and candidates jointly from the posterior, and
+average what each candidate adds to the front of that draw. A lucky score is thus not taken for a
+good recipe, and a pending trial already counts as its draw.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ NUM_DIRECTIONS = 128
 def expected_gains(
     known: Floats, candidates: Floats, reference: Floats, rng: np.random.Generator
 ) -> Floats:
-    """Mean hypervolume gain (M,) of candidates over S joint draws, above `reference` (T,), all maximised.
+    """Mean hypervolume gain (M,) of candidates over S joint draws, above `reference` (T,), all
+    maximised.
 
-    `known` (S, n, T) are draws of the trials, `candidates` (S, M, T) of the proposals. With more than EXACT_UP_TO
-    objectives an estimate by random directions is returned, proportional to hypervolume.
+    `known` (S, n, T) are draws of the trials, `candidates` (S, M, T) of the proposals. With more
+    than EXACT_UP_TO objectives an estimate by random directions is returned, proportional to
+    hypervolume.
     """
     total = np.zeros(candidates.shape[1])
     directions = None if len(reference) <= EXACT_UP_TO else _directions(len(reference), rng)
@@ -36,10 +40,11 @@ def expected_gains(
 def contenders(
     means: Floats, deviations: Floats, rng: np.random.Generator, most: int, num_draws: int = 64
 ) -> np.ndarray:
-    """Indices of the at most `most` trials with a chance to be on the true front, likeliest first (ties by index).
+    """Indices of the at most `most` trials with a chance to be on the true front, likeliest first
+    (ties by index).
 
-    Pruning the baseline keeps the joint draws small: their cost is cubic in the number of points. Errors are drawn
-    independently per trial, from posterior `means` and `deviations` (n, T).
+    Pruning the baseline keeps the joint draws small: their cost is cubic in the number of points.
+    Errors are drawn independently per trial, from posterior `means` and `deviations` (n, T).
     """
     hits = non_dominated(means).astype(float)
     for _ in range(num_draws):

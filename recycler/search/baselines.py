@@ -1,4 +1,5 @@
-"""What every search must beat, scored first on the same items: members, base, uniform soup, greedy soup, best of each task.
+"""What every search must beat, scored first on the same items: members, base, uniform soup, greedy
+soup, best of each task.
 
 Pure functions of the ledger's trials, so that a restarted driver goes on where the last one was.
 """
@@ -27,7 +28,9 @@ class Planned:
 
 
 def blend(pool: Pool, dtype: str, weights: dict[str, float]) -> Recipe:
-    """A linear recipe over the whole pool with one global weight for each named member, 0 for the rest."""
+    """A linear recipe over the whole pool with one global weight for each named member, 0 for the
+    rest.
+    """
     row = tuple(float(weights.get(name, 0.0)) for name in pool.names)
     return Recipe(
         method="linear",
@@ -75,10 +78,12 @@ def best_member(trials: Sequence[Trial], objective: Objective) -> Trial:
 def greedy_soup(
     pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> Planned | Trial | None:
-    """The next step of the greedy soup: a trial to open, None while one is pending, the finished soup's trial at the end.
+    """The next step of the greedy soup: a trial to open, None while one is pending, the finished
+    soup's trial at the end.
 
-    Members are tried from best to worst by macro-average and kept when the soup with them is no worse (Wortsman et al.
-    2022, recipe 1); the average is of scores scaled to the members' range, so that no benchmark drowns another.
+    Members are tried from best to worst by macro-average and kept when the soup with them is no
+    worse (Wortsman et al. 2022, recipe 1); the average is of scores scaled to the members' range,
+    so that no benchmark drowns another.
     """
     by_recipe = {trial.recipe: trial for trial in trials}
     members = sorted(
@@ -105,7 +110,9 @@ def greedy_soup(
 
 
 def macro_average(trial: Trial, trials: Sequence[Trial], objectives: Sequence[Objective]) -> float:
-    """Mean over objectives of the search score scaled to the members' range: 0 the worst member, 1 the best. Costs are no scores."""
+    """Mean over objectives of the search score scaled to the members' range: 0 the worst member, 1
+    the best. Costs are no scores.
+    """
     objectives = benchmarks(objectives)
     members = [other for other in trials if other.kind == "member" and other.state == "SCORED"]
     total = 0.0

@@ -1,7 +1,8 @@
 """`paper`: the search of Khalifa et al. 2024, CMA-ES on the plain average of all objectives.
 
-It looks for one best merge and not for a front, so it is here to compare with, and for people who want exactly that.
-Weights are |x| / sum |x| as in the paper; where the space searches their sum, the sum of |x| is that sum.
+It looks for one best merge and not for a front, so it is here to compare with, and for people who
+want exactly that. Weights are |x| / sum |x| as in the paper; where the space searches their sum,
+the sum of |x| is that sum.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Which weights may be proposed: sums, ranges, frozen members, few non-zeros; and how to bring a row back inside.
+"""Which weights may be proposed: sums, ranges, frozen members, few non-zeros; and how to bring a
+row back inside.
 
-A point is a vector (D,) with D = G K + E: G rows of K member weights, then E method knobs (a density, a layer count).
+A point is a vector (D,) with D = G K + E: G rows of K member weights, then E method knobs (a
+density, a layer count).
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ class Exhausted(ValueError):
 class WeightDomain:
     """The set of allowed points. Build it with `weight_domain`, which checks it.
 
-    `low`, `high` (K,) bound each member's weight in every group; a frozen member has low == high. Each row sums to a
-    number in `scale`; at most `max_nonzero` weights of a row are not 0. `knob_low`, `knob_high` (E,) bound the knobs.
+    `low`, `high` (K,) bound each member's weight in every group; a frozen member has low == high.
+    Each row sums to a number in `scale`; at most `max_nonzero` weights of a row are not 0.
+    `knob_low`, `knob_high` (E,) bound the knobs.
     """
 
     members: tuple[str, ...]
@@ -65,11 +68,12 @@ class WeightDomain:
         return np.concatenate([weights, np.clip(knobs, self.knob_low, self.knob_high)], axis=1)
 
     def repair(self, rows: Floats) -> Floats:
-        """The allowed rows (n, K) that `rows` (n, K) mean: clipped, thinned to the largest weights, scaled to the sum.
+        """The allowed rows (n, K) that `rows` (n, K) mean: clipped, thinned to the largest weights,
+        scaled to the sum.
 
-        Rows that are allowed already come back as they are, apart from negligible weights. Zeros stay zeros unless the
-        sum cannot be reached without them. Scaling is by a common factor as far as the ranges allow, so proportions
-        keep their meaning.
+        Rows that are allowed already come back as they are, apart from negligible weights. Zeros
+        stay zeros unless the sum cannot be reached without them. Scaling is by a common factor as
+        far as the ranges allow, so proportions keep their meaning.
         """
         rows = np.clip(np.asarray(rows, dtype=float), self.low, self.high)
         rows = np.where((np.abs(rows) < NEGLIGIBLE) & self._may_be_zero, 0.0, rows)
@@ -112,7 +116,9 @@ class WeightDomain:
         return (self.low <= 0) & (self.high >= 0)
 
     def _kept(self, strength: Floats) -> NDArray[np.bool_]:
-        """The at most `max_nonzero` members of each row that may differ from 0: those that must, then the strongest."""
+        """The at most `max_nonzero` members of each row that may differ from 0: those that must,
+        then the strongest.
+        """
         if self.max_nonzero >= self.num_members:
             return np.ones_like(strength, dtype=bool)
         strength = np.where(self._may_be_zero, strength, np.inf)
@@ -132,7 +138,9 @@ class WeightDomain:
         return np.where(free, np.clip(rows * factor[:, None], self.low, self.high), rows)
 
     def _shifted(self, rows: Floats, free: NDArray[np.bool_], target: Floats) -> Floats:
-        """Close what is left of the gap to `target`, each free weight giving in proportion to the room it has."""
+        """Close what is left of the gap to `target`, each free weight giving in proportion to the
+        room it has.
+        """
         gap = target - rows.sum(axis=1)
         edge = np.where(
             gap[:, None] > 0, self.high, np.where(rows > 0, np.maximum(self.low, 0.0), self.low)
@@ -157,9 +165,12 @@ def weight_domain(
     groups: int = 1,
     knobs: Sequence[tuple[float, float]] = (),
 ) -> WeightDomain:
-    """A checked domain. Members without an entry in `bounds` have weights in [0, scale[1]]; `frozen` fixes a weight.
+    """A checked domain.
 
-    Negative weights are allowed where a bound says so. Raises one ValueError that lists every contradiction.
+    Members without an entry in `bounds` have weights in [0, scale[1]]; `frozen` fixes a weight.
+
+    Negative weights are allowed where a bound says so. Raises one ValueError that lists every
+    contradiction.
     """
     names = tuple(members)
     problems = []
@@ -214,6 +225,7 @@ def _contradictions(low: Floats, high: Floats, scale: tuple[float, float], most:
     smallest, largest = reachable_sums(low, high, most)
     if largest < scale[0] - SLACK or smallest > scale[1] + SLACK:
         return [
-            f"weights can sum to {smallest:g} .. {largest:g} at most, but the sum must be in {scale[0]:g} .. {scale[1]:g}"
+            f"weights can sum to {smallest:g} .. {largest:g} at most, but the sum must be in "
+            f"{scale[0]:g} .. {scale[1]:g}"
         ]
     return []

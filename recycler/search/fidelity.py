@@ -1,8 +1,10 @@
-"""How closely a trial is looked at: on which search items it is scored, and what those say about all of them.
+"""How closely a trial is looked at: on which search items it is scored, and what those say about
+all of them.
 
-Merges that a sampler proposes may be scored on a random part of the items, drawn for each trial from its own seed, so that
-no item's luck is shared by all; members, base and soups are scored in full, since what they did is the control variate of
-everything else. Finalists are completed: they are asked the items they lack, and none again.
+Merges that a sampler proposes may be scored on a random part of the items, drawn for each trial
+from its own seed, so that no item's luck is shared by all; members, base and soups are scored in
+full, since what they did is the control variate of everything else. Finalists are completed: they
+are asked the items they lack, and none again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Fidelity:
     objectives: tuple[Objective, ...]
     items_per_task: int | None
     seed: int
-    unmerged: bool = False  # proposed merges may be scored without merging, several at once; finalists are then merged and asked everything
+    # proposed merges may be scored without merging, several at once; finalists are then merged and
+    # asked everything
+    unmerged: bool = False
     _babblers: int | None = None  # members that babble, counted once all are scored
 
     def drawn(self, trial: Trial) -> tuple[str, ...] | None:
@@ -41,7 +45,9 @@ class Fidelity:
         return tuple(item.id for item in chosen) if len(chosen) < len(self.items) else None
 
     def is_gated(self, trial: Trial, ledger: Ledger, trials: Mapping[int, Trial]) -> bool:
-        """Whether a trial may be given up when it only repeats itself: a proposed merge, of members none of which does so."""
+        """Whether a trial may be given up when it only repeats itself: a proposed merge, of members
+        none of which does so.
+        """
         members = [other for other in trials.values() if other.kind == "member"]
         if not trial.is_proposed or any(member.state == "PENDING" for member in members):
             return False
@@ -54,13 +60,17 @@ class Fidelity:
         return self._babblers == 0
 
     def _babbles(self, outcomes: Sequence[Outcome]) -> bool:
-        """Whether most long answers of a model repeat themselves: then that is how this pool answers, and says nothing of a merge."""
+        """Whether most long answers of a model repeat themselves: then that is how this pool
+        answers, and says nothing of a merge.
+        """
         long = {item.id for item in self.items if item.max_new_tokens >= 2 * GATE_TOKENS}
         texts = [outcome.output for outcome in outcomes if outcome.item in long]
         return sum(map(repeats_itself, texts)) > len(texts) / 2
 
     def is_whole(self, trial: Trial) -> bool:
-        """Whether a trial's merged weights were scored on every search item that its scores are about."""
+        """Whether a trial's merged weights were scored on every search item that its scores are
+        about.
+        """
         if trial.is_unmerged:
             return False
         if self.items_per_task is None:
@@ -78,7 +88,9 @@ class Fidelity:
     def estimated(
         self, scorecard: Scorecard, ledger: Ledger, trials: Mapping[int, Trial]
     ) -> Scorecard:
-        """A scorecard of some items with scores about all of them, the members' outcomes as controls."""
+        """A scorecard of some items with scores about all of them, the members' outcomes as
+        controls.
+        """
         members = [
             ledger.outcomes(trial.number, "search")
             for trial in trials.values()
@@ -103,7 +115,9 @@ class Fidelity:
         return replace(scorecard, scores=(*scores, *self._others(scorecard)))
 
     def joined(self, before: Sequence[Outcome], scorecard: Scorecard) -> Scorecard:
-        """The outcomes of earlier items and of those just asked as one scorecard of all items; its costs are the new ones."""
+        """The outcomes of earlier items and of those just asked as one scorecard of all items; its
+        costs are the new ones.
+        """
         known = {outcome.item: outcome for outcome in (*before, *scorecard.outcomes)}
         outcomes = tuple(known[item.id] for item in self.items)
         return replace(

@@ -1,16 +1,19 @@
-"""A Gaussian process on merge weights: one objective, noise told per trial, a second or less at a thousand trials.
+"""A Gaussian process on merge weights: one objective, noise told per trial, a second or less at a
+thousand trials.
 
     Features   points (n, D) -> what the kernel measures distance on (weights, or deltas' geometry; mean and groups)
     WeightGP   fit, predict, draw: exact GP regression with analytic gradients of the marginal likelihood
 
 Kernel on features, after scaling the values to mean 0 and standard deviation 1:
 
-    k(x, x') = s^2 M(|shared(x) - shared(x')|_l) + s_g^2 / G sum_g M(|row_g(x) - row_g(x')| / l_g) + v <lin(x), lin(x')> + c
+    k(x, x') = s^2 M(|shared(x) - shared(x')|_l) + s_g^2 / G sum_g M(|row_g(x) - row_g(x')| / l_g) +
+    v <lin(x), lin(x')> + c
 
-with M the Matern-5/2 function (Rasmussen and Williams 2006, eq. 4.17). The linear term says that a merge scores about
-like the weighted average of its members, plus a multiple of the merge's own squared length: to second order, and with
-one curvature for all directions, the loss at sum w_i d_i is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2)
-where weights sum to 1. The rest is what merging itself gives or takes.
+with M the Matern-5/2 function (Rasmussen and Williams 2006, eq. 4.17). The linear term says that a
+merge scores about like the weighted average of its members, plus a multiple of the merge's own
+squared length: to second order, and with one curvature for all directions, the loss at sum w_i d_i
+is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2) where weights sum to 1. The rest is what
+merging itself gives or takes.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class Prior:
     sd: float
 
 
-# Weakly informative, set a priori for weights of order 1: a log-lengthscale around ln(sqrt(D)/2), unit signal.
+# Weakly informative, set a priori for weights of order 1: a log-lengthscale around ln(sqrt(D)/2),
+# unit signal.
 SIGNAL, LINEAR, NOISE, EXCESS = (
     Prior(0.0, 1.0),
     Prior(-1.0, 1.5),
@@ -54,8 +58,9 @@ SIGNAL, LINEAR, NOISE, EXCESS = (
 class Features:
     """Points (n, D), D = G K + E, seen the way the kernel sees them.
 
-    `metric` (K, R) maps a row of weights to coordinates in which distance means distance between merges: the identity,
-    or a root of the deltas' Gram matrix (see `gram_root`). `extra_low`, `extra_high` (E,) scale method knobs to [0, 1].
+    `metric` (K, R) maps a row of weights to coordinates in which distance means distance between
+    merges: the identity, or a root of the deltas' Gram matrix (see `gram_root`). `extra_low`,
+    `extra_high` (E,) scale method knobs to [0, 1].
     """
 
     metric: Floats
@@ -73,7 +78,9 @@ class Features:
         return np.concatenate([rows.mean(axis=1) @ self.metric, knobs], axis=1)
 
     def rows(self, points: Floats) -> Floats:
-        """(G, n, R): each group's row in the metric; no groups at all where one row holds for every tensor."""
+        """(G, n, R): each group's row in the metric; no groups at all where one row holds for every
+        tensor.
+        """
         rows = self._rows(points)
         return (
             np.swapaxes(rows @ self.metric, 0, 1)
@@ -94,7 +101,9 @@ class Features:
         return np.concatenate([mean, length, knobs] + ([apart] if self.groups > 1 else []), axis=1)
 
     def lengthscale_index(self, num_shared: int) -> NDArray[np.intp]:
-        """Which lengthscale each shared feature takes: its own (ARD), or one for the weights and one per knob."""
+        """Which lengthscale each shared feature takes: its own (ARD), or one for the weights and
+        one per knob.
+        """
         if self.ard:
             return np.arange(num_shared)
         return np.concatenate(
@@ -107,11 +116,13 @@ class Features:
 
 
 def gram_root(gram: Floats) -> Floats:
-    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w'), scaled to unit-simplex size.
+    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w'), scaled to unit-simplex
+    size.
 
-    `gram` (K, K) holds the inner products of the members' deltas, so near-duplicate members coincide and one
-    lengthscale is enough. Scaled so that members lie sqrt(2) apart in root mean square, as the simplex' vertices do.
-    Raises ValueError when `gram` is not a square symmetric matrix of finite numbers.
+    `gram` (K, K) holds the inner products of the members' deltas, so near-duplicate members
+    coincide and one lengthscale is enough. Scaled so that members lie sqrt(2) apart in root mean
+    square, as the simplex' vertices do. Raises ValueError when `gram` is not a square symmetric
+    matrix of finite numbers.
     """
     gram = np.asarray(gram, dtype=float)
     if (
@@ -121,7 +132,8 @@ def gram_root(gram: Floats) -> Floats:
         or not np.allclose(gram, gram.T)
     ):
         raise ValueError(
-            f"gram must be a finite symmetric (K, K) matrix of the deltas' inner products, got {gram.shape}"
+            "gram must be a finite symmetric (K, K) matrix of the deltas' inner products, got "
+            f"{gram.shape}"
         )
     size, vectors = np.linalg.eigh(gram)
     keep = size > max(size.max(), 0.0) * 1e-6
@@ -132,7 +144,10 @@ def gram_root(gram: Floats) -> Floats:
 
 
 class WeightGP:
-    """Exact GP for one objective. `fit` first; then `predict` and `draw` speak in the objective's own unit."""
+    """Exact GP for one objective.
+
+    `fit` first; then `predict` and `draw` speak in the objective's own unit.
+    """
 
     def __init__(self, features: Features):
         self.features = features
@@ -140,13 +155,15 @@ class WeightGP:
     def fit(
         self, points: Floats, values: Floats, stderrs: Floats, most: int = MAX_FIT_POINTS
     ) -> WeightGP:
-        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown; hyperparameters from at most `most`.
+        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown;
+        hyperparameters from at most `most`.
 
-        `evidence` is then the log posterior density of the hyperparameters, up to a constant, over the values of the trials
-        `chosen` for them.
+        `evidence` is then the log posterior density of the hyperparameters, up to a constant, over
+        the values of the trials `chosen` for them.
 
-        Noise variance of a trial is f stderr^2 + e: f near 1 is learned because items shared by all trials move all
-        scores together (then f < 1), e takes what standard errors do not know. The fit is deterministic.
+        Noise variance of a trial is f stderr^2 + e: f near 1 is learned because items shared by all
+        trials move all scores together (then f < 1), e takes what standard errors do not know. The
+        fit is deterministic.
         """
         self.mean = float(values.mean())
         self.unit = float(values.std()) or 1.0
@@ -166,7 +183,9 @@ class WeightGP:
         return self._kernel(points, self.points) @ self._alpha * self.unit + self.mean
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not included."""
+        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not
+        included.
+        """
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         variance = self._prior_variance(points) - (half**2).sum(axis=0)
@@ -175,7 +194,9 @@ class WeightGP:
         ) * self.unit
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
-        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n, S)."""
+        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n,
+        S).
+        """
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         covariance = self._kernel(points, points) - half.T @ half
@@ -187,15 +208,18 @@ class WeightGP:
 
     @property
     def common_noise(self) -> float:
-        """Share of a trial's noise variance that all trials have in common (they answer the same items), 0 to 1."""
+        """Share of a trial's noise variance that all trials have in common (they answer the same
+        items), 0 to 1.
+        """
         _, (_, _, factor, _), _ = self._unpack(self.theta)
         return float(np.clip(1.0 - factor, 0.0, 1.0))
 
     def explained(self) -> float:
-        """Share of the trials' variance that the other trials predict: 1 - (leave-one-out squared error) / variance.
+        """Share of the trials' variance that the other trials predict: 1 - (leave-one-out squared
+        error) / variance.
 
-        Leave-one-out residuals are alpha_i / (K^-1)_ii (Rasmussen and Williams 2006, eq. 5.12). At most 1, negative where
-        the mean of the others would have predicted better.
+        Leave-one-out residuals are alpha_i / (K^-1)_ii (Rasmussen and Williams 2006, eq. 5.12). At
+        most 1, negative where the mean of the others would have predicted better.
         """
         inverse, _ = dpotri(self._root, lower=1)
         return float(1.0 - np.mean((self._alpha / np.diag(inverse)) ** 2))
@@ -212,7 +236,9 @@ class WeightGP:
         return [length] * scales + [SIGNAL, LINEAR, NOISE, EXCESS] + group
 
     def _learn(self) -> tuple[Floats, float]:
-        """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials, and their evidence."""
+        """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials, and their
+        evidence.
+        """
         priors = self._priors()
         start = np.array([prior.mean for prior in priors])
         problem = _Evidence(
@@ -234,7 +260,9 @@ class WeightGP:
     # ------------------------------------------------------------ kernel
 
     def _unpack(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
-        """exp of: lengthscales per shared feature; signal, linear, noise factor, excess; group length and signal."""
+        """exp of: lengthscales per shared feature; signal, linear, noise factor, excess; group
+        length and signal.
+        """
         scales = int(self._scale_of.max()) + 1
         return (
             np.exp(theta[:scales])[self._scale_of],
@@ -267,10 +295,11 @@ class WeightGP:
 
 
 class _Evidence:
-    """Negative log marginal likelihood plus priors, with gradient, as a function of the log hyperparameters.
+    """Negative log marginal likelihood plus priors, with gradient, as a function of the log
+    hyperparameters.
 
-    Gradient: -1/2 tr((alpha alpha' - K^-1) dK/dtheta) (Rasmussen and Williams 2006, eq. 5.9); for a lengthscale the sum
-    over pairs is rearranged so that no (n, n, D) array is built.
+    Gradient: -1/2 tr((alpha alpha' - K^-1) dK/dtheta) (Rasmussen and Williams 2006, eq. 5.9); for a
+    lengthscale the sum over pairs is rearranged so that no (n, n, D) array is built.
     """
 
     def __init__(self, gp: WeightGP, chosen: NDArray[np.intp], priors: Floats):
@@ -326,7 +355,9 @@ def _matern(squared: Floats) -> Floats:
 
 
 def _matern_and_slope(squared: Floats) -> tuple[Floats, Floats]:
-    """Matern-5/2 of a squared distance r^2, and s with d M / d ln(l) = s r^2 for a lengthscale in r = |x| / l."""
+    """Matern-5/2 of a squared distance r^2, and s with d M / d ln(l) = s r^2 for a lengthscale in r
+    = |x| / l.
+    """
     distance = ROOT5 * np.sqrt(squared)
     decay = np.exp(-distance)
     return (1 + distance + distance**2 / 3) * decay, 5 / 3 * (1 + distance) * decay
@@ -344,7 +375,9 @@ def _root(covariance: Floats) -> Floats:
 
 
 def _spread_subset(targets: Floats, size: int) -> NDArray[np.intp]:
-    """At most `size` indices: the best half by value, since the front is what matters, and the rest evenly over ranks."""
+    """At most `size` indices: the best half by value, since the front is what matters, and the rest
+    evenly over ranks.
+    """
     if len(targets) <= size:
         return np.arange(len(targets))
     order = np.argsort(-targets, kind="stable")

@@ -1,6 +1,8 @@
-"""`grid`: evenly spaced merges along the line between two members, coarse first: ends, middle, quarters, eighths.
+"""`grid`: evenly spaced merges along the line between two members, coarse first: ends, middle,
+quarters, eighths.
 
-So a search that is cut short has looked everywhere alike, and one that ends has looked at as many points as its budget says.
+So a search that is cut short has looked everywhere alike, and one that ends has looked at as many
+points as its budget says.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class GridProposer:
 
 
 def refining(count: int) -> list[int]:
-    """0 to `count` - 1 in an order that refines: both ends, then by the van der Corput sequence (1935) in base 2."""
+    """0 to `count` - 1 in an order that refines: both ends, then by the van der Corput sequence
+    (1935) in base 2.
+    """
     places = dict.fromkeys([0, count - 1][:count])
     parts = 2
     while len(places) < count:

@@ -1,10 +1,12 @@
-"""The scale on which an objective is smooth: its own values, or the logarithm of how far they stand above a floor.
+"""The scale on which an objective is smooth: its own values, or the logarithm of how far they stand
+above a floor.
 
-An answer is right when each of its tokens is, so the chance of it is about exp(-loss), and the loss is what is smooth in
-the weights: near its best merge it is a quadratic, which the kernel knows, where the score itself is a bump with flat
-ground around it, which no stationary kernel fits well. Which scale a benchmark has is not asked: the evidence of the
-trials decides between it and LINKS, by the likelihood of the values with the Jacobian of the map (Snelson, Rasmussen and
-Ghahramani 2004, "Warped Gaussian processes", eq. 5).
+An answer is right when each of its tokens is, so the chance of it is about exp(-loss), and the loss
+is what is smooth in the weights: near its best merge it is a quadratic, which the kernel knows,
+where the score itself is a bump with flat ground around it, which no stationary kernel fits well.
+Which scale a benchmark has is not asked: the evidence of the trials decides between it and LINKS,
+by the likelihood of the values with the Jacobian of the map (Snelson, Rasmussen and Ghahramani
+2004, "Warped Gaussian processes", eq. 5).
 """
 
 from __future__ import annotations
@@ -20,16 +22,23 @@ LINKS = (
     1.0,
     0.3,
     0.1,
-)  # how far the floor lies below the lowest score, as a share of the scores' range; the score itself is always tried
+    # how far the floor lies below the lowest score, as a share of the scores' range; the score
+    # itself
+    # is always tried
+)
 MAX_CHOICE_POINTS = 80  # the link is chosen on at most so many trials
-BEYOND = 1.0  # nothing is believed further above the best score than this share of the range: the inverse is an exponential
+# nothing is believed further above the best score than this share of the range: the inverse is an
+# exponential
+BEYOND = 1.0
 NODES, SHARES = np.polynomial.hermite_e.hermegauss(9)
 SHARES = SHARES / SHARES.sum()
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """z = log(1 + (y - low) / depth), or z = y where `depth` is infinite; `high` is the largest y that comes back."""
+    """z = log(1 + (y - low) / depth), or z = y where `depth` is infinite; `high` is the largest y
+    that comes back.
+    """
 
     low: float
     depth: float
@@ -55,16 +64,22 @@ class Link:
 
 
 class LinkedGP:
-    """A `WeightGP` behind the link that the trials ask for. `fit` first; all else speaks in the objective's own unit."""
+    """A `WeightGP` behind the link that the trials ask for.
+
+    `fit` first; all else speaks in the objective's own unit.
+    """
 
     def __init__(self, features: Features, links: Sequence[float] = LINKS):
         self.features, self.links = features, links
 
     def fit(self, points: Floats, values: Floats, stderrs: Floats) -> LinkedGP:
-        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown. The fit is deterministic.
+        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown.
 
-        A standard error is carried to the link's scale by the slope at what the plain process makes of the trial, not at the
-        score itself: a score that is low by bad luck would count for little, one that is high by good luck for much.
+        The fit is deterministic.
+
+        A standard error is carried to the link's scale by the slope at what the plain process makes
+        of the trial, not at the score itself: a score that is low by bad luck would count for
+        little, one that is high by good luck for much.
         """
         low, reach = float(values.min()), float(np.ptp(values))
         links = [
@@ -93,7 +108,9 @@ class LinkedGP:
         return self
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not included."""
+        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not
+        included.
+        """
         mean, sd = self._gp.predict(points)
         if self.link.is_identity:
             return mean, sd
@@ -102,11 +119,15 @@ class LinkedGP:
         return mean, np.sqrt(SHARES @ (values - mean) ** 2)
 
     def median(self, points: Floats) -> Floats:
-        """Posterior median (n,) of the true objective: cheaper than its mean, and in the same order."""
+        """Posterior median (n,) of the true objective: cheaper than its mean, and in the same
+        order.
+        """
         return self.link.back(self._gp.mean_at(points))
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
-        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n, S)."""
+        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n,
+        S).
+        """
         return self.link.back(self._gp.draw(points, normals))
 
     @property

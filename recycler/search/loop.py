@@ -1,7 +1,8 @@
 """The loop: ask, open, submit, wait, close. Everything it calls can be faked.
 
-A driver killed at any moment and started again goes on where it was: trials it had opened are submitted again, nothing
-is proposed twice, and what the proposer asks for depends on the ledger alone.
+A driver killed at any moment and started again goes on where it was: trials it had opened are
+submitted again, nothing is proposed twice, and what the proposer asks for depends on the ledger
+alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Event:
     trial: Trial
     fraction: float = 0.0  # of the completing or holdout scoring that is done
     gain: float | None = (
-        None  # of the front's hypervolume that the next trials are expected to add, where it was asked
+        # of the front's hypervolume that the next trials are expected to add, where it was asked
+        None
     )
     notes: tuple[str, ...] = ()  # lines for that person
 
@@ -45,7 +47,8 @@ def search(
     listen: Listener,
     fidelity: Fidelity | None = None,
 ) -> tuple[Trial, ...]:
-    """Score baselines and proposals until nothing is left to do or the budget is spent; return all trials.
+    """Score baselines and proposals until nothing is left to do or the budget is spent; return all
+    trials.
 
     With `fidelity` proposals are scored on some items; without, everything is on all.
     """
@@ -122,7 +125,8 @@ def search(
                 raise InfrastructureError(
                     Problem(
                         thing="workers",
-                        cause=f"{system_failures} trials in a row failed through no fault of theirs, the last with: {failure.reason}",
+                        cause=f"{system_failures} trials in a row failed through no fault of "
+                        f"theirs, the last with: {failure.reason}",
                         remedy="Mend that and run the same command again; scored trials are kept",
                     )
                 )
@@ -136,7 +140,9 @@ def complete(
     *,
     listen: Listener,
 ) -> Sequence[Trial]:
-    """The finalists that `choose` names, each merged and scored on all search items: those it lacks are asked. That may bring others up."""
+    """The finalists that `choose` names, each merged and scored on all search items: those it lacks
+    are asked. That may bring others up.
+    """
 
     def write(trial: Trial, scorecard: Scorecard) -> Trial:
         whole = fidelity.joined(before[trial.number], scorecard)
@@ -166,7 +172,9 @@ def complete(
 def score_holdout(
     finalists: Sequence[Trial], ledger: Ledger, workers: Workers, *, listen: Listener
 ) -> None:
-    """Score each finalist on the holdout items, once; search scores chose them, holdout scores are reported."""
+    """Score each finalist on the holdout items, once; search scores chose them, holdout scores are
+    reported.
+    """
 
     def write(trial: Trial, scorecard: Scorecard) -> Trial:
         ledger.add_holdout(trial.number, scorecard)
@@ -189,7 +197,9 @@ def _score_finalists(
     write: Callable[[Trial, Scorecard], Trial],
     listen: Listener,
 ) -> None:
-    """Score all of them on their items, as many at a time as there are workers, and write each down as it comes."""
+    """Score all of them on their items, as many at a time as there are workers, and write each down
+    as it comes.
+    """
     waiting, by_number = (
         list(zip(trials, items, strict=True)),
         {trial.number: trial for trial in trials},

@@ -1,9 +1,11 @@
-"""What a few slopes tell of all merges: a quadratic model of losses over the weights, told values and gradients.
+"""What a few slopes tell of all merges: a quadratic model of losses over the weights, told values
+and gradients.
 
 A teacher-forced loss has a gradient by the K weights of a merge for the price of one pass back
-(`recycler.engines.weight_slopes`), and between members that were tuned from one base it is close to quadratic. So a handful of
-merges, none of them a member alone, predicts the loss of all others; as the prior mean of a `SimplexGP` that saves scoring many
-members one by one. What that buys, and where it buys nothing, is told in benchmarks/search/RESULTS.md.
+(`recycler.engines.weight_slopes`), and between members that were tuned from one base it is close to
+quadratic. So a handful of merges, none of them a member alone, predicts the loss of all others; as
+the prior mean of a `SimplexGP` that saves scoring many members one by one. What that buys, and
+where it buys nothing, is told in benchmarks/search/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -27,18 +29,23 @@ NOISES = (
 
 
 class LossModel:
-    """Gaussian process with the kernel v0 + v1 z.z' + v2 (z.z')^2 on z = w @ metric, one per objective.
+    """Gaussian process with the kernel v0 + v1 z.z' + v2 (z.z')^2 on z = w @ metric, one per
+    objective.
 
-    `metric` (K, R) maps weights to coordinates of the merge: `recycler.search.gp.gram_root` of the deltas' Gram matrix, or the
-    identity. Curvature and noise are chosen by marginal likelihood among a few; with at most FIRST + BEST gradients the cost
-    of a fit does not grow with the search.
+    `metric` (K, R) maps weights to coordinates of the merge: `recycler.search.gp.gram_root` of the
+    deltas' Gram matrix, or the identity. Curvature and noise are chosen by marginal likelihood
+    among a few; with at most FIRST + BEST gradients the cost of a fit does not grow with the
+    search.
     """
 
     def __init__(self, metric: Floats):
         self._metric, self._back = metric, np.linalg.pinv(metric)
 
     def fit(self, points: Floats, losses: Floats, gradients: Floats) -> LossModel:
-        """Learn from points (n, K), losses (n, T) and their gradients (n, T, K) by the weights. Needs two points at least."""
+        """Learn from points (n, K), losses (n, T) and their gradients (n, T, K) by the weights.
+
+        Needs two points at least.
+        """
         self._level, self._unit = losses.mean(axis=0), losses.std(axis=0) + 1e-12
         self._values = points @ self._metric
         chosen = np.unique(
@@ -79,7 +86,9 @@ class LossModel:
         return np.stack(columns, axis=1) * self._unit + self._level
 
     def chances(self, points: Floats) -> Floats:
-        """exp(-loss) (n, T): the usual chance of a right answer, which accuracies follow more evenly than losses."""
+        """exp(-loss) (n, T): the usual chance of a right answer, which accuracies follow more
+        evenly than losses.
+        """
         return np.exp(-self.losses(points))
 
 
@@ -118,7 +127,10 @@ def _best_fit(
 def _covariance(
     left: Floats, left_sloped: Floats, right: Floats, right_sloped: Floats, curvature: float
 ) -> Floats:
-    """Of (values at `left`, gradients at `left_sloped`) with the same of the right: (n + m R, n' + m' R)."""
+    """Of (values at `left`, gradients at `left_sloped`) with the same of the right:
+
+    (n + m R, n' + m' R).
+    """
     products, num_coordinates = left @ right.T, left.shape[1]
     values = LEVEL + SLOPE * products + curvature * products**2
     inner = left_sloped @ right_sloped.T

@@ -1,4 +1,6 @@
-"""What to ship of an Optuna study whose parameters are merge weights: the trials that its model, and not luck, puts on the front."""
+"""What to ship of an Optuna study whose parameters are merge weights: the trials that its model,
+and not luck, puts on the front.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ from recycler.search.simplex_gp import SimplexGP
 def posterior_front(
     study: Study, members: Sequence[str] | None = None, floors: ArrayLike | None = None
 ) -> list[FrozenTrial]:
-    """The complete trials of `study` to ship: non-dominated by the GP's posterior mean, best first objective first.
+    """The complete trials of `study` to ship: non-dominated by the GP's posterior mean, best first
+    objective first.
 
-    Works for a study of any sampler whose parameters are weights. `members` and `floors` (T,) in the study's own directions default to
-    those of the study's `SimplexGPSampler` (its knobs then join the model), or to what `recycler study` wrote with the study; else members are the float
-    parameters all complete trials share. Trials whose posterior mean is below a floor are left out; where none keeps every floor the front
-    is that without floors, with a warning. Standard errors are read from the user attribute "stderr".
+    Works for a study of any sampler whose parameters are weights. `members` and `floors` (T,) in
+    the study's own directions default to those of the study's `SimplexGPSampler` (its knobs then
+    join the model), or to what `recycler study` wrote with the study; else members are the float
+    parameters all complete trials share. Trials whose posterior mean is below a floor are left out;
+    where none keeps every floor the front is that without floors, with a warning. Standard errors
+    are read from the user attribute "stderr".
 
-    Raises ValueError when no trial is complete with all weights and finite scores, and when no weights are found.
+    Raises ValueError when no trial is complete with all weights and finite scores, and when no
+    weights are found.
     """
     complete = [
         trial for trial in study.get_trials(deepcopy=True) if trial.state == TrialState.COMPLETE
@@ -51,11 +57,14 @@ def posterior_front(
     kept, observed = observed_trials(complete, names, study.directions, frozen)
     if not kept:
         raise ValueError(
-            f"none of the {len(complete)} complete trials has all weights: {missing_names(complete, names, frozen)}. Suggest every member, or name those that there are in members=[...]"
+            f"none of the {len(complete)} complete trials has all weights: "
+            f"{missing_names(complete, names, frozen)}. Suggest every member, or name those that "
+            "there are in members=[...]"
         )
     if len(kept) < len(complete):
         warnings.warn(
-            f"{len(complete) - len(kept)} of {len(complete)} complete trials are left out, since they have not all weights: {missing_names(complete, names, frozen)}",
+            f"{len(complete) - len(kept)} of {len(complete)} complete trials are left out, since "
+            f"they have not all weights: {missing_names(complete, names, frozen)}",
             UserWarning,
             stacklevel=2,
         )
@@ -80,7 +89,9 @@ def posterior_front(
 
 
 def _weights(study: Study, complete: Sequence[FrozenTrial]) -> tuple[str, ...]:
-    """The parameters that are weights: those that the study names, else all floats that its complete trials share."""
+    """The parameters that are weights: those that the study names, else all floats that its
+    complete trials share.
+    """
     if WEIGHTS in study.user_attrs:
         return tuple(study.user_attrs[WEIGHTS])
     return tuple(

@@ -3,9 +3,10 @@
     sampler = SimplexGPSampler(["math", "code", "chat"], seed=0)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
 
-In the objective `trial.suggest_float(member, 0, 1)` gives each member's weight; together they sum to 1, or to a searched
-scale when an upper bound is above 1. Tell standard errors by `trial.set_user_attr("stderr", [...])`, one per objective,
-and ship `posterior_front(study)` (optuna_front) rather than `study.best_trials`, which lucky scores enter.
+In the objective `trial.suggest_float(member, 0, 1)` gives each member's weight; together they sum
+to 1, or to a searched scale when an upper bound is above 1. Tell standard errors by
+`trial.set_user_attr("stderr", [...])`, one per objective, and ship `posterior_front(study)`
+(optuna_front) rather than `study.best_trials`, which lucky scores enter.
 """
 
 from __future__ import annotations
@@ -38,22 +39,27 @@ Ranges = Mapping[str, tuple[float, float]]
 class SimplexGPSampler(BaseSampler):
     """Optuna sampler over the weights of `members`; keyword arguments are those of `SimplexGP`.
 
-    Weights lie where the objective suggests them, or in `bounds`; in a study's first trial what is not suggested yet is taken to
-    be 0 to 1, or as wide as what is. `scale` None reads the sum from these ranges: 1 when no upper bound is above 1, else searched from
-    0.3 to the largest. `frozen` weights need not be suggested. `knobs` maps names of further float
-    parameters to their ranges; they join the same model. `floors` and
-    `exact` are in the study's own directions: `exact` maps the number of an objective to a function from points (n, K + E),
-    weights then knobs, to the values (n,) that the objective will give there, such as the number of members used. Such an objective is
-    known and not learned, and a floor of it is kept by every proposal. Other parameters are sampled at random, and the model does not see them.
+    Weights lie where the objective suggests them, or in `bounds`; in a study's first trial what is
+    not suggested yet is taken to be 0 to 1, or as wide as what is. `scale` None reads the sum from
+    these ranges: 1 when no upper bound is above 1, else searched from 0.3 to the largest. `frozen`
+    weights need not be suggested. `knobs` maps names of further float parameters to their ranges;
+    they join the same model. `floors` and `exact` are in the study's own directions: `exact` maps
+    the number of an objective to a function from points (n, K + E), weights then knobs, to the
+    values (n,) that the objective will give there, such as the number of members used. Such an
+    objective is known and not learned, and a floor of it is kept by every proposal. Other
+    parameters are sampled at random, and the model does not see them.
 
-    RUNNING trials count as pending, so batches, threads and `study.ask` work. Processes on one storage see each other's trials once all
-    weights are suggested; before that each leaves the next points of the opening to the running trials of lower number.
-    What `enqueue_trial` fixes is kept, and the other weights are scaled to the rest of the sum. A trial with a score that is infinite
-    or beyond 1e30 counts as failed. The next proposal depends on the study's trials, the trial's number and the seed only.
+    RUNNING trials count as pending, so batches, threads and `study.ask` work. Processes on one
+    storage see each other's trials once all weights are suggested; before that each leaves the next
+    points of the opening to the running trials of lower number. What `enqueue_trial` fixes is kept,
+    and the other weights are scaled to the rest of the sum. A trial with a score that is infinite
+    or beyond 1e30 counts as failed. The next proposal depends on the study's trials, the trial's
+    number and the seed only.
 
-    Raises ValueError when a weight or knob is suggested in steps or as another kind of parameter, or a weight on a log scale; when a proposed weight lies
-    outside the range suggested for it, or no row of weights fits the ranges; when `floors` or `exact` do not fit the study's objectives; and,
-    at the end of a trial, when its attribute "stderr" is no standard errors.
+    Raises ValueError when a weight or knob is suggested in steps or as another kind of parameter,
+    or a weight on a log scale; when a proposed weight lies outside the range suggested for it, or
+    no row of weights fits the ranges; when `floors` or `exact` do not fit the study's objectives;
+    and, at the end of a trial, when its attribute "stderr" is no standard errors.
     """
 
     def __init__(
@@ -86,7 +92,8 @@ class SimplexGPSampler(BaseSampler):
         shared = [name for name in self.knobs if name in self.members]
         if shared:
             raise ValueError(
-                f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of that name; give the knob another"
+                f"{shared[0]!r} is a member and a knob, and a trial can have one parameter of "
+                "that name; give the knob another"
             )
         self._lock = RLock()
         self._proposers: dict[tuple[Any, ...], SimplexGP] = {}
@@ -96,7 +103,9 @@ class SimplexGPSampler(BaseSampler):
         )  # so that a contradiction is told before the study starts
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled without its lock and caches, which are made anew: nothing a proposal depends on is lost."""
+        """Pickled without its lock and caches, which are made anew: nothing a proposal depends on
+        is lost.
+        """
         return {**self.__dict__, "_lock": None, "_proposers": {}, "_plans": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -121,7 +130,9 @@ class SimplexGPSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """The planned weight of `param_name`; the whole row is planned when its first member is suggested."""
+        """The planned weight of `param_name`; the whole row is planned when its first member is
+        suggested.
+        """
         if param_name not in self.names:
             return self._other(trial.number, param_name).sample_independent(
                 study, trial, param_name, param_distribution
@@ -135,7 +146,8 @@ class SimplexGPSampler(BaseSampler):
                 ("weight", "bounds") if param_name in self.members else ("knob", "knobs")
             )
             raise ValueError(
-                f"{kind} {value:.4g} proposed for {param_name!r} is outside the suggested range {low:g} .. {high:g}; "
+                f"{kind} {value:.4g} proposed for {param_name!r} is outside the suggested range "
+                f"{low:g} .. {high:g}; "
                 f"give the sampler {keyword}={{{param_name!r}: ({low:g}, {high:g})}}"
             )
         return min(max(value, low), high)
@@ -152,13 +164,15 @@ class SimplexGPSampler(BaseSampler):
         ]
         if missing:
             warnings.warn(
-                f"trial {trial.number} teaches nothing: {missing[0]!r} was not suggested in it. Suggest every member and knob of the sampler",
+                f"trial {trial.number} teaches nothing: {missing[0]!r} was not suggested in it. "
+                "Suggest every member and knob of the sampler",
                 UserWarning,
                 stacklevel=2,
             )
         if not (np.abs(np.array(values, dtype=float)) < LARGEST).all():
             warnings.warn(
-                f"trial {trial.number} counts as failed: its scores are {list(values or ())}, and one beyond {LARGEST:g} is that of a broken merge",
+                f"trial {trial.number} counts as failed: its scores are {list(values or ())}, "
+                f"and one beyond {LARGEST:g} is that of a broken merge",
                 UserWarning,
                 stacklevel=2,
             )
@@ -168,7 +182,9 @@ class SimplexGPSampler(BaseSampler):
         """Nothing to reseed: proposals depend on the trial's number."""
 
     def _other(self, number: int, name: str) -> RandomSampler:
-        """For a parameter that the model does not see: by seed, trial and name, so that neither resuming nor other processes repeat draws."""
+        """For a parameter that the model does not see: by seed, trial and name, so that neither
+        resuming nor other processes repeat draws.
+        """
         return RandomSampler(
             seed=int(
                 np.random.default_rng([self.seed, number, crc32(name.encode())]).integers(2**31)
@@ -193,7 +209,8 @@ class SimplexGPSampler(BaseSampler):
                 else " and round it in the objective, or leave it out of knobs"
             )
             raise ValueError(
-                f"{kind} {name!r} is suggested by {distribution}, and {why}; use trial.suggest_float({name!r}, low, high) without step{round_it}"
+                f"{kind} {name!r} is suggested by {distribution}, and {why}; use "
+                f"trial.suggest_float({name!r}, low, high) without step{round_it}"
             )
 
     # ------------------------------------------------------------ planning
@@ -219,14 +236,18 @@ class SimplexGPSampler(BaseSampler):
                 trials, trial.number, row
             ):  # by another process, while this one was thinking
                 row = self._row(study, trials, trial, ranges)
-            if ranges:  # else a knob was suggested before any weight, and the row is planned again once a range is known
+            # else a knob was suggested before any weight, and the row is planned again once a range
+            # is known
+            if ranges:
                 self._plans[key] = row
         return row[name]
 
     def _ranges(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]
     ) -> Ranges:
-        """Range of each member that is not frozen, as far as trials have suggested it: this one's word counts first, then the latest's."""
+        """Range of each member that is not frozen, as far as trials have suggested it: this one's
+        word counts first, then the latest's.
+        """
         free, found = [name for name in self.members if name not in self.frozen], {}
         for told in (
             own,
@@ -245,7 +266,9 @@ class SimplexGPSampler(BaseSampler):
     def _row(
         self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges
     ) -> dict[str, float]:
-        """A weight for each member and a value for each knob; those that this trial has already, or has been given, as they are."""
+        """A weight for each member and a value for each knob; those that this trial has already, or
+        has been given, as they are.
+        """
         proposer = self._proposer(study.directions, ranges)
         _, observed = observed_trials(trials, self.names, study.directions, self.frozen)
         pending, skip = self._in_flight(study, trials, trial.number)
@@ -271,8 +294,10 @@ class SimplexGPSampler(BaseSampler):
             except ValueError as error:
                 told = {name: tuple(map(float, limits)) for name, limits in bounds.items()}
                 raise ValueError(
-                    f"trial {trial.number} holds the weights {held}, which leave no row for the other members: {error}. Unless they were enqueued, "
-                    f"give the sampler bounds={told}: a study's first trial cannot know the ranges of what is suggested last"
+                    f"trial {trial.number} holds the weights {held}, which leave no row for the "
+                    f"other members: {error}. Unless they were enqueued, "
+                    f"give the sampler bounds={told}: a study's first trial cannot know the "
+                    "ranges of what is suggested last"
                 ) from None
             row.update(
                 zip(
@@ -377,15 +402,20 @@ class SimplexGPSampler(BaseSampler):
         )
 
     def exact_columns(self, directions: Sequence[StudyDirection]) -> Exact:
-        """`exact` to be made large, as `SimplexGP` takes it. Raises ValueError where it does not fit a study of these directions."""
+        """`exact` to be made large, as `SimplexGP` takes it.
+
+        Raises ValueError where it does not fit a study of these directions.
+        """
         known, columns = set(self.exact), range(len(directions))
         if not known <= set(columns):
             raise ValueError(
-                f"exact tells objective {min(known - set(columns))}, and the study has objectives 0 to {len(directions) - 1}"
+                f"exact tells objective {min(known - set(columns))}, and the study has "
+                f"objectives 0 to {len(directions) - 1}"
             )
         if known == set(columns):
             raise ValueError(
-                "exact tells every objective of the study, so there is nothing to learn from its trials"
+                "exact tells every objective of the study, so there is nothing to learn from its "
+                "trials"
             )
         return {
             column: _signed(value, sign)

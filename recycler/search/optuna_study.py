@@ -1,4 +1,7 @@
-"""A run as an Optuna study, for optuna-dashboard and optuna's plots. A copy to look at: the ledger stays the truth."""
+"""A run as an Optuna study, for optuna-dashboard and optuna's plots.
+
+A copy to look at: the ledger stays the truth.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,13 @@ def write_study(
 ) -> int:
     """Write every closed trial into a new study and give their number.
 
-    Parameters are the weights (MEMBER, or GROUP/MEMBER where there are several groups) and the numeric options; values are
-    search scores; user attributes hold number, kind, label, method, standard errors (of each objective, and "stderr" of all), items, and
-    holdout scores. Failed trials are there as FAIL. The study's own attributes name the weights that the search proposed, "weights", and
-    the floors if there are any, so that `recycler.search.posterior_front(study)` needs no more. Raises UsageError when the study exists or the
-    URL is none, InfrastructureError when the storage cannot be reached.
+    Parameters are the weights (MEMBER, or GROUP/MEMBER where there are several groups) and the
+    numeric options; values are search scores; user attributes hold number, kind, label, method,
+    standard errors (of each objective, and "stderr" of all), items, and holdout scores. Failed
+    trials are there as FAIL. The study's own attributes name the weights that the search proposed,
+    "weights", and the floors if there are any, so that `recycler.search.posterior_front(study)`
+    needs no more. Raises UsageError when the study exists or the URL is none, InfrastructureError
+    when the storage cannot be reached.
     """
     import optuna
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -92,7 +97,8 @@ def write_study(
         raise UsageError(
             Problem(
                 thing="--storage",
-                cause=f"is no URL of a database that can be used here ({str(error).splitlines()[0]})",
+                cause="is no URL of a database that can be used here "
+                f"({str(error).splitlines()[0]})",
                 remedy="Write sqlite:///FILE",
             )
         ) from None
@@ -118,7 +124,9 @@ def write_study(
 
 
 def _searched(closed: Sequence[Trial]) -> Recipe | None:
-    """A recipe with the groups that the search proposes weights for: baselines and refined merges may have others."""
+    """A recipe with the groups that the search proposes weights for: baselines and refined merges
+    may have others.
+    """
     proposed = [trial for trial in closed if trial.is_proposed] or closed
     groups = Counter(trial.recipe.groups for trial in proposed).most_common(1)
     return max(
@@ -129,7 +137,9 @@ def _searched(closed: Sequence[Trial]) -> Recipe | None:
 
 
 def _weights(recipe: Recipe, searched: Recipe) -> dict[str, float]:
-    """Weights by parameter: one row for all groups is the same merge as equal rows, and a member that is not in the recipe has weight 0."""
+    """Weights by parameter: one row for all groups is the same merge as equal rows, and a member
+    that is not in the recipe has weight 0.
+    """
     same = len(recipe.groups) == 1 or recipe.groups == searched.groups
     groups, rows = (
         (

@@ -1,4 +1,5 @@
-"""What the trials of an Optuna study say, read with distrust: a score may be infinite, a standard error may be a word.
+"""What the trials of an Optuna study say, read with distrust: a score may be infinite, a standard
+error may be a word.
 
 observed_trials   points, values and standard errors of the finished trials, all to be made large
 stderrs_of        the standard errors of one trial; the reason, where they are none
@@ -30,7 +31,10 @@ def signs(directions: Sequence[StudyDirection]) -> Floats:
 
 
 def floors_of(floors: ArrayLike | None, directions: Sequence[StudyDirection]) -> Floats:
-    """(T,) the worst values allowed, more being better, NaN where there is none. Raises ValueError for another number of them."""
+    """(T,) the worst values allowed, more being better, NaN where there is none.
+
+    Raises ValueError for another number of them.
+    """
     if floors is None:
         return np.full(len(directions), np.nan)
     try:
@@ -39,7 +43,8 @@ def floors_of(floors: ArrayLike | None, directions: Sequence[StudyDirection]) ->
         lowest = np.array(math.inf)
     if lowest.shape != (len(directions),) or np.isinf(lowest).any():
         raise ValueError(
-            f"floors is {floors!r}, and the study has {len(directions)} objectives; give one number for each, nan where there is no floor"
+            f"floors is {floors!r}, and the study has {len(directions)} objectives; give one "
+            "number for each, nan where there is no floor"
         )
     return lowest * signs(directions)
 
@@ -60,7 +65,8 @@ def stderrs_of(trial: FrozenTrial, num_objectives: int) -> list[float]:
         cause = "is negative"
     if cause:
         raise ValueError(
-            f"trial {trial.number}: user attribute {STDERR!r} {cause} (it is {told!r}). Give one number >= 0 for each objective, None where it is unknown"
+            f"trial {trial.number}: user attribute {STDERR!r} {cause} (it is {told!r}). Give one "
+            "number >= 0 for each objective, None where it is unknown"
         )
     return [float(one) if one is not None and one < LARGEST else 0.0 for one in each]
 
@@ -71,10 +77,11 @@ def observed_trials(
     directions: Sequence[StudyDirection],
     given: Mapping[str, float] | None = None,
 ) -> tuple[list[FrozenTrial], Observations]:
-    """Finished trials that have all of `names`, and what they say, maximised; failed and pruned ones have NaN values.
+    """Finished trials that have all of `names`, and what they say, maximised; failed and pruned
+    ones have NaN values.
 
-    `given` tells parameters that need not be suggested. Standard errors that are none count as unknown, with a warning: a finished
-    trial can never be mended, and shall not stop its study.
+    `given` tells parameters that need not be suggested. Standard errors that are none count as
+    unknown, with a warning: a finished trial can never be mended, and shall not stop its study.
     """
     given, kept, rows = given or {}, [], []
     for trial in trials:
@@ -105,7 +112,9 @@ def _stderrs_or_unknown(trial: FrozenTrial, num_objectives: int) -> list[float]:
 def missing_names(
     trials: Sequence[FrozenTrial], names: Sequence[str], given: Mapping[str, float]
 ) -> str:
-    """Which of `names` are not parameters of how many of these trials, in words: the first three of them."""
+    """Which of `names` are not parameters of how many of these trials, in words: the first three of
+    them.
+    """
     lacking = {
         name: sum(name not in trial.params for trial in trials)
         for name in names

@@ -32,7 +32,9 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
 
 
 def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
-    """How many proposals were scored when a look was due last (one is after every EVERY), and what was scored then; (0, ()) before."""
+    """How many proposals were scored when a look was due last (one is after every EVERY), and what
+    was scored then; (0, ()) before.
+    """
     proposed = sorted(
         trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
     )
@@ -46,7 +48,9 @@ def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looks:
-    """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a second."""
+    """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a
+    second.
+    """
 
     proposer: SimplexProposer
     _seen: dict[tuple[int, ...], float | None] = field(
@@ -62,9 +66,11 @@ class Looks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Says whether the next NEXT proposals are expected to add less than `least_gain` of the front's hypervolume.
+    """Says whether the next NEXT proposals are expected to add less than `least_gain` of the
+    front's hypervolume.
 
-    By the last look, from the second on. Decides from the trials alone, so a resumed run stops where it would have stopped.
+    By the last look, from the second on. Decides from the trials alone, so a resumed run stops
+    where it would have stopped.
     """
 
     least_gain: float
@@ -83,12 +89,12 @@ def expected_gain(
     count: int = NEXT,
     lowest: Floats | None = None,
 ) -> float:
-    """What the best `count` further points would add to the hypervolume of the true front, as a share of it, on the mean over
-    joint draws of the posterior, above the worst posterior scores of the rows `members` (of all, when there are none), or above
-    `lowest` (T,) where that is not NaN.
+    """What the best `count` further points would add to the hypervolume of the true front, as a
+    share of it, on the mean over joint draws of the posterior, above the worst posterior scores of
+    the rows `members` (of all, when there are none), or above `lowest` (T,) where that is not NaN.
 
-    A little low where the search would learn on the way, since all `count` are chosen at once; a little high where the model
-    is too unsure, as with few trials.
+    A little low where the search would learn on the way, since all `count` are chosen at once; a
+    little high where the model is too unsure, as with few trials.
     """
     gp.fit(observed)
     rng = np.random.default_rng(len(observed.weights))

@@ -17,10 +17,12 @@ LEAST_GAIN = 0.01  # of the front's hypervolume
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plateau:
-    """Says whether the last `patience` proposals raised the posterior hypervolume by less than LEAST_GAIN of it.
+    """Says whether the last `patience` proposals raised the posterior hypervolume by less than
+    LEAST_GAIN of it.
 
-    The posterior's and not the observed one, which goes on rising on luck alone. The corner is the members' worst score per
-    objective. Decides from the trials alone, so a resumed run stops where it would have stopped.
+    The posterior's and not the observed one, which goes on rising on luck alone. The corner is the
+    members' worst score per objective. Decides from the trials alone, so a resumed run stops where
+    it would have stopped.
     """
 
     patience: int

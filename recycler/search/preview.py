@@ -1,9 +1,11 @@
-"""What the members' own answers say before any merge is scored: which benchmarks trade off, and a first guess at the front.
+"""What the members' own answers say before any merge is scored: which benchmarks trade off, and a
+first guess at the front.
 
-A guess at a merge with proportions w is, item by item, what a mixture of the members would get: for a right-or-wrong metric
-the average of their outcomes, for bits per byte the members' probabilities averaged over stretches of CHUNK_BYTES. On the
-SmolLM2 pool that ranked 21 real merges at 0.96 Spearman on GSM8K and on MBPP (docs/log.md). Only weights that sum to 1 are
-guessed at: nothing about the members alone says what happens beyond.
+A guess at a merge with proportions w is, item by item, what a mixture of the members would get: for
+a right-or-wrong metric the average of their outcomes, for bits per byte the members' probabilities
+averaged over stretches of CHUNK_BYTES. On the SmolLM2 pool that ranked 21 real merges at 0.96
+Spearman on GSM8K and on MBPP (docs/log.md). Only weights that sum to 1 are guessed at: nothing
+about the members alone says what happens beyond.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]
 
-CHUNK_BYTES = 14.0  # about four tokens: with single tokens the guess is the best member's, with whole answers the average
-MODEL_ERROR = 0.5  # of the spread of the members: how far a guess may be off beside the items' own luck, until merges tell
+# about four tokens: with single tokens the guess is the best member's, with whole answers the
+# average
+CHUNK_BYTES = 14.0
+# of the spread of the members: how far a guess may be off beside the items' own luck, until merges
+# tell
+MODEL_ERROR = 0.5
 USED = 0.05  # share of the weights from which on a member is part of a mixture
 ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
 LEAST_MERGES = 4
@@ -36,7 +42,9 @@ TOGETHER = 0.5  # rank correlation from which on two benchmarks hardly trade off
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tradeoff:
-    """Two objectives over the members: rank correlation with better as up, and the members that no other beats at both."""
+    """Two objectives over the members: rank correlation with better as up, and the members that no
+    other beats at both.
+    """
 
     first: str
     second: str
@@ -45,14 +53,22 @@ class Tradeoff:
 
     @property
     def together(self) -> bool:
-        """Whether there is next to nothing to trade: one member is the best at both, or they rank the members alike."""
+        """Whether there is next to nothing to trade: one member is the best at both, or they rank
+        the members alike.
+        """
         return len(self.members) == 1 or self.spearman >= TOGETHER
 
     def __str__(self) -> str:
         if len(self.members) == 1:
-            return f"{self.first} and {self.second} do not trade off: {self.members[0]} is the best member at both (Spearman {self.spearman:+.2f})"
+            return (
+                f"{self.first} and {self.second} do not trade off: {self.members[0]} is the best "
+                f"member at both (Spearman {self.spearman:+.2f})"
+            )
         kind = "trade off" if self.spearman < 0 else "mostly go together"
-        return f"{self.first} and {self.second} {kind} (Spearman {self.spearman:+.2f}): no member beats {', '.join(self.members)} at both"
+        return (
+            f"{self.first} and {self.second} {kind} (Spearman {self.spearman:+.2f}): no member "
+            f"beats {', '.join(self.members)} at both"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +81,9 @@ class Guess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuessError:
-    """How one objective's guesses fared: merges compared, mean of real less guessed, rank correlation, share inside the intervals."""
+    """How one objective's guesses fared: merges compared, mean of real less guessed, rank
+    correlation, share inside the intervals.
+    """
 
     objective: str
     num_merges: int
@@ -101,7 +119,8 @@ def tradeoffs(members: Sequence[Trial], objectives: Sequence[Objective]) -> tupl
 class Preview:
     """Guesses from the members' outcomes on the search items.
 
-    members   scored trials of kind member; outcomes: theirs by trial number; items: all search items of the run
+    members   scored trials of kind member; outcomes: theirs by trial number; items: all search
+    items of the run
     """
 
     def __init__(
@@ -126,7 +145,9 @@ class Preview:
         }
 
     def front(self, seed: int = 0) -> tuple[Guess, ...]:
-        """At most NUM_SHOWN predicted non-dominated merges, spread over the predicted front, best first objective first."""
+        """At most NUM_SHOWN predicted non-dominated merges, spread over the predicted front, best
+        first objective first.
+        """
         domain, rng = weight_domain(list(self.names)), np.random.default_rng(seed)
         points = np.concatenate([np.eye(len(self.names)), scattered(domain, rng, NUM_GUESSES)])
         for _ in range(ROUNDS):
@@ -153,7 +174,9 @@ class Preview:
         )
 
     def errors(self, trials: Sequence[Trial]) -> tuple[GuessError, ...]:
-        """How the guesses fared on the scored merges with one row of weights, none negative, of sum 1; empty for too few."""
+        """How the guesses fared on the scored merges with one row of weights, none negative, of sum
+        1; empty for too few.
+        """
         real = {
             trial.recipe.weights[0]: trial
             for trial in trials

@@ -1,6 +1,8 @@
-"""Where to look next: an opening design, and random neighbours of good recipes on the simplex and its faces.
+"""Where to look next: an opening design, and random neighbours of good recipes on the simplex and
+its faces.
 
-Nothing here knows a score. Every function draws from the generator it is given, so equal seeds give equal proposals.
+Nothing here knows a score. Every function draws from the generator it is given, so equal seeds give
+equal proposals.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ def opening(
     num_sparse: int | None = None,
     members_first: bool | None = None,
 ) -> Floats:
-    """The first points (n, D): uniform soup, at two scales where that is searched, members alone, sparse mixtures.
+    """The first points (n, D): uniform soup, at two scales where that is searched, members alone,
+    sparse mixtures.
 
-    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them. `num_sparse` mixtures follow: 1, or 4 where
-    the members are left out.
+    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them. `num_sparse`
+    mixtures follow: 1, or 4 where the members are left out.
     """
     low, high = domain.scale
     unit = _unit(domain)
@@ -41,7 +44,9 @@ def opening(
 
 
 def alone(domain: WeightDomain, rng: np.random.Generator) -> Floats:
-    """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the smallest)."""
+    """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the
+    smallest).
+    """
     return _alike(
         domain, np.eye(domain.num_members)[rng.permutation(domain.num_members)] * _unit(domain)
     )
@@ -61,7 +66,10 @@ def _alike(domain: WeightDomain, rows: Floats) -> Floats:
 def scattered(
     domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False
 ) -> Floats:
-    """Sparse random points (count, D): Dirichlet proportions of random concentration, log-uniform sums, uniform knobs."""
+    """Sparse random points (count, D):
+
+    Dirichlet proportions of random concentration, log-uniform sums, uniform knobs.
+    """
     if not count:
         return np.zeros((0, domain.size))
     rows = np.zeros((count, domain.groups, domain.num_members))
@@ -80,9 +88,11 @@ def scattered(
 def around(
     domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int, reach: float = 1.0
 ) -> Floats:
-    """`count` allowed points (count, D) near `parents` (P, D): see `_moved` for the moves; `reach` scales their length.
+    """`count` allowed points (count, D) near `parents` (P, D): see `_moved` for the moves; `reach`
+    scales their length.
 
-    With groups a move changes all rows alike, one row, or some; knobs move a little in half of the points.
+    With groups a move changes all rows alike, one row, or some; knobs move a little in half of the
+    points.
     """
     rows, knobs = domain.split(parents)
     first, second = rng.integers(len(parents), size=count), rng.integers(len(parents), size=count)
@@ -99,10 +109,13 @@ def around(
 
 
 def thinned(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int) -> Floats:
-    """`count` allowed points (count, D): `parents` (P, D) with some members taken out of all rows and the rest scaled to the sum.
+    """`count` allowed points (count, D):
 
-    How many stay is drawn evenly, who stays by its weight: merges of few members are faces of the simplex, which no small step
-    inside it reaches. Parents of one member or none come back as they are.
+    `parents` (P, D) with some members taken out of all rows and the rest scaled to the sum.
+
+    How many stay is drawn evenly, who stays by its weight: merges of few members are faces of the
+    simplex, which no small step inside it reaches. Parents of one member or none come back as they
+    are.
     """
     rows, knobs = domain.split(parents[rng.integers(len(parents), size=count)])
     sizes = np.abs(rows).sum(axis=1)
@@ -132,7 +145,9 @@ def _touched_rows(groups: int, rng: np.random.Generator) -> np.ndarray:
 def _moved(
     domain: WeightDomain, rng: np.random.Generator, rows: Floats, other: Floats, reach: float
 ) -> Floats:
-    """Neighbours (g, K) of `rows` (g, K) by one random move, the same for each row; not yet repaired."""
+    """Neighbours (g, K) of `rows` (g, K) by one random move, the same for each row; not yet
+    repaired.
+    """
     kind, members = rng.random(), domain.num_members
     total = rows.sum(axis=1, keepdims=True)
     if (
@@ -173,7 +188,9 @@ def _moved(
 
 
 def distinct(points: Floats, known: Floats | None = None) -> Floats:
-    """`points` (n, D) in order, without repetitions and without those that lie CLOSE to a row of `known` (m, D)."""
+    """`points` (n, D) in order, without repetitions and without those that lie CLOSE to a row of
+    `known` (m, D).
+    """
     cells = np.round(points / CLOSE)
     _, first = np.unique(cells, axis=0, return_index=True)
     points = points[np.sort(first)]

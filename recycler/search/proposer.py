@@ -1,8 +1,8 @@
 """Ask for weights. Optuna lives behind this file.
 
-A proposal is a pure function of (job seed, trial number, trials so far): the study is built anew from the ledger for
-each ask and the sampler's randomness comes from the seed and the number. So a restarted driver proposes what the first
-one would have, and nothing of Optuna's needs storing.
+A proposal is a pure function of (job seed, trial number, trials so far): the study is built anew
+from the ledger for each ask and the sampler's randomness comes from the seed and the number. So a
+restarted driver proposes what the first one would have, and nothing of Optuna's needs storing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
-LOGIT = 3.0  # softmax of [-3, 3]: measured better than normalising |x| or -log(u) (docs/design/weights.md)
+# softmax of [-3, 3]: measured better than normalising |x| or -log(u) (docs/design/weights.md)
+LOGIT = 3.0
 NSGA_POPULATION = 20  # Optuna's 50 would leave the first 50 trials random
 
 
@@ -36,7 +37,9 @@ class Proposer(Protocol):
 
 
 class OptunaProposer:
-    """TPE, NSGA-II, NSGA-III or Optuna's GP on softmax logits of each group's weights, and the log of their sum."""
+    """TPE, NSGA-II, NSGA-III or Optuna's GP on softmax logits of each group's weights, and the log
+    of their sum.
+    """
 
     def __init__(
         self, sampler: str, space: SearchSpace, objectives: Sequence[Objective], *, seed: int
@@ -93,7 +96,10 @@ class OptunaProposer:
 
 
 class RandomProposer:
-    """Sparse Dirichlet draws (concentration 0.2, 0.5, 1 or 2 over the members), sums log-uniform: the honest baseline."""
+    """Sparse Dirichlet draws (concentration 0.2, 0.5, 1 or 2 over the members), sums log-uniform:
+
+    the honest baseline.
+    """
 
     def __init__(self, space: SearchSpace, *, seed: int):
         self._space, self._seed = space, seed
@@ -145,9 +151,10 @@ def make_proposer(
     priced: Costs | None = None,
     num_merges: int = 0,
 ) -> Proposer:
-    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas, where known, and `priced`
-    tells `simplex_gp` what merges cost before they are made. The others are told with the scores; `paper` averages scores alone.
-    `grid` is told how many merges it may ask for.
+    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas,
+    where known, and `priced` tells `simplex_gp` what merges cost before they are made. The others
+    are told with the scores; `paper` averages scores alone. `grid` is told how many merges it may
+    ask for.
     """
     if sampler == "simplex_gp":
         return SimplexProposer(space, objectives, seed=seed, gram=gram, priced=priced)
@@ -226,7 +233,9 @@ def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def _generation_tag(sampler: str, index: int) -> dict[str, int]:
-    """Optuna's genetic samplers ignore trials without this tag, and with it warm starts count (seen in Optuna 5.0.0)."""
+    """Optuna's genetic samplers ignore trials without this tag, and with it warm starts count (seen
+    in Optuna 5.0.0).
+    """
     names = {"nsga2": "NSGAIISampler", "nsga3": "NSGAIIISampler"}
     return {f"{names[sampler]}:generation": index // NSGA_POPULATION} if sampler in names else {}
 

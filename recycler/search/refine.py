@@ -1,11 +1,14 @@
-"""Refine the weights of a merge that a search has found: small steps down its loss, by gradient or by SPSA.
+"""Refine the weights of a merge that a search has found: small steps down its loss, by gradient or
+by SPSA.
 
     start (G, K)  ->  steps  ->  weights (G, K), and the (seed, scalar) pairs that lead there again
 
-A Gaussian process needs many scores to know many weights; the slope of a loss tells of all of them at once. SPSA (Spall 1992,
-doi:10.1109/9.119632) takes the slope along one random direction from two losses, as MeZO (arXiv:2305.17333) does with all
-parameters of a model; here only the G x K weights of a merge move, so an engine without gradients will do. A refinement is kept
-as its start and one seed and scalar a step, which give its weights again, bit for bit (after FedKSeed, arXiv:2312.06353).
+A Gaussian process needs many scores to know many weights; the slope of a loss tells of all of them
+at once. SPSA (Spall 1992, doi:10.1109/9.119632) takes the slope along one random direction from two
+losses, as MeZO (arXiv:2305.17333) does with all parameters of a model; here only the G x K weights
+of a merge move, so an engine without gradients will do. A refinement is kept as its start and one
+seed and scalar a step, which give its weights again, bit for bit (after FedKSeed,
+arXiv:2312.06353).
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ MOMENTUM, SQUARES = 0.8, 0.95  # Adam's, for tens of steps rather than thousands
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: weights move by -`scalar` times the direction that `seed` gives. `loss` is what was met on the way."""
+    """One step: weights move by -`scalar` times the direction that `seed` gives.
+
+    `loss` is what was met on the way.
+    """
 
     seed: int
     scalar: float
@@ -43,7 +49,9 @@ class Step:
 
 
 def direction(seed: int, space: SearchSpace) -> Floats:
-    """Random signs (G, K); 0 for frozen members, and summing to 0 in each row where the sum of the weights is fixed."""
+    """Random signs (G, K); 0 for frozen members, and summing to 0 in each row where the sum of the
+    weights is fixed.
+    """
     return _allowed(
         np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))),
         space,
@@ -51,7 +59,9 @@ def direction(seed: int, space: SearchSpace) -> Floats:
 
 
 def _allowed(step: Floats, space: SearchSpace) -> Floats:
-    """What of a step (G, K) keeps frozen members where they are, and the sum of each row where that is fixed."""
+    """What of a step (G, K) keeps frozen members where they are, and the sum of each row where that
+    is fixed.
+    """
     free = (np.array(space.low) < np.array(space.high)).astype(float)
     if space.total[0] == space.total[1]:
         step = step * free
@@ -97,7 +107,9 @@ def replay(start: Floats, steps: Sequence[Step], space: SearchSpace) -> Floats:
 def descend(
     slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float
 ) -> tuple[Floats, tuple[float, ...]]:
-    """Weights after `steps` steps of Adam of length about `reach` a weight, and the loss before each."""
+    """Weights after `steps` steps of Adam of length about `reach` a weight, and the loss before
+    each.
+    """
     weights, mean, square, losses = np.array(start, dtype=float), 0.0, 0.0, []
     for index in range(steps):
         loss, slope = slopes(weights, index)

@@ -1,4 +1,6 @@
-"""What to score next: baselines, then the greedy soup, then what the proposer asks for, until the budget is spent."""
+"""What to score next: baselines, then the greedy soup, then what the proposer asks for, until the
+budget is spent.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,16 @@ class Planner:
     seed: int
     stops: tuple[Stop, ...] = ()
     needs_members: bool = False
-    """Nothing is proposed before every member has been scored: their outcomes are the controls of what is scored in part."""
+    """Nothing is proposed before every member has been scored: their outcomes are the controls of
+    what is scored in part.
+    """
 
     def next(
         self, trials: Sequence[Trial], *, may_propose: bool
     ) -> tuple[Planned, tuple[tuple[str, float], ...]] | None:
-        """The next trial to open with its raw parameters; None when there is none, or none until a pending one ends."""
+        """The next trial to open with its raw parameters; None when there is none, or none until a
+        pending one ends.
+        """
         planned = self._baseline(
             [trial for trial in trials if trial.kind != "merge" or trial.label]
         )
@@ -78,7 +84,9 @@ class Planner:
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
 
     def exhausted(self, trials: Sequence[Trial]) -> bool:
-        """Whether nothing that the space allows is left to try while the budget of trials is not spent."""
+        """Whether nothing that the space allows is left to try while the budget of trials is not
+        spent.
+        """
         comparable = self.comparable(trials)
         if sum(trial.is_proposed for trial in trials) >= self.num_merges or not any(
             trial.state == "SCORED" for trial in trials
@@ -123,7 +131,9 @@ class Planner:
         ]  # a soup says nothing about ties
 
     def _told(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Trials as a sampler sees them: a merge that gave nothing worth scoring is as bad as the worst, or it would be asked for again."""
+        """Trials as a sampler sees them: a merge that gave nothing worth scoring is as bad as the
+        worst, or it would be asked for again.
+        """
         scored = [trial for trial in trials if trial.state == "SCORED"]
         if (
             not any(trial.failure and trial.failure.blame == "recipe" for trial in trials)
@@ -174,7 +184,9 @@ class Planner:
 def _typed(
     method: str, options: Sequence[tuple[str, OptionValue]]
 ) -> tuple[tuple[str, OptionValue], ...]:
-    """Options in the type of their defaults: samplers give floats, a number of layers is an integer."""
+    """Options in the type of their defaults: samplers give floats, a number of layers is an
+    integer.
+    """
     defaults = MERGE_METHODS[method].options
     return tuple(
         (name, round(value) if type(defaults[name.partition("@")[0]]) is int else value)

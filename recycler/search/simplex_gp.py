@@ -1,10 +1,13 @@
-"""`simplex_gp`: find the front of merges with few trials, by Gaussian processes that live on the weights themselves.
+"""`simplex_gp`: find the front of merges with few trials, by Gaussian processes that live on the
+weights themselves.
 
-    opening design -> GP per objective -> candidates near the posterior front -> noisy expected hypervolume improvement
+    opening design -> GP per objective -> candidates near the posterior front -> noisy expected
+    hypervolume improvement
 
-No map from a box to the simplex: a map that is kind to one face distorts another, and duplicates dimensions. A proposal
-is a function of what has been observed, what is pending, the trial's number and the seed, and of nothing else, so a
-killed search that is started again proposes what it would have proposed.
+No map from a box to the simplex: a map that is kind to one face distorts another, and duplicates
+dimensions. A proposal is a function of what has been observed, what is pending, the trial's number
+and the seed, and of nothing else, so a killed search that is started again proposes what it would
+have proposed.
 """
 
 from __future__ import annotations
@@ -47,10 +50,15 @@ REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever
 NUM_BEST = 12
 MOST_KNOWN = 80  # trials drawn jointly with the candidates
 MOST_PENDING = 64
-PATIENCE = 4  # members alone that may be worse than the soup at everything before the others are left to the model
-# The hypervolume's corner lies this share of the front's range below its nadir, taking turns by trial number. At 0.1 alone
-# what extends the front beyond its own nadir counts nothing, so an early front around the knee confirms itself; a wide
-# corner alone spends trials on ends that hardly trade off (both measured in benchmarks/search/RESULTS.md).
+# members alone that may be worse than the soup at everything before the others are left to the
+# model
+PATIENCE = 4
+# The hypervolume's corner lies this share of the front's range below its nadir, taking turns by
+# trial number. At 0.1 alone
+# what extends the front beyond its own nadir counts nothing, so an early front around the knee
+# confirms itself; a wide
+# corner alone spends trials on ends that hardly trade off (both measured in
+# benchmarks/search/RESULTS.md).
 MARGINS = (0.1, 1.0)
 
 
@@ -58,11 +66,12 @@ MARGINS = (0.1, 1.0)
 class PosteriorFront:
     """The trials to ship: non-dominated by posterior mean, which a lucky score does not fool.
 
-    `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are for all observations
-    (NaN where a trial had no score): sd is what matters between trials. `total_sd` adds what scoring all of them on the
-    same items cannot average out: the error of a score on fresh items. `probability` (n,) is the chance to be
-    non-dominated under independent errors. `dead` (T,) marks objectives that nothing done to the weights moves: their
-    scores differ by noise alone, and they have no say in who dominates whom.
+    `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are
+    for all observations (NaN where a trial had no score): sd is what matters between trials.
+    `total_sd` adds what scoring all of them on the same items cannot average out: the error of a
+    score on fresh items. `probability` (n,) is the chance to be non-dominated under independent
+    errors. `dead` (T,) marks objectives that nothing done to the weights moves: their scores differ
+    by noise alone, and they have no say in who dominates whom.
     """
 
     indices: tuple[int, ...]
@@ -74,24 +83,26 @@ class PosteriorFront:
 
 
 class SimplexGP:
-    """Proposes weights for `members` (K names) that are expected to push the front of `num_objectives` benchmarks out.
+    """Proposes weights for `members` (K names) that are expected to push the front of
+    `num_objectives` benchmarks out.
 
-    scale      the sum of a row of weights: (1, 1) for a plain average, (0.3, 3) to search it (weights act on deltas)
-    bounds     range per member, else (0, scale[1]); a negative lower bound allows negative weights
-    frozen     weights that are fixed
-    max_nonzero  at most so many members in one row
-    gram       (K, K) inner products of the members' deltas: distances between merges instead of between weights
-    floors     (T,) reference point of the hypervolume, NaN for "from the front"; merges below a floor are worth nothing
-    groups     G rows of weights; knobs: ranges of E method parameters, appended to the point
-    prior_mean predicted values (n, T) of points (n, D), known without scoring; calibrated per objective
-    exact      by column of the objectives, a function from points (n, D) to their values (n,), to be made large, that nobody has to
-               guess: what a merge costs. No GP learns these columns and no draw moves them; floors of theirs are kept by
-               every proposal, as far as the rules allow
-    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that (None: 1, or 4); the
+    scale      the sum of a row of weights: (1, 1) for a plain average, (0.3, 3) to search it
+    (weights act on deltas) bounds     range per member, else (0, scale[1]); a negative lower bound
+    allows negative weights frozen     weights that are fixed max_nonzero  at most so many members
+    in one row gram       (K, K) inner products of the members' deltas: distances between merges
+    instead of between weights floors     (T,) reference point of the hypervolume, NaN for "from the
+    front"; merges below a floor are worth nothing groups     G rows of weights; knobs: ranges of E
+    method parameters, appended to the point prior_mean predicted values (n, T) of points (n, D),
+    known without scoring; calibrated per objective exact      by column of the objectives, a
+    function from points (n, D) to their values (n,), to be made large, that nobody has to
+               guess: what a merge costs. No GP learns these columns and no draw moves them; floors
+               of theirs are kept by every proposal, as far as the rules allow
+    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that
+    (None: 1, or 4); the
                members end early when the soup beats the first PATIENCE of them at everything
 
-    Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises ValueError when the rules
-    contradict each other.
+    Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises
+    ValueError when the rules contradict each other.
     """
 
     def __init__(
@@ -139,10 +150,11 @@ class SimplexGP:
     def ask(
         self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0
     ) -> Floats:
-        """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the trial's number.
+        """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the
+        trial's number.
 
-        Never a point that is already observed or pending. The opening design comes first, less what is known of it and less
-        its next `skip` points, which others take at this moment.
+        Never a point that is already observed or pending. The opening design comes first, less what
+        is known of it and less its next `skip` points, which others take at this moment.
         """
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
@@ -162,11 +174,16 @@ class SimplexGP:
         )
 
     def believe(self, prior_mean: PriorMean | None) -> None:
-        """Another prior mean from the next fit on: what is known without scoring may grow with the search."""
+        """Another prior mean from the next fit on: what is known without scoring may grow with the
+        search.
+        """
         self._model.believe(prior_mean)
 
     def front(self, observed: Observations) -> PosteriorFront:
-        """What to ship, and how sure that is; see `PosteriorFront`. Raises ValueError without a complete trial."""
+        """What to ship, and how sure that is; see `PosteriorFront`.
+
+        Raises ValueError without a complete trial.
+        """
         rows = np.flatnonzero(observed.scored)
         if not rows.size:
             raise ValueError("no trial has all its scores, so there is no front")
@@ -184,7 +201,9 @@ class SimplexGP:
         )
 
     def fit(self, observed: Observations) -> None:
-        """Fit the model to the trials of `observed` that have all their scores; `predict` and `draw` speak of the last fit."""
+        """Fit the model to the trials of `observed` that have all their scores; `predict` and
+        `draw` speak of the last fit.
+        """
         self._model.fit(observed.complete())
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
@@ -258,10 +277,13 @@ class SimplexGP:
         return candidates[int(np.argmax(gains))]
 
     def _fresh(self, known: Floats, rng: np.random.Generator) -> Floats:
-        """A sparse random point that is not `known`, within the floors of exact columns where one of those drawn is."""
+        """A sparse random point that is not `known`, within the floors of exact columns where one
+        of those drawn is.
+        """
         for _ in range(100):
             points = scattered(self.domain, rng, NUM_BLIND)
-            if self._model.exact:  # few members are a matter of luck among mixtures, and may be all that a floor allows
+            # few members are a matter of luck among mixtures, and may be all that a floor allows
+            if self._model.exact:
                 points = np.concatenate(
                     [points, thinned(self.domain, rng, points, NUM_BLIND), alone(self.domain, rng)]
                 )
@@ -287,7 +309,9 @@ class SimplexGP:
         return points
 
     def _guessed_floors(self) -> Floats:
-        """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept outright and need no corner."""
+        """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept
+        outright and need no corner.
+        """
         lowest = (
             np.full(self.num_objectives, np.nan)
             if self.floors is None
@@ -297,7 +321,9 @@ class SimplexGP:
         return lowest
 
     def _missing(self, points: Floats) -> Floats:
-        """How far (n,) points are below the floors of exact columns, as shares of these floors, the worst of them; 0 where none is."""
+        """How far (n,) points are below the floors of exact columns, as shares of these floors, the
+        worst of them; 0 where none is.
+        """
         found = np.zeros(len(points))
         lowest = (
             np.full(self.num_objectives, np.nan)
@@ -328,11 +354,15 @@ class SimplexGP:
         alive: Mask,
         rng: np.random.Generator,
     ) -> Floats:
-        """Expected gain (M,); where no draw gains anything, a small optimistic score that still ranks."""
+        """Expected gain (M,); where no draw gains anything, a small optimistic score that still
+        ranks.
+        """
         draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[
             :, :, alive
         ]
-        if self._model.exact:  # members and shares of right answers have nothing to do with one another: each in the front's own reach
+        # members and shares of right answers have nothing to do with one another: each in the
+        # front's own reach
+        if self._model.exact:
             reach = draws.mean(axis=0).max(axis=0) - corner
             draws, corner = (
                 (draws - corner) / np.where(reach > 0, reach, 1.0),

@@ -1,4 +1,6 @@
-"""The default sampler in the job's terms: trials in, a proposal out; and scores smoothed over all trials."""
+"""The default sampler in the job's terms: trials in, a proposal out; and scores smoothed over all
+trials.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ LEAST_TRIALS = 8  # with fewer the model knows no more than the scores themselve
 
 
 class SimplexProposer:
-    """Simplex GP over a resolved space; members, soups and every other linear trial of the pool count as observations.
+    """Simplex GP over a resolved space; members, soups and every other linear trial of the pool
+    count as observations.
 
-    `gram` (K, K): inner products of the members' deltas (`recycler.pool.deltas.delta_gram`). With it distances are
-    measured between merges, else between weights. `priced` reckons the costs among the objectives; without it only those that need
-    no measuring can be told. Raises ValueError for others.
+    `gram` (K, K): inner products of the members' deltas (`recycler.pool.deltas.delta_gram`). With
+    it distances are measured between merges, else between weights. `priced` reckons the costs among
+    the objectives; without it only those that need no measuring can be told. Raises ValueError for
+    others.
     """
 
     def __init__(
@@ -84,10 +88,12 @@ class SimplexProposer:
         )
 
     def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
-        """Posterior scores by trial number: value and standard error of what each scored trial would get on average over
-        fresh items like these, all trials taken together. Empty while there are fewer than LEAST_TRIALS.
+        """Posterior scores by trial number: value and standard error of what each scored trial
+        would get on average over fresh items like these, all trials taken together. Empty while
+        there are fewer than LEAST_TRIALS.
 
-        Where all trials answer the same items, their common luck does not average out; it is in the standard error.
+        Where all trials answer the same items, their common luck does not average out; it is in the
+        standard error.
         """
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
         if len(scored) < LEAST_TRIALS:
@@ -120,7 +126,10 @@ class SimplexProposer:
         )
 
     def told(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
-        """The scored trials that the model learns from, and what it sees of them. Raises ValueError when there is none."""
+        """The scored trials that the model learns from, and what it sees of them.
+
+        Raises ValueError when there is none.
+        """
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
         if not scored:
             raise ValueError("no scored trial belongs to this space")
@@ -141,7 +150,9 @@ class SimplexProposer:
         )
 
     def corner(self, trials: Sequence[Trial]) -> Floats:
-        """(T,) of `recycler.costs.corner`: where the volume of a front begins for each cost; NaN for objectives that are scored."""
+        """(T,) of `recycler.costs.corner`: where the volume of a front begins for each cost; NaN
+        for objectives that are scored.
+        """
         members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
         return costs.corner(
             self._objectives,

@@ -1,7 +1,8 @@
-"""What the trials say about points that nobody has scored: one Gaussian process per objective on the same features.
+"""What the trials say about points that nobody has scored: one Gaussian process per objective on
+the same features.
 
-Observations   what has been scored
-Surrogate      fit, predict, median, draw over all objectives; those known exactly are passed through
+Observations   what has been scored Surrogate      fit, predict, median, draw over all objectives;
+those known exactly are passed through
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ Exact = Mapping[int, Callable[[Floats], Floats]]
 
 DEPTHS = 5.0  # 15 searches of the bench that were kept reach 4.8
 LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
-LARGEST = 1e30  # a value beyond is that of a broken merge: infinite, or with squares and products that are
+# a value beyond is that of a broken merge: infinite, or with squares and products that are
+LARGEST = 1e30
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
     """Scored trials: points (n, D), values (n, T) to be made large, their standard errors (n, T).
 
-    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed merge), or with one that
-    is infinite or beyond LARGEST (a broken one), teaches nothing but is not proposed again.
+    A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed
+    merge), or with one that is infinite or beyond LARGEST (a broken one), teaches nothing but is
+    not proposed again.
     """
 
     weights: Floats
@@ -57,7 +60,10 @@ class Observations:
 def observations(
     weights: ArrayLike, values: ArrayLike, stderrs: ArrayLike | None = None
 ) -> Observations:
-    """Observations from tables (n, D), (n, T) and (n, T) or nothing. Raises ValueError when lengths differ."""
+    """Observations from tables (n, D), (n, T) and (n, T) or nothing.
+
+    Raises ValueError when lengths differ.
+    """
     points = np.atleast_2d(np.asarray(weights, dtype=float))
     table = np.atleast_2d(np.asarray(values, dtype=float))
     errors = (
@@ -65,13 +71,16 @@ def observations(
     )
     if len(points) != len(table) or errors.shape != table.shape:
         raise ValueError(
-            f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do not match"
+            f"{len(points)} points, values {table.shape} and standard errors {errors.shape} do "
+            "not match"
         )
     return Observations(points, table, np.nan_to_num(np.abs(errors), posinf=0.0))
 
 
 class Surrogate:
-    """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last fit so that a batch is fitted once."""
+    """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last
+    fit so that a batch is fitted once.
+    """
 
     def __init__(
         self, domain: WeightDomain, gram: Floats | None, prior_mean: PriorMean | None, exact: Exact
@@ -127,23 +136,28 @@ class Surrogate:
         return self._joined(found, self.known(points))
 
     def known(self, points: Floats) -> dict[int, Floats]:
-        """Values (n,) of the exact columns at points (n, D). Raises ValueError that names a column whose function gives no such thing."""
+        """Values (n,) of the exact columns at points (n, D).
+
+        Raises ValueError that names a column whose function gives no such thing.
+        """
         found = {
             column: np.asarray(value(points), dtype=float) for column, value in self.exact.items()
         }
         for column, values in found.items():
             if values.shape != (len(points),) or not np.isfinite(values).all():
                 raise ValueError(
-                    f"exact of objective {column} must give {len(points)} finite numbers for {len(points)} points, got {values.shape}: {values.ravel()[:3]}"
+                    f"exact of objective {column} must give {len(points)} finite numbers for "
+                    f"{len(points)} points, got {values.shape}: {values.ravel()[:3]}"
                 )
         return found
 
     def dead(self, scored: Observations) -> Mask:
-        """(T,) True for an objective whose scores spread no more than their standard errors say *and* which no trial
-        predicts of another: a benchmark at chance, whose luck would promote bad merges. Two objectives stay at least, one of
-        them no exact one.
+        """(T,) True for an objective whose scores spread no more than their standard errors say
+        *and* which no trial predicts of another: a benchmark at chance, whose luck would promote
+        bad merges. Two objectives stay at least, one of them no exact one.
 
-        The spread alone would not do: where trials share items their differences are surer than their standard errors.
+        The spread alone would not do: where trials share items their differences are surer than
+        their standard errors.
         """
         values, errors = scored.values[:, self._guessed], _floored(scored.stderrs)[:, self._guessed]
         explained = np.array([gp.explained() for gp in self._gps])
@@ -191,7 +205,9 @@ class Surrogate:
 
 
 def _floored(stderrs: Floats) -> Floats:
-    """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not certainty."""
+    """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not
+    certainty.
+    """
     floor = [
         np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T
     ]
@@ -207,7 +223,9 @@ def _caught(values: Floats) -> Floats:
 
 
 def _slope(prior: Floats, values: Floats) -> float:
-    """Ridge slope of values on the prior mean, drawn towards 1; the GP takes the level. 0 for a constant prior."""
+    """Ridge slope of values on the prior mean, drawn towards 1; the GP takes the level. 0 for a
+    constant prior.
+    """
     centred, target = prior - prior.mean(), values - values.mean()
     power = float(centred @ centred)
     if power == 0.0:

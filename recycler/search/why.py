@@ -1,8 +1,11 @@
-"""Why a merge is good: what each member adds to it, and what the front would lose without it. By the surrogate, with its doubt.
+"""Why a merge is good: what each member adds to it, and what the front would lose without it.
 
-A member's share of a merge's score is its Shapley value (Shapley 1953): the mean, over all orders in which the merge's members
-could have been put in, of what putting it in changed. A coalition's score is the posterior of the search's own Gaussian
-process; where weights act on deltas the empty coalition is the base, else the members that are in share the sum.
+By the surrogate, with its doubt.
+
+A member's share of a merge's score is its Shapley value (Shapley 1953): the mean, over all orders
+in which the merge's members could have been put in, of what putting it in changed. A coalition's
+score is the posterior of the search's own Gaussian process; where weights act on deltas the empty
+coalition is the base, else the members that are in share the sum.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from recycler.types import Objective, Trial
 
 Floats = NDArray[np.float64]
 
-MOST_EXACT = 9  # members of a merge whose coalitions are all looked at; the smallest weights beyond count as one
+# members of a merge whose coalitions are all looked at; the smallest weights beyond count as one
+MOST_EXACT = 9
 NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 200, 3
 MOST_LIKELY = 30
 MOST_TRIALS = 240
@@ -36,7 +40,10 @@ MOVE = 0.1  # of a weight
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one member adds to a merge: (value, standard error) by objective, in the objective's own unit and direction."""
+    """What one member adds to a merge:
+
+    (value, standard error) by objective, in the objective's own unit and direction.
+    """
 
     member: str
     weight: float
@@ -45,9 +52,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """What taking two members out of a merge together changes beyond the sum of taking out each alone: (value, standard error) by objective.
+    """What taking two members out of a merge together changes beyond the sum of taking out each
+    alone: (value, standard error) by objective.
 
-    To the better: each is worth little without the other. To the worse: each stands in for the other.
+    To the better: each is worth little without the other. To the worse: each stands in for the
+    other.
     """
 
     members: tuple[str, str]
@@ -56,7 +65,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """What changes when a member's weight is a share MOVE larger or smaller and all are scaled back to their sum: (value, standard error) by objective."""
+    """What changes when a member's weight is a share MOVE larger or smaller and all are scaled back
+    to their sum: (value, standard error) by objective.
+    """
 
     member: str
     weight: float
@@ -80,7 +91,9 @@ class Loss:
 
 
 class Surrogate:
-    """The search's model of a run: `trials` are those that it was told, `observed` their points (n, D), D = G K + E.
+    """The search's model of a run:
+
+    `trials` are those that it was told, `observed` their points (n, D), D = G K + E.
 
     Raises ValueError for fewer than LEAST_TRIALS scored trials.
     """
@@ -91,7 +104,8 @@ class Surrogate:
         self.trials, self.observed = proposer.told(telling(trials, objectives))
         if len(self.trials) < LEAST_TRIALS:
             raise ValueError(
-                f"{len(self.trials)} scored trials are too few for a model of the scores, which takes {LEAST_TRIALS}"
+                f"{len(self.trials)} scored trials are too few for a model of the scores, which "
+                f"takes {LEAST_TRIALS}"
             )
         self.gp, self.objectives = proposer.gp, tuple(objectives)
         self.domain = self.gp.domain
@@ -181,7 +195,9 @@ class Surrogate:
         )
 
     def moves(self, point: Floats) -> tuple[Move, ...]:
-        """What a little more or less of each member of one merge (D,) changes, the largest weight first; none where there is nothing to scale back by."""
+        """What a little more or less of each member of one merge (D,) changes, the largest weight
+        first; none where there is nothing to scale back by.
+        """
         used, weight = self._used(point), self._mean_weights(point)
         free = (
             [index for index in used if self.domain.low[index] < self.domain.high[index]]
@@ -213,7 +229,9 @@ class Surrogate:
         )
 
     def _contrasts(self, points: Floats, weighed: Floats) -> list[dict[str, tuple[float, float]]]:
-        """(value, standard error) by benchmark of each of the sums `weighed` (m, n) of the scores of `points` (n, D), in the objectives' own units."""
+        """(value, standard error) by benchmark of each of the sums `weighed` (m, n) of the scores
+        of `points` (n, D), in the objectives' own units.
+        """
         values = weighed @ (self.gp.predict(points)[0] * self.signs)
         doubt = np.einsum(
             "pc,dct->dpt",
@@ -240,9 +258,10 @@ class Surrogate:
     def losses(self) -> tuple[Loss, ...]:
         """What the front would lose without each member, the most missed first.
 
-        The merges that the model likes best are looked for with all members, and again without each, as many of them; on joint
-        draws the volume of the one set is compared with that of the other. A search that could still find better merges
-        without the member would lose less. Empty where no merge is above the corner.
+        The merges that the model likes best are looked for with all members, and again without
+        each, as many of them; on joint draws the volume of the one set is compared with that of the
+        other. A search that could still find better merges without the member would lose less.
+        Empty where no merge is above the corner.
         """
         scored = self.observed.weights
         mean = self.gp.predict(scored)[0]
@@ -299,7 +318,9 @@ class Surrogate:
         return tuple(sorted(losses, key=lambda loss: -loss.hypervolume))
 
     def _likely(self, scored: Floats, without: int | None) -> Floats:
-        """The at most MOST_LIKELY merges (n, D) of the front that the model expects, member `without` held at 0."""
+        """The at most MOST_LIKELY merges (n, D) of the front that the model expects, member
+        `without` held at 0.
+        """
         rng, domain = np.random.default_rng(1), self.domain
         known = scored[
             self._sizes(scored).sum(axis=1) > 0.0
@@ -323,7 +344,9 @@ class Surrogate:
         return best if len(best) <= MOST_LIKELY else best[rng.permutation(len(best))[:MOST_LIKELY]]
 
     def _held_out(self, points: Floats, without: int | None) -> Floats:
-        """The same merges with member `without` at 0: the others take over its share where the sum is fixed."""
+        """The same merges with member `without` at 0: the others take over its share where the sum
+        is fixed.
+        """
         if without is None:
             return points
         before, knobs = self.domain.split(points)
@@ -338,7 +361,9 @@ class Surrogate:
 
     @staticmethod
     def _shared(rows: Floats, before: Floats) -> Floats:
-        """`rows` (n, G, K) brought to the sums of `before`; where nothing is left, all members alike."""
+        """`rows` (n, G, K) brought to the sums of `before`; where nothing is left, all members
+        alike.
+        """
         total, rest = before.sum(axis=2, keepdims=True), rows.sum(axis=2, keepdims=True)
         alike = np.broadcast_to(total / rows.shape[2], rows.shape)
         return np.where(
@@ -382,7 +407,9 @@ def sentences(
 ) -> list[str]:
     """What a person would say of it."""
     said = [
-        f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights sum to {sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."
+        f"Merge {chosen.number} uses {len(shares)} member{'s' * (len(shares) != 1)}; the weights "
+        "sum to "
+        f"{sum(sum(row) for row in chosen.recipe.weights) / len(chosen.recipe.weights):.2f}."
     ]
     for objective in benchmarks(objectives):
         name, sign = objective.name, objective.sign
@@ -400,7 +427,8 @@ def sentences(
             or "no member beyond doubt"
         )
         against = (
-            f"; against it: {', '.join(f'{share.member} ({share.adds[name][0]:+.3f})' for share in bad[:3])}"
+            "; against it: "
+            f"{', '.join(f'{share.member} ({share.adds[name][0]:+.3f})' for share in bad[:3])}"
             if bad
             else ""
         )
@@ -410,7 +438,8 @@ def sentences(
         said.append(
             "Without "
             + ", ".join(
-                f"{loss.member} the front would lose {loss.hypervolume:.0%} ({loss.low:.0%} to {loss.high:.0%})"
+                f"{loss.member} the front would lose {loss.hypervolume:.0%} ({loss.low:.0%} to "
+                f"{loss.high:.0%})"
                 for loss in missed[:4]
             )
             + " of its volume, by the model."
@@ -434,7 +463,8 @@ def pair_sentences(pairs: Sequence[Pair], objectives: Sequence[Objective]) -> li
                     else "stand in for one another"
                 )
                 said.append(
-                    f"{' and '.join(pair.members)} {how} at {objective.name} (taken out together {value:+.3f} ± {doubt:.3f} beyond the sum of each alone)."
+                    f"{' and '.join(pair.members)} {how} at {objective.name} (taken out together "
+                    f"{value:+.3f} ± {doubt:.3f} beyond the sum of each alone)."
                 )
     return said
 

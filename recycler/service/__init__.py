@@ -1,4 +1,7 @@
-"""The service: a folder of runs over HTTP. `create_app(root, token=...)` is the whole door; nothing is decided here."""
+"""The service: a folder of runs over HTTP.
+
+`create_app(root, token=...)` is the whole door; nothing is decided here.
+"""
 
 from recycler.service.app import create_app
 

@@ -38,9 +38,10 @@ def create_app(
 ) -> FastAPI:
     """The service over the run folders of `root`, and the jobs of the database at `ledger_url`.
 
-    Exports go with their runs, or below `export_place` (a folder or a bucket's URL) where a destination is asked for.
-    Users may be named by a trusted `proxy`; everybody else needs a token. Without a token everybody who reaches it is an
-    operator, so only loopback hosts may be allowed then, and no proxy; ValueError else.
+    Exports go with their runs, or below `export_place` (a folder or a bucket's URL) where a
+    destination is asked for. Users may be named by a trusted `proxy`; everybody else needs a token.
+    Without a token everybody who reaches it is an operator, so only loopback hosts may be allowed
+    then, and no proxy; ValueError else.
     """
     if token is None and (proxy is not None or not set(allowed_hosts) <= set(LOOPBACK)):
         raise ValueError("hosts other than loopback, and proxies, need a token")

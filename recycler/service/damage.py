@@ -1,4 +1,6 @@
-"""The bulkhead: what a damaged run folder or ledger raises becomes one error that names the job, so that it takes no other with it."""
+"""The bulkhead: what a damaged run folder or ledger raises becomes one error that names the job, so
+that it takes no other with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _TOLD = (RecyclerError, HTTPException, RequestValidationError)
 
 @contextmanager
 def bulkhead(job: str) -> Iterator[None]:
-    """Everything but told errors becomes InfrastructureError; the traceback goes to the service's log, since it may be our bug."""
+    """Everything but told errors becomes InfrastructureError; the traceback goes to the service's
+    log, since it may be our bug.
+    """
     try:
         yield
     except _TOLD:
@@ -35,9 +39,11 @@ def bulkhead(job: str) -> Iterator[None]:
             Problem(
                 thing=f"job {job!r}",
                 cause=redacted(
-                    f"holds something that cannot be read ({type(error).__name__}: {said[:MAX_CAUSE]})"
+                    f"holds something that cannot be read ({type(error).__name__}: "
+                    f"{said[:MAX_CAUSE]})"
                 ),
-                remedy="Its folder or ledger is damaged: put a copy in its place; the service's log tells more",
+                remedy="Its folder or ledger is damaged: put a copy in its place; the service's log "
+                "tells more",
             )
         ) from None
 

@@ -1,6 +1,8 @@
-"""How far each member is from the base, layer by layer: measured by a process of its own on demand, then kept with the run.
+"""How far each member is from the base, layer by layer: measured by a process of its own on demand,
+then kept with the run.
 
-python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not at all
+python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not
+at all
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def measure(run: str, path: Path) -> None:
 
 
 def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
-    """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each member."""
+    """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each
+    member.
+    """
     found = {
         "schema_version": 1,
         "state": "absent",

@@ -1,4 +1,7 @@
-"""JSON documents of the API, made from a snapshot by plain functions. Numbers that JSON cannot say become null."""
+"""JSON documents of the API, made from a snapshot by plain functions.
+
+Numbers that JSON cannot say become null.
+"""
 
 from __future__ import annotations
 
@@ -101,10 +104,12 @@ def compare_document(
     outcomes: Sequence[Sequence[Outcome]],
     items: Mapping[str, Item],
 ) -> dict[str, Any]:
-    """Each trial against the first: score differences, paired differences with errors, and the items that flipped.
+    """Each trial against the first: score differences, paired differences with errors, and the
+    items that flipped.
 
-    `items` are the run's frozen ones: their clusters are the units of the errors and their weights those of the scores.
-    Where they are not known every item is one independent vote, and the note says so.
+    `items` are the run's frozen ones: their clusters are the units of the errors and their weights
+    those of the scores. Where they are not known every item is one independent vote, and the note
+    says so.
     """
     tables = [{outcome.item: outcome for outcome in own} for own in outcomes]
     against = [
@@ -121,7 +126,8 @@ def compare_document(
     note = (
         "errors of paired differences take clusters of items as units, as the scores' own do"
         if known
-        else "the run's suites are not here: paired figures take every item as independent and equally weighted"
+        else "the run's suites are not here: paired figures take every item as independent and "
+        "equally weighted"
     )
     return {
         "schema_version": 1,
@@ -139,10 +145,11 @@ def compare_document(
 def pool_document(
     snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = None
 ) -> dict[str, Any]:
-    """Members with their own scores, how much the front uses each, and what the front is worth without it (as observed).
+    """Members with their own scores, how much the front uses each, and what the front is worth
+    without it (as observed).
 
-    `gram` (K, K), inner products of the members' deltas, gives `similarity`: the length of each delta relative to the base,
-    and the cosines between them (null where a delta has no length).
+    `gram` (K, K), inner products of the members' deltas, gives `similarity`: the length of each
+    delta relative to the base, and the cosines between them (null where a delta has no length).
     """
     front = snapshot.front if has_front(snapshot) else None
     alone = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
@@ -194,7 +201,8 @@ def pool_document(
         else None,
         "members": members,
         "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
-        "note": "hypervolume_without is the volume of the trials that give the member no weight: a lower bound of what a search without it would reach",
+        "note": "hypervolume_without is the volume of the trials that give the member no weight: a "
+        "lower bound of what a search without it would reach",
     }
 
 
@@ -231,7 +239,10 @@ def read_numbers(text: str) -> list[int]:
 
 
 def read_number(text: str) -> int:
-    """A trial's number as it stands in an address: 3, and neither 3.0 nor 03. Raises NotFoundError."""
+    """A trial's number as it stands in an address: 3, and neither 3.0 nor 03.
+
+    Raises NotFoundError.
+    """
     if not re.fullmatch("0|[1-9][0-9]{0,7}", str(text)):
         raise NotFoundError(
             Problem(
@@ -312,7 +323,10 @@ def _flips(
     *,
     independent: bool,
 ) -> dict[str, Any]:
-    """Flipped items with question, right answer and both outputs. McNemar's p is null where clusters make it too small."""
+    """Flipped items with question, right answer and both outputs.
+
+    McNemar's p is null where clusters make it too small.
+    """
 
     def told(names: Sequence[Any]) -> list[dict[str, str]]:
         return [

@@ -1,4 +1,7 @@
-"""All trials of a run as files: CSV for spreadsheets, Parquet for pandas. The same columns in both."""
+"""All trials of a run as files:
+
+CSV for spreadsheets, Parquet for pandas. The same columns in both.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ Cell = int | float | str | None
 
 
 def trial_columns(snapshot: Snapshot) -> dict[str, list[Cell]]:
-    """{column: a value a trial}: number, kind, label, state, method, each score's value, stderr and items, each weight by group."""
+    """{column: a value a trial}: number, kind, label, state, method, each score's value, stderr and
+    items, each weight by group.
+    """
     columns: dict[str, list[Cell]] = {
         "trial": [t.number for t in snapshot.trials],
         "kind": [t.kind for t in snapshot.trials],
@@ -47,7 +52,10 @@ def trial_columns(snapshot: Snapshot) -> dict[str, list[Cell]]:
 
 
 def trials_csv_text(snapshot: Snapshot) -> str:
-    """One line a trial. Text cells that a spreadsheet would run as a formula get a quote before them."""
+    """One line a trial.
+
+    Text cells that a spreadsheet would run as a formula get a quote before them.
+    """
     columns, text = trial_columns(snapshot), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(name) for name in columns])

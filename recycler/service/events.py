@@ -1,8 +1,10 @@
-"""Server-sent events of a job: one for each trial that is scored or fails, one for each holdout score, resumable.
+"""Server-sent events of a job: one for each trial that is scored or fails, one for each holdout
+score, resumable.
 
-An event's id says what its reader has seen as ranges of trial numbers, `closed;holdout`, such as `0-17,19;0-3`. Trials
-close out of order and clocks jump, so neither a number nor a time would do; what is not in the ranges is sent. Reading and
-spelling happen in worker threads: a reader with thousands of events ahead holds up nobody else.
+An event's id says what its reader has seen as ranges of trial numbers, `closed;holdout`, such as
+`0-17,19;0-3`. Trials close out of order and clocks jump, so neither a number nor a time would do;
+what is not in the ranges is sent. Reading and spelling happen in worker threads: a reader with
+thousands of events ahead holds up nobody else.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _RANGE = re.compile(r"(\d{1,8})(?:-(\d{1,8}))?", re.ASCII)
 
 
 class Seen:
-    """A set of trial numbers as sorted ranges that do not touch: adding one and spelling all cost no more than there are gaps."""
+    """A set of trial numbers as sorted ranges that do not touch: adding one and spelling all cost
+    no more than there are gaps.
+    """
 
     def __init__(self, numbers: Iterable[int] = ()):
         self._low: list[int] = []
@@ -71,7 +75,9 @@ class Seen:
 
     @classmethod
     def read(cls, text: str, num_trials: int) -> Seen:
-        """What `text` spells of the trials that there are; nothing when it has more ranges than an id."""
+        """What `text` spells of the trials that there are; nothing when it has more ranges than an
+        id.
+        """
         found, parts = cls(), text.split(",", MAX_RANGES)
         for match in map(_RANGE.fullmatch, parts if len(parts) <= MAX_RANGES else ()):
             if match:
@@ -92,7 +98,9 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str, num_trials: int) -> Cursor:
-        """The cursor that `text` spells; what cannot be read, or is longer than any id, counts as not seen."""
+        """The cursor that `text` spells; what cannot be read, or is longer than any id, counts as
+        not seen.
+        """
         cursor = cls()
         if len(text) <= MAX_CURSOR:
             closed, _, holdout = text.partition(";")
@@ -112,7 +120,9 @@ class Cursor:
 
 
 def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(kind of event, trial) of all that the reader has not seen, by number; the cursor moves past each as it is given."""
+    """(kind of event, trial) of all that the reader has not seen, by number; the cursor moves past
+    each as it is given.
+    """
     for trial in snapshot.trials:
         if trial.state != "PENDING" and trial.number not in cursor.closed:
             cursor.closed.add(trial.number)
@@ -137,7 +147,9 @@ def spelled(snapshot: Snapshot, cursor: Cursor) -> Iterator[str]:
 async def stream(
     read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str
 ) -> AsyncIterator[str]:
-    """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and status."""
+    """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and
+    status.
+    """
     snapshot, status = await run_in_threadpool(read)
     cursor = await run_in_threadpool(Cursor.read, last_event_id, len(snapshot.trials))
     told, quiet, took = None, 0, 0.0

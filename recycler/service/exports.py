@@ -1,4 +1,7 @@
-"""Exports: which trial, in which dtype, to where. Each is a process of its own, and a small file beside its log says what was ordered."""
+"""Exports: which trial, in which dtype, to where.
+
+Each is a process of its own, and a small file beside its log says what was ordered.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,11 @@ def refuse_too_many(started: Processes) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One export: `dtype` None is that of the scored weights; `destination` lies below the export root, None with the run."""
+    """One export:
+
+    `dtype` None is that of the scored weights; `destination` lies below the export root, None with
+    the run.
+    """
 
     trial: int
     dtype: str | None = None
@@ -65,7 +72,9 @@ class Order:
 
 
 class Exports:
-    """Exports of the runs of a store into the runs' own folders, or below `place`: a folder or a prefix of a bucket."""
+    """Exports of the runs of a store into the runs' own folders, or below `place`: a folder or a
+    prefix of a bucket.
+    """
 
     def __init__(self, store: Store, started: Processes, place: str | None = None):
         self._store, self._processes = store, started
@@ -74,7 +83,11 @@ class Exports:
     def order(
         self, run: Run, which: str, dtype: str | None, destination: str | None
     ) -> tuple[Order, Trial]:
-        """What is asked for: `which` is a number, knee or best:OBJECTIVE. Raises UsageError, for a place in the run's own pool too, and NotFoundError."""
+        """What is asked for:
+
+        `which` is a number, knee or best:OBJECTIVE. Raises UsageError, for a place in the run's own
+        pool too, and NotFoundError.
+        """
         trial = choose(self._store.snapshot(run).front, which)
         order = Order(
             trial=trial.number,
@@ -85,7 +98,10 @@ class Exports:
         return order, trial
 
     def target(self, run: Run, order: Order) -> str:
-        """Where it goes: a folder or a URL, for `--to`. Raises UsageError for a destination that leads out of the export root."""
+        """Where it goes: a folder or a URL, for `--to`.
+
+        Raises UsageError for a destination that leads out of the export root.
+        """
         if order.destination is None:
             return str(run.folder / EXPORTS / order.id)
         if self.place is None:
@@ -134,7 +150,10 @@ class Exports:
         return str(path)
 
     def start(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
-        """Start it; the same again changes nothing. Raises BusyError when the destination holds another model, or too much runs."""
+        """Start it; the same again changes nothing.
+
+        Raises BusyError when the destination holds another model, or too much runs.
+        """
         if self._done(run, order) is None and not self._processes.alive(f"{run.id}/{order.id}"):
             target = self.target(run, order)
             if order.destination and "://" not in target and Path(target).exists():
@@ -157,7 +176,9 @@ class Exports:
         return self.document(run, order.id)
 
     def _refuse_nested(self, order: Order) -> None:
-        """Raise BusyError when an export of this root, under way or finished in the bucket, lies around or inside this destination."""
+        """Raise BusyError when an export of this root, under way or finished in the bucket, lies
+        around or inside this destination.
+        """
         for record in (
             sorted(self._store.root.glob(f"*/{EXPORTS}/trial-*.json")) if order.destination else ()
         ):
@@ -208,7 +229,9 @@ class Exports:
         ]
 
     def preview(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
-        """Where an export would go, and the command line of it; whether something is there already is found when it starts."""
+        """Where an export would go, and the command line of it; whether something is there already
+        is found when it starts.
+        """
         target = self.target(run, order)
         return {
             "id": order.id,
@@ -288,7 +311,9 @@ class Exports:
         }
 
     def _done(self, run: Run, order: Order) -> dict[str, Any] | None:
-        """Size and digest of a finished export: from its manifest on disk, or what the process said of a bucket."""
+        """Size and digest of a finished export: from its manifest on disk, or what the process said
+        of a bucket.
+        """
         target = self.target(run, order)
         if "://" in target:
             said = _last_json(processes.log_tail(self._log(run, order.id)))

@@ -1,7 +1,9 @@
-"""The items that a run asked, read from its frozen suites: clusters, weights, questions and right answers.
+"""The items that a run asked, read from its frozen suites: clusters, weights, questions and right
+answers.
 
-The ledger holds what was answered, not what was asked. A run folder keeps its suites beside the ledger; where they are
-gone (or the ledger is in a database and the folder elsewhere) paired figures take every item as one independent vote.
+The ledger holds what was answered, not what was asked. A run folder keeps its suites beside the
+ledger; where they are gone (or the ledger is in a database and the folder elsewhere) paired figures
+take every item as one independent vote.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def _read(paths: Iterable[Path]) -> dict[str, Item]:
 def clusters_and_weights(
     items: Mapping[str, Item], ids: Iterable[str], metric: str
 ) -> tuple[dict[str, str], dict[str, float]] | None:
-    """({id: cluster}, {id: weight}) for a paired difference, as the scores' own errors take them; None when an item is unknown."""
+    """({id: cluster}, {id: weight}) for a paired difference, as the scores' own errors take them;
+    None when an item is unknown.
+    """
     ids = list(ids)
     if not all(name in items for name in ids):
         return None

@@ -1,4 +1,7 @@
-"""What every request must pass: Host, token, Origin, size; and the headers that every answer carries."""
+"""What every request must pass:
+
+Host, token, Origin, size; and the headers that every answer carries.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::\d{1,5})?", r
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE_HEADERS = {
-    # Plotly writes its own style elements, hence 'unsafe-inline' for styles only; scripts come from this server alone.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; "
+    # Plotly writes its own style elements, hence 'unsafe-inline' for styles only; scripts come from
+    # this server alone.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' "
+    "data: blob:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -33,15 +38,19 @@ SAFE_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 SIGN_IN = (
-    "<!doctype html><html lang=en><meta charset=utf-8><title>recycler: token needed</title><h1>A token is needed</h1>"
-    '<p>Open the address that <code>recycler serve</code> printed when it started. <a href="/">Opened it already? Go on.</a></p></html>'
+    "<!doctype html><html lang=en><meta charset=utf-8><title>recycler: token needed</title><h1>A "
+    "token is needed</h1>"
+    "<p>Open the address that <code>recycler serve</code> printed when it started. <a "
+    'href="/">Opened it already? Go on.</a></p></html>'
 )
 UserRole = Literal["viewer", "operator"]
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Who may do what: with no operator token everybody is an operator (loopback only); viewers may only read."""
+    """Who may do what: with no operator token everybody is an operator (loopback only); viewers may
+    only read.
+    """
 
     operator: str | None = None
     viewer: str | None = None
@@ -84,7 +93,9 @@ class SafeHeaders:
 
 
 class AllowedHosts:
-    """Refuses requests for other names than those given: a foreign name that leads here is DNS rebinding. Knows IPv6."""
+    """Refuses requests for other names than those given: a foreign name that leads here is DNS
+    rebinding. Knows IPv6.
+    """
 
     def __init__(self, app: ASGIApp, names: Iterable[str]):
         self.app, self._names = app, {name.strip("[]").lower() for name in names}
@@ -195,13 +206,17 @@ class Guard:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case and without port and brackets; None for what is no such header."""
+    """The name in a Host header, in lower case and without port and brackets; None for what is no
+    such header.
+    """
     match = _HOST.fullmatch(host)
     return (match[1] or match[2]).lower() if match else None
 
 
 def _same_origin(headers: Headers) -> bool:
-    """Browsers send Origin with every write; a client that sends neither it nor Sec-Fetch-Site is no browser."""
+    """Browsers send Origin with every write; a client that sends neither it nor Sec-Fetch-Site is
+    no browser.
+    """
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")

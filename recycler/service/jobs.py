@@ -1,4 +1,7 @@
-"""Jobs as the service sees them: state with a reason, submit, stop, resume. Everything heavy is another process."""
+"""Jobs as the service sees them: state with a reason, submit, stop, resume.
+
+Everything heavy is another process.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ class Jobs:
         return found
 
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
-        """Status of one job: state and reason, progress, cost, volume. A run that cannot be read is a state, no error."""
+        """Status of one job: state and reason, progress, cost, volume.
+
+        A run that cannot be read is a state, no error.
+        """
         running = self._is_driven(run)
         head = {
             "schema_version": 1,
@@ -139,7 +145,10 @@ class Jobs:
     # ---------------------------------------------------------------- submitting
 
     def validate(self, text: str) -> JobSpec:
-        """The job that `text` spells. Raises UsageError with every problem, each at job.yaml:LINE."""
+        """The job that `text` spells.
+
+        Raises UsageError with every problem, each at job.yaml:LINE.
+        """
         with tempfile.TemporaryDirectory(prefix="recycler-") as folder:
             path = Path(folder) / "job.yaml"
             path.write_bytes(text.encode())
@@ -151,7 +160,8 @@ class Jobs:
                 ) from None
 
     def submit(self, text: str, run_id: str | None, data: Sequence[Path] = ()) -> tuple[Run, bool]:
-        """Write the job file and start its driver, with these data folders; (run, True) when it is new, False when this very job was there.
+        """Write the job file and start its driver, with these data folders; (run, True) when it is
+        new, False when this very job was there.
 
         Raises UsageError for a bad job, BusyError when the id belongs to another job.
         """
@@ -226,7 +236,10 @@ class Jobs:
         }
 
     def resume(self, run: Run) -> None:
-        """Start a job's driver again. Raises UsageError when its job file is not known any more, BusyError when one is at work."""
+        """Start a job's driver again.
+
+        Raises UsageError when its job file is not known any more, BusyError when one is at work.
+        """
         command = processes.run_command(run)
         if command is None:
             raise UsageError(

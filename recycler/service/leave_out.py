@@ -1,4 +1,5 @@
-"""What the front would be worth without a member, as the search's own model sees it, and the merge that would show it.
+"""What the front would be worth without a member, as the search's own model sees it, and the merge
+that would show it.
 
 The same estimate as `recycler why` gives, see `recycler.search.why`.
 """
@@ -15,9 +16,11 @@ from recycler.service.store import Snapshot
 
 
 def leave_out_document(snapshot: Snapshot, surrogate: Surrogate | str) -> dict[str, Any]:
-    """For each member: estimated share of the front's volume that is lost without it, with a 90 % interval, and a merge to try.
+    """For each member: estimated share of the front's volume that is lost without it, with a 90 %
+    interval, and a merge to try.
 
-    `surrogate` is the model, or why there is none; then the members have nulls and `reason` says it. Seconds for hundreds of trials.
+    `surrogate` is the model, or why there is none; then the members have nulls and `reason` says
+    it. Seconds for hundreds of trials.
     """
     losses = (
         {} if isinstance(surrogate, str) else {loss.member: loss for loss in surrogate.losses()}

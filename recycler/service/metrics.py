@@ -12,7 +12,8 @@ def metrics_text(documents: list[dict[str, Any]]) -> str:
     """One family a figure, jobs as labels; ids need no escaping, they are plain words."""
     lines = ["# HELP recycler_jobs Jobs by state.", "# TYPE recycler_jobs gauge"]
     lines += [
-        f'recycler_jobs{{state="{state}"}} {sum(document["state"] == state for document in documents)}'
+        f'recycler_jobs{{state="{state}"}} '
+        f"{sum(document['state'] == state for document in documents)}"
         for state in STATES
     ]
     lines += ["# HELP recycler_trials Trials of a job by state.", "# TYPE recycler_trials gauge"]
@@ -41,7 +42,8 @@ def metrics_text(documents: list[dict[str, Any]]) -> str:
         "# TYPE recycler_hypervolume gauge",
     ]
     lines += [
-        f'recycler_hypervolume{{job="{document["id"]}"}} {document["hypervolume"][-1]["hypervolume"]}'
+        f'recycler_hypervolume{{job="{document["id"]}"}} '
+        f"{document['hypervolume'][-1]['hypervolume']}"
         for document in documents
         if document["hypervolume"]
     ]

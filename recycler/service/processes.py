@@ -1,4 +1,6 @@
-"""Runs and exports as processes of their own: the service holds no weights and a dying service takes no run with it."""
+"""Runs and exports as processes of their own: the service holds no weights and a dying service
+takes no run with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from recycler.wholefolder import write_whole
 
 LOG = "driver.log"
 LOCK = "driver.lock"
-ENDED = "driver.ended.json"  # in a run folder: how the last driver that a service started has ended, for services to come
+# in a run folder: how the last driver that a service started has ended, for services to come
+ENDED = "driver.ended.json"
 INTERRUPT_SECONDS, TERMINATE_SECONDS = 15.0, 10.0
 TAIL_BYTES = 8_192
 
@@ -37,7 +40,9 @@ class Ended:
 
 
 class Processes:
-    """What this service started, by name; drivers that others started are found by the lock they hold."""
+    """What this service started, by name; drivers that others started are found by the lock they
+    hold.
+    """
 
     def __init__(self) -> None:
         self._children: dict[str, subprocess.Popen] = {}
@@ -46,7 +51,8 @@ class Processes:
     def start(
         self, name: str, command: list[str], log: Path, cwd: Path, *, driver_of: Path | None = None
     ) -> bool:
-        """Start `command` in its own session, its words going to `log`; False when the last one of that name still runs.
+        """Start `command` in its own session, its words going to `log`; False when the last one of
+        that name still runs.
 
         How the driver of a run folder ends is kept there.
         """
@@ -79,7 +85,9 @@ class Processes:
             return sum(child.poll() is None for child in self._children.values())
 
     def ended(self, run: Run) -> Ended | None:
-        """How the run's last driver ended, by this service's knowledge or an earlier one's; None when that is not known."""
+        """How the run's last driver ended, by this service's knowledge or an earlier one's; None
+        when that is not known.
+        """
         with self._lock:
             child = self._children.get(run.id)
             if child is not None and child.poll() is not None and not (run.folder / ENDED).exists():
@@ -93,7 +101,9 @@ class Processes:
                 _keep(folder, code)
 
     def stop(self, run: Run) -> bool:
-        """Interrupt the driver of a run, then terminate it when it does not listen; False when none runs."""
+        """Interrupt the driver of a run, then terminate it when it does not listen; False when none
+        runs.
+        """
         with self._lock:
             child = self._children.get(run.id)
             pid = child.pid if child and child.poll() is None else driver_pid(run.folder)
@@ -120,7 +130,9 @@ class Processes:
             _signal(pid, number)
 
     def _is_still(self, run: Run, pid: int) -> bool:
-        """Whether `pid` is still the driver, so that a number given to another process is never signalled."""
+        """Whether `pid` is still the driver, so that a number given to another process is never
+        signalled.
+        """
         with self._lock:
             child = self._children.get(run.id)
             if child is not None and child.pid == pid:
@@ -162,7 +174,9 @@ def _signal(pid: int, number: int) -> bool:
 
 
 def driver_pid(folder: Path) -> int | None:
-    """The process that holds the run's lock, read from /proc/locks: asking the lock itself could refuse a starting driver."""
+    """The process that holds the run's lock, read from /proc/locks: asking the lock itself could
+    refuse a starting driver.
+    """
     try:
         stat, locks = (folder / LOCK).stat(), Path("/proc/locks").read_text()
     except OSError:
@@ -197,9 +211,11 @@ def said_last(path: Path) -> str:
 
 
 def run_command(run: Run) -> list[str] | None:
-    """What starts a job's driver again: with the job file that was submitted here, or the one it was started with by hand.
+    """What starts a job's driver again: with the job file that was submitted here, or the one it
+    was started with by hand.
 
-    None when neither is there any more. Data folders are those of the last start, or of whoever submitted it.
+    None when neither is there any more. Data folders are those of the last start, or of whoever
+    submitted it.
     """
     try:
         started = json.loads((run.folder / STARTED).read_text())
@@ -221,7 +237,9 @@ def run_command(run: Run) -> list[str] | None:
 
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
-    """Two lines that merge `without.yaml` and score it on the items that the search asked; suites as the job file names them."""
+    """Two lines that merge `without.yaml` and score it on the items that the search asked; suites
+    as the job file names them.
+    """
     suites, data = (
         list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))),
         [],

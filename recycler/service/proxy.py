@@ -1,4 +1,6 @@
-"""Users named by a proxy that has signed them in (oauth2-proxy, Authelia, an ingress): believed from its addresses alone."""
+"""Users named by a proxy that has signed them in (oauth2-proxy, Authelia, an ingress): believed
+from its addresses alone.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,19 @@ MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedProxy:
-    """Peers in `networks` name the user in `header`; those among `operators` may write, everybody else it names may read."""
+    """Peers in `networks` name the user in `header`; those among `operators` may write, everybody
+    else it names may read.
+    """
 
     networks: tuple[Network, ...]
     header: str
     operators: frozenset[str]
 
     def role(self, scope: Scope, headers: Headers) -> Literal["viewer", "operator"] | None:
-        """None from any other peer, and where the header is missing, given twice or no plain name: a token is needed then."""
+        """None from any other peer, and where the header is missing, given twice or no plain name:
+
+        a token is needed then.
+        """
         if not self._is_trusted(scope):
             return None
         names = headers.getlist(self.header)

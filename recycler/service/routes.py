@@ -1,4 +1,7 @@
-"""The API: parse, call one function, answer. Ids are words of a strict pattern; no path ever comes from outside."""
+"""The API: parse, call one function, answer.
+
+Ids are words of a strict pattern; no path ever comes from outside.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,9 @@ class JobText(Request):
 
 
 class ExportRequest(Request):
-    """Which trial to export (a number, `knee`, or `best:OBJECTIVE`), in which dtype (default: as scored), to where (default: with the run)."""
+    """Which trial to export (a number, `knee`, or `best:OBJECTIVE`), in which dtype (default: as
+    scored), to where (default: with the run).
+    """
 
     trial: str = Field(max_length=200)
     dtype: Dtype | None = None
@@ -131,7 +136,8 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get(
         "/jobs/{job}/pool",
-        summary="Members: own scores, use by the front, the volume without them, similarity of their deltas",
+        summary="Members: own scores, use by the front, the volume without them, similarity of their "
+        "deltas",
     )
     def pool(job: JobId) -> JSONResponse:
         run = jobs.store.run(job)
@@ -139,7 +145,8 @@ def _reading(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get(
         "/jobs/{job}/pool/without",
-        summary="For each member: the volume lost without it as the search's model estimates it, a merge to try, and the job that has told or will tell for certain",
+        summary="For each member: the volume lost without it as the search's model estimates it, a "
+        "merge to try, and the job that has told or will tell for certain",
     )
     def without(job: JobId) -> JSONResponse:
         run = jobs.store.run(job)
@@ -269,7 +276,8 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get(
         "/jobs/{job}/trials/{number}/recipe",
-        summary="The recipe of one trial as YAML; the model card and the command line of an export in that dtype to that destination",
+        summary="The recipe of one trial as YAML; the model card and the command line of an export "
+        "in that dtype to that destination",
     )
     def recipe(
         job: JobId,
@@ -309,7 +317,8 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get(
         "/jobs/{job}/compare",
-        summary="2 to 4 trials: paired differences to the first with standard errors, and flipped items with both outputs",
+        summary="2 to 4 trials: paired differences to the first with standard errors, and flipped "
+        "items with both outputs",
     )
     def compare(
         job: JobId,
@@ -388,7 +397,8 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         "/jobs/{job}/pool/without",
         status_code=202,
         responses=Refusals | Same,
-        summary="Leave a member out for certain: a job of its own without it, which takes over what this one has found out",
+        summary="Leave a member out for certain: a job of its own without it, which takes over what "
+        "this one has found out",
     )
     def leave_out(job: JobId, request: MemberName) -> JSONResponse:
         found = jobs.leave_out(jobs.store.run(job), request.member)
@@ -413,7 +423,8 @@ def _writing(router: APIRouter, jobs: Jobs) -> None:
         "/jobs/{job}/export",
         status_code=202,
         responses=Refusals | Same,
-        summary="Export a trial with the run, or below the service's export root; follow it at exports/ID",
+        summary="Export a trial with the run, or below the service's export root; follow it at "
+        "exports/ID",
     )
     def export(job: JobId, request: ExportRequest) -> JSONResponse:
         run = jobs.store.run(job)

@@ -1,4 +1,6 @@
-"""Run folders of a root and jobs of a database, read through their ledgers; read again only when a ledger has changed."""
+"""Run folders of a root and jobs of a database, read through their ledgers; read again only when a
+ledger has changed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ Signature = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job by id: its folder under the root, and where its ledger is (None before its driver has opened one)."""
+    """One job by id: its folder under the root, and where its ledger is (None before its driver has
+    opened one).
+    """
 
     id: str
     folder: Path
@@ -101,7 +105,9 @@ class Snapshot:
 
     @cached_property
     def volumes(self) -> list[dict[str, float]]:
-        """The hypervolume after each trial that raised it, by number, above the corner of the front document; empty before one."""
+        """The hypervolume after each trial that raised it, by number, above the corner of the front
+        document; empty before one.
+        """
         if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
             return []
         values = maximized(self.front.trials, self.objectives)
@@ -136,7 +142,9 @@ class Snapshot:
         return self.once("front", lambda: front_document(self.front))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for this snapshot: costly for thousands of trials, so one thread makes it for all."""
+        """What `make` gives, made once for this snapshot: costly for thousands of trials, so one
+        thread makes it for all.
+        """
         with self._lock:
             if name not in self._made:
                 self._made[name] = make()
@@ -156,10 +164,12 @@ class Snapshot:
 
 
 class Store:
-    """Run folders directly under `root`, by their names, and the jobs of a database of ledgers that have no folder here.
+    """Run folders directly under `root`, by their names, and the jobs of a database of ledgers that
+    have no folder here.
 
-    A link that leads out of the root is not a run. Each run has a lock of its own, so that one whose ledger is slow holds
-    up no other; a database that was away is not asked again for AWAY_SECONDS, whichever of its jobs is meant.
+    A link that leads out of the root is not a run. Each run has a lock of its own, so that one
+    whose ledger is slow holds up no other; a database that was away is not asked again for
+    AWAY_SECONDS, whichever of its jobs is meant.
     """
 
     def __init__(self, root: Path, ledger_url: str | None = None):
@@ -197,11 +207,15 @@ class Store:
         )
 
     def source(self, run_id: str) -> Path:
-        """Where the job file of a submission lies: beside its run folder, so that its paths are relative to the root."""
+        """Where the job file of a submission lies: beside its run folder, so that its paths are
+        relative to the root.
+        """
         return self.root / f"{run_id}.job.yaml"
 
     def snapshot(self, run: Run) -> Snapshot:
-        """Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot be read."""
+        """Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot
+        be read.
+        """
         with self._locks[run.id], self._ledger(run) as ledger:
             signature, cached = _signature(run, ledger), self._cached.get(run.id)
             if cached is None or cached.signature != signature:
@@ -274,7 +288,10 @@ class Store:
 
     @contextmanager
     def _asking(self, place: str) -> Iterator[None]:
-        """Around whatever asks a database: one that was away just now is not waited for again. Raises InfrastructureError."""
+        """Around whatever asks a database: one that was away just now is not waited for again.
+
+        Raises InfrastructureError.
+        """
         database = split_place(place)[0]
         until, said = self._away.get(database, (0.0, None))
         if said is not None and time.monotonic() < until:
@@ -315,7 +332,10 @@ class Store:
 
 
 def _signature(run: Run, ledger: Ledger) -> Signature:
-    """Changes with every write: (mtime, size) of the file and of its write-ahead log; in a database, what drivers count."""
+    """Changes with every write:
+
+    (mtime, size) of the file and of its write-ahead log; in a database, what drivers count.
+    """
     if run.is_shared:
         return (
             *sorted(ledger.counts().items()),

@@ -20,7 +20,8 @@ MAX_DOMINATORS = 3
 
 
 def table_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
-    """Columns over all trials in their order: number, kind, state, scores (null where there are none), mean weight by member.
+    """Columns over all trials in their order: number, kind, state, scores (null where there are
+    none), mean weight by member.
 
     Figures are rounded to 6 digits; labels are given only where there are some, by number.
     """
@@ -64,10 +65,11 @@ def trial_document(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
 
 
 def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
-    """On the front or not and how surely; who dominates it; what the front would lose; how it stands against the baselines.
+    """On the front or not and how surely; who dominates it; what the front would lose; how it
+    stands against the baselines.
 
-    Differences to baselines take the two scores as independent. Both were asked the same items, so their errors are, if
-    anything, too large; Compare gives the paired ones.
+    Differences to baselines take the two scores as independent. Both were asked the same items, so
+    their errors are, if anything, too large; Compare gives the paired ones.
     """
     front = snapshot.front
     on_front = any(other.number == trial.number for other in front.front)
@@ -113,9 +115,12 @@ def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
 
 
 def _dominators(snapshot: Snapshot, trial: Trial) -> list[dict[str, Any]]:
-    """Front trials at least as good everywhere, the farthest above first. A trial equal to one before it has that one.
+    """Front trials at least as good everywhere, the farthest above first.
 
-    By what the front was picked by: the posterior of all trials once the search has ended, the search scores before.
+    A trial equal to one before it has that one.
+
+    By what the front was picked by: the posterior of all trials once the search has ended, the
+    search scores before.
     """
     values, own = _picked_by(snapshot, snapshot.front.front), _picked_by(snapshot, [trial])[0]
     above = [index for index in range(len(values)) if (values[index] >= own).all()]
@@ -152,7 +157,9 @@ def _differences(snapshot: Snapshot, other: Trial, trial: Trial) -> dict[str, fl
 
 
 def _against(name: str, other: Trial, trial: Trial, snapshot: Snapshot) -> dict[str, Any]:
-    """{name, trial, by objective: difference, stderr, better (true, false, or null where it cannot be told)}."""
+    """{name, trial, by objective: difference, stderr, better (true, false, or null where it cannot
+    be told)}.
+    """
     found: dict[str, Any] = {}
     for objective in snapshot.objectives:
         a, b = _score(trial, objective.name), _score(other, objective.name)
