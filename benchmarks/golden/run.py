@@ -101,10 +101,12 @@ COMMANDS = (  # (name, words of the command)
 FOLDERS = ("export-knee", "export-best", "packed", "unpacked", "merge-linear", "merge-dare")
 FOLDERS += ("merge-slerp",)
 DROPPED_COLUMNS = ("opened_at", "closed_at", "merge_seconds", "score_seconds")
-DROPPED_FACTS = ("elapsed_seconds",)
+DROPPED_FACTS = ("elapsed_seconds", "stamps")  # stamps: places and moments of the members' files
 DROPPED_KEYS = re.compile(
     r'("[a-z_]*(?:seconds|_at|created|date|timestamp)[a-z_]*": )[-\d.e+"T:Z]+'
 )
+PROGRESS = re.compile(r"\[ *\d+%\]")
+TEXTS = (".json", ".md", ".yaml", ".yml", ".txt")
 PATTERNS = (  # (what is dropped, pattern, what stands there instead)
     ("a moment", r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+\d\d:\d\d)?", "<moment>"),
     ("a date", r"\b\d{4}-\d\d-\d\d\b", "<date>"),
@@ -127,8 +129,9 @@ def normalise(text: str, place: Path) -> str:
 
 
 def _is_noise(line: str) -> bool:
-    """True for what libraries print while they load or shut down."""
-    return "Warning" in line or "[transformers]" in line or "Loading weights" in line
+    """True for what libraries print while they load, and for progress, shown once in a while."""
+    noise = ("Warning", "[transformers]", "Loading weights")
+    return any(word in line for word in noise) or PROGRESS.match(line) is not None
 
 
 def make_inputs(place: Path) -> None:
@@ -202,15 +205,28 @@ def _shown(value: object) -> object:
 
 
 def folder_digests(folder: Path, place: Path) -> str:
-    """SHA-256 of every file below `folder`; text files are normalised first."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            raw = path.read_bytes()
-            if path.suffix in (".json", ".md", ".yaml", ".txt"):
-                raw = normalise(raw.decode(), place).encode()
-            lines.append(f"{hashlib.sha256(raw).hexdigest()} {path.relative_to(folder)}")
-    return "\n".join(lines) + "\n"
+    """SHA-256 of every file below `folder`, of text files as they read normalised.
+
+    Where one text file holds the digest or size of another, that of the normalised text stands.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    contents = {path: path.read_bytes() for path in paths}
+    texts = {path for path in paths if path.suffix in TEXTS}
+    shown = {}
+    for path in texts:
+        clean = normalise(contents[path].decode(), place).encode()
+        shown[_sha256(contents[path])] = _sha256(clean)
+        contents[path] = clean
+    for path in texts:
+        raw = re.sub(rb'("num_bytes"|"bytes"|"size"): \d+', rb"\1: <bytes>", contents[path])
+        for before, after in shown.items():
+            raw = raw.replace(before.encode(), after.encode())
+        contents[path] = raw
+    return "".join(f"{_sha256(contents[path])} {path.relative_to(folder)}\n" for path in paths)
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
 
 
 def record(out: Path, code: Path) -> dict[str, str]:
