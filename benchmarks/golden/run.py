@@ -81,7 +81,7 @@ COMMANDS = (  # (name, words of the command)
     ("preview-json", "preview fidelity --json"),
     ("why", "why whole"),
     ("why-json", "why whole --json"),
-    ("refine", "refine whole --trial knee --layers 2 --steps 2 --batch 4"),
+    ("refine", "refine whole --trial knee --layers 2 --steps 12 --batch 24"),
     ("front-refined", "front whole --json"),
     ("why-best", "why whole --trial best:echo:sums/bits_per_byte"),
     ("export-knee", "export whole --trial knee --to export-knee"),
@@ -200,6 +200,11 @@ def ledger_rows(path: Path, place: Path) -> str:
     return DROPPED_KEYS.sub(r"\1<dropped>", text) + "\n"
 
 
+def _without_job_digest(rows: str) -> str:
+    """Drop the digest of a job file that `recycler without` wrote: it names places."""
+    return re.sub(r'(\\"job\\": \\")[0-9a-f]{64}', r"\1<dropped>", rows)
+
+
 def _shown(value: object) -> object:
     return zlib.decompress(value).decode() if isinstance(value, bytes) else value
 
@@ -235,7 +240,8 @@ def record(out: Path, code: Path) -> dict[str, str]:
     make_inputs(place)
     texts = run_commands(place, code.resolve())
     for name in (*JOBS, "without"):
-        texts[f"ledger/{name}"] = ledger_rows(place / name / "ledger.sqlite", place)
+        rows = ledger_rows(place / name / "ledger.sqlite", place)
+        texts[f"ledger/{name}"] = rows if name in JOBS else _without_job_digest(rows)
     for name in FOLDERS:
         texts[f"files/{name}"] = folder_digests(place / name, place)
     for name, text in texts.items():
