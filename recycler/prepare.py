@@ -23,8 +23,9 @@ from recycler.errors import (
 )
 from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
-from recycler.pool.catalog import open_pool, remote_url
+from recycler.pool.catalog import open_pool
 from recycler.pool.files import local_folder
+from recycler.pool.location import remote_url
 from recycler.pool.preflight import check_pool
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
@@ -33,10 +34,10 @@ from recycler.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, r
 from recycler.suite import (
     EvalSuite,
     alike_warnings,
-    few_problems_warnings,
     check_across_suites,
     check_search_guard,
     context_length,
+    few_problems_warnings,
     read_suite,
 )
 from recycler.types import Checkpoint, Item, Objective, Pool
@@ -252,7 +253,7 @@ def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
     Members in a bucket are compared with their adapters where they are read whole, by each engine
     as it starts.
     """
-    from recycler.engines.vllm_lora import check_folded, read_adapters
+    from recycler.engines.vllm_lora import check_folded, read_adapters  # loads safetensors
 
     job, where = prepared.job, prepared.document.where(("engine", "lora_batch"))
     refused = [

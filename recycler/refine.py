@@ -23,6 +23,7 @@ import numpy as np
 
 from recycler.engines import build_engine
 from recycler.engines.port import Engine
+from recycler.engines.weight_slopes import weight_slopes
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.ledger import Ledger
 from recycler.pool.materialise import materialise
@@ -265,8 +266,6 @@ class _Losses:
 
     def slopes(self, recipe: Recipe, index: int) -> tuple[float, Floats]:
         """`batch` and its gradient (G, K) by the recipe's weights."""
-        from recycler.engines.weight_slopes import weight_slopes
-
         drawn = self._drawn(index)
         tokens = {
             name: sum(len(request.continuation_ids) for request in own)

@@ -17,7 +17,7 @@ from recycler.bundle import Bundle, bundle_job
 from recycler.cluster.workers import Work, Workers
 from recycler.earlier import take_earlier, taken_lines, write_stamps
 from recycler.engines import default_engine_name
-from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
+from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.insight import write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
@@ -39,7 +39,7 @@ from recycler.search.refine import with_refined
 from recycler.search.schedule import Planner, Stop
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.started import write_started
-from recycler.types import Checkpoint, Objective, Pool, Trial
+from recycler.types import Pool, Trial
 from recycler.wholefolder import make_folder, write_whole
 
 MakeWorkers = Callable[[Work, int], Workers]

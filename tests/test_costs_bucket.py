@@ -6,9 +6,9 @@ import shutil
 from contextlib import closing
 
 import pytest
+from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from handmade import model_arrays, write_checkpoint
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
-from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from test_earlier import JobWorkers
 from test_gram import WIDE, in_bucket, put_pair
 from test_materialise import write_job
@@ -18,7 +18,7 @@ from recycler.ledger import Ledger
 from recycler.pool.cache import cache_folder, release_all
 from recycler.pool.catalog import open_pool
 from recycler.pool.distance import delta_products
-from recycler.pool.pack import pack_pool
+from recycler.pool.pack_writer import pack_pool
 from recycler.priced import PRODUCTS, write_products
 from recycler.run import run_job
 

@@ -8,9 +8,9 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from handmade import SHAPES, model_arrays, write_checkpoint
 from test_bad_inputs import sound  # noqa: F401  (the fixture)
-from bucket_place import SHARD, chaos, only, place, put_folder  # noqa: F401  (the fixtures)
 from test_earlier import JobWorkers
 from test_materialise import write_job
 
@@ -21,7 +21,7 @@ from recycler.pool.cache import cache_folder, release_all
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.files import local_file
 from recycler.pool.gram import delta_gram
-from recycler.pool.pack import pack_pool
+from recycler.pool.pack_writer import pack_pool
 from recycler.run import run_job
 
 WIDE = SHAPES | {f"model.layers.{layer}.wide": (40 + 9 * layer, 130) for layer in range(12)}

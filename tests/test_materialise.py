@@ -10,16 +10,16 @@ import time
 
 import pytest
 import yaml
+from bucket_place import SHARD, chaos, only, place, put_folder, put_model  # noqa: F401  (fixtures)
 from handmade import model_arrays, write_checkpoint
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
-from bucket_place import SHARD, chaos, only, place, put_folder, put_model  # noqa: F401  (fixtures)
 
 from recycler.errors import InfrastructureError, RecyclerError, UnsafeInputError, UsageError
 from recycler.pool import bucket
 from recycler.pool.cache import cache_folder, release_all
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.materialise import materialise
-from recycler.pool.pack import pack_pool
+from recycler.pool.pack_writer import pack_pool
 from recycler.pool.scan import checkpoint_digest
 from recycler.prepare import object_versions, prepare
 
@@ -163,7 +163,7 @@ def test_a_job_over_a_bucket_is_prepared_by_ranged_reads(sound, place, tmp_path,
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 @pytest.mark.parametrize("ratio", [None, 4.0], ids=["exact", "compressed"])
 def test_a_packed_pool_is_a_pool(sound, place, tmp_path, where, ratio):  # noqa: F811
-    from recycler.pool.pack import unpack
+    from recycler.pool.pack_writer import unpack
 
     original = open_pool([sound / "pool/members"], sound / "pool/base")
     pack_pool(original, tmp_path / "packed", ratio)

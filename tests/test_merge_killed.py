@@ -16,7 +16,7 @@ from recycler.cli import main
 from recycler.export.export import MANIFEST as EXPORT_MANIFEST
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.pack import MANIFEST as PACK_MANIFEST
-from recycler.pool.pack import unpack
+from recycler.pool.pack_writer import unpack
 from recycler.pool.scan import checkpoint_digest
 from recycler.wholefolder import whole_folder
 

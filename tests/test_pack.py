@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
+from recycler.pool.blocks import read_bytes
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.deltas import as_float32
+from recycler.pool.dtypes import as_float32
 from recycler.pool.lowrank import compress, pack_codes, unpack_codes
-from recycler.pool.pack import MANIFEST, decode_exact, encode_exact, pack_pool, unpack
-from recycler.pool.scan import checkpoint_digest, read_bytes
+from recycler.pool.pack import MANIFEST
+from recycler.pool.pack_codec import decode_exact, encode_exact
+from recycler.pool.pack_writer import pack_pool, unpack
+from recycler.pool.scan import checkpoint_digest
 
 LARGE = SHAPES | {"model.layers.0.big": (192, 160), "model.layers.1.big": (160, 192)}
 BASE = model_arrays(0, shapes=LARGE)

@@ -9,12 +9,13 @@ import pytest
 from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded
 
 from recycler.errors import UnsafeInputError, UsageError
+from recycler.pool.blocks import count_not_finite, tensor_digest
 from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_list
 from recycler.pool.deltas import delta_profile
 from recycler.pool.gram import delta_gram
 from recycler.pool.inspect import inspect_pool, inspect_table
 from recycler.pool.preflight import CHECKS, check_pool
-from recycler.pool.scan import checkpoint_digest, count_not_finite, tensor_digest
+from recycler.pool.scan import checkpoint_digest
 
 BASE = model_arrays(0)
 

@@ -14,10 +14,12 @@ from safetensors import safe_open
 from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.agreement import compare, soundness
-from recycler.pool.catalog import check_config, check_index, open_checkpoint, parse_json
+from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import _read_config, fold_adapter
 from recycler.pool.headers import read_header
-from recycler.pool.pack import MANIFEST, pack_pool, unpack
+from recycler.pool.hf_folder import check_config, check_index, parse_json
+from recycler.pool.pack import MANIFEST
+from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.types import Checkpoint, Pool, TensorInfo
 from recycler.yamls import load_yaml
 

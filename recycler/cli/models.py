@@ -15,8 +15,8 @@ def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
+    from recycler.pool.location import local_path
     from recycler.report import choose
-    from recycler.pool.catalog import local_path
     from recycler.run import open_front, open_pool_of
     from recycler.scoring.frozen import searched_test_tasks
 
@@ -41,7 +41,7 @@ def merge(arguments: argparse.Namespace) -> None:
     from recycler.merge.preflight import check_merge
     from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
-    from recycler.pool.catalog import remote_url
+    from recycler.pool.location import remote_url
     from recycler.pool.tensors import ResidentPool
     from recycler.pool.upload import check_target
     from recycler.yamls import load_yaml
@@ -179,7 +179,7 @@ def pack(arguments: argparse.Namespace) -> None:
     """recycler pack POOL --base BASE --to DIR."""
     from recycler.digest import plain
     from recycler.pool.catalog import open_pool
-    from recycler.pool.pack import pack_pool
+    from recycler.pool.pack_writer import pack_pool
 
     _only_here(
         "recycler pack --to",
@@ -205,7 +205,7 @@ def pack(arguments: argparse.Namespace) -> None:
 
 def unpack(arguments: argparse.Namespace) -> None:
     """recycler unpack PACKED OUT."""
-    from recycler.pool.pack import unpack as unpack_pool
+    from recycler.pool.pack_writer import unpack as unpack_pool
 
     for place in (arguments.packed, arguments.out):
         _only_here(

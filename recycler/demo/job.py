@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recycler.demo.skills import SKILLS
+
 JOB = """\
 # The demo's job. Change it and run it again: recycler run {folder}/job.yaml --dir another-run
 version: 1
@@ -22,8 +24,6 @@ seed: {seed}
 
 def write_job(folder: Path, *, seed: int, trials: int) -> Path:
     """Write FOLDER/job.yaml (unless it is there with the same text) and return its path."""
-    from recycler.demo.skills import SKILLS
-
     objectives = "\n".join(
         f"  - {{suite: demo, task: {skill}, metric: exact_match, direction: maximize}}"
         for skill in SKILLS

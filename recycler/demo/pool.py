@@ -84,6 +84,7 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
     """The base into FOLDER/base, then each run from it into FOLDER/members."""
     import torch
 
+    # these load torch and transformers
     from recycler.demo.model import make_model
     from recycler.demo.tokenizer import make_tokenizer
     from recycler.demo.train import encode, train

@@ -17,7 +17,8 @@ from recycler.errors import (
     UnsafeInputError,
     UsageError,
 )
-from recycler.pool.catalog import local_path, open_checkpoint, remote_url
+from recycler.pool.catalog import open_checkpoint
+from recycler.pool.location import local_path, remote_url
 from recycler.types import Pool
 
 KINDS = {

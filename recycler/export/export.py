@@ -16,14 +16,16 @@ from typing import Any
 from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
+from recycler.merge.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.merge.writer import DEFAULT_SHARD_BYTES
 from recycler.pool.aligned import AlignedPool
 from recycler.pool.cache import cache_folder
-from recycler.pool.catalog import local_path, remote_url
 from recycler.pool.files import local_folder
+from recycler.pool.location import local_path, remote_url
 from recycler.pool.tensors import ResidentPool
+from recycler.pool.upload import check_target, upload_folder
 from recycler.types import Pool, Recipe, Trial
 from recycler.wholefolder import copy_companions, whole_folder
 
@@ -143,8 +145,6 @@ def export_to(
             allow_not_finite=allow_not_finite,
             searched=searched,
         )
-    from recycler.pool.upload import check_target, upload_folder
-
     check_target(target)
     with tempfile.TemporaryDirectory(prefix="export-", dir=cache_folder()) as aside:
         folder = Path(aside) / target.rstrip("/").rsplit("/", 1)[-1]
@@ -198,8 +198,6 @@ def _write_mergekit(recipe: Recipe, pool: Pool, aside: Path) -> str:
     """The recipe in mergekit's words, where it has them; a sentence for the card that says so, or
     why not.
     """
-    from recycler.merge.mergekit_yaml import recipe_to_mergekit
-
     try:
         text = recipe_to_mergekit(
             recipe,

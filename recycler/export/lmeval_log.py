@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import NotFoundError, Problem
-from recycler.pool.catalog import local_path
+from recycler.pool.location import local_path
 from recycler.report import Front, choose
 from recycler.runs import open_ledger
 from recycler.scoring.frozen import frozen_suites, read_frozen

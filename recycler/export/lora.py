@@ -25,8 +25,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
+from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
+from recycler.merge.layers import depth_complaint
 from recycler.merge.lora import (
     Adapter,
     BaseWeights,
@@ -39,7 +40,7 @@ from recycler.merge.lora import (
     truncate,
     write_adapter,
 )
-from recycler.merge.layers import depth_complaint
+from recycler.merge.lora_learn import learn_by_gradient, learn_by_spsa, loss_of_uniform
 from recycler.merge.options import option_complaints
 from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_checkpoint
@@ -161,8 +162,7 @@ def _rows(
         assert spec.weights is not None
         return {module: [spec.weights[name] for name in spec.adapters] for module in modules}, {}
     assert spec.base is not None
-    from recycler.engines.lora_loss import mix_loss
-    from recycler.merge.lora_learn import learn_by_gradient, learn_by_spsa, loss_of_uniform
+    from recycler.engines.lora_loss import mix_loss  # loads transformers
 
     loss = mix_loss(
         folder / spec.base,

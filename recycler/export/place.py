@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
-from recycler.pool.catalog import local_path, would_list
+from recycler.pool.catalog import would_list
+from recycler.pool.location import local_path
 from recycler.runs import open_ledger, read_facts
 from recycler.started import read_started
 

@@ -14,7 +14,6 @@ from recycler.merge.method import TensorContext, per_member
 from recycler.merge.selection import Cut, DeltaBlocks, magnitude_bits, smallest
 from recycler.merge.sign_consensus import l1_ratio
 
-
 # ---------------------------------------------------------------- DARE
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.merge.method import TensorContext, as_keywords
+from recycler.pool.fold import read_factors
 
 SHOWN = 20  # problems that are told; another architecture has hundreds of the same
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -67,8 +68,6 @@ def read_adapter(folder: Path, name: str | None = None) -> Adapter:
 
     Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules.
     """
-    from recycler.pool.fold import read_factors
-
     factors, config = read_factors(folder)
     modules = {
         tensor.removesuffix(".weight"): LowRank(up=part.up, down=part.down, scale=part.scale)

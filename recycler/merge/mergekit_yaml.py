@@ -22,9 +22,11 @@ from recycler.merge.mergekit_settings import setting_fault
 from recycler.merge.mergekit_write import (
     recipe_to_mergekit as recipe_to_mergekit,
 )  # both ways from one door
-from recycler.merge.recipe_yaml import DTYPES
+from recycler.merge.options import DTYPES
 from recycler.pool.aligned import TokenizerPolicy
-from recycler.pool.catalog import local_path, open_checkpoint, packed_place, read_config, remote_url
+from recycler.pool.catalog import open_checkpoint
+from recycler.pool.hf_folder import read_config
+from recycler.pool.location import local_path, packed_place, remote_url
 from recycler.types import Recipe
 from recycler.yamls import KeyPath, YamlDocument, load_yaml
 

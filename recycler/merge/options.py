@@ -15,6 +15,7 @@ from typing import Any
 from recycler.errors import did_you_mean
 from recycler.types import OptionValue
 
+DTYPES = ("bfloat16", "float16", "float32", "float64")  # of a recipe's output
 PER_MEMBER = frozenset(
     {"density", "gamma", "epsilon"}
 )  # options that may be a list of one number a member

@@ -13,8 +13,8 @@ from dataclasses import replace
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.pool.aligned import AlignedPool
-from recycler.pool.catalog import packed_place, remote_url
 from recycler.pool.gathered import GatheredTensor
+from recycler.pool.location import packed_place, remote_url
 from recycler.pool.preflight import CHECKS, check_pool
 from recycler.types import Checkpoint, Pool, Recipe
 

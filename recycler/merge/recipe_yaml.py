@@ -26,13 +26,12 @@ from pydantic import BaseModel, ConfigDict
 
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
-from recycler.merge.options import Options, option_complaints
+from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
+from recycler.merge.options import DTYPES, Options, option_complaints
 from recycler.pool.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.pool.catalog import open_checkpoint
 from recycler.types import Group, OptionValue, Pool, Recipe
 from recycler.yamls import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
-
-DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class _GroupEntry(BaseModel):
@@ -153,8 +152,6 @@ def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
     document = load_yaml(path)
     policy: TokenizerPolicy
     if is_mergekit(document.data):
-        from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
-
         recipe, sources = read_mergekit(document)
         policy, origin = read_tokenizer_policy(document, recipe, sources)
     else:

@@ -22,9 +22,9 @@ from recycler.merge.blocks import blocks
 from recycler.merge.hashing import digest_head, tensor_bytes
 from recycler.merge.stream import SHOWN, _merge_one, check_recipe
 from recycler.merge.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
+from recycler.pool.blocks import all_finite, count_not_finite
 from recycler.pool.gathered import GatheredTensor
 from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.scan import all_finite, count_not_finite
 from recycler.pool.tensors import (
     DTYPES,
     SAFETENSORS_DTYPES,

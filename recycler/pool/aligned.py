@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
-from recycler.pool.files import local_folder
 from recycler.pool.gathered import GatheredTensor
 from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES
 from recycler.pool.union_tokenizer import union_tokenizer, with_added_tokens

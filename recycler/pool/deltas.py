@@ -10,22 +10,17 @@ the abstract of v1).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from recycler.pool.findings import Finding, refuse, warn
+from recycler.pool.blocks import read_bytes, same_names, tensor_blocks
+from recycler.pool.dtypes import as_float32
 from recycler.pool.headers import DTYPE_BYTES
-from recycler.pool.scan import read_bytes, same_names, tensor_blocks
 from recycler.types import Checkpoint, Pool, TensorInfo
 
-DROP_METHODS = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
 RUNS = 8  # a sample is this many stretches, evenly spread over the tensor
-# a member this many times farther from the base than the others are probably has another base
-OUTLIER = 10.0
-NEARER = 4.0  # a candidate this many times nearer than the base is the base
 _BIN_SHIFT = 16  # float32 bits per bin of the histogram: bins 0.8 % wide or less
 
 
@@ -235,28 +230,6 @@ def stretches_of(num: int, sample: int) -> list[tuple[int, int]]:
     return [(run * (num - length) // (RUNS - 1), length) for run in range(RUNS)]
 
 
-def as_float32(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor; values that are not
-    finite become 0.
-    """
-    values = decoded(raw, dtype)
-    if not np.isfinite(values).all():
-        values[~np.isfinite(values)] = 0.0
-    return values
-
-
-def decoded(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """A fresh float32 array from the bytes of a BF16, F16, F32 or F64 tensor, values as they are; a
-    double too large for float32 becomes infinite.
-    """
-    if dtype == "BF16":
-        return (np.frombuffer(raw, dtype=np.uint16).astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):
-        return np.frombuffer(
-            raw, dtype={"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]
-        ).astype(np.float32)
-
-
 def _quantile(histogram: np.ndarray, share: float) -> float:
     """The value below which `share` of a histogram over float32 bit patterns lies; the bin's
     middle.
@@ -272,130 +245,3 @@ def _quantile(histogram: np.ndarray, share: float) -> float:
             np.float32
         )[0]
     )
-
-
-# ---------------------------------------------------------------- what it means
-
-
-def delta_findings(
-    pool: Pool, profile: DeltaProfile, method: str, settings: Mapping[str, Any]
-) -> list[Finding]:
-    """A wrong base, and deltas too large for the method; empty without a base."""
-    if pool.base is None:
-        return []
-    findings = []
-    for index, (member, delta) in enumerate(zip(pool.members, profile.members, strict=True)):
-        if delta.cosine < settings["base_cosine"]:
-            findings.append(
-                refuse(
-                    "wrong_base",
-                    member,
-                    f"is no relative of the base (cosine of their matrices {delta.cosine:.2f}, "
-                    f"norm of the delta {delta.relative:.2f} of the base's)",
-                    "Give the checkpoint it was trained from as base",
-                    unsafe=False,
-                )
-            )
-            continue
-        findings += _nearer(pool, profile, index, member, delta, method, settings)
-        findings += _too_large(member, delta, method, settings)
-    return findings
-
-
-def _nearer(
-    pool: Pool,
-    profile: DeltaProfile,
-    index: int,
-    member: Checkpoint,
-    delta: MemberDelta,
-    method: str,
-    settings: Mapping[str, Any],
-) -> list[Finding]:
-    num, own = len(pool.members), profile.to_base[index]
-    nearer = [
-        other
-        for other in range(num, len(profile.names))
-        if profile.distances[index][other] * NEARER < own
-    ]
-    if nearer:
-        best = min(nearer, key=lambda other: profile.distances[index][other])
-        return [
-            refuse(
-                "wrong_base",
-                member,
-                f"is {own / max(profile.distances[index][best], 1e-12):.0f} times nearer to "
-                f"{profile.names[best]!r} than to the base",
-                f"Give {profile.names[best]!r} as base",
-                unsafe=False,
-            )
-        ]
-    if delta.p99 <= settings["dare_warn"]:
-        return []
-    others = sorted(profile.to_base[other] for other in range(num) if other != index)
-    if others and own > OUTLIER * others[len(others) // 2] > 0:
-        said = (
-            f"is {own / others[len(others) // 2]:.0f} times farther from the base than the other "
-            f"members (p99 of |delta| {delta.p99:.2g})"
-        )
-        remedy = "It was probably trained from another base; leave it out, or merge it apart"
-        return [
-            refuse("wrong_base", member, said, remedy, unsafe=False)
-            if method in DROP_METHODS
-            else warn("wrong_base", member, said, remedy)
-        ]
-    siblings = sorted(
-        profile.distances[index][other]
-        for other in range(num)
-        if other != index and profile.distances[index][other] > 0
-    )
-    if siblings and siblings[len(siblings) // 2] * NEARER < own:
-        return [
-            warn(
-                "wrong_base",
-                member,
-                f"is {own / siblings[len(siblings) // 2]:.0f} times nearer to the other members "
-                f"than to the base (p99 of |delta| {delta.p99:.2g})",
-                "They share a nearer ancestor; give that as base if you have it",
-            )
-        ]
-    return []
-
-
-def _too_large(
-    member: Checkpoint, delta: MemberDelta, method: str, settings: Mapping[str, Any]
-) -> list[Finding]:
-    if delta.p99 <= settings["dare_warn"]:
-        return []
-    said = f"has large deltas: p50 {delta.p50:.2g}, p99 {delta.p99:.2g}, max {delta.max:.2g}"
-    if method not in DROP_METHODS:
-        return (
-            [
-                warn(
-                    "delta_size",
-                    member,
-                    said,
-                    "DARE and DELLA would break it; widen is made for such members",
-                )
-            ]
-            if delta.p99 > settings["dare_refuse"]
-            else []
-        )
-    if delta.p99 > settings["dare_refuse"]:
-        return [
-            refuse(
-                "delta_size",
-                member,
-                f"{said}; {method} drops most of a delta, which breaks above "
-                f"{settings['dare_refuse']:g}",
-                "Use linear, ties or widen, or give its true base; dare_refuse moves the limit",
-                unsafe=False,
-            )
-        ]
-    return [
-        warn(
-            "delta_size",
-            member,
-            f"{said}; {method} may lose it above {settings['dare_warn']:g}",
-            "Keep the density high, or use linear or ties",
-        )
-    ]

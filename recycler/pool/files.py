@@ -7,8 +7,11 @@ from __future__ import annotations
 from io import FileIO
 from pathlib import Path
 
-from recycler.pool.catalog import local_path, packed_place, remote_url
 from recycler.pool.headers import broken
+from recycler.pool.hub import hub_folder
+from recycler.pool.location import local_path, packed_place, remote_url
+from recycler.pool.packed import packed_small_files, unpacked_file
+from recycler.pool.remote import cached_shard, small_files_folder
 from recycler.types import Checkpoint, TensorInfo
 
 
@@ -17,17 +20,11 @@ def local_folder(checkpoint: Checkpoint) -> Path:
     template), wherever it lies.
     """
     if packed_place(checkpoint.location):
-        from recycler.pool.packed import packed_small_files
-
         return packed_small_files(checkpoint.location)
     if remote_url(checkpoint.location) is None:
         return Path(local_path(checkpoint.location))
     if checkpoint.location.startswith("hf://"):
-        from recycler.pool.hub import hub_folder
-
         return hub_folder(checkpoint.location)
-    from recycler.pool.remote import small_files_folder
-
     return small_files_folder(checkpoint.location)
 
 
@@ -37,13 +34,9 @@ def local_file(info: TensorInfo) -> Path:
     Raises InfrastructureError.
     """
     if packed_place(info.file):
-        from recycler.pool.packed import unpacked_file
-
         return unpacked_file(info)
     if remote_url(info.file) is None:
         return Path(info.file)
-    from recycler.pool.remote import cached_shard
-
     return cached_shard(info)
 
 

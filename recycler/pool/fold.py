@@ -21,8 +21,9 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
 from recycler.merge.writer import write_model
-from recycler.pool.catalog import open_checkpoint, read_json
+from recycler.pool.catalog import open_checkpoint
 from recycler.pool.headers import FLOAT_DTYPES, read_header
+from recycler.pool.hf_folder import read_json
 from recycler.pool.patterns import compile_patterns
 from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint

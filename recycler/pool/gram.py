@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from recycler.errors import Problem, UsageError
-from recycler.pool.deltas import as_float32, stretches_of
+from recycler.pool.blocks import same_names
+from recycler.pool.deltas import stretches_of
+from recycler.pool.dtypes import as_float32
 from recycler.pool.headers import DTYPE_BYTES
-from recycler.pool.scan import same_names
 from recycler.pool.stretches import Stretches
 from recycler.types import Checkpoint, Pool, TensorInfo
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import RecyclerError
-from recycler.pool.catalog import packed_place
+from recycler.pool.location import packed_place
 from recycler.yamls import load_yaml
 
 MAX_BYTES, MAX_TEXT = 1_000_000, 200

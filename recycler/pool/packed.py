@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.pool.bucket import list_prefix, read, trimmed
 from recycler.pool.cache import cache_folder, cache_key, cached
-from recycler.pool.catalog import check_config, local_path, packed_place, read_json, remote_url
 from recycler.pool.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
+from recycler.pool.hf_folder import check_config, read_json
+from recycler.pool.location import local_path, packed_place, remote_url
 from recycler.pool.pack import MANIFEST, Unpacker, read_manifest, unpacked_header, write_unpacked
 from recycler.pool.remote import SMALL, cached_shard, read_remote_header
 from recycler.types import Checkpoint, TensorInfo
@@ -147,8 +149,6 @@ def _small(pack: str, digest: str) -> bytes:
             raise broken(f"{pack}/{MANIFEST}", f"names small-{digest[:12]}, which is not there")
         raw = path.read_bytes()
     else:
-        from recycler.pool.bucket import read
-
         raw = read(f"{url}/small-{digest}").raw
     if not re.fullmatch(r"[0-9a-f]{64}", digest) or hashlib.sha256(raw).hexdigest() != digest:
         raise broken(f"{pack}/small-{digest[:12]}", "does not hold what its name says")
@@ -160,8 +160,6 @@ def _pack_folder(pack: str, *, shards: bool = True) -> Path:
     url = remote_url(pack)
     if url is None:
         return Path(local_path(pack))
-    from recycler.pool.bucket import list_prefix, read, trimmed
-
     url = trimmed(url)
     raw = read(f"{url}/{MANIFEST}").raw
     folder = cache_folder() / "folders" / cache_key(url, hashlib.sha256(raw).hexdigest(), len(raw))

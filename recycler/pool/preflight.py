@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
 from recycler.pool.agreement import compare, soundness
-from recycler.pool.deltas import DeltaProfile, delta_findings, delta_profile
+from recycler.pool.delta_findings import delta_findings
+from recycler.pool.deltas import DeltaProfile, delta_profile
 from recycler.pool.findings import Finding
 from recycler.pool.scan import duplicate_findings, value_findings
 from recycler.types import Checkpoint, Pool

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.pool.bucket import read
 from recycler.pool.cache import is_cached
-from recycler.pool.catalog import packed_place, remote_url
 from recycler.pool.files import local_file
 from recycler.pool.headers import broken
+from recycler.pool.location import packed_place, remote_url
 from recycler.types import Checkpoint, TensorInfo
 
 PARALLEL = 16  # ranges in flight: small ones wait for the network and not for the processor
@@ -107,8 +108,6 @@ def _here(info: TensorInfo) -> Path | None:
 
 
 def _range(info: TensorInfo, start: int, count: int) -> bytes:
-    from recycler.pool.bucket import read
-
     raw = read(info.file, info.start + start, info.start + start + count, etag=info.etag).raw
     if len(raw) != count:
         raise InfrastructureError(

@@ -25,7 +25,6 @@ from recycler.scoring.sandbox import judge
 from recycler.types import Item, Outcome, Pool
 from recycler.wholefolder import whole_file
 
-
 _IDLE = (
     "_name_or_path",
     "transformers_version",

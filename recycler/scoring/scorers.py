@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from recycler.scoring.code import score_code
+from recycler.scoring.lmeval_tasks import process_text
 from recycler.types import Completion, Item, Loglikelihood, Objective
 
 Values = dict[str, float]
@@ -186,8 +187,6 @@ def _normal(text: str, settings: dict[str, Any]) -> str:
 
 def lm_eval_any(item: Item, completion: Completion) -> Values:
     """Any other generating task of lm-eval, scored by lm-eval's own filters and process_results."""
-    from recycler.scoring.lmeval_tasks import process_text
-
     return process_text(detail(item, "task"), json.loads(detail(item, "doc")), completion.text)
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.search.floors import floors
 from recycler.types import Objective, Recipe, Trial
 
 WEIGHTS, FLOORS, STDERR = (
@@ -174,8 +175,6 @@ def _params(trial: Trial, searched: Recipe) -> dict[str, float]:
 
 def _floors(closed: Sequence[Trial], objectives: Sequence[Objective]) -> list[float | None]:
     """In the objectives' own directions, None where there is none."""
-    from recycler.search.floors import floors
-
     lowest = floors(objectives, closed)
     return [
         None if math.isnan(floor) else float(floor) * objective.sign

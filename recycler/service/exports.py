@@ -17,6 +17,7 @@ from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
+from recycler.pool.bucket import split_url
 from recycler.report import choose
 from recycler.service import processes
 from recycler.service.processes import Processes
@@ -383,8 +384,6 @@ class Exports:
 def _checked_place(place: str, root: Path) -> str:
     """The export root without a slash at its end. Raises UsageError."""
     if "://" in place and not place.startswith("file://"):
-        from recycler.pool.bucket import split_url
-
         split_url(place.rstrip("/"))
         return place.rstrip("/")
     folder = Path(place.removeprefix("file://")).resolve()

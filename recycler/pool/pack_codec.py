@@ -1,0 +1,80 @@
+"""Deltas as bytes: exact differences of bit patterns, and low-rank factors added to a base."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from recycler.pool.dtypes import decoded
+from recycler.pool.lowrank import LowRank, num_ranks, unpack_codes
+
+_INTEGERS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def encode_exact(raw: bytes, base: bytes, size: int) -> bytes:
+    """Bytes from which, and `base`, `decode_exact` gives `raw` again; small when the two are near."""
+    kind = _INTEGERS[size]
+    difference = _ordered(np.frombuffer(raw, kind)) - _ordered(
+        np.frombuffer(base, kind)
+    )  # wraps, and so inverts
+    bits = 8 * size
+    zigzag = (difference << kind(1)) ^ (kind(0) - (difference >> kind(bits - 1)))
+    return zlib.compress(
+        np.ascontiguousarray(zigzag.view(np.uint8).reshape(-1, size).T).tobytes(), 1
+    )
+
+
+def decode_exact(content: bytes, base: bytes, size: int) -> bytes:
+    """The inverse of `encode_exact`. Raises ValueError when the content is damaged."""
+    try:
+        planes = zlib.decompressobj().decompress(content, len(base) + 1) if base else b""
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(planes) != len(base):
+        raise ValueError(f"{len(planes)} bytes where {len(base)} were expected")
+    kind = _INTEGERS[size]
+    zigzag = (
+        np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(size, -1).T)
+        .view(kind)
+        .reshape(-1)
+    )
+    difference = (zigzag >> kind(1)) ^ (kind(0) - (zigzag & kind(1)))
+    return _unordered(difference + _ordered(np.frombuffer(base, kind))).tobytes()
+
+
+def _ordered(bits: np.ndarray) -> np.ndarray:
+    """Float bit patterns as integers in the order of the numbers, so that near numbers have near
+    integers; a bijection.
+    """
+    sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    return np.where(bits & sign, ~bits, bits | sign)
+
+
+def _unordered(ordered: np.ndarray) -> np.ndarray:
+    sign = ordered.dtype.type(1 << (8 * ordered.itemsize - 1))
+    return np.where(ordered & sign, ordered ^ sign, ~ordered)
+
+
+def add_lowrank(base: bytes, content: bytes, entry: dict[str, Any]) -> bytes:
+    rows, columns = entry["shape"]
+    split = tuple((int(bits), int(count)) for bits, count in entry["split"])
+    rank = num_ranks(split)
+    place, length = 4 * rank, -(-sum(rows * bits * count for bits, count in split) // 8)
+    found = LowRank(
+        split=split,
+        coefficients=np.frombuffer(content[:place], "<f4"),
+        left=unpack_codes(content[place : place + length], rows, split),
+        right=unpack_codes(content[place + length :], columns, split),
+        error=0.0,
+    )
+    return _rounded(decoded(base, entry["dtype"]) + found.matrix().reshape(-1), entry["dtype"])
+
+
+def _rounded(values: np.ndarray, dtype: str) -> bytes:
+    """float32 numbers in another float dtype, to nearest, ties to even."""
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
+    return values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).tobytes()
