@@ -29,7 +29,7 @@ from recycler.engines.vllm_patches import patch_vllm
 from recycler.engines.vllm_wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import InfrastructureError, Problem, UsageError, raise_problems
-from recycler.ledger.codec import recipe_to_json
+from recycler.recipe_json import recipe_to_json
 from recycler.types import (
     Completion,
     GenerateRequest,
