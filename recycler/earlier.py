@@ -16,11 +16,11 @@ from pathlib import Path
 from recycler.costs import Costs, is_linear
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
-from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
 from recycler.prepare import PreparedJob
-from recycler.priced import measured_costs
+from recycler.results.measured_costs import measured_costs
 from recycler.runs import open_ledger, read_facts
+from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Checkpoint, Recipe
 

@@ -5,11 +5,10 @@ Started again, it goes on where it was.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,17 @@ from recycler.engines import default_engine_name
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.insight import write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
+from recycler.ledger.local_lock import only_driver
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.notices import Notices
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.gram import delta_gram
 from recycler.prepare import PreparedJob, object_versions, prepare
-from recycler.priced import PricedWorkers, measured_costs, read_costs
+from recycler.priced import PricedWorkers
 from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
+from recycler.results.measured_costs import measured_costs, read_costs
+from recycler.results.open import front_of
 from recycler.runs import open_ledger, read_facts
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.search.fidelity import Fidelity
@@ -251,21 +253,6 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
     place = job_place(url, bundle.id)
     write_whole(run_folder / LEDGER_URL, without_password(place) + "\n")
     return Ledger(place)
-
-
-def open_front(run: str | Path) -> Front:
-    """The front of a run as the ledger has it now.
-
-    Raises NotFoundError when there is no run or nothing scored.
-    """
-    with closing(open_ledger(run)) as ledger:
-        return front_of(ledger)
-
-
-def front_of(ledger: Ledger) -> Front:
-    """The front as the ledger has it now. Raises NotFoundError where nothing was scored."""
-    objectives, pool, dtype = read_facts(ledger)
-    return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
 
 
 def open_pool_of(run: str | Path) -> Pool:
@@ -518,23 +505,3 @@ class _Clock:
             listen(event)
 
         return stamped
-
-
-@contextmanager
-def only_driver(run_folder: Path) -> Iterator[None]:
-    """Hold the run's lock; it falls with the process, however that ends.
-
-    Raises UsageError when another driver has it.
-    """
-    with (run_folder / "driver.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                Problem(
-                    thing=f"run {run_folder}",
-                    cause="is being driven by another process",
-                    remedy="Wait for it, or give another --dir",
-                )
-            ) from None
-        yield

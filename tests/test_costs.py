@@ -23,10 +23,11 @@ from recycler.pool.catalog import open_checkpoint
 from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors
 from recycler.prepare import prepare
-from recycler.priced import PRODUCTS, measured_costs, read_products, write_products
 from recycler.refine import _shares
 from recycler.report_html import html_report
-from recycler.run import open_front, run_job
+from recycler.results.measured_costs import PRODUCTS, measured_costs, read_products, write_products
+from recycler.results.open import open_front
+from recycler.run import run_job
 from recycler.service.documents import compare_document, pool_document, trials_document
 from recycler.service.store import _read
 from recycler.service.table import table_document, trial_document

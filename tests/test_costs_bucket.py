@@ -19,7 +19,7 @@ from recycler.pool.cache import cache_folder, release_all
 from recycler.pool.catalog import open_pool
 from recycler.pool.distance import delta_products
 from recycler.pool.pack_writer import pack_pool
-from recycler.priced import PRODUCTS, write_products
+from recycler.results.measured_costs import PRODUCTS, write_products
 from recycler.run import run_job
 
 COSTS = [{"cost": "members"}, {"cost": "distance"}]

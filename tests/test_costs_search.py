@@ -14,7 +14,8 @@ from recycler.digest import canonical_json
 from recycler.export.card import model_card
 from recycler.ledger import Ledger
 from recycler.priced import PricedWorkers
-from recycler.report import front_document, knee, read_front
+from recycler.report import knee, read_front
+from recycler.results.documents import front_document
 from recycler.search.baselines import greedy_soup, macro_average, maximized, merge_best
 from recycler.search.domain import weight_domain
 from recycler.search.floors import floors
@@ -25,8 +26,8 @@ from recycler.search.proposals import scattered, thinned
 from recycler.search.proposer import make_proposer
 from recycler.search.schedule import Planner
 from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
 from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.surrogate import observations
 from recycler.space import SearchSpace
 from recycler.types import Group, Objective, Score
 

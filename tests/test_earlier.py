@@ -18,11 +18,12 @@ from recycler.bundle import bundle_job, check_travels
 from recycler.digest import derive_seed
 from recycler.earlier import LABEL
 from recycler.errors import NotFoundError, UnsafeInputError, UsageError
-from recycler.evaluate import aggregate
 from recycler.job import JobSpec, read_job
 from recycler.ledger import Ledger
 from recycler.prepare import prepare
-from recycler.run import open_front, run_job
+from recycler.results.open import open_front
+from recycler.run import run_job
+from recycler.scoring.outcomes import aggregate
 from recycler.types import Outcome, Scorecard
 from recycler.without import job_without, outcome, outcome_text, without_id
 

@@ -10,10 +10,10 @@ from conftest import OBJECTIVES, FakeWorkers, Killed, fake_scorecard, named_pool
 
 from recycler.cluster.workers import Work
 from recycler.digest import derive_seed
-from recycler.evaluate import aggregate
 from recycler.job import FidelitySpec
 from recycler.ledger import Ledger
 from recycler.report import read_front
+from recycler.scoring.outcomes import aggregate
 from recycler.search.fidelity import Fidelity
 from recycler.search.loop import complete, score_holdout, search
 from recycler.search.proposer import make_proposer

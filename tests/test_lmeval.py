@@ -18,9 +18,9 @@ import yaml
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13)")
 
 from recycler.errors import NotFoundError, UnsafeInputError  # noqa: E402
-from recycler.evaluate import start_texts  # noqa: E402
 from recycler.scoring.lmeval_tasks import LmEvalTask, lm_eval_metrics, process_text  # noqa: E402
 from recycler.scoring.lmeval_unsafe import runs_code  # noqa: E402
+from recycler.scoring.outcomes import start_texts  # noqa: E402
 from recycler.scoring.scorers import SCORERS  # noqa: E402
 from recycler.scoring.tasks import build_suite  # noqa: E402
 from recycler.types import Completion, Item, Loglikelihood  # noqa: E402

@@ -12,7 +12,8 @@ from recycler.digest import canonical_json
 from recycler.errors import InfrastructureError
 from recycler.job import ObjectiveSpec
 from recycler.ledger import Ledger
-from recycler.report import SMOOTHED, front_document, read_front, read_smoothed, write_smoothed
+from recycler.report import SMOOTHED, read_front, read_smoothed, write_smoothed
+from recycler.results.documents import front_document
 from recycler.search.floors import floors
 from recycler.search.loop import score_holdout, search
 from recycler.search.outlook import Looks, Spent

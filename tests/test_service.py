@@ -12,14 +12,14 @@ pytest.importorskip("plotly", reason="needs recycler[service]")
 pytest.importorskip("httpx", reason="FastAPI's test client needs httpx")
 
 import httpx
-from fastapi.testclient import TestClient
 from chaos import s3_server
+from fastapi.testclient import TestClient
 from service_runs import EVIL, NAMES, add_trial, driven, make_run
 from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
 from recycler.cli import main
-from recycler.report import front_document
-from recycler.run import open_front
+from recycler.results.documents import front_document
+from recycler.results.open import open_front
 from recycler.service import create_app
 from recycler.service.events import Cursor
 from recycler.service.processes import driver_pid

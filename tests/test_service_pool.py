@@ -18,7 +18,7 @@ from test_service import API, client_of
 from recycler.cli import main
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.pool.lineage import lineage
-from recycler.run import open_front
+from recycler.results.open import open_front
 from recycler.without import outcome
 
 

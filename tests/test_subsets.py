@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recycler.evaluate import aggregate
+from recycler.scoring.outcomes import aggregate
 from recycler.scoring.subsets import MIN_ITEMS, draw, estimate, share_for, strata
 from recycler.stats import Z95
 from recycler.types import Item, Objective, Outcome

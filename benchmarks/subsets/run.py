@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recycler.evaluate import aggregate
 from recycler.ledger.ledger import Ledger
 from recycler.scoring.frozen import read_frozen
+from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.subsets import draw, estimate
 from recycler.stats import Z95

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
     from recycler.errors import Problem, UsageError
-    from recycler.run import open_front
+    from recycler.results.open import open_front
     from recycler.wholefolder import write_whole
     from recycler.without import job_without, outcome, outcome_text
 
@@ -176,8 +176,8 @@ def status(arguments: argparse.Namespace) -> None:
 
 def front(arguments: argparse.Namespace) -> None:
     """recycler front RUN: table, JSON or CSV."""
-    from recycler.report import front_document
-    from recycler.run import open_front
+    from recycler.results.documents import front_document
+    from recycler.results.open import open_front
 
     found = open_front(arguments.run)
     role = "holdout" if arguments.holdout else "search"

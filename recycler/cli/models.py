@@ -17,7 +17,8 @@ def export(arguments: argparse.Namespace) -> None:
     from recycler.export.place import refuse_in_pool
     from recycler.pool.location import local_path
     from recycler.report import choose
-    from recycler.run import open_front, open_pool_of
+    from recycler.results.open import open_front
+    from recycler.run import open_pool_of
     from recycler.scoring.frozen import searched_test_tasks
 
     refuse_in_pool(arguments.run, arguments.to)

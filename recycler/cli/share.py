@@ -15,7 +15,7 @@ from recycler.wholefolder import whole_file
 def report(arguments: argparse.Namespace) -> None:
     """recycler report RUN --html FILE: one file, whole or not at all."""
     from recycler.report_html import html_report
-    from recycler.run import open_front
+    from recycler.results.open import open_front
     from recycler.runs import open_ledger, read_status
 
     with closing(open_ledger(arguments.run)) as ledger:
@@ -58,7 +58,7 @@ def log(arguments: argparse.Namespace) -> None:
     """recycler log RUN --mlflow URI | --wandb PROJECT | --lm-eval DIR [--trial WHICH]."""
     import json
 
-    from recycler.run import open_front
+    from recycler.results.open import open_front
     from recycler.runs import open_ledger
 
     if arguments.trial is not None and arguments.lm_eval is None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.costs import benchmarks
-from recycler.report import Front, knee, search_to_holdout, weights_by_group
+from recycler.report import Front, knee
+from recycler.results.documents import search_to_holdout, weights_by_group
 from recycler.runs import noise_said
 from recycler.types import Role, Score, Trial
 

@@ -1,0 +1,1 @@
+"""Scoring: tasks, frozen items, scorers, outcomes."""

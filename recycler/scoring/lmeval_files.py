@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UnsafeInputError
-from recycler.evaluate import aggregate
+from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import detail, item_metrics, lm_eval_filter
 from recycler.types import Item, Objective, Outcome, Score
 

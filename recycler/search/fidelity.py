@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from recycler.digest import derive_seed
 from recycler.engines.watch import GATE_TOKENS, repeats_itself
-from recycler.evaluate import aggregate
 from recycler.ledger import Ledger
+from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import items_of
 from recycler.scoring.subsets import draw, estimate
 from recycler.types import Item, Objective, Outcome, Score, Scorecard, Trial

@@ -1,0 +1,1 @@
+"""Results of a run: front, documents, attribution, notices, report."""

@@ -1,0 +1,25 @@
+"""Open the front of a run from its ledger."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from recycler.ledger import Ledger
+from recycler.report import Front, read_front, read_smoothed
+from recycler.runs import open_ledger, read_facts
+
+
+def open_front(run: str | Path) -> Front:
+    """The front of a run as the ledger has it now.
+
+    Raises NotFoundError when there is no run or nothing scored.
+    """
+    with closing(open_ledger(run)) as ledger:
+        return front_of(ledger)
+
+
+def front_of(ledger: Ledger) -> Front:
+    """The front as the ledger has it now. Raises NotFoundError where nothing was scored."""
+    objectives, pool, dtype = read_facts(ledger)
+    return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
