@@ -22,18 +22,18 @@ from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors
-from recycler.prepare import prepare
-from recycler.refine import _shares
 from recycler.report_html import html_report
 from recycler.results.measured_costs import PRODUCTS, measured_costs, read_products, write_products
 from recycler.results.open import open_front
-from recycler.run import run_job
+from recycler.run.driver import run_job
+from recycler.run.leave_out import job_without
+from recycler.run.prepare import prepare
+from recycler.run.refine import _shares
 from recycler.service.documents import compare_document, pool_document, trials_document
 from recycler.service.store import _read
 from recycler.service.table import table_document, trial_document
 from recycler.testing import make_pico_pool
 from recycler.types import Group, Objective, Recipe
-from recycler.without import job_without
 
 MEMBERS = Objective(suite="", metric="members", direction="minimize")
 DISTANCE = Objective(suite="", metric="distance", direction="minimize")
@@ -350,7 +350,8 @@ def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(jo
     with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
         kept = ledger.fact(PRODUCTS)
     monkeypatch.setattr(
-        "recycler.priced.delta_products", lambda pool: pytest.fail("the pool was read again")
+        "recycler.run.cost_workers.delta_products",
+        lambda pool: pytest.fail("the pool was read again"),
     )
     _, more = ran(job, "run")
     assert [trial.recipe for trial in more[: len(whole)]] == [

@@ -20,7 +20,7 @@ from recycler.pool.catalog import open_pool
 from recycler.pool.distance import delta_products
 from recycler.pool.pack_writer import pack_pool
 from recycler.results.measured_costs import PRODUCTS, write_products
-from recycler.run import run_job
+from recycler.run.driver import run_job
 
 COSTS = [{"cost": "members"}, {"cost": "distance"}]
 
@@ -120,7 +120,8 @@ def test_a_job_over_a_bucket_has_the_costs_that_it_would_have_over_a_disk_and_go
     )
     forget()
     monkeypatch.setattr(
-        "recycler.priced.delta_products", lambda pool: pytest.fail("the pool was read again")
+        "recycler.run.cost_workers.delta_products",
+        lambda pool: pytest.fail("the pool was read again"),
     )
     assert run(job_over(sound, tmp_path / "far", place, 8), tmp_path / "bucket") == whole
 
@@ -140,7 +141,7 @@ def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_
         return delta_products(pool)
 
     with monkeypatch.context() as patch:
-        patch.setattr("recycler.priced.delta_products", too_late)
+        patch.setattr("recycler.run.cost_workers.delta_products", too_late)
         with pytest.raises(InfrastructureError, match=place):
             run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run")
     with closing(Ledger(tmp_path / "run/ledger.sqlite")) as ledger:

@@ -13,18 +13,18 @@ from recycler.costs import Costs, DeltaProducts
 from recycler.digest import canonical_json
 from recycler.export.card import model_card
 from recycler.ledger import Ledger
-from recycler.priced import PricedWorkers
 from recycler.report import knee, read_front
 from recycler.results.documents import front_document
+from recycler.run.cost_workers import PricedWorkers
+from recycler.run.loop import score_holdout, search
+from recycler.run.plateau import Plateau
+from recycler.run.schedule import Planner
 from recycler.search.baselines import greedy_soup, macro_average, maximized, merge_best
 from recycler.search.domain import weight_domain
 from recycler.search.floors import floors
-from recycler.search.loop import score_holdout, search
 from recycler.search.outlook import outlook
-from recycler.search.plateau import Plateau
 from recycler.search.proposals import scattered, thinned
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.surrogate import observations

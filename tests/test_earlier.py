@@ -14,18 +14,18 @@ from conftest import FakeWorkers
 from test_bad_inputs import JOB, job, set_job  # noqa: F401  (the fixture)
 from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 
-from recycler.bundle import bundle_job, check_travels
 from recycler.digest import derive_seed
-from recycler.earlier import LABEL
 from recycler.errors import NotFoundError, UnsafeInputError, UsageError
 from recycler.job import JobSpec, read_job
 from recycler.ledger import Ledger
-from recycler.prepare import prepare
 from recycler.results.open import open_front
-from recycler.run import run_job
+from recycler.run.bundle import bundle_job, check_travels
+from recycler.run.driver import run_job
+from recycler.run.leave_out import job_without, outcome, outcome_text, without_id
+from recycler.run.prepare import prepare
+from recycler.run.warm_start import LABEL
 from recycler.scoring.outcomes import aggregate
 from recycler.types import Outcome, Scorecard
-from recycler.without import job_without, outcome, outcome_text, without_id
 
 
 @dataclass

@@ -13,11 +13,11 @@ from recycler.digest import derive_seed
 from recycler.job import FidelitySpec
 from recycler.ledger import Ledger
 from recycler.report import read_front
+from recycler.run.fidelity import Fidelity
+from recycler.run.loop import complete, score_holdout, search
+from recycler.run.schedule import Planner
 from recycler.scoring.outcomes import aggregate
-from recycler.search.fidelity import Fidelity
-from recycler.search.loop import complete, score_holdout, search
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.space import SearchSpace
 from recycler.stats import Z95
 from recycler.types import Group, Item, Outcome, Scorecard
@@ -90,7 +90,7 @@ def fidelity(items_per_task=60):
 
 
 def run(path, workers, rules, num_merges=14):
-    """As recycler.run does it: search, complete, hold out."""
+    """As recycler.run.driver does it: search, complete, hold out."""
     space = SearchSpace(
         groups=(Group(name="all"),),
         members=POOL.names,

@@ -22,7 +22,7 @@ from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.files import local_file
 from recycler.pool.gram import delta_gram
 from recycler.pool.pack_writer import pack_pool
-from recycler.run import run_job
+from recycler.run.driver import run_job
 
 WIDE = SHAPES | {f"model.layers.{layer}.wide": (40 + 9 * layer, 130) for layer in range(12)}
 

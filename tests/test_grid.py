@@ -11,10 +11,10 @@ from test_bad_inputs import job, set_job, sound  # noqa: F401
 
 from recycler.cli import main
 from recycler.ledger import Ledger
+from recycler.run.loop import search
+from recycler.run.schedule import Planner
 from recycler.search.grid_proposer import GridProposer, refining
-from recycler.search.loop import search
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.space import SearchSpace
 from recycler.types import Group
 

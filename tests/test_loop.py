@@ -14,12 +14,12 @@ from recycler.job import ObjectiveSpec
 from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, read_front, read_smoothed, write_smoothed
 from recycler.results.documents import front_document
+from recycler.run.loop import score_holdout, search
+from recycler.run.plateau import Plateau
+from recycler.run.schedule import Planner
 from recycler.search.floors import floors
-from recycler.search.loop import score_holdout, search
 from recycler.search.outlook import Looks, Spent
-from recycler.search.plateau import Plateau
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace
 from recycler.types import Group, Smoothed

@@ -21,7 +21,7 @@ from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.materialise import materialise
 from recycler.pool.pack_writer import pack_pool
 from recycler.pool.scan import checkpoint_digest
-from recycler.prepare import object_versions, prepare
+from recycler.run.prepare import object_versions, prepare
 
 
 def put_pool(tmp_path, url):

@@ -43,7 +43,7 @@ def server():
         [
             "recycler.cli.models",
             "recycler.export.export",
-            "recycler.run",
+            "recycler.run.driver",
             "recycler.report",
             "recycler.merge.recipe_yaml",
             "recycler.pool.pack",

@@ -10,7 +10,7 @@ from test_bad_inputs import job, set_job, sound  # noqa: F401
 from recycler.cli import main
 from recycler.cli.progress import Progress
 from recycler.digest import derive_seed
-from recycler.run import run_job
+from recycler.run.driver import run_job
 from recycler.scoring.outcomes import aggregate
 from recycler.types import Outcome, Scorecard
 

@@ -101,8 +101,8 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
     scores.
     """
     from recycler.cluster.ray_workers import RayWorkers
-    from recycler.prepare import prepare
-    from recycler.run import work_of
+    from recycler.run.prepare import prepare
+    from recycler.run.wiring import work_of
 
     prepared = prepare(write_job(sound, tmp_path / "job", 2))
     recipe = blend(prepared.pool, "bfloat16", {"m1": 1.0})
@@ -143,8 +143,8 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):  # n
 
 
 def work_over(sound, folder, **changes):  # noqa: F811
-    from recycler.prepare import prepare
-    from recycler.run import work_of
+    from recycler.run.prepare import prepare
+    from recycler.run.wiring import work_of
 
     return replace(work_of(prepare(write_job(sound, folder, 2))), **changes)
 

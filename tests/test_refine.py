@@ -18,10 +18,10 @@ from recycler.engines.weight_slopes import weight_slopes
 from recycler.errors import UsageError
 from recycler.ledger import Ledger
 from recycler.pool.tensors import ResidentPool
-from recycler.prepare import prepare
-from recycler.refine import Settings, refine
 from recycler.report import read_smoothed
-from recycler.run import run_job
+from recycler.run.driver import run_job
+from recycler.run.prepare import prepare
+from recycler.run.refine import Settings, refine
 from recycler.runs import read_status
 from recycler.search.baselines import blend
 from recycler.search.loss_model import LossModel

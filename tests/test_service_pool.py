@@ -19,7 +19,7 @@ from recycler.cli import main
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.pool.lineage import lineage
 from recycler.results.open import open_front
-from recycler.without import outcome
+from recycler.run.leave_out import outcome
 
 
 @pytest.fixture(scope="module")

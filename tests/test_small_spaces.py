@@ -12,10 +12,10 @@ from test_bad_inputs import JOB, job, set_job, sound  # noqa: F401
 from recycler.cli import main
 from recycler.errors import UsageError
 from recycler.ledger import Ledger
-from recycler.prepare import prepare
-from recycler.search.loop import search
+from recycler.run.loop import search
+from recycler.run.prepare import prepare
+from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace, SpaceSpec, reachable_sums, resolve
 from recycler.types import Group

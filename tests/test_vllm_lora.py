@@ -21,8 +21,8 @@ from recycler.ledger import Ledger
 from recycler.merge.lora import Adapter, LowRank, write_adapter
 from recycler.pool.catalog import open_pool
 from recycler.pool.fold import fold_adapter
-from recycler.prepare import prepare
-from recycler.run import run_job
+from recycler.run.driver import run_job
+from recycler.run.prepare import prepare
 from recycler.testing import Answers, ask, make_pico_pool
 from recycler.types import (
     Failure,

@@ -19,7 +19,7 @@ from recycler.engines.watch import (
 )
 from recycler.evaluate import score_items
 from recycler.ledger import Ledger
-from recycler.search.fidelity import Fidelity
+from recycler.run.fidelity import Fidelity
 from recycler.search.proposer import make_proposer
 from recycler.types import (
     Completion,

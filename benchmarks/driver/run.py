@@ -22,9 +22,9 @@ from pathlib import Path
 
 from recycler.cluster.workers import Result
 from recycler.ledger import Ledger
-from recycler.search.loop import search
+from recycler.run.loop import search
+from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
-from recycler.search.schedule import Planner
 from recycler.space import SpaceSpec, resolve
 from recycler.types import Checkpoint, Objective, Outcome, Pool, Score, Scorecard
 from recycler.yamls import YamlDocument

@@ -24,10 +24,10 @@ import yaml
 from recycler.cluster.workers import Work
 from recycler.evaluate import requests_of
 from recycler.ledger import Ledger
+from recycler.run.fidelity import Fidelity
 from recycler.scoring.outcomes import aggregate, outcomes_of
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
-from recycler.search.fidelity import Fidelity
 from recycler.types import Completion, Item, Loglikelihood, Objective, Pool, Recipe, Scorecard
 
 SUITES = Path(__file__).resolve().parents[2] / "eval_suites"

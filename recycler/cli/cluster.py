@@ -16,15 +16,15 @@ from recycler.cli.jobs import ledger_url
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 
 if TYPE_CHECKING:
-    from recycler.bundle import Bundle
     from recycler.cluster.ray_jobs import Cluster, Submission
+    from recycler.run.bundle import Bundle
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # Ray's own name for it
 
 
 def submit(arguments: argparse.Namespace) -> int:
     """recycler submit JOB: the id on stdout, what to do next on stderr."""
-    from recycler.bundle import bundle_job, check_travels
+    from recycler.run.bundle import bundle_job, check_travels
 
     bundle = bundle_job(
         Path(arguments.job), data_folders=[Path(folder) for folder in arguments.data]
@@ -59,7 +59,7 @@ def resume(arguments: argparse.Namespace) -> int:
     """recycler resume JOB|ID: one more driver for a job that none drives, from its file or from
     what the ledger keeps.
     """
-    from recycler.bundle import bundle_job, check_travels
+    from recycler.run.bundle import bundle_job, check_travels
 
     url = _needed_ledger(arguments)
     bundle = (
@@ -216,9 +216,9 @@ def _needed_ledger(arguments: argparse.Namespace) -> str:
 
 def _kept_bundle(url: str, job: str) -> Bundle:
     """The files of a job as its first driver put them into the ledger."""
-    from recycler.bundle import bundle_files
     from recycler.ledger import Ledger
     from recycler.ledger.place import job_place
+    from recycler.run.bundle import bundle_files
 
     try:
         ledger = Ledger(job_place(url, job), create=False)

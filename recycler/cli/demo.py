@@ -19,7 +19,8 @@ def demo(arguments: argparse.Namespace) -> None:
     from recycler.demo.pool import build_pool
     from recycler.export.export import export_recipe
     from recycler.report import knee
-    from recycler.run import open_pool_of, run_job
+    from recycler.run.driver import run_job
+    from recycler.run.guard import open_pool_of
     from recycler.scoring.frozen import searched_test_tasks
 
     folder = Path(arguments.dir)

@@ -37,8 +37,8 @@ def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
     from recycler.errors import Problem, UsageError
     from recycler.results.open import open_front
+    from recycler.run.leave_out import job_without, outcome, outcome_text
     from recycler.wholefolder import write_whole
-    from recycler.without import job_without, outcome, outcome_text
 
     derived = job_without(arguments.run, arguments.member)
     folder = (
@@ -87,7 +87,7 @@ def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | Non
 
 def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
     from recycler.cluster.ray_workers import RayWorkers
-    from recycler.run import run_job
+    from recycler.run.driver import run_job
 
     signal.signal(
         signal.SIGTERM, signal.default_int_handler

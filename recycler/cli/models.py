@@ -18,7 +18,7 @@ def export(arguments: argparse.Namespace) -> None:
     from recycler.pool.location import local_path
     from recycler.report import choose
     from recycler.results.open import open_front
-    from recycler.run import open_pool_of
+    from recycler.run.guard import open_pool_of
     from recycler.scoring.frozen import searched_test_tasks
 
     refuse_in_pool(arguments.run, arguments.to)
@@ -85,7 +85,7 @@ def score(arguments: argparse.Namespace) -> None:
     """recycler score MODEL --suite S."""
     from recycler.cli.progress import say_notes
     from recycler.cli.tables import align
-    from recycler.score import score_model
+    from recycler.run.score_model import score_model
 
     _only_here(
         "recycler score",

@@ -27,8 +27,8 @@ def plan(arguments: argparse.Namespace) -> None:
         plan_recipe(arguments, document)
         return
     from recycler.errors import Problem, UsageError
-    from recycler.plan import plan_job, plan_text, read_earlier
-    from recycler.prepare import prepare
+    from recycler.run.plan import plan_job, plan_text, read_earlier
+    from recycler.run.prepare import prepare
     from recycler.runs import open_ledger
 
     if arguments.allow:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the CLI's start loads none of these
-    from recycler.prepare import PreparedJob
-    from recycler.search.loop import Event
+    from recycler.run.loop import Event
+    from recycler.run.prepare import PreparedJob
     from recycler.types import Trial
 
 LINE_EVERY_SECONDS = 5.0
@@ -83,7 +83,7 @@ class Progress:
             f"{prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}",
             file=sys.stderr,
         )
-        from recycler.plan import visible_difference, visible_lines
+        from recycler.run.plan import visible_difference, visible_lines
 
         for line in visible_lines(
             [visible_difference(objective, prepared.items, {}) for objective in prepared.benchmarks]

@@ -16,10 +16,10 @@ def refine(arguments: argparse.Namespace) -> None:
     """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and
     the front printed.
     """
-    from recycler.prepare import prepare
-    from recycler.refine import Settings
-    from recycler.refine import refine as refined
-    from recycler.started import read_started
+    from recycler.run.prepare import prepare
+    from recycler.run.refine import Settings
+    from recycler.run.refine import refine as refined
+    from recycler.run.started import read_started
 
     if arguments.steps < 1 or arguments.batch < 1 or not 0 < arguments.reach <= 1:
         raise UsageError(

@@ -16,7 +16,7 @@ from recycler.report import Front
 from recycler.results.documents import front_document
 from recycler.types import Trial
 
-RUN, TRIAL, HELD_OUT = "recycler.run", "recycler.trial", "recycler.holdout"
+RUN, TRIAL, HELD_OUT = "recycler.run.driver", "recycler.trial", "recycler.holdout"
 PAGE = 1000
 
 

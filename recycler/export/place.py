@@ -13,8 +13,8 @@ from pathlib import Path
 from recycler.errors import Problem, UsageError
 from recycler.pool.catalog import would_list
 from recycler.pool.location import local_path
+from recycler.run.started import read_started
 from recycler.runs import open_ledger, read_facts
-from recycler.started import read_started
 
 
 def refuse_in_pool(run: str | Path, target: str) -> None:

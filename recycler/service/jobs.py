@@ -13,6 +13,8 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.job import JobSpec, read_job
+from recycler.run.leave_out import job_without, outcome, without_id
+from recycler.run.started import STARTED
 from recycler.service import processes
 from recycler.service.damage import bulkhead
 from recycler.service.documents import finite, objectives_document
@@ -20,9 +22,7 @@ from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
-from recycler.started import STARTED
 from recycler.wholefolder import write_whole
-from recycler.without import job_without, outcome, without_id
 
 STOPPED = (130, -2, -15)
 NOTHING_YET: dict[str, Any] = {

@@ -19,8 +19,8 @@ from pathlib import Path
 from recycler.costs import benchmarks
 from recycler.errors import RecyclerError
 from recycler.job import read_job
+from recycler.run.started import STARTED
 from recycler.service.store import Run, Snapshot
-from recycler.started import STARTED
 from recycler.wholefolder import write_whole
 
 LOG = "driver.log"

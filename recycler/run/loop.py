@@ -14,8 +14,8 @@ from typing import Literal
 from recycler.cluster.workers import Workers
 from recycler.errors import InfrastructureError, Problem
 from recycler.ledger import Ledger
-from recycler.search.fidelity import Fidelity
-from recycler.search.schedule import Planner
+from recycler.run.fidelity import Fidelity
+from recycler.run.schedule import Planner
 from recycler.types import Failure, Role, Scorecard, Trial
 
 MAX_SYSTEM_FAILURES = 3

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from recycler.ledger import Ledger
-from recycler.prepare import PreparedJob
+from recycler.run.prepare import PreparedJob
 from recycler.scoring.frozen import expected_tokens
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.scoring.subsets import draw

@@ -17,8 +17,8 @@ from typing import Any
 from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, UsageError, did_you_mean
 from recycler.report import Front
+from recycler.run.started import Started, read_started
 from recycler.runs import open_ledger, read_facts
-from recycler.started import Started, read_started
 from recycler.types import Role
 from recycler.yamls import dump_yaml
 

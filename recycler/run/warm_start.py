@@ -17,8 +17,8 @@ from recycler.costs import Costs, is_linear
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.ledger import Ledger
-from recycler.prepare import PreparedJob
 from recycler.results.measured_costs import measured_costs
+from recycler.run.prepare import PreparedJob
 from recycler.runs import open_ledger, read_facts
 from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines

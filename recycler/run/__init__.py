@@ -1,0 +1,1 @@
+"""A run: prepare, search, score the finalists on the holdout items."""
