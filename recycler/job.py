@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from recycler.errors import Problem, UsageError, raise_problems
+from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.types import FLOOR, Objective
-from recycler.yamls import YamlDocument, load_yaml, parse_model
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

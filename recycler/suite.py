@@ -18,10 +18,10 @@ from pydantic import Field, field_validator, model_validator
 
 from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
+from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.job import Strict
 from recycler.stats import coverage
 from recycler.types import Item, Objective, Role
-from recycler.yamls import YamlDocument, load_yaml, parse_model
 
 # Benchmarks by their names without spaces and dashes: those with training rows of their own, and
 # those that are a test set throughout.

@@ -15,10 +15,10 @@ from postgres import needs_postgres, postgres_server
 from test_loop import run
 
 from recycler.errors import InfrastructureError, NotFoundError, UsageError
+from recycler.io.redact import redacted, without_password
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import find_ledger, has_password, job_place, split_place, with_password
-from recycler.redact import redacted, without_password
 from recycler.search.baselines import blend
 
 RECIPE = blend(named_pool(), "bfloat16", {"m0": 1.0})

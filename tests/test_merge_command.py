@@ -16,13 +16,13 @@ from handmade import model_arrays, tokenizer, write_checkpoint
 
 from recycler.cli import main
 from recycler.errors import InfrastructureError, UsageError
+from recycler.io.atomic import UNFINISHED, full_disk, whole_folder
 from recycler.merge import MERGE_METHODS
-from recycler.merge.method import TensorContext
 from recycler.merge.mergekit_yaml import recipe_to_mergekit
+from recycler.merge.method import TensorContext
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.pool.cache import cache_folder
 from recycler.types import Group, Recipe
-from recycler.wholefolder import UNFINISHED, full_disk, whole_folder
 
 BASE = model_arrays(0)
 

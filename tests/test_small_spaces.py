@@ -11,6 +11,7 @@ from test_bad_inputs import JOB, job, set_job, sound  # noqa: F401
 
 from recycler.cli import main
 from recycler.errors import UsageError
+from recycler.io.strict_yaml import load_yaml, parse_model
 from recycler.ledger import Ledger
 from recycler.run.loop import search
 from recycler.run.prepare import prepare
@@ -19,7 +20,6 @@ from recycler.search.proposer import make_proposer
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.space import SearchSpace, SpaceSpec, reachable_sums, resolve
 from recycler.types import Group
-from recycler.yamls import load_yaml, parse_model
 
 POOL = named_pool()
 SAMPLERS = ["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "paper"]

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 from recycler.cluster.workers import Result
+from recycler.io.strict_yaml import YamlDocument
 from recycler.ledger import Ledger
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
 from recycler.space import SpaceSpec, resolve
 from recycler.types import Checkpoint, Objective, Outcome, Pool, Score, Scorecard
-from recycler.yamls import YamlDocument
 
 OBJECTIVES = (
     Objective(suite="a", metric="exact_match", direction="maximize"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from recycler.io.strict_yaml import load_yaml
 from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.agreement import compare, soundness
@@ -21,7 +22,6 @@ from recycler.pool.hf_folder import check_config, check_index, parse_json
 from recycler.pool.pack import MANIFEST
 from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.types import Checkpoint, Pool, TensorInfo
-from recycler.yamls import load_yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from handmade import CONFIG, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded  # noqa: E402

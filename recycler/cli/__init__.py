@@ -613,7 +613,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(import_module(module), function)(arguments) or 0
     except RecyclerError as error:
-        from recycler.redact import redacted
+        from recycler.io.redact import redacted
 
         for problem in error.problems:
             print(f"recycler: {redacted(str(problem))}", file=sys.stderr)

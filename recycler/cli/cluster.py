@@ -150,7 +150,7 @@ def list_jobs(arguments: argparse.Namespace) -> None:
 
 def driver_command(url: str) -> str:
     """What runs on the cluster: an ordinary `recycler run` in the bundle's folder."""
-    from recycler.redact import without_password
+    from recycler.io.redact import without_password
 
     return shlex.join(
         [

@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
 def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
     from recycler.errors import Problem, UsageError
+    from recycler.io.atomic import write_whole
     from recycler.results.open import open_front
     from recycler.run.leave_out import job_without, outcome, outcome_text
-    from recycler.wholefolder import write_whole
 
     derived = job_without(arguments.run, arguments.member)
     folder = (

@@ -39,13 +39,13 @@ def merge(arguments: argparse.Namespace) -> None:
     """recycler merge RECIPE OUT."""
     from recycler.export.export import export_to
     from recycler.export.lora import is_lora_recipe, merge_adapters
+    from recycler.io.strict_yaml import load_yaml
     from recycler.merge.preflight import check_merge
     from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
     from recycler.pool.location import remote_url
     from recycler.pool.tensors import ResidentPool
     from recycler.pool.upload import check_target
-    from recycler.yamls import load_yaml
 
     document = load_yaml(arguments.recipe)
     if is_lora_recipe(document.data):

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from recycler.cli.progress import say_notes
 
 if TYPE_CHECKING:
-    from recycler.yamls import YamlDocument
+    from recycler.io.strict_yaml import YamlDocument
 
 
 def plan(arguments: argparse.Namespace) -> None:
     """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts
     nothing.
     """
-    from recycler.yamls import load_yaml
+    from recycler.io.strict_yaml import load_yaml
 
     document = load_yaml(arguments.job)
     if is_recipe(document):

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
-from recycler.wholefolder import whole_file
+from recycler.io.atomic import whole_file
 
 
 def report(arguments: argparse.Namespace) -> None:

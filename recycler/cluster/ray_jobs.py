@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from ray.job_submission import JobSubmissionClient
 
 from recycler.errors import InfrastructureError, NotFoundError, Problem, UsageError
-from recycler.redact import redacted
+from recycler.io.redact import redacted
 
 JOB_KEY = "recycler_job"
 ENDED = ("STOPPED", "SUCCEEDED", "FAILED")

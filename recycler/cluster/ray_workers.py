@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError, RayError
 from recycler.cluster.shares import cpu_share
 from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Task, Work, next_batch
 from recycler.errors import InfrastructureError, Problem, RecyclerError
-from recycler.redact import redacted
+from recycler.io.redact import redacted
 from recycler.scoring.code import probe_sandbox
 from recycler.types import Failure, Recipe, Role, Scorecard
 

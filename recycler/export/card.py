@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from recycler.io.strict_yaml import dump_yaml
 from recycler.types import Pool, Recipe, Score, Trial
-from recycler.yamls import dump_yaml
 
 
 def model_card(

@@ -16,6 +16,7 @@ from typing import Any
 from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
+from recycler.io.atomic import copy_companions, whole_folder
 from recycler.merge.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
@@ -27,7 +28,6 @@ from recycler.pool.location import local_path, remote_url
 from recycler.pool.tensors import ResidentPool
 from recycler.pool.upload import check_target, upload_folder
 from recycler.types import Pool, Recipe, Trial
-from recycler.wholefolder import copy_companions, whole_folder
 
 MANIFEST = "recycler-manifest.json"
 

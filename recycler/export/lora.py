@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from recycler.errors import Problem, did_you_mean, raise_problems
+from recycler.io.atomic import copy_companions, whole_folder
+from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.merge import MERGE_METHODS
 from recycler.merge.layers import depth_complaint
 from recycler.merge.lora import (
@@ -47,8 +49,6 @@ from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import match_factors
 from recycler.pool.tensors import ResidentPool, iterate_tensors
 from recycler.types import Pool
-from recycler.wholefolder import copy_companions, whole_folder
-from recycler.yamls import YamlDocument, load_yaml, parse_model
 
 REPORT = "lora-merge.json"
 CAT = ("lora_cat", "linear")  # sums of scaled B A: exact as an adapter

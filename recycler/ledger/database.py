@@ -20,8 +20,8 @@ from recycler.errors import (
     UnsafeInputError,
     UsageError,
 )
+from recycler.io.redact import redacted
 from recycler.ledger.place import SCHEMA_PREFIX, is_database, split_place, with_password
-from recycler.redact import redacted
 
 OPEN_SECONDS = 20.0  # how long a database may be away when a ledger is opened
 PATIENCE_SECONDS = 900.0  # and while a job runs: a restart, a failover

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from recycler.errors import NotFoundError, Problem, UsageError
-from recycler.redact import redacted, without_password
+from recycler.io.redact import redacted, without_password
 
 LEDGER = "ledger.sqlite"
 LEDGER_URL = "ledger.url"  # in a run folder whose ledger is in a database: where, without password

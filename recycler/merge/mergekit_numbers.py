@@ -11,11 +11,11 @@ from itertools import combinations
 from typing import Any
 
 from recycler.errors import Problem, did_you_mean, raise_problems
+from recycler.io.strict_yaml import KeyPath, YamlDocument
 from recycler.merge import MERGE_METHODS
 from recycler.merge.mergekit_settings import filters_in, first, has_gradient
 from recycler.merge.options import PER_MEMBER, Options
 from recycler.types import Group, OptionValue
-from recycler.yamls import KeyPath, YamlDocument
 
 IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here
 SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit gives these methods no weights

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UsageError
+from recycler.io.strict_yaml import dump_yaml
 from recycler.merge import MERGE_METHODS
 from recycler.merge.options import options_of
 from recycler.types import OptionValue, Recipe
-from recycler.yamls import dump_yaml
 
 SAME_THERE = frozenset(
     {

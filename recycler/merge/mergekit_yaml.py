@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UsageError, did_you_mean
+from recycler.io.strict_yaml import KeyPath, YamlDocument, load_yaml
 from recycler.merge import MERGE_METHODS
 from recycler.merge.mergekit_numbers import MAX_LAYERS, Reader, Slice, groups_and_options
 from recycler.merge.mergekit_settings import setting_fault
@@ -28,7 +29,6 @@ from recycler.pool.catalog import open_checkpoint
 from recycler.pool.hf_folder import read_config
 from recycler.pool.location import local_path, packed_place, remote_url
 from recycler.types import Recipe
-from recycler.yamls import KeyPath, YamlDocument, load_yaml
 
 KEYS = (
     "models",

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
+from recycler.io.atomic import copy_companions, whole_folder
 from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.headers import FLOAT_DTYPES, read_header
@@ -27,7 +28,6 @@ from recycler.pool.hf_folder import read_json
 from recycler.pool.patterns import compile_patterns
 from recycler.pool.tensors import iterate_tensors
 from recycler.types import Checkpoint
-from recycler.wholefolder import copy_companions, whole_folder
 
 SHOWN = 20  # problems that are told
 MAX_NUMBER = 1e9  # of ranks and alphas

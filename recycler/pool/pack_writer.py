@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.io.atomic import whole_folder
 from recycler.pool.blocks import read_bytes, tensor_digest
 from recycler.pool.dtypes import decoded
 from recycler.pool.files import local_folder
@@ -24,7 +25,6 @@ from recycler.pool.pack import Unpacker, file_of, read_manifest, write_unpacked
 from recycler.pool.pack_codec import encode_exact
 from recycler.pool.remote import SMALL
 from recycler.types import Checkpoint, Pool, TensorInfo
-from recycler.wholefolder import whole_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

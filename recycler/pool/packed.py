@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.io.atomic import whole_folder
 from recycler.pool.bucket import list_prefix, read, trimmed
 from recycler.pool.cache import cache_folder, cache_key, cached
 from recycler.pool.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
@@ -26,7 +27,6 @@ from recycler.pool.location import local_path, packed_place, remote_url
 from recycler.pool.pack import MANIFEST, Unpacker, read_manifest, unpacked_header, write_unpacked
 from recycler.pool.remote import SMALL, cached_shard, read_remote_header
 from recycler.types import Checkpoint, TensorInfo
-from recycler.wholefolder import whole_folder
 
 
 def packed_pool(pack: str) -> tuple[list[str], str]:

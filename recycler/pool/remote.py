@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
+from recycler.io.atomic import whole_folder
 from recycler.pool.bucket import list_prefix, read, size_of, trimmed
 from recycler.pool.cache import cache_folder, cache_key, cached, cached_facts
 from recycler.pool.headers import PREFIX_BYTES, header_length, parse_header
 from recycler.pool.hf_folder import check_config, check_index, collect, parse_json, weight_names
 from recycler.pool.location import INDEX
 from recycler.types import Checkpoint, TensorInfo
-from recycler.wholefolder import whole_folder
 
 HEADER_GUESS_BYTES = 1 << 18  # one request is enough for a header of up to 256 kB
 PART_BYTES = 1 << 23

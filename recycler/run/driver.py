@@ -14,11 +14,12 @@ from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import Problem, UsageError
 from recycler.insight import write_outlook, write_preview, write_space
+from recycler.io.atomic import make_folder, write_whole
+from recycler.io.redact import without_password
 from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
 from recycler.notices import Notices
-from recycler.redact import without_password
 from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
 from recycler.results.measured_costs import measured_costs
 from recycler.results.open import front_of
@@ -35,7 +36,6 @@ from recycler.run.wiring import _comparable, _fidelity, _measure_gram, _planner,
 from recycler.search.outlook import EVERY, Looks, last_look
 from recycler.search.refine import with_refined
 from recycler.types import Trial
-from recycler.wholefolder import make_folder, write_whole
 
 MakeWorkers = Callable[[Work, int], Workers]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, UsageError, did_you_mean
+from recycler.io.strict_yaml import dump_yaml
 from recycler.report import Front
 from recycler.run.started import Started, read_started
 from recycler.runs import open_ledger, read_facts
 from recycler.types import Role
-from recycler.yamls import dump_yaml
 
 MAX_ID = 63
 ROLES: tuple[Role, ...] = ("search", "holdout")

@@ -21,6 +21,8 @@ from recycler.errors import (
     did_you_mean,
     raise_problems,
 )
+from recycler.io.shipped import shipped_file
+from recycler.io.strict_yaml import YamlDocument
 from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
 from recycler.pool.catalog import open_pool
@@ -29,7 +31,6 @@ from recycler.pool.location import remote_url
 from recycler.pool.preflight import check_pool
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
-from recycler.shipped import shipped_file
 from recycler.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, resolve
 from recycler.suite import (
     EvalSuite,
@@ -41,7 +42,6 @@ from recycler.suite import (
     read_suite,
 )
 from recycler.types import Checkpoint, Item, Objective, Pool
-from recycler.yamls import YamlDocument
 
 Value = TypeVar("Value")
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recycler.errors import UsageError
+from recycler.io.atomic import whole_file, write_whole
+from recycler.io.strict_yaml import YamlDocument
 from recycler.job import JobSpec, read_job
-from recycler.wholefolder import whole_file, write_whole
-from recycler.yamls import YamlDocument
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with
 COPY = "job.yaml"  # in a run folder: the job file as it was at the first start

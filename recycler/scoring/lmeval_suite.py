@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UsageError
+from recycler.io.shipped import shipped_file
+from recycler.io.strict_yaml import dump_yaml
 from recycler.scoring.lmeval_tasks import data_settings
 from recycler.scoring.rows import data_folders_of, has_data, load_rows
-from recycler.shipped import shipped_file
-from recycler.yamls import dump_yaml
 
 PREFIX = "lm_eval:"
 ENDINGS = ("jsonl", "jsonl.gz", "json", "parquet")

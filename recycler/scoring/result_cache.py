@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from recycler.digest import digest
+from recycler.io.atomic import whole_file
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
 from recycler.scoring.sandbox import judge
 from recycler.types import Item, Outcome, Pool
-from recycler.wholefolder import whole_file
 
 _IDLE = (
     "_name_or_path",

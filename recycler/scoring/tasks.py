@@ -12,6 +12,7 @@ from typing import Protocol
 from jinja2 import TemplateError
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
+from recycler.io.strict_yaml import YamlDocument
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
 from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
@@ -24,7 +25,6 @@ from recycler.suite import (
     searches_test_set,
 )
 from recycler.types import Item, Role
-from recycler.yamls import YamlDocument
 
 DEFAULT_NEW_TOKENS = 64
 TOKENIZER_FILES = (

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from recycler.errors import InfrastructureError, Problem, RecyclerError
-from recycler.redact import redacted
+from recycler.io.redact import redacted
 
 LOG = logging.getLogger("recycler.service")
 MAX_CAUSE = 300

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, RecyclerError, UsageError
+from recycler.io.atomic import write_whole
 from recycler.pool.deltas import delta_profile
 from recycler.pool.inspect import propose_swap
 from recycler.run.guard import open_pool_of
@@ -21,7 +22,6 @@ from recycler.service import processes
 from recycler.service.exports import refuse_too_many
 from recycler.service.processes import Processes
 from recycler.service.store import Run, Snapshot
-from recycler.wholefolder import write_whole
 
 FILE, LOG = "pool-deltas.json", "pool-deltas.log"
 

@@ -17,13 +17,13 @@ from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
+from recycler.io.atomic import write_whole
 from recycler.pool.bucket import split_url
 from recycler.report import choose
 from recycler.service import processes
 from recycler.service.processes import Processes
 from recycler.service.store import EXPORTS, Run, Store
 from recycler.types import Recipe, Trial
-from recycler.wholefolder import write_whole
 
 DTYPES = ("bfloat16", "float16", "float32")
 WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
+from recycler.io.atomic import write_whole
 from recycler.job import JobSpec, read_job
 from recycler.run.leave_out import job_without, outcome, without_id
 from recycler.run.started import STARTED
@@ -22,7 +23,6 @@ from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
-from recycler.wholefolder import write_whole
 
 STOPPED = (130, -2, -15)
 NOTHING_YET: dict[str, Any] = {

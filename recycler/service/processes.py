@@ -18,10 +18,10 @@ from pathlib import Path
 
 from recycler.costs import benchmarks
 from recycler.errors import RecyclerError
+from recycler.io.atomic import write_whole
 from recycler.job import read_job
 from recycler.run.started import STARTED
 from recycler.service.store import Run, Snapshot
-from recycler.wholefolder import write_whole
 
 LOG = "driver.log"
 LOCK = "driver.lock"

@@ -1,0 +1,1 @@
+"""Files and text: atomic writes, strict YAML, shipped files, redaction."""
