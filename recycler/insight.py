@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recycler.costs import benchmarks
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
+from recycler.objectives.costs import benchmarks
 from recycler.report import choose, read_front, read_smoothed
 from recycler.results.documents import choice_document
 from recycler.results.measured_costs import read_costs

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from recycler import costs, pareto
 from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.ledger import Ledger
+from recycler.objectives import costs, pareto
 from recycler.search.baselines import greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
 from recycler.types import Objective, Pool, Recipe, Role, Score, Smoothed, Trial

@@ -20,7 +20,7 @@ from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.job import Strict
-from recycler.stats import coverage
+from recycler.objectives.stats import coverage
 from recycler.types import Item, Objective, Role
 
 # Benchmarks by their names without spaces and dashes: those with training rows of their own, and

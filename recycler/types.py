@@ -238,7 +238,7 @@ class Objective:
     """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC
     for one task of it.
 
-    A cost has no suite and so no items: its `metric` is a name of `recycler.costs.COSTS`, `name` is
+    A cost has no suite and so no items: its `metric` is a name of `recycler.objectives.costs.COSTS`, `name` is
     cost:METRIC, and the recipe alone tells its figure, which has no error.
 
     `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a

@@ -13,12 +13,12 @@ from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 from test_earlier import JobWorkers
 
 from recycler.cli import main
-from recycler.costs import Costs
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
 from recycler.insight import open_preview, open_why
 from recycler.ledger import Ledger
 from recycler.merge import MERGE_METHODS
+from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.distance import delta_products
 from recycler.pool.tensors import iterate_tensors

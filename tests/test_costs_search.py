@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import OBJECTIVES, FakeWorkers, Killed, fake_scorecard, named_pool
 
-from recycler.costs import Costs, DeltaProducts
 from recycler.digest import canonical_json
 from recycler.export.card import model_card
 from recycler.ledger import Ledger
+from recycler.objectives.costs import Costs, DeltaProducts
 from recycler.report import knee, read_front
 from recycler.results.documents import front_document
 from recycler.run.cost_workers import PricedWorkers

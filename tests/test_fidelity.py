@@ -12,6 +12,7 @@ from recycler.cluster.workers import Work
 from recycler.digest import derive_seed
 from recycler.job import FidelitySpec
 from recycler.ledger import Ledger
+from recycler.objectives.stats import Z95
 from recycler.report import read_front
 from recycler.run.fidelity import Fidelity
 from recycler.run.loop import complete, score_holdout, search
@@ -19,7 +20,6 @@ from recycler.run.schedule import Planner
 from recycler.scoring.outcomes import aggregate
 from recycler.search.proposer import make_proposer
 from recycler.space import SearchSpace
-from recycler.stats import Z95
 from recycler.types import Group, Item, Outcome, Scorecard
 
 POOL = named_pool()

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from recycler.pareto import (
+from recycler.objectives.pareto import (
     as_maximized,
     free_boxes,
     hypervolume,

@@ -7,10 +7,10 @@ from test_bad_inputs import JOB, job, set_job, sound  # noqa: F401
 
 from recycler.cli import main
 from recycler.ledger import Ledger
+from recycler.objectives.stats import minimal_detectable_difference
 from recycler.run.plan import plan_job, read_earlier, visible_difference
 from recycler.run.prepare import prepare
 from recycler.search.baselines import fixed_baselines
-from recycler.stats import minimal_detectable_difference
 from recycler.types import Outcome, Score, Scorecard
 
 ACCURACY, BITS = "echo:echo/exact_match", "echo:bits/bits_per_byte"

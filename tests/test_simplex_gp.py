@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search import SimplexGPSampler, posterior_front
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
@@ -377,7 +377,7 @@ def test_batches_and_an_upper_bound_above_one_search_the_scale():
 
 def test_importing_the_package_loads_nothing_heavy():
     code = (
-        "import sys, recycler, recycler.search, recycler.pareto; print({'optuna', 'scipy', "
+        "import sys, recycler, recycler.search, recycler.objectives.pareto; print({'optuna', 'scipy', "
         "'torch'} & set(sys.modules))"
     )
     assert (

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from recycler.stats import (
+from recycler.objectives.stats import (
     Z95,
     bootstrap_difference,
     bootstrap_means,

@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recycler.objectives.stats import Z95
 from recycler.scoring.outcomes import aggregate
 from recycler.scoring.subsets import MIN_ITEMS, draw, estimate, share_for, strata
-from recycler.stats import Z95
 from recycler.types import Item, Objective, Outcome
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.pareto import hypervolume, non_dominated
+from recycler.objectives.stats import Z90
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, opening, scattered
 from recycler.search.simplex_gp import PosteriorFront, SimplexGP
 from recycler.search.surrogate import Observations, observations
-from recycler.stats import Z90
 
 from .families import FAMILIES, NUM_ITEMS, NUM_OBJECTIVES, Family
 from .samplers import SAMPLERS

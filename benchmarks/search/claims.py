@@ -12,7 +12,7 @@ import csv
 
 import numpy as np
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import observations
 

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 import optuna
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search import simplex_gp
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import Observations, observations

@@ -21,7 +21,7 @@ import time
 import numpy as np
 import torch
 
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import observations
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from recycler.ledger.ledger import Ledger
+from recycler.objectives.stats import Z95
 from recycler.scoring.frozen import read_frozen
 from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.subsets import draw, estimate
-from recycler.stats import Z95
 from recycler.types import Objective
 
 NUM_SEEDS = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recycler.costs import benchmarks
+from recycler.objectives.costs import benchmarks
 from recycler.report import Front, knee
 from recycler.results.documents import search_to_holdout, weights_by_group
 from recycler.runs import noise_said

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recycler.costs import DeltaProducts
+from recycler.objectives.costs import DeltaProducts
 from recycler.pool.blocks import same_names, tensor_blocks
 from recycler.pool.dtypes import as_float32
 from recycler.pool.headers import DTYPE_BYTES

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recycler.costs import Costs, DeltaProducts, costs
 from recycler.ledger import Ledger
+from recycler.objectives.costs import Costs, DeltaProducts, costs
 from recycler.pool.distance import delta_products
 from recycler.types import Objective, Pool
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from recycler.cluster.workers import Result, Workers
-from recycler.costs import Costs
+from recycler.objectives.costs import Costs
 from recycler.types import Recipe, Role, Scorecard
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler import costs, pareto
+from recycler.objectives import costs, pareto
 from recycler.search.baselines import maximized
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.types import Objective, Trial

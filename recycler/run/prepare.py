@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recycler.costs import benchmarks
 from recycler.digest import digest
 from recycler.engines import default_engine_name, parallel_problems
 from recycler.errors import (
@@ -25,6 +24,7 @@ from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument
 from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
+from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
 from recycler.pool.files import local_folder
 from recycler.pool.location import remote_url

@@ -13,10 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recycler.costs import Costs, is_linear
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.ledger import Ledger
+from recycler.objectives.costs import Costs, is_linear
 from recycler.results.measured_costs import measured_costs
 from recycler.run.prepare import PreparedJob
 from recycler.runs import open_ledger, read_facts

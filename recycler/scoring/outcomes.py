@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from recycler.objectives.stats import clustered_mean, unseen_events_stderr
 from recycler.scoring.scorers import SCORERS, item_weight
-from recycler.stats import clustered_mean, unseen_events_stderr
 from recycler.types import (
     Completion,
     Item,

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycler.digest import derive_seed
+from recycler.objectives.stats import unseen_events_stderr
 from recycler.scoring.scorers import item_weight
-from recycler.stats import unseen_events_stderr
 from recycler.types import Item, Objective, Outcome, Score
 
 MIN_ITEMS = 50  # of a task: fewer make the normal interval a fiction

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recycler.pareto import Floats, free_boxes, non_dominated, volume_gains
+from recycler.objectives.pareto import Floats, free_boxes, non_dominated, volume_gains
 
 EXACT_UP_TO = 3  # objectives; above that boxes become many and directions take over
 NUM_DIRECTIONS = 128

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler.costs import benchmarks, felt
-from recycler.pareto import Floats, as_maximized
+from recycler.objectives.costs import benchmarks, felt
+from recycler.objectives.pareto import Floats, as_maximized
 from recycler.types import Objective, Pool, Recipe, Role, Trial, TrialKind
 
 MERGE_BEST = "best of each task, averaged"

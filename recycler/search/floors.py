@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recycler.pareto import Floats, Mask
+from recycler.objectives.pareto import Floats, Mask
 from recycler.search.baselines import maximized
 from recycler.types import FLOOR, Objective, Trial
 

@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from recycler.pareto import non_dominated
+from recycler.objectives.pareto import non_dominated
 from recycler.search.floors import above_floors
 from recycler.search.optuna_sampler import SimplexGPSampler
 from recycler.search.optuna_trials import FLOORS, WEIGHTS, floors_of, missing_names, observed_trials

@@ -24,7 +24,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from recycler.pareto import Floats
+from recycler.objectives.pareto import Floats
 from recycler.search.domain import CLOSE, SLACK, weight_domain
 from recycler.search.optuna_trials import floors_of, observed_trials, signs, stderrs_of
 from recycler.search.simplex_gp import SimplexGP

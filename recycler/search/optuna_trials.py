@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from recycler.pareto import Floats
+from recycler.objectives.pareto import Floats
 from recycler.search.surrogate import LARGEST, Observations
 
 STDERR = "stderr"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recycler.pareto import Floats, hypervolume, non_dominated
+from recycler.objectives.pareto import Floats, hypervolume, non_dominated
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.proposals import around, distinct, scattered
 from recycler.search.simplex_gp import MOST_KNOWN, SimplexGP

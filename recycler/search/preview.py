@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from recycler.pareto import non_dominated
+from recycler.objectives.pareto import non_dominated
+from recycler.objectives.stats import Z90, clustered_mean
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.search.baselines import maximized
 from recycler.search.domain import weight_domain
 from recycler.search.proposals import around, distinct, scattered
-from recycler.stats import Z90, clustered_mean
 from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]

@@ -16,8 +16,8 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from recycler.costs import Costs, benchmarks
 from recycler.digest import derive_seed
+from recycler.objectives.costs import Costs, benchmarks
 from recycler.search.baselines import maximized
 from recycler.search.cma_proposer import CmaProposer
 from recycler.search.grid_proposer import GridProposer

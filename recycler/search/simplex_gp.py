@@ -18,7 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recycler.pareto import Floats, Mask, non_dominated, probability_non_dominated, reference_point
+from recycler.objectives.pareto import (
+    Floats,
+    Mask,
+    non_dominated,
+    probability_non_dominated,
+    reference_point,
+)
 from recycler.search.acquisition import contenders, expected_gains
 from recycler.search.domain import CLOSE, Exhausted, weight_domain
 from recycler.search.proposals import (

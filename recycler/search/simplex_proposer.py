@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from recycler import costs
-from recycler.costs import Costs
-from recycler.pareto import Floats
+from recycler.objectives import costs
+from recycler.objectives.costs import Costs
+from recycler.objectives.pareto import Floats
 from recycler.search.baselines import maximized
 from recycler.search.floors import floors
 from recycler.search.simplex_gp import SimplexGP
@@ -150,7 +150,7 @@ class SimplexProposer:
         )
 
     def corner(self, trials: Sequence[Trial]) -> Floats:
-        """(T,) of `recycler.costs.corner`: where the volume of a front begins for each cost; NaN
+        """(T,) of `recycler.objectives.costs.corner`: where the volume of a front begins for each cost; NaN
         for objectives that are scored.
         """
         members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]

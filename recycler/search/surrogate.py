@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
 
-from recycler.pareto import Floats, Mask
+from recycler.objectives.pareto import Floats, Mask
 from recycler.search.domain import CLOSE, WeightDomain
 from recycler.search.gp import Features, gram_root
 from recycler.search.linked_gp import LINKS, LinkedGP

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recycler.costs import benchmarks
-from recycler.pareto import hypervolume, non_dominated
+from recycler.objectives.costs import benchmarks
+from recycler.objectives.pareto import hypervolume, non_dominated
+from recycler.objectives.stats import Z90
 from recycler.search.baselines import maximized
 from recycler.search.proposals import around, distinct, scattered
 from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
-from recycler.stats import Z90
 from recycler.types import Objective, Trial
 
 Floats = NDArray[np.float64]

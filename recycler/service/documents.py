@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
+from recycler.objectives.stats import Flips, mcnemar, paired_difference
 from recycler.pool.lineage import lineage
 from recycler.results.documents import weights_by_group
 from recycler.service.frozen_items import clusters_and_weights
 from recycler.service.store import Snapshot
-from recycler.stats import Flips, mcnemar, paired_difference
 from recycler.types import Item, Objective, Outcome, Role, Score, Trial
 
 MAX_FLIPS = 200

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from recycler.costs import benchmarks
 from recycler.errors import RecyclerError
 from recycler.io.atomic import write_whole
 from recycler.job import read_job
+from recycler.objectives.costs import benchmarks
 from recycler.run.started import STARTED
 from recycler.service.store import Run, Snapshot
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from recycler import pareto
 from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError
 from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
+from recycler.objectives import pareto
 from recycler.report import Front, knee, read_front, read_smoothed
 from recycler.results.documents import front_document
 from recycler.runs import read_facts, read_status

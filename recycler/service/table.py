@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recycler.costs import benchmarks
+from recycler.objectives.costs import benchmarks
 from recycler.search.baselines import best_member, maximized
 from recycler.service.documents import ROLES, finite, has_front, objectives_document, trial_entry
 from recycler.service.store import Snapshot

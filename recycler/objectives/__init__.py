@@ -1,0 +1,1 @@
+"""Objectives as mathematics: Pareto fronts, statistics, costs."""
