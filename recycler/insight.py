@@ -26,7 +26,7 @@ from recycler.search.preview import Preview
 from recycler.search.refine import refined_from
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.why import Surrogate, why_document
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Trial
 
 PREVIEW, SPACE, METHOD = "preview", "space", "method"

@@ -16,7 +16,7 @@ from handmade import model_arrays, write_checkpoint
 from recycler.ledger import Ledger
 from recycler.scoring.frozen import write_frozen
 from recycler.search.baselines import average, fixed_baselines
-from recycler.suite import EvalSuite
+from recycler.specs.suite import EvalSuite
 from recycler.types import (
     Checkpoint,
     Failure,

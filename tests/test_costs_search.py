@@ -28,7 +28,7 @@ from recycler.search.proposer import make_proposer
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.surrogate import observations
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Group, Objective, Score
 
 MEMBERS = Objective(suite="", metric="members", direction="minimize")

@@ -481,7 +481,7 @@ def test_every_command_is_one_that_recycler_has():
 
 
 def test_the_job_in_the_config_map_is_a_good_job(tmp_path):
-    from recycler.job import read_job
+    from recycler.specs.job import read_job
 
     text = next(document["data"]["job.yaml"] for _, document in kinds("ConfigMap"))
     (tmp_path / "job.yaml").write_text(text)

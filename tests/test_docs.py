@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from recycler.cli import build_parser
-from recycler.job import BudgetSpec, EngineSpec, FidelitySpec, JobSpec, PoolSpec, read_job
-from recycler.space import SpaceSpec, read_space
-from recycler.suite import TaskSpec, read_suite
+from recycler.specs.job import BudgetSpec, EngineSpec, FidelitySpec, JobSpec, PoolSpec, read_job
+from recycler.specs.space import SpaceSpec, read_space
+from recycler.specs.suite import TaskSpec, read_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 

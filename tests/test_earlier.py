@@ -16,7 +16,6 @@ from test_bad_inputs import sound as sound  # noqa: PLC0414  (the fixture's own)
 
 from recycler.digest import derive_seed
 from recycler.errors import NotFoundError, UnsafeInputError, UsageError
-from recycler.job import JobSpec, read_job
 from recycler.ledger import Ledger
 from recycler.results.open import open_front
 from recycler.run.bundle import bundle_job, check_travels
@@ -25,6 +24,7 @@ from recycler.run.leave_out import job_without, outcome, outcome_text, without_i
 from recycler.run.prepare import prepare
 from recycler.run.warm_start import LABEL
 from recycler.scoring.outcomes import aggregate
+from recycler.specs.job import JobSpec, read_job
 from recycler.types import Outcome, Scorecard
 
 

@@ -10,7 +10,6 @@ from conftest import OBJECTIVES, FakeWorkers, Killed, fake_scorecard, named_pool
 
 from recycler.cluster.workers import Work
 from recycler.digest import derive_seed
-from recycler.job import FidelitySpec
 from recycler.ledger import Ledger
 from recycler.objectives.stats import Z95
 from recycler.report import read_front
@@ -19,7 +18,8 @@ from recycler.run.loop import complete, score_holdout, search
 from recycler.run.schedule import Planner
 from recycler.scoring.outcomes import aggregate
 from recycler.search.proposer import make_proposer
-from recycler.space import SearchSpace
+from recycler.specs.job import FidelitySpec
+from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Outcome, Scorecard
 
 POOL = named_pool()

@@ -15,7 +15,7 @@ from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.grid_proposer import GridProposer, refining
 from recycler.search.proposer import make_proposer
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Group
 
 POOL = named_pool(2)

@@ -17,10 +17,10 @@ from recycler.report import SMOOTHED, write_smoothed
 from recycler.search.outlook import Looks, expected_gain
 from recycler.search.preview import Preview, tradeoffs
 from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
 from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.surrogate import observations
 from recycler.search.why import Surrogate, pair_sentences
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 
 # MBPP, GSM8K, IFEval of the sixteen checkpoints of Khalifa et al. 2024

@@ -7,11 +7,11 @@ import pytest
 from test_suites import Letters
 
 from recycler.errors import InfrastructureError, NotFoundError, UsageError
-from recycler.job import read_job
 from recycler.scoring.lmeval_suite import bare_suite, suite_path
 from recycler.scoring.lmeval_tasks import data_settings
 from recycler.scoring.tasks import build_suite
-from recycler.suite import read_suite
+from recycler.specs.job import read_job
+from recycler.specs.suite import read_suite
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed"

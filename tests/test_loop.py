@@ -10,7 +10,6 @@ from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
 
 from recycler.digest import canonical_json
 from recycler.errors import InfrastructureError
-from recycler.job import ObjectiveSpec
 from recycler.ledger import Ledger
 from recycler.report import SMOOTHED, read_front, read_smoothed, write_smoothed
 from recycler.results.documents import front_document
@@ -21,7 +20,8 @@ from recycler.search.floors import floors
 from recycler.search.outlook import Looks, Spent
 from recycler.search.proposer import make_proposer
 from recycler.search.simplex_proposer import SimplexProposer
-from recycler.space import SearchSpace
+from recycler.specs.job import ObjectiveSpec
+from recycler.specs.space import SearchSpace
 from recycler.types import Group, Smoothed
 
 POOL = named_pool()

@@ -14,9 +14,8 @@ from recycler.merge.options import option_complaints, options_of
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.merge.stream import check_recipe
 from recycler.pool.tensors import ResidentPool
-from recycler.space import read_space, resolve
+from recycler.specs.space import read_space, resolve
 from recycler.types import Group, Recipe
-
 
 # ---------------------------------------------------------------- in files
 

@@ -26,7 +26,7 @@ from recycler.runs import read_status
 from recycler.search.baselines import blend
 from recycler.search.loss_model import LossModel
 from recycler.search.refine import Step, descend, direction, replay, spsa
-from recycler.space import SearchSpace, layer_groups
+from recycler.specs.space import SearchSpace, layer_groups
 from recycler.testing import make_pico_pool
 from recycler.types import Group, LoglikelihoodRequest, Recipe, Trial
 

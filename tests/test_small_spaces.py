@@ -18,7 +18,7 @@ from recycler.run.prepare import prepare
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
 from recycler.search.simplex_proposer import SimplexProposer
-from recycler.space import SearchSpace, SpaceSpec, reachable_sums, resolve
+from recycler.specs.space import SearchSpace, SpaceSpec, reachable_sums, resolve
 from recycler.types import Group
 
 POOL = named_pool()

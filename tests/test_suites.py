@@ -22,14 +22,14 @@ from recycler.scoring.frozen import (
 )
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.suite import (
+from recycler.specs.suite import (
     EvalSuite,
     TaskSpec,
     alike_warnings,
-    few_problems_warnings,
     check_across_suites,
     check_search_guard,
     context_length,
+    few_problems_warnings,
     read_suite,
     searches_test_set,
 )

@@ -16,13 +16,13 @@ from recycler.engines.vllm_lora import MergeAdapters
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.export.export import export_recipe
-from recycler.job import EngineSpec
 from recycler.ledger import Ledger
 from recycler.merge.lora import Adapter, LowRank, write_adapter
 from recycler.pool.catalog import open_pool
 from recycler.pool.fold import fold_adapter
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
+from recycler.specs.job import EngineSpec
 from recycler.testing import Answers, ask, make_pico_pool
 from recycler.types import (
     Failure,

@@ -26,7 +26,7 @@ from recycler.ledger import Ledger
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
-from recycler.space import SpaceSpec, resolve
+from recycler.specs.space import SpaceSpec, resolve
 from recycler.types import Checkpoint, Objective, Outcome, Pool, Score, Scorecard
 
 OBJECTIVES = (

@@ -19,10 +19,10 @@ from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument, dump_yaml
-from recycler.job import JobSpec, read_job
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.rows import HUB, data_folders_of, find_data
-from recycler.suite import SuiteSpec, read_suite
+from recycler.specs.job import JobSpec, read_job
+from recycler.specs.suite import SuiteSpec, read_suite
 
 JOB, DATA = "job.yaml", "data"
 MAX_BYTES = 100_000_000  # what Ray takes as a working directory

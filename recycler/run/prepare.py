@@ -22,7 +22,6 @@ from recycler.errors import (
 )
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument
-from recycler.job import CostSpec, JobSpec, read_job
 from recycler.merge import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
@@ -31,8 +30,9 @@ from recycler.pool.location import remote_url
 from recycler.pool.preflight import check_pool
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
-from recycler.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, resolve
-from recycler.suite import (
+from recycler.specs.job import CostSpec, JobSpec, read_job
+from recycler.specs.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, resolve
+from recycler.specs.suite import (
     EvalSuite,
     alike_warnings,
     check_across_suites,

@@ -36,7 +36,7 @@ from recycler.run.wiring import work_of
 from recycler.runs import open_ledger
 from recycler.scoring.scorers import items_of
 from recycler.search.refine import REFINED, Floats, descend, spsa
-from recycler.space import SearchSpace, layer_groups
+from recycler.specs.space import SearchSpace, layer_groups
 from recycler.types import Item, LoglikelihoodRequest, Objective, Recipe, Trial
 
 How = Literal["gradient", "spsa"]

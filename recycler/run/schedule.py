@@ -13,7 +13,7 @@ from recycler.search import baselines
 from recycler.search.baselines import Planned
 from recycler.search.domain import Exhausted
 from recycler.search.proposer import Proposer
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Trial
 
 

@@ -14,7 +14,7 @@ from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
-from recycler.suite import context_length, few_problems_warnings
+from recycler.specs.suite import context_length, few_problems_warnings
 from recycler.types import Item, Objective, Pool, Role, Score
 
 

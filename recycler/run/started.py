@@ -13,7 +13,7 @@ from pathlib import Path
 from recycler.errors import UsageError
 from recycler.io.atomic import whole_file, write_whole
 from recycler.io.strict_yaml import YamlDocument
-from recycler.job import JobSpec, read_job
+from recycler.specs.job import JobSpec, read_job
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with
 COPY = "job.yaml"  # in a run folder: the job file as it was at the first start

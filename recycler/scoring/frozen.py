@@ -19,7 +19,7 @@ from recycler.objectives.stats import minimal_detectable_difference
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
-from recycler.suite import EvalSuite
+from recycler.specs.suite import EvalSuite
 from recycler.types import Item
 
 SCHEMA_VERSION = 1

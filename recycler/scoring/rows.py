@@ -21,7 +21,7 @@ from recycler.errors import (
     UsageError,
     did_you_mean,
 )
-from recycler.suite import SplitSpec
+from recycler.specs.suite import SplitSpec
 
 Row = Mapping[str, Any]
 HUB = "hub:"

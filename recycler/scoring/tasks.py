@@ -16,7 +16,7 @@ from recycler.io.strict_yaml import YamlDocument
 from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
 from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
-from recycler.suite import (
+from recycler.specs.suite import (
     EvalSuite,
     SuiteSpec,
     TaskSpec,

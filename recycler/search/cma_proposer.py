@@ -14,7 +14,7 @@ from cmaes import CMA
 
 from recycler.digest import derive_seed
 from recycler.search.baselines import maximized
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
 SIGMA = 1 / 6  # of the unit box, as mergekit-evolve starts

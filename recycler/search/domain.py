@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recycler.space import reachable_sums
+from recycler.specs.space import reachable_sums
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recycler.search.domain import Exhausted
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Proposal, Trial
 
 

@@ -22,7 +22,7 @@ from recycler.search.baselines import maximized
 from recycler.search.cma_proposer import CmaProposer
 from recycler.search.grid_proposer import GridProposer
 from recycler.search.simplex_proposer import Gram, SimplexProposer
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 
 # softmax of [-3, 3]: measured better than normalising |x| or -log(u) (docs/design/weights.md)

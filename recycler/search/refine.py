@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Smoothed, Trial
 
 Floats = NDArray[np.float64]

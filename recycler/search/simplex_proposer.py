@@ -16,7 +16,7 @@ from recycler.search.baselines import maximized
 from recycler.search.floors import floors
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import Observations
-from recycler.space import SearchSpace
+from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Smoothed, Trial
 
 Gram = Sequence[Sequence[float]]

@@ -13,7 +13,6 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.io.atomic import write_whole
-from recycler.job import JobSpec, read_job
 from recycler.run.leave_out import job_without, outcome, without_id
 from recycler.run.started import STARTED
 from recycler.service import processes
@@ -23,6 +22,7 @@ from recycler.service.exports import BusyError, Exports, refuse_too_many
 from recycler.service.frozen_items import FrozenItems
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
+from recycler.specs.job import JobSpec, read_job
 
 STOPPED = (130, -2, -15)
 NOTHING_YET: dict[str, Any] = {

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from recycler.errors import RecyclerError
 from recycler.io.atomic import write_whole
-from recycler.job import read_job
 from recycler.objectives.costs import benchmarks
 from recycler.run.started import STARTED
 from recycler.service.store import Run, Snapshot
+from recycler.specs.job import read_job
 
 LOG = "driver.log"
 LOCK = "driver.lock"

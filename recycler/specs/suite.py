@@ -19,8 +19,8 @@ from pydantic import Field, field_validator, model_validator
 from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
-from recycler.job import Strict
 from recycler.objectives.stats import coverage
+from recycler.specs.job import Strict
 from recycler.types import Item, Objective, Role
 
 # Benchmarks by their names without spaces and dashes: those with training rows of their own, and

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
-from recycler.job import Number, Strict
+from recycler.specs.job import Number, Strict
 from recycler.types import Group
 
 NO_WEIGHT = 1e-9  # sums are the same when nearer than this

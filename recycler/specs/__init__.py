@@ -1,0 +1,1 @@
+"""Documents that a person writes: job, search space, suite."""
