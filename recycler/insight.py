@@ -16,11 +16,11 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
+from recycler.ledger.runs import OUTLOOK, open_ledger, read_facts
 from recycler.objectives.costs import benchmarks
 from recycler.report import choose, read_front, read_smoothed
 from recycler.results.documents import choice_document
 from recycler.results.measured_costs import read_costs
-from recycler.runs import OUTLOOK, open_ledger, read_facts
 from recycler.search.outlook import NEXT, Looks
 from recycler.search.preview import Preview
 from recycler.search.refine import refined_from

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recycler.ledger import Ledger
-from recycler.runs import NOTICES, noise_said
+from recycler.ledger.runs import NOTICES, noise_said
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.types import Trial
 

@@ -17,12 +17,12 @@ from recycler.engines.transformers_engine import TransformersEngine
 from recycler.engines.weight_slopes import weight_slopes
 from recycler.errors import UsageError
 from recycler.ledger import Ledger
+from recycler.ledger.runs import read_status
 from recycler.pool.tensors import ResidentPool
 from recycler.report import read_smoothed
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
 from recycler.run.refine import Settings, refine
-from recycler.runs import read_status
 from recycler.search.baselines import blend
 from recycler.search.loss_model import LossModel
 from recycler.search.refine import Step, descend, direction, replay, spsa

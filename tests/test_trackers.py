@@ -13,8 +13,8 @@ import pytest
 from service_runs import OBJECTIVES, make_run
 
 from recycler.cli import main
+from recycler.ledger.runs import open_ledger
 from recycler.results.open import open_front
-from recycler.runs import open_ledger
 from recycler.scoring.frozen import read_frozen
 from recycler.scoring.lmeval_files import read_lm_eval_outcomes, read_lm_eval_scores
 

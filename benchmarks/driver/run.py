@@ -170,7 +170,7 @@ def open_large(trials: int) -> dict:
 
     from recycler.digest import canonical_json, digest
     from recycler.ledger import codec, schema
-    from recycler.runs import read_status
+    from recycler.ledger.runs import read_status
 
     pool = pool_of(8)
     planner = planner_of(pool, "random", trials)

@@ -270,7 +270,7 @@ def _ledger_rows(url: str) -> dict[str, dict[str, Any]]:
     from recycler.ledger import Ledger
     from recycler.ledger.database import job_ids
     from recycler.ledger.place import job_place
-    from recycler.runs import read_status
+    from recycler.ledger.runs import read_status
 
     rows: dict[str, dict[str, Any]] = {}
     for job in job_ids(url):

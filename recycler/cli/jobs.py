@@ -152,7 +152,7 @@ def ledger_url(given: str | None) -> str | None:
 
 def status(arguments: argparse.Namespace) -> None:
     """recycler status RUN: how far, what it cost, and why anything failed."""
-    from recycler.runs import open_ledger, read_status
+    from recycler.ledger.runs import open_ledger, read_status
 
     found = read_status(open_ledger(arguments.run))
     if arguments.json:

@@ -27,9 +27,9 @@ def plan(arguments: argparse.Namespace) -> None:
         plan_recipe(arguments, document)
         return
     from recycler.errors import Problem, UsageError
+    from recycler.ledger.runs import open_ledger
     from recycler.run.plan import plan_job, plan_text, read_earlier
     from recycler.run.prepare import prepare
-    from recycler.runs import open_ledger
 
     if arguments.allow:
         raise UsageError(

@@ -14,9 +14,9 @@ from recycler.io.atomic import whole_file
 
 def report(arguments: argparse.Namespace) -> None:
     """recycler report RUN --html FILE: one file, whole or not at all."""
+    from recycler.ledger.runs import open_ledger, read_status
     from recycler.report_html import html_report
     from recycler.results.open import open_front
-    from recycler.runs import open_ledger, read_status
 
     with closing(open_ledger(arguments.run)) as ledger:
         status = read_status(ledger)
@@ -44,7 +44,7 @@ def study(arguments: argparse.Namespace) -> None:
     """recycler study RUN --storage URL: an Optuna study with every closed trial."""
     import json
 
-    from recycler.runs import open_ledger, read_facts
+    from recycler.ledger.runs import open_ledger, read_facts
     from recycler.search.optuna_study import write_study
 
     with closing(open_ledger(arguments.run)) as ledger:
@@ -58,8 +58,8 @@ def log(arguments: argparse.Namespace) -> None:
     """recycler log RUN --mlflow URI | --wandb PROJECT | --lm-eval DIR [--trial WHICH]."""
     import json
 
+    from recycler.ledger.runs import open_ledger
     from recycler.results.open import open_front
-    from recycler.runs import open_ledger
 
     if arguments.trial is not None and arguments.lm_eval is None:
         raise UsageError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recycler.ledger.runs import noise_said
 from recycler.objectives.costs import benchmarks
 from recycler.report import Front, knee
 from recycler.results.documents import search_to_holdout, weights_by_group
-from recycler.runs import noise_said
 from recycler.types import Role, Score, Trial
 
 MANY_ROWS = 4  # of weights; more are summed up

@@ -11,10 +11,10 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
+from recycler.ledger.runs import open_ledger, read_facts
 from recycler.pool.catalog import would_list
 from recycler.pool.location import local_path
 from recycler.run.started import read_started
-from recycler.runs import open_ledger, read_facts
 
 
 def refuse_in_pool(run: str | Path, target: str) -> None:

@@ -6,8 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.ledger import Ledger
+from recycler.ledger.runs import open_ledger, read_facts
 from recycler.report import Front, read_front, read_smoothed
-from recycler.runs import open_ledger, read_facts
 
 
 def open_front(run: str | Path) -> Front:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 from recycler.ledger import Ledger
+from recycler.ledger.runs import open_ledger, read_facts
 from recycler.pool.catalog import open_checkpoint
 from recycler.run.prepare import PreparedJob, object_versions
-from recycler.runs import open_ledger, read_facts
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.types import Pool
 

@@ -27,13 +27,13 @@ from recycler.engines.weight_slopes import weight_slopes
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
+from recycler.ledger.runs import open_ledger
 from recycler.pool.materialise import materialise
 from recycler.pool.tensors import ResidentPool
 from recycler.report import choose
 from recycler.results.open import front_of
 from recycler.run.prepare import PreparedJob
 from recycler.run.wiring import work_of
-from recycler.runs import open_ledger
 from recycler.scoring.scorers import items_of
 from recycler.search.refine import REFINED, Floats, descend, spsa
 from recycler.specs.space import SearchSpace, layer_groups

@@ -16,10 +16,10 @@ from pathlib import Path
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.ledger import Ledger
+from recycler.ledger.runs import open_ledger, read_facts
 from recycler.objectives.costs import Costs, is_linear
 from recycler.results.measured_costs import measured_costs
 from recycler.run.prepare import PreparedJob
-from recycler.runs import open_ledger, read_facts
 from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Checkpoint, Recipe

@@ -23,10 +23,10 @@ from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
+from recycler.ledger.runs import read_facts, read_status
 from recycler.objectives import pareto
 from recycler.report import Front, knee, read_front, read_smoothed
 from recycler.results.documents import front_document
-from recycler.runs import read_facts, read_status
 from recycler.search.baselines import maximized
 from recycler.search.why import Surrogate
 from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
