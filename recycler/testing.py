@@ -20,9 +20,9 @@ from recycler.engines.port import Engine
 from recycler.engines.watch import GATE_ANSWERS, GATE_TOKENS, HopelessError, Watch
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
-from recycler.merge.hashing import model_digest
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.tensors import iterate_tensors
+from recycler.pool.storage.hashing import model_digest
+from recycler.pool.storage.tensors import iterate_tensors
 from recycler.types import (
     Checkpoint,
     Completion,

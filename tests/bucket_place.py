@@ -9,10 +9,10 @@ import pytest
 from chaos import Chaos, s3_server
 from handmade import SHAPES, model_arrays, write_checkpoint
 
-from recycler.pool import bucket, remote
-from recycler.pool.cache import release_all
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.files import local_file
+from recycler.pool.storage import bucket, remote
+from recycler.pool.storage.cache import release_all
+from recycler.pool.storage.files import local_file
 
 SHARD = "model.safetensors"
 

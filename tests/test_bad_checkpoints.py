@@ -23,8 +23,8 @@ from recycler.errors import (
 )
 from recycler.merge.mergekit_yaml import read_mergekit
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.headers import DTYPE_BYTES, MAX_HEADER_BYTES, read_header
 from recycler.pool.preflight import check_pool
+from recycler.pool.storage.headers import DTYPE_BYTES, MAX_HEADER_BYTES, read_header
 from recycler.scoring.tasks import load_tokenizer
 
 GOOD = shard_bytes(
@@ -632,7 +632,7 @@ def test_a_pool_says_the_gravest_kind_of_what_is_wrong_whatever_its_form(tmp_pat
     def dead(url):
         raise InfrastructureError(Problem(thing=url, cause="does not answer", remedy="Try again"))
 
-    monkeypatch.setattr("recycler.pool.bucket.size_of", dead)
+    monkeypatch.setattr("recycler.pool.storage.bucket.size_of", dead)
     with pytest.raises(InfrastructureError) as caught:
         open_pool(["s3://bucket/pool", tmp_path / "pack", tmp_path / "nowhere"])
     assert len(caught.value.problems) == 3

@@ -13,14 +13,13 @@ from bucket_place import SHARD, chaos, place, put_folder, put_model, same_bytes 
 from handmade import SHAPES, file_bytes, model_arrays, shard_bytes, write_checkpoint, write_sharded
 
 from recycler.errors import InfrastructureError, UnsafeInputError, UsageError
-from recycler.pool import bucket, remote
-from recycler.pool.cache import cache_folder, cached_facts, release_all
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.files import local_file, local_folder
 from recycler.pool.inspect import inspect_pool
 from recycler.pool.preflight import check_pool
 from recycler.pool.scan import checkpoint_digest
-
+from recycler.pool.storage import bucket, remote
+from recycler.pool.storage.cache import cache_folder, cached_facts, release_all
+from recycler.pool.storage.files import local_file, local_folder
 
 # ---------------------------------------------------------------- catalogue
 
@@ -53,7 +52,7 @@ def test_a_prefix_is_a_pool(place, tmp_path, chaos):  # noqa: F811
 def test_a_resident_pool_reads_the_bucket_through_the_cache(place, tmp_path):  # noqa: F811
     import torch
 
-    from recycler.pool.tensors import ResidentPool
+    from recycler.pool.storage.tensors import ResidentPool
 
     folder = put_model(tmp_path, f"{place}/m", 3)
     remote_pool, local_pool = open_pool([f"{place}/m"]), open_pool([folder])
@@ -139,7 +138,7 @@ def test_a_hub_repository_is_a_checkpoint(tmp_path, monkeypatch):
     """Without the hub: huggingface_hub's own function is replaced; what it is asked for is checked."""
     import huggingface_hub
 
-    from recycler.pool import hub
+    from recycler.pool.storage import hub
 
     asked = []
     folder = write_checkpoint(tmp_path / "snapshots/abc")
@@ -198,8 +197,8 @@ def test_the_least_recently_used_copies_are_removed_and_used_ones_never(
 def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_path, chaos):  # noqa: F811
     folder = put_model(tmp_path, f"{place}/m", rows=2000)
     code = (
-        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import "
-        "local_file as f; import recycler.pool.remote as r; r.PART_BYTES = 4096; "
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files import "
+        "local_file as f; import recycler.pool.storage.remote as r; r.PART_BYTES = 4096; "
         f"f(next(iter(o({place + '/m'!r}).tensors.values())))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -218,7 +217,7 @@ def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_
 def test_two_processes_fetch_a_shard_once(place, tmp_path, chaos):  # noqa: F811
     put_model(tmp_path, f"{place}/m", rows=500)
     code = (
-        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.files import "
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files import "
         f"local_file as f; print(f(next(iter(o({place + '/m'!r}).tensors.values()))))"
     )
     chaos.log.clear()

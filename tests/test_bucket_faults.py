@@ -10,12 +10,11 @@ from bucket_place import SHARD, chaos, only, place, put_model, same_bytes  # noq
 from handmade import write_sharded
 
 from recycler.errors import InfrastructureError, RecyclerError, UnsafeInputError, UsageError
-from recycler.pool import bucket, remote
-from recycler.pool.cache import cache_folder
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.files import local_file
 from recycler.pool.scan import checkpoint_digest
-
+from recycler.pool.storage import bucket, remote
+from recycler.pool.storage.cache import cache_folder
+from recycler.pool.storage.files import local_file
 
 HEALED = {
     "503 twice": ("503", 2),

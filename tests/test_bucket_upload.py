@@ -9,11 +9,11 @@ from bucket_place import SHARD, chaos, place, put_model, same_bytes  # noqa: F40
 from handmade import CONFIG, model_arrays, write_checkpoint
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
-from recycler.pool import bucket
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.files import local_file
 from recycler.pool.scan import checkpoint_digest
-from recycler.pool.upload import upload_folder
+from recycler.pool.storage import bucket
+from recycler.pool.storage.files import local_file
+from recycler.pool.storage.upload import upload_folder
 
 
 def export_folder(tmp_path, seed=0, name="export"):

@@ -63,7 +63,7 @@ def cluster(work):
     with LocalCluster(nodes=2, cpus=1, environment={**QUICK, "PATH": path}) as running:
         for name, value in running.environment.items():
             os.environ[name] = value
-        from recycler.pool import bucket
+        from recycler.pool.storage import bucket
 
         for file in (work / "pool").rglob("*"):
             if file.is_file():
@@ -191,10 +191,10 @@ def check_exports(work, job, found):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from recycler.merge.hashing import model_digest
     from recycler.pool.catalog import open_checkpoint
     from recycler.pool.materialise import materialise
-    from recycler.pool.tensors import iterate_tensors
+    from recycler.pool.storage.hashing import model_digest
+    from recycler.pool.storage.tensors import iterate_tensors
     from recycler.types import Pool
 
     for number in ("1", "knee"):

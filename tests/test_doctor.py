@@ -172,7 +172,7 @@ def test_a_real_s3_server_is_tried_and_left_as_it_was(monkeypatch, tmp_path):
         connection.getresponse().read()
         checks = {check.name: check for check in doctor_module.bucket("s3://doctors/pool/")}
         assert {check.level for check in checks.values()} == {"ok"} and len(checks) == 3
-        from recycler.pool.bucket import list_prefix
+        from recycler.pool.storage.bucket import list_prefix
 
         assert list_prefix("s3://doctors/pool") == ({}, [])
         assert [check.level for check in doctor_module.bucket("s3://no-such-bucket")][-1] == "fail"
@@ -180,7 +180,7 @@ def test_a_real_s3_server_is_tried_and_left_as_it_was(monkeypatch, tmp_path):
 
 def test_a_bucket_that_overwrites_is_found(monkeypatch, tmp_path):
     """A server that ignores If-None-Match tells each of two writers that it was the first."""
-    from recycler.pool import bucket
+    from recycler.pool.storage import bucket
 
     def overwriting(url, raw):
         (tmp_path / url.rsplit("/", 1)[-1]).write_bytes(raw)

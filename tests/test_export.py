@@ -18,11 +18,11 @@ from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.card import model_card
 from recycler.export.export import export_recipe
-from recycler.merge.hashing import model_digest
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.tensors import ResidentPool, iterate_tensors
+from recycler.pool.storage.hashing import model_digest
+from recycler.pool.storage.tensors import ResidentPool, iterate_tensors
 from recycler.scoring.frozen import read_frozen, write_frozen
 from recycler.search.baselines import blend
 from recycler.testing import make_pico_pool

@@ -13,7 +13,7 @@ from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.export.lora import merge_adapters
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import fold_adapter
-from recycler.pool.tensors import iterate_tensors
+from recycler.pool.storage.tensors import iterate_tensors
 from recycler.testing import make_pico_pool
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

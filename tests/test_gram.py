@@ -17,11 +17,11 @@ from test_materialise import write_job
 from recycler.errors import InfrastructureError, UnsafeInputError, UsageError
 from recycler.ledger import Ledger
 from recycler.pool import gram as gram_module
-from recycler.pool.cache import cache_folder, release_all
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.files import local_file
 from recycler.pool.gram import delta_gram
 from recycler.pool.pack_writer import pack_pool
+from recycler.pool.storage.cache import cache_folder, release_all
+from recycler.pool.storage.files import local_file
 from recycler.run.driver import run_job
 
 WIDE = SHAPES | {f"model.layers.{layer}.wide": (40 + 9 * layer, 130) for layer in range(12)}
@@ -290,7 +290,7 @@ def test_a_run_that_began_without_a_matrix_goes_on_without(sound, place, tmp_pat
     in_bucket(sound, place)
     monkeypatch.setenv("RECYCLER_GRAM_BYTES", "0")
     release_all()
-    monkeypatch.setattr("recycler.pool.stretches.is_cached", lambda *version: False)
+    monkeypatch.setattr("recycler.pool.storage.stretches.is_cached", lambda *version: False)
     whole = run(job_over(sound, tmp_path / "far", place, 9), tmp_path / "whole")
     matrix, proposed, said = run(job_over(sound, tmp_path / "far", place, 5), tmp_path / "run")
     assert matrix is None and "Raise RECYCLER_GRAM_BYTES" in said

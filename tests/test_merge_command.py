@@ -21,7 +21,7 @@ from recycler.merge import MERGE_METHODS
 from recycler.merge.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.method import TensorContext
 from recycler.merge.recipe_yaml import open_recipe
-from recycler.pool.cache import cache_folder
+from recycler.pool.storage.cache import cache_folder
 from recycler.types import Group, Recipe
 
 BASE = model_arrays(0)

@@ -16,9 +16,9 @@ from recycler.cli import main
 from recycler.export.export import MANIFEST as EXPORT_MANIFEST
 from recycler.io.atomic import whole_folder
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.pack import MANIFEST as PACK_MANIFEST
 from recycler.pool.pack_writer import unpack
 from recycler.pool.scan import checkpoint_digest
+from recycler.pool.storage.pack import MANIFEST as PACK_MANIFEST
 
 SHAPES = {"model.embed_tokens.weight": (1200, 512), "model.norm.weight": (512,)} | {
     f"model.layers.{layer}.{name}.weight": (512, 1024)
@@ -46,7 +46,7 @@ def server():
             "recycler.run.driver",
             "recycler.report",
             "recycler.merge.recipe_yaml",
-            "recycler.pool.pack",
+            "recycler.pool.storage.pack",
             "test_merge_killed",
         ]
     )

@@ -16,7 +16,7 @@ from recycler.merge.lora import Adapter, LowRank, merged_deltas, read_adapter, w
 from recycler.merge.stream import merged_tensors
 from recycler.pool.catalog import open_pool
 from recycler.pool.fold import fold_adapter
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.testing import make_pico_pool
 from recycler.types import Group, Recipe
 

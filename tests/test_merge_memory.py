@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 from recycler.merge import MERGE_METHODS
 from recycler.merge.to_disk import merge_to_folder
 from recycler.pool.catalog import open_pool
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Recipe
 
 place, method, options, allowed = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])

@@ -13,7 +13,7 @@ from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
 from recycler.merge.options import option_complaints, options_of
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.merge.stream import check_recipe
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.specs.space import read_space, resolve
 from recycler.types import Group, Recipe
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from recycler.cli import main
 from recycler.errors import UnsafeInputError
-from recycler.merge.hashing import tensor_digest
 from recycler.merge.plan import plan_checkpoints, plan_merge
 from recycler.merge.stream import merged_tensors
 from recycler.merge.to_disk import merge_to_folder, merged_infos
-from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_pool
-from recycler.pool.headers import DTYPE_BYTES, read_header
-from recycler.pool.tensors import SAFETENSORS_DTYPES, ResidentPool
+from recycler.pool.storage.hashing import tensor_digest
+from recycler.pool.storage.headers import DTYPE_BYTES, read_header
+from recycler.pool.storage.tensors import SAFETENSORS_DTYPES, ResidentPool
+from recycler.pool.storage.writer import write_model
 from recycler.types import Checkpoint, Group, Pool, Recipe, TensorInfo
 
 

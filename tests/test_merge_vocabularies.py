@@ -17,7 +17,7 @@ from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.aligned import align_vocabularies
 from recycler.pool.catalog import open_pool
-from recycler.pool.tensors import ResidentPool, StreamedPool
+from recycler.pool.storage.tensors import ResidentPool, StreamedPool
 from recycler.pool.union_tokenizer import union_tokenizer
 from recycler.pool.vocabulary import TokenizerFile
 from recycler.types import Recipe

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
-from recycler.pool.blocks import read_bytes
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.dtypes import as_float32
-from recycler.pool.lowrank import compress, pack_codes, unpack_codes
-from recycler.pool.pack import MANIFEST
-from recycler.pool.pack_codec import decode_exact, encode_exact
 from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.pool.scan import checkpoint_digest
+from recycler.pool.storage.blocks import read_bytes
+from recycler.pool.storage.dtypes import as_float32
+from recycler.pool.storage.lowrank import compress, pack_codes, unpack_codes
+from recycler.pool.storage.pack import MANIFEST
+from recycler.pool.storage.pack_codec import decode_exact, encode_exact
 
 LARGE = SHAPES | {"model.layers.0.big": (192, 160), "model.layers.1.big": (160, 192)}
 BASE = model_arrays(0, shapes=LARGE)
@@ -260,7 +260,7 @@ def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works
     """
     import os
 
-    from recycler.pool import pack as module
+    from recycler.pool.storage import pack as module
 
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
     child = os.fork()

@@ -9,13 +9,13 @@ import pytest
 from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded
 
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.pool.blocks import count_not_finite, tensor_digest
 from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_list
 from recycler.pool.deltas import delta_profile
 from recycler.pool.gram import delta_gram
 from recycler.pool.inspect import inspect_pool, inspect_table
 from recycler.pool.preflight import CHECKS, check_pool
 from recycler.pool.scan import checkpoint_digest
+from recycler.pool.storage.blocks import count_not_finite, tensor_digest
 
 BASE = model_arrays(0)
 
@@ -377,9 +377,9 @@ def test_a_stored_head_that_differs_from_its_tied_embeddings_is_refused(tmp_path
 
 
 def test_digests_are_those_of_the_merge_side(tmp_path):
-    from recycler.merge.hashing import model_digest
-    from recycler.merge.hashing import tensor_digest as of_tensor
-    from recycler.pool.tensors import iterate_tensors
+    from recycler.pool.storage.hashing import model_digest
+    from recycler.pool.storage.hashing import tensor_digest as of_tensor
+    from recycler.pool.storage.tensors import iterate_tensors
 
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "one"))
     for name, tensor in iterate_tensors(checkpoint):

@@ -18,7 +18,7 @@ from recycler.engines.weight_slopes import weight_slopes
 from recycler.errors import UsageError
 from recycler.ledger import Ledger
 from recycler.ledger.runs import read_status
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.report import read_smoothed
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare

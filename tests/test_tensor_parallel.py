@@ -24,9 +24,9 @@ from recycler.engines import build_engine, parallel_problems
 from recycler.engines.vllm_shards import check_shards, live_shards
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
-from recycler.merge.hashing import tensor_bytes
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.tensors import ResidentPool, iterate_tensors
+from recycler.pool.storage.hashing import tensor_bytes
+from recycler.pool.storage.tensors import ResidentPool, iterate_tensors
 from recycler.specs.job import EngineSpec
 from recycler.testing import EngineContract, ask, make_pico_pool
 from recycler.types import GenerateRequest, Item, Objective, Pool, Recipe

@@ -12,9 +12,9 @@ from recycler.engines.live import Shard, merge_shards, same_bits
 from recycler.engines.vllm_shards import check_shards, live_shards
 from recycler.engines.vllm_wire import pool_from_json, pool_to_json, read_answer, write_answer
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.merge.hashing import model_digest
 from recycler.merge.stream import merged_tensors
-from recycler.pool.tensors import ResidentPool, iterate_tensors
+from recycler.pool.storage.hashing import model_digest
+from recycler.pool.storage.tensors import ResidentPool, iterate_tensors
 from recycler.testing import make_pico_pool
 from recycler.types import Recipe
 

@@ -17,10 +17,10 @@ from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.agreement import compare, soundness
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.fold import _read_config, fold_adapter
-from recycler.pool.headers import read_header
-from recycler.pool.hf_folder import check_config, check_index, parse_json
-from recycler.pool.pack import MANIFEST
 from recycler.pool.pack_writer import pack_pool, unpack
+from recycler.pool.storage.headers import read_header
+from recycler.pool.storage.hf_folder import check_config, check_index, parse_json
+from recycler.pool.storage.pack import MANIFEST
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

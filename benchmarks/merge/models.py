@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from recycler.merge.writer import write_model
+from recycler.pool.storage.writer import write_model
 
 # hidden, layers, heads, kv heads, intermediate, vocabulary, tied: SmolLM2-135M and TinyLlama-1.1B
 SHAPES = {

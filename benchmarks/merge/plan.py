@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from recycler.io.strict_yaml import dump_yaml
-from recycler.merge.writer import header_bytes, num_bytes, shard_plan
+from recycler.pool.storage.writer import header_bytes, num_bytes, shard_plan
 
 LAYERS, HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 64, 12288, 33792, 96, 8, 256_000
 LAYER = {

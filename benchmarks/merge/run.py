@@ -29,7 +29,7 @@ import torch
 from recycler.merge.mergekit_write import recipe_to_mergekit
 from recycler.merge.stream import merge_into
 from recycler.pool.catalog import open_pool
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Recipe
 
 OURS = """
@@ -39,7 +39,7 @@ import torch
 torch.set_num_threads(1)
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.to_disk import merge_to_folder
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 recipe, pool = open_recipe(sys.argv[1])
 merge_to_folder(recipe, ResidentPool(pool), Path(sys.argv[2]), max_shard_bytes=500_000_000)
 """

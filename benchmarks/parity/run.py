@@ -26,7 +26,7 @@ from models import FAMILIES, build  # noqa: E402
 from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit  # noqa: E402
 from recycler.merge.stream import merged_tensors  # noqa: E402
 from recycler.pool.catalog import open_pool  # noqa: E402
-from recycler.pool.tensors import ResidentPool  # noqa: E402
+from recycler.pool.storage.tensors import ResidentPool  # noqa: E402
 from recycler.types import Group, Recipe  # noqa: E402
 
 THREE, TWO = (0.5, 0.3, 0.4), (0.6, 0.4)

@@ -373,7 +373,7 @@ def bucket(url: str) -> Iterator[Check]:
     """List, write unless there, refuse to write again, read one version's range, remove: what
     exports and leases need.
     """
-    from recycler.pool import bucket as objects
+    from recycler.pool.storage import bucket as objects
 
     probe, raw = (
         f"{objects.trimmed(url)}/.recycler-doctor-{secrets.token_hex(8)}",

@@ -15,7 +15,7 @@ def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
-    from recycler.pool.location import local_path
+    from recycler.pool.storage.location import local_path
     from recycler.report import choose
     from recycler.results.open import open_front
     from recycler.run.guard import open_pool_of
@@ -43,9 +43,9 @@ def merge(arguments: argparse.Namespace) -> None:
     from recycler.merge.preflight import check_merge
     from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
-    from recycler.pool.location import remote_url
-    from recycler.pool.tensors import ResidentPool
-    from recycler.pool.upload import check_target
+    from recycler.pool.storage.location import remote_url
+    from recycler.pool.storage.tensors import ResidentPool
+    from recycler.pool.storage.upload import check_target
 
     document = load_yaml(arguments.recipe)
     if is_lora_recipe(document.data):

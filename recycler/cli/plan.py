@@ -79,7 +79,7 @@ def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
     from recycler.merge.preflight import check_plan
     from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
-    from recycler.pool.tensors import ResidentPool
+    from recycler.pool.storage.tensors import ResidentPool
 
     if not 0 < arguments.bandwidth < float("inf"):
         raise UsageError(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from recycler.errors import Problem, UsageError
-from recycler.merge.hashing import model_digest
 from recycler.merge.stream import merge_into, merged_tensors
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.hashing import model_digest
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import GenerateRequest, LoglikelihoodRequest, Recipe
 
 

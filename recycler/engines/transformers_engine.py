@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from recycler.engines.live import check_generate, check_loglikelihood, merge_live
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
+from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import (
     Completion,
     GenerateRequest,

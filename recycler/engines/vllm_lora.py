@@ -17,7 +17,7 @@ from typing import Any
 from recycler.engines.live import same_bits
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.merge.lora import Adapter, cat, check_fit, read_adapter, write_adapter
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Pool, Recipe
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM keeps room for

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from recycler.engines.live import Shard, same_bits
 from recycler.errors import Problem, UnsafeInputError
-from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.headers import FLOAT_DTYPES
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Checkpoint
 
 SHOWN = 20  # problems that are told; a wrong architecture has hundreds of the same

@@ -18,7 +18,7 @@ from recycler.errors import (
     UsageError,
 )
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.location import local_path, remote_url
+from recycler.pool.storage.location import local_path, remote_url
 from recycler.types import Pool
 
 KINDS = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recycler.merge.blocks import block_elements, blocks
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Recipe
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from recycler.errors import NotFoundError, Problem
 from recycler.io.atomic import whole_folder
 from recycler.ledger.runs import open_ledger
-from recycler.pool.location import local_path
+from recycler.pool.storage.location import local_path
 from recycler.report import Front, choose
 from recycler.scoring.frozen import frozen_suites, read_frozen
 from recycler.scoring.lmeval_files import write_lm_eval

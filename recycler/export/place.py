@@ -13,7 +13,7 @@ from pathlib import Path
 from recycler.errors import Problem, UsageError
 from recycler.ledger.runs import open_ledger, read_facts
 from recycler.pool.catalog import would_list
-from recycler.pool.location import local_path
+from recycler.pool.storage.location import local_path
 from recycler.run.started import read_started
 
 

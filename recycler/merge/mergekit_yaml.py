@@ -26,8 +26,8 @@ from recycler.merge.mergekit_write import (
 from recycler.merge.options import DTYPES
 from recycler.pool.aligned import TokenizerPolicy
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.hf_folder import read_config
-from recycler.pool.location import local_path, packed_place, remote_url
+from recycler.pool.storage.hf_folder import read_config
+from recycler.pool.storage.location import local_path, packed_place, remote_url
 from recycler.types import Recipe
 
 KEYS = (

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recycler.merge import MERGE_METHODS
-from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES
-from recycler.pool.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES
+from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES
+from recycler.pool.storage.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES
 from recycler.types import Checkpoint, Recipe, TensorInfo
 
 PASSES = {

@@ -20,8 +20,8 @@ from recycler.merge import MERGE_METHODS
 from recycler.merge.layers import depth_complaint
 from recycler.merge.method import TensorContext, as_keywords
 from recycler.merge.options import option_complaints, options_of
-from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.tensors import TORCH_DTYPES, ResidentPool
+from recycler.pool.storage.headers import FLOAT_DTYPES
+from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Group, Pool, Recipe
 
 SHOWN = 20  # problems that are told; another architecture has hundreds of the same

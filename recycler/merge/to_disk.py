@@ -19,19 +19,19 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError
 from recycler.merge import MERGE_METHODS
 from recycler.merge.blocks import blocks
-from recycler.merge.hashing import digest_head, tensor_bytes
 from recycler.merge.stream import SHOWN, _merge_one, check_recipe
-from recycler.merge.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
-from recycler.pool.blocks import all_finite, count_not_finite
-from recycler.pool.gathered import GatheredTensor
-from recycler.pool.headers import FLOAT_DTYPES
-from recycler.pool.tensors import (
+from recycler.pool.storage.blocks import all_finite, count_not_finite
+from recycler.pool.storage.gathered import GatheredTensor
+from recycler.pool.storage.hashing import digest_head, tensor_bytes
+from recycler.pool.storage.headers import FLOAT_DTYPES
+from recycler.pool.storage.tensors import (
     DTYPES,
     SAFETENSORS_DTYPES,
     TORCH_DTYPES,
     ResidentPool,
     StreamedPool,
 )
+from recycler.pool.storage.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
 from recycler.types import Pool, Recipe, TensorInfo
 
 STEP_ELEMENTS = (

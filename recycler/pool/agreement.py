@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recycler.pool.findings import Finding, named, refuse, warn
-from recycler.pool.headers import FLOAT_DTYPES
+from recycler.pool.storage.headers import FLOAT_DTYPES
 from recycler.pool.vocabulary import (
     chat_template_findings,
     token_range_findings,

@@ -14,13 +14,25 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from recycler.errors import Problem, RecyclerError, UsageError, raise_problems
-from recycler.pool.bucket import size_of, trimmed
-from recycler.pool.headers import read_header
-from recycler.pool.hf_folder import check_index, collect, read_config, read_json, weight_files
-from recycler.pool.hub import hub_folder
-from recycler.pool.location import INDEX, PACK_MANIFEST, local_path, packed_place, remote_url
-from recycler.pool.packed import open_packed_checkpoint, packed_pool
-from recycler.pool.remote import list_checkpoints, open_remote_checkpoint
+from recycler.pool.storage.bucket import size_of, trimmed
+from recycler.pool.storage.headers import read_header
+from recycler.pool.storage.hf_folder import (
+    check_index,
+    collect,
+    read_config,
+    read_json,
+    weight_files,
+)
+from recycler.pool.storage.hub import hub_folder
+from recycler.pool.storage.location import (
+    INDEX,
+    PACK_MANIFEST,
+    local_path,
+    packed_place,
+    remote_url,
+)
+from recycler.pool.storage.packed import open_packed_checkpoint, packed_pool
+from recycler.pool.storage.remote import list_checkpoints, open_remote_checkpoint
 from recycler.types import Checkpoint, Pool
 
 

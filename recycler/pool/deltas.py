@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler.pool.blocks import read_bytes, same_names, tensor_blocks
-from recycler.pool.dtypes import as_float32
-from recycler.pool.headers import DTYPE_BYTES
+from recycler.pool.storage.blocks import read_bytes, same_names, tensor_blocks
+from recycler.pool.storage.dtypes import as_float32
+from recycler.pool.storage.headers import DTYPE_BYTES
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 RUNS = 8  # a sample is this many stretches, evenly spread over the tensor

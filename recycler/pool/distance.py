@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from recycler.objectives.costs import DeltaProducts
-from recycler.pool.blocks import same_names, tensor_blocks
-from recycler.pool.dtypes import as_float32
-from recycler.pool.headers import DTYPE_BYTES
+from recycler.pool.storage.blocks import same_names, tensor_blocks
+from recycler.pool.storage.dtypes import as_float32
+from recycler.pool.storage.headers import DTYPE_BYTES
 from recycler.types import Pool, TensorInfo
 
 BLOCK_ELEMENTS = 1 << 18

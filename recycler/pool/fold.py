@@ -21,12 +21,12 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
 from recycler.io.atomic import copy_companions, whole_folder
-from recycler.merge.writer import write_model
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.headers import FLOAT_DTYPES, read_header
-from recycler.pool.hf_folder import read_json
 from recycler.pool.patterns import compile_patterns
-from recycler.pool.tensors import iterate_tensors
+from recycler.pool.storage.headers import FLOAT_DTYPES, read_header
+from recycler.pool.storage.hf_folder import read_json
+from recycler.pool.storage.tensors import iterate_tensors
+from recycler.pool.storage.writer import write_model
 from recycler.types import Checkpoint
 
 SHOWN = 20  # problems that are told

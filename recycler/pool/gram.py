@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from recycler.errors import Problem, UsageError
-from recycler.pool.blocks import same_names
 from recycler.pool.deltas import stretches_of
-from recycler.pool.dtypes import as_float32
-from recycler.pool.headers import DTYPE_BYTES
-from recycler.pool.stretches import Stretches
+from recycler.pool.storage.blocks import same_names
+from recycler.pool.storage.dtypes import as_float32
+from recycler.pool.storage.headers import DTYPE_BYTES
+from recycler.pool.storage.stretches import Stretches
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 SAMPLE = 16_384  # elements of each tensor

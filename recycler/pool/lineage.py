@@ -14,7 +14,7 @@ from typing import Any
 
 from recycler.errors import RecyclerError
 from recycler.io.strict_yaml import load_yaml
-from recycler.pool.location import packed_place
+from recycler.pool.storage.location import packed_place
 
 MAX_BYTES, MAX_TEXT = 1_000_000, 200
 Facts = dict[str, str]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError
-from recycler.pool.cache import cache_folder, cache_key
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.files import local_file, local_folder
-from recycler.pool.location import local_path, remote_url
+from recycler.pool.storage.cache import cache_folder, cache_key
+from recycler.pool.storage.files import local_file, local_folder
+from recycler.pool.storage.location import local_path, remote_url
 from recycler.types import Checkpoint, Pool
 
 PATIENCE_SECONDS = 900.0  # how long a bucket may be away before a worker gives up

@@ -14,16 +14,16 @@ import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.io.atomic import whole_folder
-from recycler.pool.blocks import read_bytes, tensor_digest
-from recycler.pool.dtypes import decoded
-from recycler.pool.files import local_folder
-from recycler.pool.headers import DTYPE_BYTES, FLOAT_DTYPES, broken
-from recycler.pool.hf_folder import check_config, read_json
-from recycler.pool.location import PACK_MANIFEST as MANIFEST
-from recycler.pool.lowrank import compress, pack_codes
-from recycler.pool.pack import Unpacker, file_of, read_manifest, write_unpacked
-from recycler.pool.pack_codec import encode_exact
-from recycler.pool.remote import SMALL
+from recycler.pool.storage.blocks import read_bytes, tensor_digest
+from recycler.pool.storage.dtypes import decoded
+from recycler.pool.storage.files import local_folder
+from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES, broken
+from recycler.pool.storage.hf_folder import check_config, read_json
+from recycler.pool.storage.location import PACK_MANIFEST as MANIFEST
+from recycler.pool.storage.lowrank import compress, pack_codes
+from recycler.pool.storage.pack import Unpacker, file_of, read_manifest, write_unpacked
+from recycler.pool.storage.pack_codec import encode_exact
+from recycler.pool.storage.remote import SMALL
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from recycler.errors import Problem, UnsafeInputError
-from recycler.pool.files import local_folder
 from recycler.pool.findings import Finding, refuse, warn
-from recycler.pool.hf_folder import parse_json
+from recycler.pool.storage.files import local_folder
+from recycler.pool.storage.hf_folder import parse_json
 from recycler.types import Checkpoint, Pool
 
 MAX_TOKENIZER_BYTES = 200_000_000

@@ -25,9 +25,9 @@ from recycler.io.strict_yaml import YamlDocument
 from recycler.merge import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
-from recycler.pool.files import local_folder
-from recycler.pool.location import remote_url
 from recycler.pool.preflight import check_pool
+from recycler.pool.storage.files import local_folder
+from recycler.pool.storage.location import remote_url
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.specs.job import CostSpec, JobSpec, read_job

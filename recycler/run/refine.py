@@ -29,7 +29,7 @@ from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
 from recycler.ledger.runs import open_ledger
 from recycler.pool.materialise import materialise
-from recycler.pool.tensors import ResidentPool
+from recycler.pool.storage.tensors import ResidentPool
 from recycler.report import choose
 from recycler.results.open import front_of
 from recycler.run.prepare import PreparedJob

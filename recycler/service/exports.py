@@ -18,7 +18,7 @@ from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
 from recycler.io.atomic import write_whole
-from recycler.pool.bucket import split_url
+from recycler.pool.storage.bucket import split_url
 from recycler.report import choose
 from recycler.service import processes
 from recycler.service.processes import Processes

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from recycler.pool.dtypes import decoded
-from recycler.pool.lowrank import LowRank, num_ranks, unpack_codes
+from recycler.pool.storage.dtypes import decoded
+from recycler.pool.storage.lowrank import LowRank, num_ranks, unpack_codes
 
 _INTEGERS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 

@@ -14,8 +14,16 @@ from pathlib import Path
 
 from recycler.digest import file_digest
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.pool.bucket import read, remove, size_of, split_url, trimmed, upload, write_new
-from recycler.pool.remote import PART_BYTES, UNFINISHED
+from recycler.pool.storage.bucket import (
+    read,
+    remove,
+    size_of,
+    split_url,
+    trimmed,
+    upload,
+    write_new,
+)
+from recycler.pool.storage.remote import PART_BYTES, UNFINISHED
 
 MANIFEST = "recycler-manifest.json"
 PARALLEL = 4

@@ -17,11 +17,17 @@ from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.io.atomic import whole_folder
-from recycler.pool.bucket import list_prefix, read, size_of, trimmed
-from recycler.pool.cache import cache_folder, cache_key, cached, cached_facts
-from recycler.pool.headers import PREFIX_BYTES, header_length, parse_header
-from recycler.pool.hf_folder import check_config, check_index, collect, parse_json, weight_names
-from recycler.pool.location import INDEX
+from recycler.pool.storage.bucket import list_prefix, read, size_of, trimmed
+from recycler.pool.storage.cache import cache_folder, cache_key, cached, cached_facts
+from recycler.pool.storage.headers import PREFIX_BYTES, header_length, parse_header
+from recycler.pool.storage.hf_folder import (
+    check_config,
+    check_index,
+    collect,
+    parse_json,
+    weight_names,
+)
+from recycler.pool.storage.location import INDEX
 from recycler.types import Checkpoint, TensorInfo
 
 HEADER_GUESS_BYTES = 1 << 18  # one request is enough for a header of up to 256 kB
@@ -288,7 +294,7 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
 
 def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
     """SHA-256 (hex) of dtype, shape and bytes of each tensor of a local file; as
-    `recycler.merge.hashing` makes them.
+    `recycler.pool.storage.hashing` makes them.
     """
     digests = {}
     with path.open("rb") as file:

@@ -19,13 +19,19 @@ from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.io.atomic import whole_folder
-from recycler.pool.bucket import list_prefix, read, trimmed
-from recycler.pool.cache import cache_folder, cache_key, cached
-from recycler.pool.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
-from recycler.pool.hf_folder import check_config, read_json
-from recycler.pool.location import local_path, packed_place, remote_url
-from recycler.pool.pack import MANIFEST, Unpacker, read_manifest, unpacked_header, write_unpacked
-from recycler.pool.remote import SMALL, cached_shard, read_remote_header
+from recycler.pool.storage.bucket import list_prefix, read, trimmed
+from recycler.pool.storage.cache import cache_folder, cache_key, cached
+from recycler.pool.storage.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
+from recycler.pool.storage.hf_folder import check_config, read_json
+from recycler.pool.storage.location import local_path, packed_place, remote_url
+from recycler.pool.storage.pack import (
+    MANIFEST,
+    Unpacker,
+    read_manifest,
+    unpacked_header,
+    write_unpacked,
+)
+from recycler.pool.storage.remote import SMALL, cached_shard, read_remote_header
 from recycler.types import Checkpoint, TensorInfo
 
 

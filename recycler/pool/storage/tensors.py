@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from recycler.pool.files import local_file
-from recycler.pool.gathered import GatheredTensor, gather_elements, gather_rows
-from recycler.pool.headers import DTYPE_BYTES, broken
+from recycler.pool.storage.files import local_file
+from recycler.pool.storage.gathered import GatheredTensor, gather_elements, gather_rows
+from recycler.pool.storage.headers import DTYPE_BYTES, broken
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 TORCH_DTYPES = {

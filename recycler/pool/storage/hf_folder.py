@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.pool.headers import broken, no_constants, unique_keys
+from recycler.pool.storage.headers import broken, no_constants, unique_keys
 from recycler.types import TensorInfo
 
 MAX_JSON_BYTES = 32_000_000

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.pool.bucket import read
-from recycler.pool.cache import is_cached
-from recycler.pool.files import local_file
-from recycler.pool.headers import broken
-from recycler.pool.location import packed_place, remote_url
+from recycler.pool.storage.bucket import read
+from recycler.pool.storage.cache import is_cached
+from recycler.pool.storage.files import local_file
+from recycler.pool.storage.headers import broken
+from recycler.pool.storage.location import packed_place, remote_url
 from recycler.types import Checkpoint, TensorInfo
 
 PARALLEL = 16  # ranges in flight: small ones wait for the network and not for the processor

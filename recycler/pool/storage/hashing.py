@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recycler.digest import weights_digest
-from recycler.pool.tensors import SAFETENSORS_DTYPES
+from recycler.pool.storage.tensors import SAFETENSORS_DTYPES
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -7,11 +7,11 @@ from __future__ import annotations
 from io import FileIO
 from pathlib import Path
 
-from recycler.pool.headers import broken
-from recycler.pool.hub import hub_folder
-from recycler.pool.location import local_path, packed_place, remote_url
-from recycler.pool.packed import packed_small_files, unpacked_file
-from recycler.pool.remote import cached_shard, small_files_folder
+from recycler.pool.storage.headers import broken
+from recycler.pool.storage.hub import hub_folder
+from recycler.pool.storage.location import local_path, packed_place, remote_url
+from recycler.pool.storage.packed import packed_small_files, unpacked_file
+from recycler.pool.storage.remote import cached_shard, small_files_folder
 from recycler.types import Checkpoint, TensorInfo
 
 

@@ -18,9 +18,9 @@ from typing import Self
 
 from torch import Tensor
 
-from recycler.merge.hashing import tensor_bytes, tensor_digest
-from recycler.pool.headers import DTYPE_BYTES
-from recycler.pool.tensors import SAFETENSORS_DTYPES
+from recycler.pool.storage.hashing import tensor_bytes, tensor_digest
+from recycler.pool.storage.headers import DTYPE_BYTES
+from recycler.pool.storage.tensors import SAFETENSORS_DTYPES
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from recycler.pool.files import open_file
-from recycler.pool.headers import FLOAT_DTYPES, broken
+from recycler.pool.storage.files import open_file
+from recycler.pool.storage.headers import FLOAT_DTYPES, broken
 from recycler.types import Checkpoint, TensorInfo
 
 BLOCK_BYTES = 1 << 23
@@ -49,7 +49,7 @@ def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[
 
 
 def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
-    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.merge.hashing.tensor_digest`
+    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.pool.storage.hashing.tensor_digest`
     of the loaded tensor.
 
     The name of a tensor that is not finite is put into `spoiled`, where that is given.

@@ -7,7 +7,7 @@ stored as one of
     same     equal to another one that is stored already (the base's, or another member's)
     raw      its bytes
     exact    differences to the base's bits as integers, zigzag, in byte planes, deflated: inverts bit for bit
-    lowrank  singular vectors of the delta at mixed precision (recycler.pool.lowrank)
+    lowrank  singular vectors of the delta at mixed precision (recycler.pool.storage.lowrank)
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.pool.headers import DTYPE_BYTES, broken, read_header
-from recycler.pool.hf_folder import parse_json
-from recycler.pool.location import PACK_MANIFEST as MANIFEST
-from recycler.pool.pack_codec import add_lowrank, decode_exact
+from recycler.pool.storage.headers import DTYPE_BYTES, broken, read_header
+from recycler.pool.storage.hf_folder import parse_json
+from recycler.pool.storage.location import PACK_MANIFEST as MANIFEST
+from recycler.pool.storage.pack_codec import add_lowrank, decode_exact
 from recycler.types import TensorInfo
 
 # same as another member's, which is a delta to the base's, which is the same as another of the

@@ -1,0 +1,1 @@
+"""Bytes of checkpoints: locations, buckets, hub, packs, headers, tensors, writers."""
