@@ -14,9 +14,9 @@ from handmade import SHAPES, file_bytes, model_arrays, shard_bytes, write_checkp
 
 from recycler.errors import InfrastructureError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.inspect import inspect_pool
-from recycler.pool.preflight import check_pool
-from recycler.pool.scan import checkpoint_digest
+from recycler.pool.checks.inspect import inspect_pool
+from recycler.pool.checks.preflight import check_pool
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.storage import bucket, remote
 from recycler.pool.storage.cache import cache_folder, cached_facts, release_all
 from recycler.pool.storage.files import local_file, local_folder
@@ -126,7 +126,7 @@ def test_wrong_places_are_usage_errors(place, tmp_path):  # noqa: F811
 
 def test_obstore_is_loaded_for_buckets_only():
     code = (
-        "import recycler.pool.catalog, recycler.pool.preflight, recycler.pool.inspect, sys; "
+        "import recycler.pool.catalog, recycler.pool.checks.preflight, recycler.pool.checks.inspect, sys; "
         "print('obstore' in sys.modules, 'torch' in sys.modules)"
     )
     assert subprocess.run(

@@ -11,7 +11,7 @@ from handmade import write_sharded
 
 from recycler.errors import InfrastructureError, RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.scan import checkpoint_digest
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.storage import bucket, remote
 from recycler.pool.storage.cache import cache_folder
 from recycler.pool.storage.files import local_file

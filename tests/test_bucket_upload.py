@@ -10,7 +10,7 @@ from handmade import CONFIG, model_arrays, write_checkpoint
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.scan import checkpoint_digest
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.storage import bucket
 from recycler.pool.storage.files import local_file
 from recycler.pool.storage.upload import upload_folder

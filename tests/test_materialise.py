@@ -16,9 +16,9 @@ from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 
 from recycler.errors import InfrastructureError, RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.materialise import materialise
 from recycler.pool.pack_writer import pack_pool
-from recycler.pool.scan import checkpoint_digest
 from recycler.pool.storage import bucket
 from recycler.pool.storage.cache import cache_folder, release_all
 from recycler.run.prepare import object_versions, prepare

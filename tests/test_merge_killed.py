@@ -16,8 +16,8 @@ from recycler.cli import main
 from recycler.export.export import MANIFEST as EXPORT_MANIFEST
 from recycler.io.atomic import whole_folder
 from recycler.pool.catalog import open_checkpoint
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import unpack
-from recycler.pool.scan import checkpoint_digest
 from recycler.pool.storage.pack import MANIFEST as PACK_MANIFEST
 
 SHAPES = {"model.embed_tokens.weight": (1200, 512), "model.norm.weight": (512,)} | {

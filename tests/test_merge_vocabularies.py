@@ -17,9 +17,9 @@ from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.aligned import align_vocabularies
 from recycler.pool.catalog import open_pool
+from recycler.pool.checks.vocabulary import TokenizerFile
 from recycler.pool.storage.tensors import ResidentPool, StreamedPool
 from recycler.pool.union_tokenizer import union_tokenizer
-from recycler.pool.vocabulary import TokenizerFile
 from recycler.types import Recipe
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.pool.catalog import open_checkpoint, open_pool
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import pack_pool, unpack
-from recycler.pool.scan import checkpoint_digest
 from recycler.pool.storage.blocks import read_bytes
 from recycler.pool.storage.dtypes import as_float32
 from recycler.pool.storage.lowrank import compress, pack_codes, unpack_codes

@@ -10,11 +10,11 @@ from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoi
 
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_list
+from recycler.pool.checks.inspect import inspect_pool, inspect_table
+from recycler.pool.checks.preflight import CHECKS, check_pool
+from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.deltas import delta_profile
 from recycler.pool.gram import delta_gram
-from recycler.pool.inspect import inspect_pool, inspect_table
-from recycler.pool.preflight import CHECKS, check_pool
-from recycler.pool.scan import checkpoint_digest
 from recycler.pool.storage.blocks import count_not_finite, tensor_digest
 
 BASE = model_arrays(0)

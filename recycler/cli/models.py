@@ -139,7 +139,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     """recycler inspect POOL. Gives 4 when something was found that recycler run would refuse."""
     from recycler.errors import UnsafeInputError
     from recycler.pool.catalog import open_pool
-    from recycler.pool.inspect import inspect_pool, inspect_table
+    from recycler.pool.checks.inspect import inspect_pool, inspect_table
 
     found = inspect_pool(open_pool(arguments.pool, arguments.base), deltas=arguments.deltas)
     print(json.dumps(found, indent=2) if arguments.json else inspect_table(found))
@@ -153,8 +153,8 @@ def inspect(arguments: argparse.Namespace) -> int:
 def fold(arguments: argparse.Namespace) -> None:
     """recycler fold BASE ADAPTER... --to DIR."""
     from recycler.pool.catalog import open_pool
+    from recycler.pool.checks.scan import duplicate_findings
     from recycler.pool.fold import fold_adapter
-    from recycler.pool.scan import duplicate_findings
 
     for place in (arguments.base, *arguments.adapters, arguments.to):
         _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")

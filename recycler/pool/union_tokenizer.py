@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError
-from recycler.pool.vocabulary import TokenizerFile
+from recycler.pool.checks.vocabulary import TokenizerFile
 
 FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 PLAIN = {

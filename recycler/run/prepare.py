@@ -25,7 +25,7 @@ from recycler.io.strict_yaml import YamlDocument
 from recycler.merge import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
-from recycler.pool.preflight import check_pool
+from recycler.pool.checks.preflight import check_pool
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.location import remote_url
 from recycler.scoring.lmeval_suite import suite_path

@@ -15,8 +15,8 @@ from typing import Any
 
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.io.atomic import write_whole
+from recycler.pool.checks.inspect import propose_swap
 from recycler.pool.deltas import delta_profile
-from recycler.pool.inspect import propose_swap
 from recycler.run.guard import open_pool_of
 from recycler.service import processes
 from recycler.service.exports import refuse_too_many

@@ -12,7 +12,7 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
 from recycler.objectives.stats import Flips, mcnemar, paired_difference
-from recycler.pool.lineage import lineage
+from recycler.pool.checks.lineage import lineage
 from recycler.results.documents import weights_by_group
 from recycler.service.frozen_items import clusters_and_weights
 from recycler.service.store import Snapshot

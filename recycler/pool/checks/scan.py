@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from recycler.digest import weights_digest
-from recycler.pool.findings import Finding, named, refuse, warn
+from recycler.pool.checks.findings import Finding, named, refuse, warn
 from recycler.pool.storage.blocks import count_not_finite, read_bytes, tensor_digest
 from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES
 from recycler.types import Checkpoint, Pool

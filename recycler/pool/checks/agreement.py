@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from recycler.pool.findings import Finding, named, refuse, warn
-from recycler.pool.storage.headers import FLOAT_DTYPES
-from recycler.pool.vocabulary import (
+from recycler.pool.checks.findings import Finding, named, refuse, warn
+from recycler.pool.checks.vocabulary import (
     chat_template_findings,
     token_range_findings,
     tokenizer_findings,
 )
+from recycler.pool.storage.headers import FLOAT_DTYPES
 from recycler.types import Checkpoint, Pool
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recycler.pool.checks.findings import Finding, refuse, warn
 from recycler.pool.deltas import DeltaProfile, MemberDelta
-from recycler.pool.findings import Finding, refuse, warn
 from recycler.types import Checkpoint, Pool
 
 DROP_METHODS = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from recycler.errors import Problem, UnsafeInputError
-from recycler.pool.findings import Finding, refuse, warn
+from recycler.pool.checks.findings import Finding, refuse, warn
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.hf_folder import parse_json
 from recycler.types import Checkpoint, Pool

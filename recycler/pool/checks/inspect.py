@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from recycler.pool.agreement import compare, rope_of, soundness
-from recycler.pool.delta_findings import delta_findings
+from recycler.pool.checks.agreement import compare, rope_of, soundness
+from recycler.pool.checks.delta_findings import delta_findings
+from recycler.pool.checks.preflight import DEFAULT_OPTIONS
+from recycler.pool.checks.scan import digests_and_values, duplicate_findings
 from recycler.pool.deltas import DeltaProfile, MemberDelta, delta_profile
-from recycler.pool.preflight import DEFAULT_OPTIONS
-from recycler.pool.scan import digests_and_values, duplicate_findings
 from recycler.pool.storage.headers import DTYPE_BYTES
 from recycler.types import Checkpoint, Pool
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
-from recycler.pool.agreement import compare, soundness
-from recycler.pool.delta_findings import delta_findings
+from recycler.pool.checks.agreement import compare, soundness
+from recycler.pool.checks.delta_findings import delta_findings
+from recycler.pool.checks.findings import Finding
+from recycler.pool.checks.scan import duplicate_findings, value_findings
 from recycler.pool.deltas import DeltaProfile, delta_profile
-from recycler.pool.findings import Finding
-from recycler.pool.scan import duplicate_findings, value_findings
 from recycler.types import Checkpoint, Pool
 
 CHECKS = {  # every check by name; a name in options["allow"] turns its refusals into warnings

@@ -1,0 +1,1 @@
+"""Checks of a pool before anything is merged."""
