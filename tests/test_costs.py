@@ -20,7 +20,7 @@ from recycler.ledger import Ledger
 from recycler.merge import MERGE_METHODS
 from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.distance import delta_products
+from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.storage.tensors import iterate_tensors
 from recycler.report_html import html_report
 from recycler.results.measured_costs import PRODUCTS, measured_costs, read_products, write_products

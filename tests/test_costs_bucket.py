@@ -16,7 +16,7 @@ from test_materialise import write_job
 from recycler.errors import InfrastructureError, UsageError
 from recycler.ledger import Ledger
 from recycler.pool.catalog import open_pool
-from recycler.pool.distance import delta_products
+from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.pack_writer import pack_pool
 from recycler.pool.storage.cache import cache_folder, release_all
 from recycler.results.measured_costs import PRODUCTS, write_products

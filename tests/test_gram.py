@@ -16,9 +16,9 @@ from test_materialise import write_job
 
 from recycler.errors import InfrastructureError, UnsafeInputError, UsageError
 from recycler.ledger import Ledger
-from recycler.pool import gram as gram_module
 from recycler.pool.catalog import open_checkpoint, open_pool
-from recycler.pool.gram import delta_gram
+from recycler.pool.geometry import gram as gram_module
+from recycler.pool.geometry.gram import delta_gram
 from recycler.pool.pack_writer import pack_pool
 from recycler.pool.storage.cache import cache_folder, release_all
 from recycler.pool.storage.files import local_file

@@ -13,8 +13,8 @@ from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_lis
 from recycler.pool.checks.inspect import inspect_pool, inspect_table
 from recycler.pool.checks.preflight import CHECKS, check_pool
 from recycler.pool.checks.scan import checkpoint_digest
-from recycler.pool.deltas import delta_profile
-from recycler.pool.gram import delta_gram
+from recycler.pool.geometry.delta_profile import delta_profile
+from recycler.pool.geometry.gram import delta_gram
 from recycler.pool.storage.blocks import count_not_finite, tensor_digest
 
 BASE = model_arrays(0)

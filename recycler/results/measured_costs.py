@@ -11,7 +11,7 @@ import numpy as np
 
 from recycler.ledger import Ledger
 from recycler.objectives.costs import Costs, DeltaProducts, costs
-from recycler.pool.distance import delta_products
+from recycler.pool.geometry.delta_products import delta_products
 from recycler.types import Objective, Pool
 
 # the ledger's fact: names of tensors, number of members, and compressed float64 upper triangles

@@ -9,7 +9,7 @@ from recycler.cluster.workers import Work
 from recycler.engines import default_engine_name
 from recycler.errors import RecyclerError
 from recycler.ledger import Ledger
-from recycler.pool.gram import delta_gram
+from recycler.pool.geometry.gram import delta_gram
 from recycler.results.measured_costs import read_costs
 from recycler.run.fidelity import Fidelity
 from recycler.run.plateau import Plateau

@@ -27,7 +27,7 @@ class SimplexProposer:
     """Simplex GP over a resolved space; members, soups and every other linear trial of the pool
     count as observations.
 
-    `gram` (K, K): inner products of the members' deltas (`recycler.pool.deltas.delta_gram`). With
+    `gram` (K, K): inner products of the members' deltas (`recycler.pool.geometry.delta_profile.delta_gram`). With
     it distances are measured between merges, else between weights. `priced` reckons the costs among
     the objectives; without it only those that need no measuring can be told. Raises ValueError for
     others.

@@ -16,7 +16,7 @@ from typing import Any
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.io.atomic import write_whole
 from recycler.pool.checks.inspect import propose_swap
-from recycler.pool.deltas import delta_profile
+from recycler.pool.geometry.delta_profile import delta_profile
 from recycler.run.guard import open_pool_of
 from recycler.service import processes
 from recycler.service.exports import refuse_too_many

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recycler.pool.checks.findings import Finding, refuse, warn
-from recycler.pool.deltas import DeltaProfile, MemberDelta
+from recycler.pool.geometry.delta_profile import DeltaProfile, MemberDelta
 from recycler.types import Checkpoint, Pool
 
 DROP_METHODS = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})

@@ -14,7 +14,7 @@ from recycler.pool.checks.agreement import compare, rope_of, soundness
 from recycler.pool.checks.delta_findings import delta_findings
 from recycler.pool.checks.preflight import DEFAULT_OPTIONS
 from recycler.pool.checks.scan import digests_and_values, duplicate_findings
-from recycler.pool.deltas import DeltaProfile, MemberDelta, delta_profile
+from recycler.pool.geometry.delta_profile import DeltaProfile, MemberDelta, delta_profile
 from recycler.pool.storage.headers import DTYPE_BYTES
 from recycler.types import Checkpoint, Pool
 

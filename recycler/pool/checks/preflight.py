@@ -17,7 +17,7 @@ from recycler.pool.checks.agreement import compare, soundness
 from recycler.pool.checks.delta_findings import delta_findings
 from recycler.pool.checks.findings import Finding
 from recycler.pool.checks.scan import duplicate_findings, value_findings
-from recycler.pool.deltas import DeltaProfile, delta_profile
+from recycler.pool.geometry.delta_profile import DeltaProfile, delta_profile
 from recycler.types import Checkpoint, Pool
 
 CHECKS = {  # every check by name; a name in options["allow"] turns its refusals into warnings

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recycler.errors import Problem, UsageError
-from recycler.pool.deltas import stretches_of
+from recycler.pool.geometry.delta_profile import stretches_of
 from recycler.pool.storage.blocks import same_names
 from recycler.pool.storage.dtypes import as_float32
 from recycler.pool.storage.headers import DTYPE_BYTES

@@ -1,0 +1,1 @@
+"""Deltas as vectors: profiles, Gram matrices, inner products."""
