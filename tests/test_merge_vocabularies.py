@@ -15,11 +15,11 @@ from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
 from recycler.merge.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
-from recycler.pool.aligned import align_vocabularies
 from recycler.pool.catalog import open_pool
 from recycler.pool.checks.vocabulary import TokenizerFile
 from recycler.pool.storage.tensors import ResidentPool, StreamedPool
-from recycler.pool.union_tokenizer import union_tokenizer
+from recycler.pool.tokens.aligned import align_vocabularies
+from recycler.pool.tokens.union_tokenizer import union_tokenizer
 from recycler.types import Recipe
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -20,13 +20,13 @@ from recycler.io.atomic import copy_companions, whole_folder
 from recycler.merge.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
-from recycler.pool.aligned import AlignedPool
 from recycler.pool.storage.cache import cache_folder
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.location import local_path, remote_url
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.pool.storage.upload import check_target, upload_folder
 from recycler.pool.storage.writer import DEFAULT_SHARD_BYTES
+from recycler.pool.tokens.aligned import AlignedPool
 from recycler.types import Pool, Recipe, Trial
 
 MANIFEST = "recycler-manifest.json"

@@ -24,10 +24,10 @@ from recycler.merge.mergekit_write import (
     recipe_to_mergekit as recipe_to_mergekit,
 )  # both ways from one door
 from recycler.merge.options import DTYPES
-from recycler.pool.aligned import TokenizerPolicy
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.hf_folder import read_config
 from recycler.pool.storage.location import local_path, packed_place, remote_url
+from recycler.pool.tokens.aligned import TokenizerPolicy
 from recycler.types import Recipe
 
 KEYS = (

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
-from recycler.pool.aligned import AlignedPool
 from recycler.pool.checks.preflight import CHECKS, check_pool
 from recycler.pool.storage.gathered import GatheredTensor
 from recycler.pool.storage.location import packed_place, remote_url
+from recycler.pool.tokens.aligned import AlignedPool
 from recycler.types import Checkpoint, Pool, Recipe
 
 OVERRIDE = "--allow"

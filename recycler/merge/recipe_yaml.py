@@ -29,8 +29,8 @@ from recycler.io.strict_yaml import KeyPath, YamlDocument, dump_yaml, load_yaml,
 from recycler.merge import MERGE_METHODS
 from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.options import DTYPES, Options, option_complaints
-from recycler.pool.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.pool.catalog import open_checkpoint
+from recycler.pool.tokens.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.types import Group, OptionValue, Pool, Recipe
 
 

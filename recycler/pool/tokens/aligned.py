@@ -19,7 +19,7 @@ from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problem
 from recycler.pool.checks.vocabulary import TokenizerFile, check_vocabularies, read_tokenizer
 from recycler.pool.storage.gathered import GatheredTensor
 from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES
-from recycler.pool.union_tokenizer import union_tokenizer, with_added_tokens
+from recycler.pool.tokens.union_tokenizer import union_tokenizer, with_added_tokens
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 TokenizerPolicy = Literal["refuse", "union", "base"]

@@ -1,0 +1,1 @@
+"""Vocabularies of members brought to one."""
