@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from recycler.cli import main
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.export.lora import merge_adapters
+from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.fold import fold_adapter
 from recycler.pool.storage.tensors import iterate_tensors
 from recycler.testing import make_pico_pool
 
@@ -294,7 +294,7 @@ def test_patterns_that_would_not_end_are_refused_or_match_at_once(base, tmp_path
 
 
 def test_a_pattern_that_takes_too_long_is_named(monkeypatch):
-    from recycler.pool import patterns
+    from recycler.pool.adapters import patterns
 
     monkeypatch.setattr(patterns, "SECONDS", 0.05)
     with pytest.raises(ValueError, match=r"pattern '\(\(a\|aa\|b\)\*\)\*c' takes too long"):
@@ -320,7 +320,7 @@ def test_a_pattern_that_takes_too_long_is_named(monkeypatch):
 def test_patterns_match_what_they_match_in_peft(pattern):
     from peft.utils.other import get_pattern_key
 
-    from recycler.pool.patterns import compile_patterns
+    from recycler.pool.adapters.patterns import compile_patterns
 
     names = [
         f"model.layers.{layer}.{part}"

@@ -14,8 +14,8 @@ from recycler.export.lora import REPORT, merge_adapters
 from recycler.merge import MERGE_METHODS
 from recycler.merge.lora import Adapter, LowRank, merged_deltas, read_adapter, write_adapter
 from recycler.merge.stream import merged_tensors
+from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_pool
-from recycler.pool.fold import fold_adapter
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.testing import make_pico_pool
 from recycler.types import Group, Recipe

@@ -90,7 +90,7 @@ def prepare(base: Path, adapters: Path, case: str, aside: Path) -> list[dict[str
     import torch
     from safetensors.torch import load_file, save_file
 
-    from recycler.pool.fold import fold_adapter
+    from recycler.pool.adapters.fold import fold_adapter
 
     dtype, names, recipes = read_case(case, adapters)[:3]
     for wanted in {dtype, "float32"}:

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from recycler.io.strict_yaml import load_yaml
 from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
+from recycler.pool.adapters.fold import _read_config, fold_adapter
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.checks.agreement import compare, soundness
-from recycler.pool.fold import _read_config, fold_adapter
 from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.pool.storage.headers import read_header
 from recycler.pool.storage.hf_folder import check_config, check_index, parse_json

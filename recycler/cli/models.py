@@ -152,9 +152,9 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def fold(arguments: argparse.Namespace) -> None:
     """recycler fold BASE ADAPTER... --to DIR."""
+    from recycler.pool.adapters.fold import fold_adapter
     from recycler.pool.catalog import open_pool
     from recycler.pool.checks.scan import duplicate_findings
-    from recycler.pool.fold import fold_adapter
 
     for place in (arguments.base, *arguments.adapters, arguments.to):
         _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")

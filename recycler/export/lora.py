@@ -44,8 +44,8 @@ from recycler.merge.lora import (
 )
 from recycler.merge.lora_learn import learn_by_gradient, learn_by_spsa, loss_of_uniform
 from recycler.merge.options import option_complaints
+from recycler.pool.adapters.fold import match_factors
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.fold import match_factors
 from recycler.pool.storage.tensors import ResidentPool, iterate_tensors
 from recycler.pool.storage.writer import write_model
 from recycler.types import Pool

@@ -24,7 +24,7 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
 from recycler.merge import MERGE_METHODS
 from recycler.merge.method import TensorContext, as_keywords
-from recycler.pool.fold import read_factors
+from recycler.pool.adapters.fold import read_factors
 
 SHOWN = 20  # problems that are told; another architecture has hundreds of the same
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

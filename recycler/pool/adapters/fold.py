@@ -21,8 +21,8 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
 from recycler.io.atomic import copy_companions, whole_folder
+from recycler.pool.adapters.patterns import compile_patterns
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.patterns import compile_patterns
 from recycler.pool.storage.headers import FLOAT_DTYPES, read_header
 from recycler.pool.storage.hf_folder import read_json
 from recycler.pool.storage.tensors import iterate_tensors
