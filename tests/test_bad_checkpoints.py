@@ -21,7 +21,7 @@ from recycler.errors import (
     UnsafeInputError,
     UsageError,
 )
-from recycler.merge.mergekit_yaml import read_mergekit
+from recycler.merge.files.mergekit_yaml import read_mergekit
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.checks.preflight import check_pool
 from recycler.pool.storage.headers import DTYPE_BYTES, MAX_HEADER_BYTES, read_header

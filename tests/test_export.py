@@ -18,7 +18,7 @@ from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.card import model_card
 from recycler.export.export import export_recipe
-from recycler.merge.recipe_yaml import open_recipe
+from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.hashing import model_digest

@@ -45,7 +45,7 @@ def server():
             "recycler.export.export",
             "recycler.run.driver",
             "recycler.report",
-            "recycler.merge.recipe_yaml",
+            "recycler.merge.files.recipe_yaml",
             "recycler.pool.storage.pack",
             "test_merge_killed",
         ]

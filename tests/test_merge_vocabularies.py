@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
-from recycler.merge.recipe_yaml import open_recipe
+from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.merge.stream import merged_tensors
 from recycler.pool.catalog import open_pool
 from recycler.pool.checks.vocabulary import TokenizerFile

@@ -7,8 +7,8 @@ from handmade import tokenizer, write_checkpoint
 from test_merge_to_disk import recipe
 
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit
-from recycler.merge.recipe_yaml import open_recipe, read_recipe, recipe_to_yaml
+from recycler.merge.files.mergekit_yaml import read_mergekit, recipe_to_mergekit
+from recycler.merge.files.recipe_yaml import open_recipe, read_recipe, recipe_to_yaml
 from recycler.types import Group
 
 

@@ -16,7 +16,7 @@ from test_bad_inputs import JOB, sound  # noqa: F401  (the fixture)
 from test_service import API, client_of
 
 from recycler.cli import main
-from recycler.merge.recipe_yaml import open_recipe
+from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.pool.checks.lineage import lineage
 from recycler.results.open import open_front
 from recycler.run.leave_out import outcome

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 
 from recycler.io.strict_yaml import load_yaml
-from recycler.merge.mergekit_yaml import read_mergekit, read_tokenizer_policy
-from recycler.merge.recipe_yaml import read_recipe, recipe_to_yaml
+from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
+from recycler.merge.files.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.adapters.fold import _read_config, fold_adapter
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.checks.agreement import compare, soundness

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from recycler.merge.mergekit_write import recipe_to_mergekit
+from recycler.merge.files.mergekit_write import recipe_to_mergekit
 from recycler.merge.stream import merge_into
 from recycler.pool.catalog import open_pool
 from recycler.pool.storage.tensors import ResidentPool
@@ -37,14 +37,14 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from recycler.merge.recipe_yaml import open_recipe
+from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.merge.to_disk import merge_to_folder
 from recycler.pool.storage.tensors import ResidentPool
 recipe, pool = open_recipe(sys.argv[1])
 merge_to_folder(recipe, ResidentPool(pool), Path(sys.argv[2]), max_shard_bytes=500_000_000)
 """
 IMPORTS = {
-    "recycler": "import torch; import recycler.merge.recipe_yaml, recycler.merge.to_disk",
+    "recycler": "import torch; import recycler.merge.files.recipe_yaml, recycler.merge.to_disk",
     "mergekit": "import mergekit.scripts.run_yaml, mergekit.merge",
 }
 METHODS = {

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 from models import FAMILIES, build  # noqa: E402
 
-from recycler.merge.mergekit_yaml import read_mergekit, recipe_to_mergekit  # noqa: E402
+from recycler.merge.files.mergekit_yaml import read_mergekit, recipe_to_mergekit  # noqa: E402
 from recycler.merge.stream import merged_tensors  # noqa: E402
 from recycler.pool.catalog import open_pool  # noqa: E402
 from recycler.pool.storage.tensors import ResidentPool  # noqa: E402

@@ -23,7 +23,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recycler.export.export import export_recipe
-from recycler.merge.recipe_yaml import open_recipe
+from recycler.merge.files.recipe_yaml import open_recipe
 
 TEXTS = {
     "base": "the cat sat on the mat and the dog sat on the log with the other cats",

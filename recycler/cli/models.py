@@ -40,8 +40,8 @@ def merge(arguments: argparse.Namespace) -> None:
     from recycler.export.export import export_to
     from recycler.export.lora import is_lora_recipe, merge_adapters
     from recycler.io.strict_yaml import load_yaml
+    from recycler.merge.files.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.preflight import check_merge
-    from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
     from recycler.pool.storage.location import remote_url
     from recycler.pool.storage.tensors import ResidentPool

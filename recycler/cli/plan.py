@@ -55,7 +55,7 @@ def is_recipe(document: YamlDocument) -> bool:
     """A recipe names its members, a mergekit file its method; a job has a pool."""
     from recycler.errors import Problem, UsageError
     from recycler.export.lora import is_lora_recipe
-    from recycler.merge.recipe_yaml import is_mergekit
+    from recycler.merge.files.recipe_yaml import is_mergekit
 
     data = document.data
     if is_lora_recipe(data):
@@ -75,9 +75,9 @@ def is_recipe(document: YamlDocument) -> bool:
 def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
     """recycler plan RECIPE: bytes, memory and time of a merge, from headers alone."""
     from recycler.errors import Problem, UsageError
+    from recycler.merge.files.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.plan import plan_checkpoints
     from recycler.merge.preflight import check_plan
-    from recycler.merge.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.stream import check_recipe
     from recycler.pool.storage.tensors import ResidentPool
 

@@ -17,8 +17,8 @@ from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
 from recycler.io.atomic import copy_companions, whole_folder
-from recycler.merge.mergekit_yaml import recipe_to_mergekit
-from recycler.merge.recipe_yaml import recipe_to_yaml
+from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
+from recycler.merge.files.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.pool.storage.cache import cache_folder
 from recycler.pool.storage.files import local_folder

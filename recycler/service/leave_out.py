@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from recycler.merge.recipe_yaml import recipe_to_yaml
+from recycler.merge.files.recipe_yaml import recipe_to_yaml
 from recycler.search.why import Loss, Surrogate
 from recycler.service.documents import finite
 from recycler.service.store import Snapshot

@@ -1,0 +1,1 @@
+"""Recipes as files: recycler's own YAML and mergekit's."""
