@@ -189,8 +189,8 @@ def test_block_size_does_not_matter(method, options, monkeypatch):
     base, tensors = members_of(count_for(method), shape=(40, 1000))
     weights = [1 / len(tensors)] * len(tensors)
     expected = merge(method, tensors, weights, base, **options)
-    monkeypatch.setattr("recycler.merge.blocks.BLOCK_ELEMENTS", 8192)
-    monkeypatch.setattr("recycler.merge.blocks.CACHE_ELEMENTS", 8192)
+    monkeypatch.setattr("recycler.merge.kernels.blocks.BLOCK_ELEMENTS", 8192)
+    monkeypatch.setattr("recycler.merge.kernels.blocks.CACHE_ELEMENTS", 8192)
     out = merge(method, tensors, weights, base, **options)
     if method in SPARSE and method != "sce":
         assert torch.equal(out, expected)
@@ -404,7 +404,7 @@ def test_native_kernel_and_torch_give_the_same_bits(count, size, offset, divisor
 
     nan stays nan, but torch itself writes it in two ways, by the element's place in a vector.
     """
-    from recycler.merge import blocks, native
+    from recycler.merge.kernels import blocks, native
 
     generator = torch.Generator().manual_seed(seed)
     tensors = [

@@ -12,10 +12,10 @@ import torch
 
 from recycler.errors import UsageError
 from recycler.merge import MERGE_METHODS
-from recycler.merge.counter_random import mask_key, random_u16
 from recycler.merge.drop import rank_in_rows
+from recycler.merge.kernels.counter_random import mask_key, random_u16
+from recycler.merge.kernels.selection import largest, magnitude_bits, smallest
 from recycler.merge.method import TensorContext, as_keywords
-from recycler.merge.selection import largest, magnitude_bits, smallest
 from recycler.merge.trajectory import decay, ema, sma, wma
 
 LAYER = "model.layers.1.mlp.up_proj.weight"

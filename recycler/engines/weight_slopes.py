@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recycler.merge.blocks import block_elements, blocks
+from recycler.merge.kernels.blocks import block_elements, blocks
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Recipe
 

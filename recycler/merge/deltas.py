@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from recycler.merge.blocks import active, block_elements, blocks, flat_output
+from recycler.merge.kernels.blocks import active, block_elements, blocks, flat_output
+from recycler.merge.kernels.selection import DeltaBlocks
 from recycler.merge.linear import SMALLEST_DIVISOR
-from recycler.merge.selection import DeltaBlocks
 
 Thin = Callable[
     [int, Tensor], None

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recycler.merge.blocks import active
+from recycler.merge.kernels.blocks import active
+from recycler.merge.kernels.one_thread import one_thread
 from recycler.merge.layers import layer_of, place_of
 from recycler.merge.method import TensorContext
-from recycler.merge.one_thread import one_thread
 
 
 @one_thread

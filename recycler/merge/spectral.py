@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from recycler.merge.arithmetic import task_arithmetic
-from recycler.merge.blocks import active
+from recycler.merge.kernels.blocks import active
+from recycler.merge.kernels.one_thread import one_thread
 from recycler.merge.layers import layer_of
 from recycler.merge.method import TensorContext
-from recycler.merge.one_thread import one_thread
 
 
 @one_thread

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from recycler.errors import Problem, UsageError
-from recycler.merge.blocks import active, weighted_sum
-from recycler.merge.gram import gram
+from recycler.merge.kernels.blocks import active, weighted_sum
+from recycler.merge.kernels.gram import gram
 from recycler.merge.linear import SMALLEST_DIVISOR, linear
 from recycler.merge.method import TensorContext, require_members
 

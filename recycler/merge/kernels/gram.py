@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recycler.merge.blocks import block_elements, blocks
+from recycler.merge.kernels.blocks import block_elements, blocks
 
 
 def gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:

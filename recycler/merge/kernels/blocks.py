@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from recycler.merge import native
+from recycler.merge.kernels import native
 
 BLOCK_ELEMENTS = 1 << 17  # a float32 block of 512 KiB
 CACHE_ELEMENTS = (

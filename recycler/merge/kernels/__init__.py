@@ -1,0 +1,1 @@
+"""Arithmetic under the merge methods: blocks, native code, selection, random masks."""
