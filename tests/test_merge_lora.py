@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.merge.lora import (
+from recycler.merge.lora.factors import (
     Adapter,
     LowRank,
     cat,
@@ -19,7 +19,7 @@ from recycler.merge.lora import (
     truncate,
     write_adapter,
 )
-from recycler.merge.lora_learn import attached, learn_by_gradient, learn_by_spsa
+from recycler.merge.lora.learned_cat import attached, learn_by_gradient, learn_by_spsa
 
 RANKS = {"math": (4, 8.0), "code": (2, 6.0), "prose": (3, 3.0)}
 

@@ -12,7 +12,7 @@ from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.lora import REPORT, merge_adapters
 from recycler.merge import MERGE_METHODS
-from recycler.merge.lora import Adapter, LowRank, merged_deltas, read_adapter, write_adapter
+from recycler.merge.lora.factors import Adapter, LowRank, merged_deltas, read_adapter, write_adapter
 from recycler.merge.stream import merged_tensors
 from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_pool

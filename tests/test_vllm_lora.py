@@ -17,7 +17,7 @@ from recycler.errors import UnsafeInputError, UsageError
 from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.export.export import export_recipe
 from recycler.ledger import Ledger
-from recycler.merge.lora import Adapter, LowRank, write_adapter
+from recycler.merge.lora.factors import Adapter, LowRank, write_adapter
 from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_pool
 from recycler.run.driver import run_job

@@ -20,7 +20,14 @@ from peft import PeftModel
 sys.path.insert(0, str(Path(__file__).parent))
 from models import FAMILIES  # noqa: E402
 
-from recycler.merge.lora import Adapter, LowRank, cat, merged_deltas, truncate, write_adapter  # noqa: E402
+from recycler.merge.lora.factors import (  # noqa: E402
+    Adapter,
+    LowRank,
+    cat,
+    merged_deltas,
+    truncate,
+    write_adapter,
+)
 
 NAMES, EQUAL, OTHER = ("m1", "m2", "m3"), (0.5, 0.5, 0.5), (0.7, 0.2, 0.5)
 PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from recycler.errors import Problem, UsageError, raise_problems
-from recycler.merge.lora import Adapter
-from recycler.merge.lora_learn import attached
+from recycler.merge.lora.factors import Adapter
+from recycler.merge.lora.learned_cat import attached
 
 MAX_ROWS, MAX_BYTES = 10_000, 64_000_000
 Row = tuple[list[int], int]  # token ids; how many of them are the prompt, which is not counted

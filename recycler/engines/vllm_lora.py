@@ -16,7 +16,7 @@ from typing import Any
 
 from recycler.engines.live import same_bits
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.merge.lora import Adapter, cat, check_fit, read_adapter, write_adapter
+from recycler.merge.lora.factors import Adapter, cat, check_fit, read_adapter, write_adapter
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Pool, Recipe
 

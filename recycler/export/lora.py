@@ -30,7 +30,7 @@ from recycler.io.atomic import copy_companions, whole_folder
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.merge import MERGE_METHODS
 from recycler.merge.layers import depth_complaint
-from recycler.merge.lora import (
+from recycler.merge.lora.factors import (
     Adapter,
     BaseWeights,
     cat,
@@ -42,7 +42,7 @@ from recycler.merge.lora import (
     truncate,
     write_adapter,
 )
-from recycler.merge.lora_learn import learn_by_gradient, learn_by_spsa, loss_of_uniform
+from recycler.merge.lora.learned_cat import learn_by_gradient, learn_by_spsa, loss_of_uniform
 from recycler.merge.options import option_complaints
 from recycler.pool.adapters.fold import match_factors
 from recycler.pool.catalog import open_checkpoint

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recycler.errors import Problem, UsageError
-from recycler.merge.lora import Adapter, modules_of
+from recycler.merge.lora.factors import Adapter, modules_of
 
 Loss = Callable[
     [Tensor], Tensor
