@@ -17,7 +17,7 @@ from recycler.errors import UsageError
 from recycler.export.export import export_recipe
 from recycler.insight import open_preview, open_why
 from recycler.ledger import Ledger
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.geometry.delta_products import delta_products

@@ -17,10 +17,10 @@ from handmade import model_arrays, tokenizer, write_checkpoint
 from recycler.cli import main
 from recycler.errors import InfrastructureError, UsageError
 from recycler.io.atomic import UNFINISHED, full_disk, whole_folder
-from recycler.merge import MERGE_METHODS
 from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import open_recipe
-from recycler.merge.method import TensorContext
+from recycler.merge.methods.method import TensorContext
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.storage.cache import cache_folder
 from recycler.types import Group, Recipe
 

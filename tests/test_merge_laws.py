@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recycler.merge import MERGE_METHODS
-from recycler.merge.method import TensorContext, as_keywords
+from recycler.merge.methods.method import TensorContext, as_keywords
+from recycler.merge.methods.registry import MERGE_METHODS
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
 WEIGHTLESS_LAWS = {"layer_swap"}  # its weights are used in transition layers only

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from recycler.cli import main
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.lora import REPORT, merge_adapters
-from recycler.merge import MERGE_METHODS
 from recycler.merge.lora.factors import Adapter, LowRank, merged_deltas, read_adapter, write_adapter
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.stream import merged_tensors
 from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_pool

@@ -17,7 +17,7 @@ import json, re, resource, shutil, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.to_disk import merge_to_folder
 from recycler.pool.catalog import open_pool
 from recycler.pool.storage.tensors import ResidentPool

@@ -8,10 +8,10 @@ import pytest
 from test_merge_to_disk import pool  # noqa: F401  (the fixture)
 
 from recycler.errors import UsageError
-from recycler.merge import MERGE_METHODS
 from recycler.merge.files.mergekit_yaml import read_mergekit, recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import read_recipe, recipe_to_yaml
-from recycler.merge.options import option_complaints, options_of
+from recycler.merge.methods.options import option_complaints, options_of
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.stream import check_recipe
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.specs.space import read_space, resolve

@@ -28,8 +28,6 @@ from torch import Tensor
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.io.atomic import copy_companions, whole_folder
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
-from recycler.merge import MERGE_METHODS
-from recycler.merge.layers import depth_complaint
 from recycler.merge.lora.factors import (
     Adapter,
     BaseWeights,
@@ -43,7 +41,9 @@ from recycler.merge.lora.factors import (
     write_adapter,
 )
 from recycler.merge.lora.learned_cat import learn_by_gradient, learn_by_spsa, loss_of_uniform
-from recycler.merge.options import option_complaints
+from recycler.merge.methods.layers import depth_complaint
+from recycler.merge.methods.options import option_complaints
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.adapters.fold import match_factors
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.tensors import ResidentPool, iterate_tensors

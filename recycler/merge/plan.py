@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES
 from recycler.pool.storage.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES
 from recycler.types import Checkpoint, Recipe, TensorInfo

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.checks.preflight import CHECKS, check_pool
 from recycler.pool.storage.gathered import GatheredTensor
 from recycler.pool.storage.location import packed_place, remote_url

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
-from recycler.merge import MERGE_METHODS
-from recycler.merge.layers import depth_complaint
-from recycler.merge.method import TensorContext, as_keywords
-from recycler.merge.options import option_complaints, options_of
+from recycler.merge.methods.layers import depth_complaint
+from recycler.merge.methods.method import TensorContext, as_keywords
+from recycler.merge.methods.options import option_complaints, options_of
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.storage.headers import FLOAT_DTYPES
 from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Group, Pool, Recipe

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError
-from recycler.merge import MERGE_METHODS
 from recycler.merge.kernels.blocks import blocks
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.stream import SHOWN, _merge_one, check_recipe
 from recycler.pool.storage.blocks import all_finite, count_not_finite
 from recycler.pool.storage.gathered import GatheredTensor

@@ -22,7 +22,7 @@ from recycler.errors import (
 )
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
 from recycler.pool.checks.preflight import check_pool

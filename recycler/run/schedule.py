@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from recycler.merge import MERGE_METHODS
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
 from recycler.search.domain import Exhausted

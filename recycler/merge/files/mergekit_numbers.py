@@ -12,9 +12,9 @@ from typing import Any
 
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.io.strict_yaml import KeyPath, YamlDocument
-from recycler.merge import MERGE_METHODS
 from recycler.merge.files.mergekit_settings import filters_in, first, has_gradient
-from recycler.merge.options import PER_MEMBER, Options
+from recycler.merge.methods.options import PER_MEMBER, Options
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import Group, OptionValue
 
 IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here

@@ -8,8 +8,8 @@ from typing import Any
 
 from recycler.errors import Problem, UsageError
 from recycler.io.strict_yaml import dump_yaml
-from recycler.merge import MERGE_METHODS
-from recycler.merge.options import options_of
+from recycler.merge.methods.options import options_of
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import OptionValue, Recipe
 
 SAME_THERE = frozenset(

@@ -17,13 +17,13 @@ from typing import Any
 
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.io.strict_yaml import KeyPath, YamlDocument, load_yaml
-from recycler.merge import MERGE_METHODS
 from recycler.merge.files.mergekit_numbers import MAX_LAYERS, Reader, Slice, groups_and_options
 from recycler.merge.files.mergekit_settings import setting_fault
 from recycler.merge.files.mergekit_write import (
     recipe_to_mergekit as recipe_to_mergekit,
 )  # both ways from one door
-from recycler.merge.options import DTYPES
+from recycler.merge.methods.options import DTYPES
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.hf_folder import read_config
 from recycler.pool.storage.location import local_path, packed_place, remote_url

@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict
 
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.io.strict_yaml import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
-from recycler.merge import MERGE_METHODS
 from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
-from recycler.merge.options import DTYPES, Options, option_complaints
+from recycler.merge.methods.options import DTYPES, Options, option_complaints
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.tokens.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.types import Group, OptionValue, Pool, Recipe

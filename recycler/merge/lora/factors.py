@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean, raise_problems
-from recycler.merge import MERGE_METHODS
-from recycler.merge.method import TensorContext, as_keywords
+from recycler.merge.methods.method import TensorContext, as_keywords
+from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.adapters.fold import read_factors
 
 SHOWN = 20  # problems that are told; another architecture has hundreds of the same

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from recycler.merge.kernels.blocks import active
 from recycler.merge.kernels.one_thread import one_thread
-from recycler.merge.layers import layer_of, place_of
-from recycler.merge.method import TensorContext
+from recycler.merge.methods.layers import layer_of, place_of
+from recycler.merge.methods.method import TensorContext
 
 
 @one_thread

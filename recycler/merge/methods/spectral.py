@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recycler.merge.arithmetic import task_arithmetic
 from recycler.merge.kernels.blocks import active
 from recycler.merge.kernels.one_thread import one_thread
-from recycler.merge.layers import layer_of
-from recycler.merge.method import TensorContext
+from recycler.merge.methods.layers import layer_of
+from recycler.merge.methods.method import TensorContext
+from recycler.merge.methods.task_arithmetic import task_arithmetic
 
 
 @one_thread

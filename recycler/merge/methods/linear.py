@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from recycler.merge.kernels.blocks import weighted_sum
-from recycler.merge.method import TensorContext
+from recycler.merge.methods.method import TensorContext
 
 SMALLEST_DIVISOR = 1e-8  # below this a sum of weights is taken for zero and not divided by
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from recycler.errors import Problem, UsageError, did_you_mean
-from recycler.merge.arithmetic import task_arithmetic
-from recycler.merge.linear import linear
-from recycler.merge.method import TensorContext, require_members
+from recycler.merge.methods.linear import linear
+from recycler.merge.methods.method import TensorContext, require_members
+from recycler.merge.methods.task_arithmetic import task_arithmetic
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"embed|\bwte\b|\bwpe\b")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from recycler.merge.deltas import merge_deltas
-from recycler.merge.method import TensorContext
+from recycler.merge.methods.delta_pipeline import merge_deltas
+from recycler.merge.methods.method import TensorContext
 
 
 def task_arithmetic(

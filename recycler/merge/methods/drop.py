@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from recycler.errors import Problem, UsageError
-from recycler.merge.deltas import MakeThin, Thin, delta_blocks, merge_deltas
 from recycler.merge.kernels.counter_random import STEPS, mask_key, random_u16, steps_of
 from recycler.merge.kernels.selection import Cut, DeltaBlocks, magnitude_bits, smallest
-from recycler.merge.method import TensorContext, per_member
-from recycler.merge.sign_consensus import l1_ratio
+from recycler.merge.methods.delta_pipeline import MakeThin, Thin, delta_blocks, merge_deltas
+from recycler.merge.methods.method import TensorContext, per_member
+from recycler.merge.methods.sign_consensus import l1_ratio
 
 # ---------------------------------------------------------------- DARE
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recycler.merge.kernels.blocks import active, block_elements, blocks, flat_output
 from recycler.merge.kernels.selection import DeltaBlocks
-from recycler.merge.linear import SMALLEST_DIVISOR
+from recycler.merge.methods.linear import SMALLEST_DIVISOR
 
 Thin = Callable[
     [int, Tensor], None

@@ -17,8 +17,8 @@ from torch import Tensor
 from recycler.errors import Problem, UsageError
 from recycler.merge.kernels.blocks import active, weighted_sum
 from recycler.merge.kernels.gram import gram
-from recycler.merge.linear import SMALLEST_DIVISOR, linear
-from recycler.merge.method import TensorContext, require_members
+from recycler.merge.methods.linear import SMALLEST_DIVISOR, linear
+from recycler.merge.methods.method import TensorContext, require_members
 
 COLLINEAR = 0.9995  # |cos| above which slerp is taken for linear interpolation
 TINY = 1e-8

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from recycler.merge.deltas import Thin, merge_deltas
 from recycler.merge.kernels.blocks import active, block_elements, blocks, flat_output
 from recycler.merge.kernels.selection import Cut, DeltaBlocks, largest, magnitude_bits
-from recycler.merge.method import TensorContext, per_member
+from recycler.merge.methods.delta_pipeline import Thin, merge_deltas
+from recycler.merge.methods.method import TensorContext, per_member
 
 
 def ties(

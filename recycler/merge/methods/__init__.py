@@ -1,0 +1,1 @@
+"""Merge methods: one plain function each, listed in `registry`."""
