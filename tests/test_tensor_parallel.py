@@ -21,7 +21,7 @@ from torch import nn
 from recycler.cluster.ray_workers import RayWorkers, _resources
 from recycler.cluster.workers import Work
 from recycler.engines import build_engine, parallel_problems
-from recycler.engines.vllm_shards import check_shards, live_shards
+from recycler.engines.vllm.shards import check_shards, live_shards
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
 from recycler.pool.catalog import open_checkpoint
@@ -234,7 +234,7 @@ class TwoRanks(EngineContract):
 
     @classmethod
     def build(cls, pool):
-        from recycler.engines.vllm_engine import VLLMEngine
+        from recycler.engines.vllm.engine import VLLMEngine
 
         if "engine" not in cls.__dict__:
             cls.engine = VLLMEngine(pool, max_model_len=cls.max_model_len, tensor_parallel=2)
@@ -287,7 +287,7 @@ class TwoRanks(EngineContract):
         """In bfloat16 each layer rounds to 8 bits: log-probabilities of tokens differ by some
         hundredths.
         """
-        from recycler.engines.vllm_engine import VLLMEngine
+        from recycler.engines.vllm.engine import VLLMEngine
 
         alone = VLLMEngine(self.pool, max_model_len=self.max_model_len)
         try:

@@ -22,7 +22,7 @@ pytestmark = [
 class TestLlamaTied(EngineContract):
     @classmethod
     def build(cls, pool):
-        from recycler.engines.vllm_engine import VLLMEngine
+        from recycler.engines.vllm.engine import VLLMEngine
 
         return VLLMEngine(pool, max_model_len=cls.max_model_len)
 
@@ -42,7 +42,7 @@ def test_agrees_with_transformers(pool):
     differ by rounding only.
     """
     from recycler.engines.transformers_engine import TransformersEngine
-    from recycler.engines.vllm_engine import VLLMEngine
+    from recycler.engines.vllm.engine import VLLMEngine
 
     recipe = Recipe(
         method="linear",
@@ -65,7 +65,7 @@ def test_agrees_with_transformers(pool):
 
 
 def test_closing_leaves_no_child_process_and_an_engine_that_says_so(pool):
-    from recycler.engines.vllm_engine import VLLMEngine
+    from recycler.engines.vllm.engine import VLLMEngine
 
     before = _children()
     engine = VLLMEngine(pool, max_model_len=64)
@@ -77,7 +77,7 @@ def test_closing_leaves_no_child_process_and_an_engine_that_says_so(pool):
 
 
 def test_a_context_beyond_the_model_is_refused(pool):
-    from recycler.engines.vllm_engine import VLLMEngine
+    from recycler.engines.vllm.engine import VLLMEngine
 
     with pytest.raises(UsageError, match="512"):
         VLLMEngine(pool, max_model_len=513)
@@ -85,7 +85,7 @@ def test_a_context_beyond_the_model_is_refused(pool):
 
 def test_too_little_memory_for_the_context_is_told_with_a_remedy(tmp_path):
     """256 bytes a token, five million tokens, one gigabyte."""
-    from recycler.engines.vllm_engine import VLLMEngine
+    from recycler.engines.vllm.engine import VLLMEngine
 
     pool = make_pico_pool(tmp_path)
     for folder in tmp_path.rglob("config.json"):

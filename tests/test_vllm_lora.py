@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from recycler.cli import main
 from recycler.cluster.workers import LocalWorkers
-from recycler.engines.vllm_lora import MergeAdapters
+from recycler.engines.vllm.lora import MergeAdapters
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.export.export import export_recipe
@@ -133,7 +133,7 @@ def ask_at_once(engine, names):
 def test_merges_in_one_batch_answer_as_each_dense_merge(
     tmp_path, dtype, architecture, tied, num_ranks
 ):
-    from recycler.engines.vllm_engine import VLLMEngine
+    from recycler.engines.vllm.engine import VLLMEngine
 
     pool = make_folded_pool(tmp_path, dtype, architecture, tied)
     engine = VLLMEngine(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from recycler.engines.live import Shard, merge_shards, same_bits
-from recycler.engines.vllm_shards import check_shards, live_shards
-from recycler.engines.vllm_wire import pool_from_json, pool_to_json, read_answer, write_answer
+from recycler.engines.vllm.shards import check_shards, live_shards
+from recycler.engines.vllm.wire import pool_from_json, pool_to_json, read_answer, write_answer
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.merge.stream import merged_tensors
 from recycler.pool.storage.hashing import model_digest

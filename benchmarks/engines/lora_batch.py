@@ -142,7 +142,8 @@ def compare(one: dict, other: dict) -> dict:
 
 
 def ask(way: str, adapters: str, data: str, case: str, aside: str, weights: str) -> None:
-    from recycler.engines import build_engine, vllm_patches
+    from recycler.engines import build_engine
+    from recycler.engines.vllm import patches as vllm_patches
     from recycler.pool.catalog import open_pool
     from recycler.search.baselines import blend
 

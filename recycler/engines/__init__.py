@@ -13,7 +13,7 @@ from recycler.types import Pool
 
 ENGINES = {
     "transformers": "recycler.engines.transformers_engine:TransformersEngine",
-    "vllm": "recycler.engines.vllm_engine:VLLMEngine",
+    "vllm": "recycler.engines.vllm.engine:VLLMEngine",
 }
 
 

@@ -253,7 +253,7 @@ def _check_lora_batch(prepared: PreparedJob, look_inside: bool) -> list[str]:
     Members in a bucket are compared with their adapters where they are read whole, by each engine
     as it starts.
     """
-    from recycler.engines.vllm_lora import check_folded, read_adapters  # loads safetensors
+    from recycler.engines.vllm.lora import check_folded, read_adapters  # loads safetensors
 
     job, where = prepared.job, prepared.document.where(("engine", "lora_batch"))
     refused = [

@@ -9,9 +9,9 @@ processes.
 from __future__ import annotations
 
 from recycler.engines.live import merge_live, merge_shards
-from recycler.engines.vllm_patches import patch_vllm
-from recycler.engines.vllm_shards import check_shards, live_shards
-from recycler.engines.vllm_wire import pool_from_json, write_answer
+from recycler.engines.vllm.patches import patch_vllm
+from recycler.engines.vllm.shards import check_shards, live_shards
+from recycler.engines.vllm.wire import pool_from_json, write_answer
 from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.recipe_json import recipe_from_json
 

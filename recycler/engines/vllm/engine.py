@@ -24,9 +24,9 @@ import torch
 
 from recycler.engines import parallel_problems
 from recycler.engines.live import check_generate, check_loglikelihood
-from recycler.engines.vllm_lora import MergeAdapters
-from recycler.engines.vllm_patches import patch_vllm
-from recycler.engines.vllm_wire import pool_to_json, read_answer
+from recycler.engines.vllm.lora import MergeAdapters
+from recycler.engines.vllm.patches import patch_vllm
+from recycler.engines.vllm.wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import InfrastructureError, Problem, UsageError, raise_problems
 from recycler.recipe_json import recipe_to_json
@@ -40,7 +40,7 @@ from recycler.types import (
 )
 
 DEFAULT_MAX_MODEL_LEN = 4096
-WORKER = "recycler.engines.vllm_worker.RecyclerWorker"
+WORKER = "recycler.engines.vllm.worker.RecyclerWorker"
 
 
 def _tells_death(method: Callable[..., Any]) -> Callable[..., Any]:

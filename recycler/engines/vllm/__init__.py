@@ -1,0 +1,1 @@
+"""The vLLM engine: a live model whose weights are replaced in place."""
