@@ -15,14 +15,14 @@ from test_earlier import JobWorkers
 from recycler.cli import main
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
-from recycler.insight import open_preview, open_why
 from recycler.ledger import Ledger
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.storage.tensors import iterate_tensors
-from recycler.report_html import html_report
+from recycler.results.html import html_report
+from recycler.results.insight import open_preview, open_why
 from recycler.results.measured_costs import PRODUCTS, measured_costs, read_products, write_products
 from recycler.results.open import open_front
 from recycler.run.driver import run_job

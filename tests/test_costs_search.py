@@ -13,8 +13,8 @@ from recycler.digest import canonical_json
 from recycler.export.card import model_card
 from recycler.ledger import Ledger
 from recycler.objectives.costs import Costs, DeltaProducts
-from recycler.report import knee, read_front
 from recycler.results.documents import front_document
+from recycler.results.front import knee, read_front
 from recycler.run.cost_workers import PricedWorkers
 from recycler.run.loop import score_holdout, search
 from recycler.run.plateau import Plateau

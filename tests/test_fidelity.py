@@ -12,7 +12,7 @@ from recycler.cluster.workers import Work
 from recycler.digest import derive_seed
 from recycler.ledger import Ledger
 from recycler.objectives.stats import Z95
-from recycler.report import read_front
+from recycler.results.front import read_front
 from recycler.run.fidelity import Fidelity
 from recycler.run.loop import complete, score_holdout, search
 from recycler.run.schedule import Planner

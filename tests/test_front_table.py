@@ -8,8 +8,8 @@ import pytest
 from conftest import OBJECTIVES, named_pool
 
 from recycler.cli.tables import front_table
-from recycler.report import read_front
 from recycler.results.documents import front_document, search_to_holdout
+from recycler.results.front import read_front
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Recipe, Score, Smoothed, Trial
 

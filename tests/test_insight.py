@@ -10,16 +10,22 @@ from service_runs import ITEMS, NAMES, OBJECTIVES, frozen_suite, make_run
 
 from recycler.cli import main
 from recycler.errors import NotFoundError
-from recycler.insight import open_preview, open_why, write_outlook, write_preview, write_space
 from recycler.ledger import Ledger
-from recycler.notices import Notices
-from recycler.report import SMOOTHED, write_smoothed
+from recycler.results.attribution import Surrogate, pair_sentences
+from recycler.results.front import SMOOTHED, write_smoothed
+from recycler.results.insight import (
+    open_preview,
+    open_why,
+    write_outlook,
+    write_preview,
+    write_space,
+)
+from recycler.results.notices import Notices
+from recycler.results.preview import Preview, tradeoffs
 from recycler.search.outlook import Looks, expected_gain
-from recycler.search.preview import Preview, tradeoffs
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.simplex_proposer import SimplexProposer
 from recycler.search.surrogate import observations
-from recycler.search.why import Surrogate, pair_sentences
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 

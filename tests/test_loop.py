@@ -11,8 +11,8 @@ from conftest import OBJECTIVES, FakeWorkers, Killed, named_pool
 from recycler.digest import canonical_json
 from recycler.errors import InfrastructureError
 from recycler.ledger import Ledger
-from recycler.report import SMOOTHED, read_front, read_smoothed, write_smoothed
 from recycler.results.documents import front_document
+from recycler.results.front import SMOOTHED, read_front, read_smoothed, write_smoothed
 from recycler.run.loop import score_holdout, search
 from recycler.run.plateau import Plateau
 from recycler.run.schedule import Planner

@@ -44,7 +44,7 @@ def server():
             "recycler.cli.models",
             "recycler.export.export",
             "recycler.run.driver",
-            "recycler.report",
+            "recycler.results.front",
             "recycler.merge.files.recipe_yaml",
             "recycler.pool.storage.pack",
             "test_merge_killed",

@@ -19,7 +19,7 @@ from recycler.errors import UsageError
 from recycler.ledger import Ledger
 from recycler.ledger.runs import read_status
 from recycler.pool.storage.tensors import ResidentPool
-from recycler.report import read_smoothed
+from recycler.results.front import read_smoothed
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
 from recycler.run.refine import Settings, refine

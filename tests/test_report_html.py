@@ -13,9 +13,9 @@ from service_runs import EVIL, NAMES, OBJECTIVES, make_run
 from recycler.cli import main
 from recycler.cli.tables import front_table
 from recycler.ledger.runs import open_ledger, read_status
-from recycler.report import read_front
-from recycler.report_html import html_report
 from recycler.results.documents import front_document
+from recycler.results.front import read_front
+from recycler.results.html import html_report
 from recycler.results.open import open_front
 from recycler.search.baselines import average, fixed_baselines
 from recycler.types import Checkpoint, Group, Objective, Pool, Recipe, Score, Trial

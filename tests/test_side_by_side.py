@@ -13,7 +13,7 @@ from recycler.engines.live import check_generate, check_loglikelihood
 from recycler.engines.watch import LOGPROB_FLOOR
 from recycler.errors import UnsafeInputError, UsageError
 from recycler.export.export import export_recipe
-from recycler.report import read_front
+from recycler.results.front import read_front
 from recycler.testing import make_pico_pool
 from recycler.types import (
     UNMERGED,

@@ -18,7 +18,7 @@ def demo(arguments: argparse.Namespace) -> None:
     from recycler.demo.job import write_job
     from recycler.demo.pool import build_pool
     from recycler.export.export import export_recipe
-    from recycler.report import knee
+    from recycler.results.front import knee
     from recycler.run.driver import run_job
     from recycler.run.guard import open_pool_of
     from recycler.scoring.frozen import searched_test_tasks

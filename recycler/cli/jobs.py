@@ -16,7 +16,7 @@ from recycler.cli.progress import Progress, gain_said
 from recycler.cli.tables import front_table, preview_text, why_text
 
 if TYPE_CHECKING:
-    from recycler.report import Front
+    from recycler.results.front import Front
 
 MOST_NAMED = 10  # trials in a message
 
@@ -69,7 +69,7 @@ def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | Non
     """Share of the front's volume that the run's model expected to lose without the member, with
     its 90 % interval.
     """
-    from recycler.insight import open_surrogate
+    from recycler.results.insight import open_surrogate
 
     try:
         losses = open_surrogate(arguments.run).losses()
@@ -191,7 +191,7 @@ def front(arguments: argparse.Namespace) -> None:
 
 def preview(arguments: argparse.Namespace) -> None:
     """recycler preview RUN: what the members alone let expect, and how far off that was."""
-    from recycler.insight import open_preview
+    from recycler.results.insight import open_preview
 
     found = open_preview(arguments.run)
     print(
@@ -202,7 +202,7 @@ def preview(arguments: argparse.Namespace) -> None:
 
 def why(arguments: argparse.Namespace) -> None:
     """recycler why RUN: what each member adds to a merge, and what the front would lose without it."""
-    from recycler.insight import open_why
+    from recycler.results.insight import open_why
 
     found = open_why(arguments.run, arguments.trial)
     print(

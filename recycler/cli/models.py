@@ -16,7 +16,7 @@ def export(arguments: argparse.Namespace) -> None:
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
     from recycler.pool.storage.location import local_path
-    from recycler.report import choose
+    from recycler.results.front import choose
     from recycler.results.open import open_front
     from recycler.run.guard import open_pool_of
     from recycler.scoring.frozen import searched_test_tasks

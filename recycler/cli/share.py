@@ -15,7 +15,7 @@ from recycler.io.atomic import whole_file
 def report(arguments: argparse.Namespace) -> None:
     """recycler report RUN --html FILE: one file, whole or not at all."""
     from recycler.ledger.runs import open_ledger, read_status
-    from recycler.report_html import html_report
+    from recycler.results.html import html_report
     from recycler.results.open import open_front
 
     with closing(open_ledger(arguments.run)) as ledger:

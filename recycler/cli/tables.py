@@ -7,8 +7,8 @@ from typing import Any
 
 from recycler.ledger.runs import noise_said
 from recycler.objectives.costs import benchmarks
-from recycler.report import Front, knee
 from recycler.results.documents import search_to_holdout, weights_by_group
+from recycler.results.front import Front, knee
 from recycler.types import Role, Score, Trial
 
 MANY_ROWS = 4  # of weights; more are summed up
@@ -98,7 +98,7 @@ def front_table(front: Front, role: Role = "search") -> str:
 
 def _together(front: Front) -> list[str]:
     """Which benchmarks do not trade off over the members, once all of these are scored."""
-    from recycler.search.preview import tradeoffs
+    from recycler.results.preview import tradeoffs
 
     if len(front.members) < len(front.members[0].recipe.members):
         return []

@@ -12,7 +12,7 @@ from recycler.errors import NotFoundError, Problem
 from recycler.io.atomic import whole_folder
 from recycler.ledger.runs import open_ledger
 from recycler.pool.storage.location import local_path
-from recycler.report import Front, choose
+from recycler.results.front import Front, choose
 from recycler.scoring.frozen import frozen_suites, read_frozen
 from recycler.scoring.lmeval_files import write_lm_eval
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.export.logged import trial_metrics, trial_params
-from recycler.report import Front
 from recycler.results.documents import front_document
+from recycler.results.front import Front
 from recycler.types import Trial
 
 RUN, TRIAL, HELD_OUT = "recycler.run.driver", "recycler.trial", "recycler.holdout"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.export.logged import trial_metrics, trial_params
-from recycler.report import Front, knee
+from recycler.results.front import Front, knee
 from recycler.types import Trial
 
 

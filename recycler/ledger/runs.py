@@ -80,7 +80,7 @@ def noise_said(name: str) -> str:
 
 
 def _notices(ledger: Ledger) -> list[str]:
-    """The lines of `recycler.notices` that hold now."""
+    """The lines of `recycler.results.notices` that hold now."""
     kept = json.loads(ledger.fact(NOTICES) or "{}")
     return [*kept.get("tradeoffs", []), *map(noise_said, kept.get("dead", []))]
 

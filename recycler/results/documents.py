@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recycler.objectives import costs
-from recycler.report import Front, _kind, choose, knee
+from recycler.results.front import Front, _kind, choose, knee
 from recycler.search.baselines import best_member, maximized
 from recycler.types import Objective, Smoothed, Trial
 

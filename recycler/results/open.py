@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recycler.ledger import Ledger
 from recycler.ledger.runs import open_ledger, read_facts
-from recycler.report import Front, read_front, read_smoothed
+from recycler.results.front import Front, read_front, read_smoothed
 
 
 def open_front(run: str | Path) -> Front:

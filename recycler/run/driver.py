@@ -13,15 +13,15 @@ from pathlib import Path
 from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import Problem, UsageError
-from recycler.insight import write_outlook, write_preview, write_space
 from recycler.io.atomic import make_folder, write_whole
 from recycler.io.redact import without_password
 from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
-from recycler.notices import Notices
-from recycler.report import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
+from recycler.results.front import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
+from recycler.results.insight import write_outlook, write_preview, write_space
 from recycler.results.measured_costs import measured_costs
+from recycler.results.notices import Notices
 from recycler.results.open import front_of
 from recycler.run.bundle import Bundle, bundle_job
 from recycler.run.clock import _Clock

@@ -18,7 +18,7 @@ from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, UsageError, did_you_mean
 from recycler.io.strict_yaml import dump_yaml
 from recycler.ledger.runs import open_ledger, read_facts
-from recycler.report import Front
+from recycler.results.front import Front
 from recycler.run.started import Started, read_started
 from recycler.types import Role
 

@@ -30,7 +30,7 @@ from recycler.ledger.local_lock import only_driver
 from recycler.ledger.runs import open_ledger
 from recycler.pool.materialise import materialise
 from recycler.pool.storage.tensors import ResidentPool
-from recycler.report import choose
+from recycler.results.front import choose
 from recycler.results.open import front_of
 from recycler.run.prepare import PreparedJob
 from recycler.run.wiring import work_of

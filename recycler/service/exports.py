@@ -19,7 +19,7 @@ from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
 from recycler.io.atomic import write_whole
 from recycler.pool.storage.bucket import split_url
-from recycler.report import choose
+from recycler.results.front import choose
 from recycler.service import processes
 from recycler.service.processes import Processes
 from recycler.service.store import EXPORTS, Run, Store

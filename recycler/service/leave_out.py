@@ -1,7 +1,7 @@
 """What the front would be worth without a member, as the search's own model sees it, and the merge
 that would show it.
 
-The same estimate as `recycler why` gives, see `recycler.search.why`.
+The same estimate as `recycler why` gives, see `recycler.results.attribution`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from recycler.merge.files.recipe_yaml import recipe_to_yaml
-from recycler.search.why import Loss, Surrogate
+from recycler.results.attribution import Loss, Surrogate
 from recycler.service.documents import finite
 from recycler.service.store import Snapshot
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from recycler.errors import UsageError
 from recycler.export.card import model_card
 from recycler.merge.files.recipe_yaml import recipe_to_yaml
-from recycler.report_html import html_report
+from recycler.results.html import html_report
 from recycler.scoring.frozen import searched_test_tasks
 from recycler.service import deltas, documents, events, processes
 from recycler.service.damage import JobRoute, bulkhead

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeInputError
-from recycler.insight import read_surrogate
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
 from recycler.ledger.runs import read_facts, read_status
 from recycler.objectives import pareto
-from recycler.report import Front, knee, read_front, read_smoothed
+from recycler.results.attribution import Surrogate
 from recycler.results.documents import front_document
+from recycler.results.front import Front, knee, read_front, read_smoothed
+from recycler.results.insight import read_surrogate
 from recycler.search.baselines import maximized
-from recycler.search.why import Surrogate
 from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
 
 ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

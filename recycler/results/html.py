@@ -13,8 +13,8 @@ from html import escape
 from itertools import combinations
 from typing import Any
 
-from recycler.report import Front, knee
 from recycler.results.documents import weights_by_group
+from recycler.results.front import Front, knee
 from recycler.types import Objective, Role, Trial
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 620, 380, 70, 52, 14

@@ -18,14 +18,14 @@ from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
 from recycler.ledger.runs import OUTLOOK, open_ledger, read_facts
 from recycler.objectives.costs import benchmarks
-from recycler.report import choose, read_front, read_smoothed
+from recycler.results.attribution import Surrogate, why_document
 from recycler.results.documents import choice_document
+from recycler.results.front import choose, read_front, read_smoothed
 from recycler.results.measured_costs import read_costs
+from recycler.results.preview import Preview
 from recycler.search.outlook import NEXT, Looks
-from recycler.search.preview import Preview
 from recycler.search.refine import refined_from
 from recycler.search.simplex_proposer import SimplexProposer
-from recycler.search.why import Surrogate, why_document
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Trial
 
