@@ -9,9 +9,9 @@ from test_fidelity import ITEMS, POOL
 from test_watch import Engine
 
 from recycler.cluster.workers import ScoringWorker, Work
-from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_pool
 from recycler.scoring import code, result_cache
+from recycler.scoring.evaluate import score_recipe
 from recycler.scoring.result_cache import ResultCache, surroundings
 from recycler.scoring.sandbox import Verdict
 from recycler.testing import make_pico_pool

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from recycler.evaluate import score_items
+from recycler.scoring.evaluate import score_items
 from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import SCORERS, item_metrics, item_weight, lm_eval_filter
 from recycler.types import Completion, Item, Loglikelihood, Objective, Outcome

@@ -14,7 +14,6 @@ from recycler.cli import main
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.vllm.lora import MergeAdapters
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.evaluate import score_recipe, score_side_by_side
 from recycler.export.export import export_recipe
 from recycler.ledger import Ledger
 from recycler.merge.lora.factors import Adapter, LowRank, write_adapter
@@ -22,6 +21,7 @@ from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_pool
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
+from recycler.scoring.evaluate import score_recipe, score_side_by_side
 from recycler.specs.job import EngineSpec
 from recycler.testing import Answers, ask, make_pico_pool
 from recycler.types import (

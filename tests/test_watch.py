@@ -17,9 +17,9 @@ from recycler.engines.watch import (
     refuse_babble,
     repeats_itself,
 )
-from recycler.evaluate import score_items
 from recycler.ledger import Ledger
 from recycler.run.fidelity import Fidelity
+from recycler.scoring.evaluate import score_items
 from recycler.search.proposer import make_proposer
 from recycler.types import (
     Completion,

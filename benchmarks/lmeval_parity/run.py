@@ -33,8 +33,8 @@ import yaml  # noqa: E402
 from local_tasks import BBH, code_eval_in_the_sandbox, write_local_tasks  # noqa: E402
 
 from recycler.engines import build_engine  # noqa: E402
-from recycler.evaluate import score_items  # noqa: E402
 from recycler.pool.catalog import open_checkpoint  # noqa: E402
+from recycler.scoring.evaluate import score_items  # noqa: E402
 from recycler.scoring.scorers import detail, lm_eval_filter  # noqa: E402
 from recycler.scoring.tasks import build_suite, encode, load_tokenizer  # noqa: E402
 from recycler.types import Item, Outcome, Pool  # noqa: E402

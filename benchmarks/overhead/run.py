@@ -22,9 +22,9 @@ from pathlib import Path
 import yaml
 
 from recycler.cluster.workers import Work
-from recycler.evaluate import requests_of
 from recycler.ledger import Ledger
 from recycler.run.fidelity import Fidelity
+from recycler.scoring.evaluate import requests_of
 from recycler.scoring.outcomes import aggregate, outcomes_of
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer

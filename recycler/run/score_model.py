@@ -8,8 +8,8 @@ from pathlib import Path
 
 from recycler.engines import build_engine, default_engine_name, parallel_problems
 from recycler.errors import Problem, UsageError, raise_problems
-from recycler.evaluate import score_recipe
 from recycler.pool.catalog import open_checkpoint
+from recycler.scoring.evaluate import score_recipe
 from recycler.scoring.lmeval_suite import suite_path
 from recycler.scoring.scorers import item_metrics
 from recycler.scoring.tasks import build_suite, load_tokenizer
