@@ -18,8 +18,8 @@ import yaml
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-eval==0.4.13)")
 
 from recycler.errors import NotFoundError, UnsafeInputError  # noqa: E402
-from recycler.scoring.lmeval_tasks import LmEvalTask, lm_eval_metrics, process_text  # noqa: E402
-from recycler.scoring.lmeval_unsafe import runs_code  # noqa: E402
+from recycler.scoring.lmeval.tasks import LmEvalTask, lm_eval_metrics, process_text  # noqa: E402
+from recycler.scoring.lmeval.unsafe import runs_code  # noqa: E402
 from recycler.scoring.outcomes import start_texts  # noqa: E402
 from recycler.scoring.scorers import SCORERS  # noqa: E402
 from recycler.scoring.tasks import build_suite  # noqa: E402
@@ -199,7 +199,7 @@ def test_checks_without_their_data_are_refused_by_name():
     pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
     code = (
         "import nltk, nltk.data\nnltk.download = lambda *a, **k: False\nfrom recycler.errors "
-        "import UsageError\nfrom recycler.scoring.lmeval_tasks import PROBE, process_text\n"
+        "import UsageError\nfrom recycler.scoring.lmeval.tasks import PROBE, process_text\n"
         "nltk.data.path[:] = []\n"
         "row = {'key': 1, 'prompt': 'p', 'instruction_id_list': "
         "['length_constraints:number_sentences'], 'kwargs': [{'num_sentences': 2, 'relation': "

@@ -9,7 +9,11 @@ from dataclasses import replace
 import pytest
 
 from recycler.errors import NotFoundError, UnsafeInputError
-from recycler.scoring.lmeval_files import read_lm_eval_outcomes, read_lm_eval_scores, write_lm_eval
+from recycler.scoring.lmeval.log_files import (
+    read_lm_eval_outcomes,
+    read_lm_eval_scores,
+    write_lm_eval,
+)
 from recycler.scoring.outcomes import aggregate
 from recycler.types import Item, Objective, Outcome
 

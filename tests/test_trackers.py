@@ -16,7 +16,7 @@ from recycler.cli import main
 from recycler.ledger.runs import open_ledger
 from recycler.results.open import open_front
 from recycler.scoring.frozen import read_frozen
-from recycler.scoring.lmeval_files import read_lm_eval_outcomes, read_lm_eval_scores
+from recycler.scoring.lmeval.log_files import read_lm_eval_outcomes, read_lm_eval_scores
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from recycler.ledger.runs import open_ledger
 from recycler.pool.storage.location import local_path
 from recycler.results.front import Front, choose
 from recycler.scoring.frozen import frozen_suites, read_frozen
-from recycler.scoring.lmeval_files import write_lm_eval
+from recycler.scoring.lmeval.log_files import write_lm_eval
 
 
 def log_to_lm_eval(

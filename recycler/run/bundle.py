@@ -19,7 +19,7 @@ from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument, dump_yaml
-from recycler.scoring.lmeval_suite import suite_path
+from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.rows import HUB, data_folders_of, find_data
 from recycler.specs.job import JobSpec, read_job
 from recycler.specs.suite import SuiteSpec, read_suite

@@ -28,7 +28,7 @@ from recycler.pool.catalog import open_pool
 from recycler.pool.checks.preflight import check_pool
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.location import remote_url
-from recycler.scoring.lmeval_suite import suite_path
+from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer, objective_metrics
 from recycler.specs.job import CostSpec, JobSpec, read_job
 from recycler.specs.space import NO_WEIGHT, SearchSpace, reachable_sums, read_space, resolve

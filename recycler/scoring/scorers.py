@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from recycler.scoring.code import score_code
-from recycler.scoring.lmeval_tasks import process_text
+from recycler.scoring.lmeval.tasks import process_text
 from recycler.types import Completion, Item, Loglikelihood, Objective
 
 Values = dict[str, float]

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.io.strict_yaml import YamlDocument
-from recycler.scoring.lmeval_tasks import LmEvalTask, Question, lm_eval_metrics
+from recycler.scoring.lmeval.tasks import LmEvalTask, Question, lm_eval_metrics
 from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
 from recycler.specs.suite import (

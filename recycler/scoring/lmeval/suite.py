@@ -20,7 +20,7 @@ from typing import Any
 from recycler.errors import Problem, UsageError
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import dump_yaml
-from recycler.scoring.lmeval_tasks import data_settings
+from recycler.scoring.lmeval.tasks import data_settings
 from recycler.scoring.rows import data_folders_of, has_data, load_rows
 
 PREFIX = "lm_eval:"

@@ -25,8 +25,8 @@ from functools import lru_cache
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.scoring.lmeval_names import definition
-from recycler.scoring.lmeval_unsafe import ALLOW, function_name, runs_code
+from recycler.scoring.lmeval.names import definition
+from recycler.scoring.lmeval.unsafe import ALLOW, function_name, runs_code
 
 FEWSHOT_SEED = 1234  # lm_eval/evaluator.py, simple_evaluate(fewshot_random_seed=1234)
 DEFAULT_NEW_TOKENS = 256  # lm_eval/models/huggingface.py, max_gen_toks
