@@ -10,10 +10,11 @@ from test_watch import Engine
 
 from recycler.cluster.workers import ScoringWorker, Work
 from recycler.pool.catalog import open_pool
-from recycler.scoring import code, result_cache
+from recycler.scoring import result_cache
 from recycler.scoring.evaluate import score_recipe
 from recycler.scoring.result_cache import ResultCache, surroundings
-from recycler.scoring.sandbox import Verdict
+from recycler.scoring.sandbox import code
+from recycler.scoring.sandbox.parent import Verdict
 from recycler.testing import make_pico_pool
 from recycler.types import Item, Objective, Recipe
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from recycler.errors import InfrastructureError, UnsafeInputError
-from recycler.scoring import sandbox as sandbox_module
-from recycler.scoring.sandbox import Limits, Program, Sandbox
-from recycler.scoring.sandbox_fence import seccomp_filter
+from recycler.scoring.sandbox import parent as sandbox_module
+from recycler.scoring.sandbox.fence import seccomp_filter
+from recycler.scoring.sandbox.parent import Limits, Program, Sandbox
 
 pytestmark = pytest.mark.skipif(
     subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,

@@ -10,7 +10,7 @@ from test_watch import Engine
 
 from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, ScoringWorker, Work
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
-from recycler.scoring import code
+from recycler.scoring.sandbox import code
 from recycler.types import Failure, Item, Recipe, Scorecard
 
 RECIPE = Recipe(method="linear", members=POOL.names, weights=((1.0,) * 4,))

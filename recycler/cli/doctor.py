@@ -261,7 +261,7 @@ def clock() -> Iterator[Check]:
 
 def sandbox() -> Iterator[Check]:
     """A probe in the box that programs of models run in."""
-    from recycler.scoring.sandbox import Sandbox
+    from recycler.scoring.sandbox.parent import Sandbox
 
     try:
         Sandbox(workers=1).close()

@@ -26,7 +26,7 @@ from recycler.cluster.shares import cpu_share
 from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Task, Work, next_batch
 from recycler.errors import InfrastructureError, Problem, RecyclerError
 from recycler.io.redact import redacted
-from recycler.scoring.code import probe_sandbox
+from recycler.scoring.sandbox.code import probe_sandbox
 from recycler.types import Failure, Recipe, Role, Scorecard
 
 NOTICE_SECONDS = 60.0

@@ -16,10 +16,10 @@ from recycler.engines import build_engine
 from recycler.engines.port import Engine, SideBySide
 from recycler.errors import InfrastructureError, RecyclerError
 from recycler.pool.materialise import materialise
-from recycler.scoring.code import probe_sandbox
 from recycler.scoring.evaluate import score_recipe, score_side_by_side
 from recycler.scoring.result_cache import ResultCache, surroundings
-from recycler.scoring.sandbox import SANDBOX
+from recycler.scoring.sandbox.code import probe_sandbox
+from recycler.scoring.sandbox.parent import SANDBOX
 from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
 
 MAX_ATTEMPTS = 3

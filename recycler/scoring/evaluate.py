@@ -11,9 +11,9 @@ from dataclasses import replace
 from recycler.digest import digest
 from recycler.engines.port import Engine, SideBySide
 from recycler.engines.watch import HopelessError, Watch, refuse_non_finite
-from recycler.scoring.code import may_differ_next_time
 from recycler.scoring.outcomes import _outcomes, aggregate, outcomes_of, start_texts
 from recycler.scoring.result_cache import ResultCache
+from recycler.scoring.sandbox.code import may_differ_next_time
 from recycler.types import (
     UNMERGED,
     Completion,

@@ -22,7 +22,7 @@ from typing import Any
 from recycler.digest import digest
 from recycler.io.atomic import whole_file
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
-from recycler.scoring.sandbox import judge
+from recycler.scoring.sandbox.parent import judge
 from recycler.types import Item, Outcome, Pool
 
 _IDLE = (

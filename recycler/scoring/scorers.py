@@ -17,8 +17,8 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
-from recycler.scoring.code import score_code
 from recycler.scoring.lmeval.tasks import process_text
+from recycler.scoring.sandbox.code import score_code
 from recycler.types import Completion, Item, Loglikelihood, Objective
 
 Values = dict[str, float]

@@ -17,7 +17,7 @@ import struct
 import sys
 
 try:
-    from recycler.scoring.sandbox_values import Broken, Values
+    from recycler.scoring.sandbox.values import Broken, Values
 except ImportError:  # in a box, where nothing of recycler is: its text stands above
     pass
 

@@ -46,8 +46,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError
-from recycler.scoring.sandbox_fence import holds_more_than, seccomp_filter
-from recycler.scoring.sandbox_names import names_of
+from recycler.scoring.sandbox.fence import holds_more_than, seccomp_filter
+from recycler.scoring.sandbox.names import names_of
 
 SANDBOX = "code sandbox"  # the thing that its errors are about
 NOBODY = 65534

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from recycler.scoring.sandbox import Program, shared_sandbox
+from recycler.scoring.sandbox.parent import Program, shared_sandbox
 from recycler.types import Completion, Item, Outcome
 
 PROGRAMS = ("humaneval", "mbpp")  # scorers of answers that are run
