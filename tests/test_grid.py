@@ -13,7 +13,7 @@ from recycler.cli import main
 from recycler.ledger import Ledger
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
-from recycler.search.grid_proposer import GridProposer, refining
+from recycler.search.grid import GridProposer, refining
 from recycler.search.proposer import make_proposer
 from recycler.specs.space import SearchSpace
 from recycler.types import Group

@@ -19,8 +19,8 @@ from optuna.trial import TrialState, create_trial
 from recycler.digest import derive_seed
 from recycler.objectives.costs import Costs, benchmarks
 from recycler.search.baselines import maximized
-from recycler.search.cma_proposer import CmaProposer
-from recycler.search.grid_proposer import GridProposer
+from recycler.search.cma import CmaProposer
+from recycler.search.grid import GridProposer
 from recycler.search.simplex_proposer import Gram, SimplexProposer
 from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
