@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from recycler.search import SimplexGPSampler, posterior_front
-from recycler.search.optuna_study import write_study
+from recycler.search.optuna.study import write_study
 from recycler.types import Group, Objective, Recipe, Score, Trial
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

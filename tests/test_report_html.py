@@ -278,7 +278,7 @@ def test_a_study_is_not_written_twice_and_a_bad_storage_is_told(study, root, tmp
 
 def test_optuna_is_loaded_only_when_asked_for():
     code = (
-        "import recycler.cli.share, recycler.search.optuna_study, sys; sys.exit('optuna' in "
+        "import recycler.cli.share, recycler.search.optuna.study, sys; sys.exit('optuna' in "
         "sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

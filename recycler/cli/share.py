@@ -45,7 +45,7 @@ def study(arguments: argparse.Namespace) -> None:
     import json
 
     from recycler.ledger.runs import open_ledger, read_facts
-    from recycler.search.optuna_study import write_study
+    from recycler.search.optuna.study import write_study
 
     with closing(open_ledger(arguments.run)) as ledger:
         objectives, _, _ = read_facts(ledger)

@@ -15,8 +15,8 @@ from typing import Any
 
 _HOMES = {
     "SimplexGP": "recycler.search.simplex_gp",
-    "SimplexGPSampler": "recycler.search.optuna_sampler",
-    "posterior_front": "recycler.search.optuna_front",
+    "SimplexGPSampler": "recycler.search.optuna.sampler",
+    "posterior_front": "recycler.search.optuna.front",
 }
 
 __all__ = sorted(_HOMES)

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recycler.objectives.pareto import Floats
 from recycler.search.domain import CLOSE, SLACK, weight_domain
-from recycler.search.optuna_trials import floors_of, observed_trials, signs, stderrs_of
+from recycler.search.optuna.trials import floors_of, observed_trials, signs, stderrs_of
 from recycler.search.simplex_gp import SimplexGP
 from recycler.search.surrogate import LARGEST, Exact
 

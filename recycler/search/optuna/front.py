@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from recycler.objectives.pareto import non_dominated
 from recycler.search.floors import above_floors
-from recycler.search.optuna_sampler import SimplexGPSampler
-from recycler.search.optuna_trials import FLOORS, WEIGHTS, floors_of, missing_names, observed_trials
+from recycler.search.optuna.sampler import SimplexGPSampler
+from recycler.search.optuna.trials import FLOORS, WEIGHTS, floors_of, missing_names, observed_trials
 from recycler.search.simplex_gp import SimplexGP
 
 

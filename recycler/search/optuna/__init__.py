@@ -1,0 +1,1 @@
+"""SimplexGP as an Optuna sampler."""
