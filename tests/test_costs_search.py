@@ -20,14 +20,14 @@ from recycler.run.loop import score_holdout, search
 from recycler.run.plateau import Plateau
 from recycler.run.schedule import Planner
 from recycler.search.baselines import greedy_soup, macro_average, maximized, merge_best
-from recycler.search.domain import weight_domain
 from recycler.search.floors import floors
 from recycler.search.outlook import outlook
-from recycler.search.proposals import scattered, thinned
 from recycler.search.proposer import make_proposer
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.simplex_proposer import SimplexProposer
-from recycler.search.surrogate import observations
+from recycler.search.simplex.domain import weight_domain
+from recycler.search.simplex.proposals import scattered, thinned
+from recycler.search.simplex.proposer import SimplexProposer
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Objective, Score
 

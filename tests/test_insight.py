@@ -23,9 +23,9 @@ from recycler.results.insight import (
 from recycler.results.notices import Notices
 from recycler.results.preview import Preview, tradeoffs
 from recycler.search.outlook import Looks, expected_gain
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.simplex_proposer import SimplexProposer
-from recycler.search.surrogate import observations
+from recycler.search.simplex.proposer import SimplexProposer
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from benchmarks.search.families import dominated
 from benchmarks.search.samplers import Simplex
-
-from recycler.search.gp import Features, WeightGP
-from recycler.search.linked_gp import LINKS, Link, LinkedGP
-from recycler.search.proposals import alone
-from recycler.search.simplex_gp import PATIENCE, SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.gp import Features, WeightGP
+from recycler.search.simplex.linked_gp import LINKS, Link, LinkedGP
+from recycler.search.simplex.proposals import alone
+from recycler.search.simplex.simplex_gp import PATIENCE, SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 FEATURES = Features(np.eye(6), 1, np.zeros(0), np.zeros(0), ard=False)
 ERROR = 0.02

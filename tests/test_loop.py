@@ -19,7 +19,7 @@ from recycler.run.schedule import Planner
 from recycler.search.floors import floors
 from recycler.search.outlook import Looks, Spent
 from recycler.search.proposer import make_proposer
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.job import ObjectiveSpec
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Smoothed

@@ -14,10 +14,10 @@ import pytest
 
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search import SimplexGPSampler, posterior_front
-from recycler.search.domain import weight_domain
-from recycler.search.proposals import around, opening, scattered
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.domain import weight_domain
+from recycler.search.simplex.proposals import around, opening, scattered
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 NAMES = [f"m{index}" for index in range(8)]
@@ -199,7 +199,7 @@ def test_posterior_front_leaves_a_lucky_score_at_home():
 
 
 def test_duplicate_members_are_one_member_to_the_gram_metric():
-    from recycler.search.gp import gram_root
+    from recycler.search.simplex.gp import gram_root
 
     deltas = np.random.default_rng(0).standard_normal((3, 50))
     deltas = np.vstack([deltas, deltas[0]])

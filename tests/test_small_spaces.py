@@ -17,7 +17,7 @@ from recycler.run.loop import search
 from recycler.run.prepare import prepare
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.space import SearchSpace, SpaceSpec, reachable_sums, resolve
 from recycler.types import Group
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.objectives.stats import Z90
-from recycler.search.domain import weight_domain
-from recycler.search.proposals import around, opening, scattered
-from recycler.search.simplex_gp import PosteriorFront, SimplexGP
-from recycler.search.surrogate import Observations, observations
+from recycler.search.simplex.domain import weight_domain
+from recycler.search.simplex.proposals import around, opening, scattered
+from recycler.search.simplex.simplex_gp import PosteriorFront, SimplexGP
+from recycler.search.simplex.surrogate import Observations, observations
 
 from .families import FAMILIES, NUM_ITEMS, NUM_OBJECTIVES, Family
 from .samplers import SAMPLERS

@@ -13,8 +13,8 @@ import csv
 import numpy as np
 
 from recycler.objectives.pareto import hypervolume, non_dominated
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 from .bench import pool, reference, ship
 from .families import FAMILIES, NUM_OBJECTIVES, Family

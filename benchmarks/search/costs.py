@@ -24,9 +24,9 @@ import numpy as np
 import optuna
 
 from recycler.objectives.pareto import hypervolume, non_dominated
-from recycler.search import simplex_gp
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import Observations, observations
+from recycler.search.simplex import simplex_gp
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import Observations, observations
 
 from .bench import keep, pool, ship
 from .families import NUM_OBJECTIVES, Family

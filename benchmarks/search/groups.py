@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from recycler.objectives.pareto import hypervolume, non_dominated
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 from .bench import keep
 from .families import NUM_ITEMS, NUM_OBJECTIVES

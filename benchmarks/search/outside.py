@@ -26,8 +26,8 @@ from types import ModuleType
 import numpy as np
 
 from recycler.errors import Problem, UsageError
-from recycler.search.domain import weight_domain
-from recycler.search.proposals import distinct, opening, scattered
+from recycler.search.simplex.domain import weight_domain
+from recycler.search.simplex.proposals import distinct, opening, scattered
 
 from .families import NUM_OBJECTIVES, Family
 

@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 import optuna
 
-from recycler.search.gp import Features, gram_root
 from recycler.search.loss_model import LossModel
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.gp import Features, gram_root
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 from .families import NUM_OBJECTIVES, Family
 from .outside import BoTorch, MergekitEvolve, Mergenetic

@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
-from recycler.search.proposals import opening
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import observations
+from recycler.search.simplex.proposals import opening
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import observations
 
 from .families import NUM_OBJECTIVES, bumps
 

@@ -23,8 +23,8 @@ from recycler.objectives.costs import benchmarks
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.objectives.stats import Z90
 from recycler.search.baselines import maximized
-from recycler.search.proposals import around, distinct, scattered
-from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
+from recycler.search.simplex.proposals import around, distinct, scattered
+from recycler.search.simplex.proposer import LEAST_TRIALS, SimplexProposer
 from recycler.types import Objective, Trial
 
 Floats = NDArray[np.float64]

@@ -25,7 +25,7 @@ from recycler.results.measured_costs import read_costs
 from recycler.results.preview import Preview
 from recycler.search.outlook import NEXT, Looks
 from recycler.search.refine import refined_from
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Trial
 

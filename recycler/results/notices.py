@@ -10,7 +10,7 @@ from typing import Any
 
 from recycler.ledger import Ledger
 from recycler.ledger.runs import NOTICES, noise_said
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.types import Trial
 
 

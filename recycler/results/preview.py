@@ -22,8 +22,8 @@ from recycler.objectives.pareto import non_dominated
 from recycler.objectives.stats import Z90, clustered_mean
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.search.baselines import maximized
-from recycler.search.domain import weight_domain
-from recycler.search.proposals import around, distinct, scattered
+from recycler.search.simplex.domain import weight_domain
+from recycler.search.simplex.proposals import around, distinct, scattered
 from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 
 from recycler.objectives import costs, pareto
 from recycler.search.baselines import maximized
-from recycler.search.simplex_proposer import SimplexProposer
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.types import Objective, Trial
 
 LEAST_GAIN = 0.01  # of the front's hypervolume

@@ -11,8 +11,8 @@ from typing import Protocol
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.search import baselines
 from recycler.search.baselines import Planned
-from recycler.search.domain import Exhausted
 from recycler.search.proposer import Proposer
+from recycler.search.simplex.domain import Exhausted
 from recycler.specs.space import SearchSpace
 from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Trial
 

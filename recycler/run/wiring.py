@@ -17,7 +17,7 @@ from recycler.run.prepare import PreparedJob
 from recycler.run.schedule import Planner, Stop
 from recycler.search.outlook import Looks, Spent
 from recycler.search.proposer import make_proposer
-from recycler.search.simplex_proposer import Gram, SimplexProposer
+from recycler.search.simplex.proposer import Gram, SimplexProposer
 from recycler.types import Trial
 
 GRAM = "gram"  # the ledger's fact: JSON of a (K, K) matrix, or null

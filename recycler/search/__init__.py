@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "SimplexGP": "recycler.search.simplex_gp",
+    "SimplexGP": "recycler.search.simplex.simplex_gp",
     "SimplexGPSampler": "recycler.search.optuna.sampler",
     "posterior_front": "recycler.search.optuna.front",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recycler.search.domain import Exhausted
+from recycler.search.simplex.domain import Exhausted
 from recycler.specs.space import SearchSpace
 from recycler.types import Proposal, Trial
 

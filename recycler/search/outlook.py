@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from recycler.objectives.pareto import Floats, hypervolume, non_dominated
-from recycler.search.acquisition import contenders, expected_gains
-from recycler.search.proposals import around, distinct, scattered
-from recycler.search.simplex_gp import MOST_KNOWN, SimplexGP
-from recycler.search.simplex_proposer import LEAST_TRIALS, SimplexProposer
-from recycler.search.surrogate import Observations
+from recycler.search.simplex.acquisition import contenders, expected_gains
+from recycler.search.simplex.proposals import around, distinct, scattered
+from recycler.search.simplex.proposer import LEAST_TRIALS, SimplexProposer
+from recycler.search.simplex.simplex_gp import MOST_KNOWN, SimplexGP
+from recycler.search.simplex.surrogate import Observations
 from recycler.types import Trial
 
 NEXT = 20  # trials that are looked ahead

@@ -21,7 +21,7 @@ from recycler.objectives.costs import Costs, benchmarks
 from recycler.search.baselines import maximized
 from recycler.search.cma import CmaProposer
 from recycler.search.grid import GridProposer
-from recycler.search.simplex_proposer import Gram, SimplexProposer
+from recycler.search.simplex.proposer import Gram, SimplexProposer
 from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Trial
 

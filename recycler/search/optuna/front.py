@@ -17,7 +17,7 @@ from recycler.objectives.pareto import non_dominated
 from recycler.search.floors import above_floors
 from recycler.search.optuna.sampler import SimplexGPSampler
 from recycler.search.optuna.trials import FLOORS, WEIGHTS, floors_of, missing_names, observed_trials
-from recycler.search.simplex_gp import SimplexGP
+from recycler.search.simplex.simplex_gp import SimplexGP
 
 
 def posterior_front(

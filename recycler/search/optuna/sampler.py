@@ -25,10 +25,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.objectives.pareto import Floats
-from recycler.search.domain import CLOSE, SLACK, weight_domain
 from recycler.search.optuna.trials import floors_of, observed_trials, signs, stderrs_of
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import LARGEST, Exact
+from recycler.search.simplex.domain import CLOSE, SLACK, weight_domain
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import LARGEST, Exact
 
 DEFAULT_LOWEST_SCALE = 0.3
 LOST = 8  # trials that end after one was begun and before it says its weights: then it never will

@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.objectives.pareto import Floats
-from recycler.search.surrogate import LARGEST, Observations
+from recycler.search.simplex.surrogate import LARGEST, Observations
 
 STDERR = "stderr"
 WEIGHTS, FLOORS = "weights", "floors"  # user attributes of a study that `recycler study` wrote

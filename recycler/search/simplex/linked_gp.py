@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler.search.gp import MAX_FIT_POINTS, Features, Floats, WeightGP
+from recycler.search.simplex.gp import MAX_FIT_POINTS, Features, Floats, WeightGP
 
 LINKS = (
     1.0,

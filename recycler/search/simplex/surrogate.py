@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.stats import chi2
 
 from recycler.objectives.pareto import Floats, Mask
-from recycler.search.domain import CLOSE, WeightDomain
-from recycler.search.gp import Features, gram_root
-from recycler.search.linked_gp import LINKS, LinkedGP
+from recycler.search.simplex.domain import CLOSE, WeightDomain
+from recycler.search.simplex.gp import Features, gram_root
+from recycler.search.simplex.linked_gp import LINKS, LinkedGP
 
 PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]

@@ -25,9 +25,9 @@ from recycler.objectives.pareto import (
     probability_non_dominated,
     reference_point,
 )
-from recycler.search.acquisition import contenders, expected_gains
-from recycler.search.domain import CLOSE, Exhausted, weight_domain
-from recycler.search.proposals import (
+from recycler.search.simplex.acquisition import contenders, expected_gains
+from recycler.search.simplex.domain import CLOSE, Exhausted, weight_domain
+from recycler.search.simplex.proposals import (
     GLOBAL_SHARE,
     alone,
     around,
@@ -36,7 +36,7 @@ from recycler.search.proposals import (
     scattered,
     thinned,
 )
-from recycler.search.surrogate import Exact, Observations, PriorMean, Surrogate
+from recycler.search.simplex.surrogate import Exact, Observations, PriorMean, Surrogate
 
 NUM_DRAWS = 16
 NUM_BLIND = 64  # random points drawn for one proposal that no model has a say in

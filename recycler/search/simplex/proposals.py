@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recycler.search.domain import CLOSE, Floats, WeightDomain
+from recycler.search.simplex.domain import CLOSE, Floats, WeightDomain
 
 VERTICES_UP_TO = 16  # with more members than that, scoring each alone first would eat the budget
 SPARSITY = (0.2, 0.5, 1.0, 2.0)  # Dirichlet concentrations: from nearly one member to nearly all

@@ -14,8 +14,8 @@ from recycler.objectives.costs import Costs
 from recycler.objectives.pareto import Floats
 from recycler.search.baselines import maximized
 from recycler.search.floors import floors
-from recycler.search.simplex_gp import SimplexGP
-from recycler.search.surrogate import Observations
+from recycler.search.simplex.simplex_gp import SimplexGP
+from recycler.search.simplex.surrogate import Observations
 from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Smoothed, Trial
 

@@ -1,0 +1,1 @@
+"""SimplexGP: Gaussian processes on weights that sum to one."""
