@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.search.loss_model import LossModel
 from recycler.cli import main
 from recycler.cli.tables import _weights
 from recycler.cluster.workers import LocalWorkers
@@ -24,7 +25,6 @@ from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
 from recycler.run.refine import Settings, refine
 from recycler.search.baselines import blend
-from recycler.search.loss_model import LossModel
 from recycler.search.refine import Step, descend, direction, replay, spsa
 from recycler.specs.space import SearchSpace, layer_groups
 from recycler.testing import make_pico_pool

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import optuna
 
-from recycler.search.loss_model import LossModel
+from benchmarks.search.loss_model import LossModel
 from recycler.search.simplex.gp import Features, gram_root
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import observations
