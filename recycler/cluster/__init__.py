@@ -1,0 +1,1 @@
+"""Workers that score trials, and Ray, which places them."""

@@ -1,0 +1,1 @@
+"""Pools of checkpoints: opened by their headers, checked, measured, packed."""
