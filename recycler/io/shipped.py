@@ -10,7 +10,7 @@ from pathlib import Path
 from recycler.errors import NotFoundError, Problem, did_you_mean
 
 ROOTS = (
-    Path(__file__).resolve().parent.parent,
+    Path(__file__).resolve().parents[2],
     Path(sys.prefix) / "share" / "recycler",
 )  # a checkout, then an installed wheel
 

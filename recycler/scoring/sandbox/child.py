@@ -1,5 +1,5 @@
 """What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, after
-that of sandbox_values.py, with the side as its argument.
+that of values.py, with the side as its argument.
 
 The *program* side runs what a model wrote and answers calls. The *tests* side runs the tests, where
 each name that the program defines is a stand-in whose calls go through a pipe, and only values come

@@ -8,12 +8,12 @@ processes; a wall-clock limit, after which all of it is killed. Root drops to ui
 RLIMIT_NPROC does not bind real root.
 
 Memory: `memory_bytes` is the address space of one process, and what all of a box's processes hold
-together: this process looks every 20 ms and kills the box beyond it (sandbox_fence.py), so a box
+together: this process looks every 20 ms and kills the box beyond it (fence.py), so a box
 may be above it for a moment, by what its CPUs write in 20 ms. System V segments and memfds are
 refused. What remains without control groups, which an ordinary user may not make: kernel memory
 behind pipes, sockets and empty files, bounded only by the limits on open files, processes and time.
 
-A verdict takes two such boxes, with a pipe between them (sandbox_child.py). One runs the program
+A verdict takes two such boxes, with a pipe between them (child.py). One runs the program
 and answers calls; the other runs the tests, on stand-ins for what the program defines, and sees
 values alone. So a program can exit, print, walk frames, return objects that equal everything or
 speak to the pipe itself: it passes by answering right, and by nothing else. The verdict is a nonce
@@ -59,7 +59,7 @@ LOOK_SECONDS = 0.02  # how often a box's memory is added up
 RULES = 2
 PAUSES = (0.1, 1.0)  # seconds before a box that did not start is tried again
 _TMPFS = ("--size", str(16 * 1024**2), "--tmpfs")
-_CHILD = [Path(__file__).with_name(f"sandbox_{part}.py") for part in ("values", "child")]
+_CHILD = [Path(__file__).with_name(f"{part}.py") for part in ("values", "child")]
 
 
 class Program(NamedTuple):

@@ -1,4 +1,4 @@
-"""How two boxes speak of values (see sandbox_child.py, before whose text this one stands there):
+"""How two boxes speak of values (see child.py, before whose text this one stands there):
 
 built anew where they can be, by number else.
 
