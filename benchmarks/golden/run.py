@@ -190,8 +190,9 @@ def ledger_rows(path: Path, place: Path) -> str:
     connection = sqlite3.connect(path)
     connection.row_factory = sqlite3.Row
     for table in ("migrations", "facts", "trials", "scores", "outcomes", "files"):
-        for row in connection.execute(f"SELECT * FROM {table} "):
-            values = {key: _shown(row[key]) for key in row.keys() if key not in DROPPED_COLUMNS}
+        for row in connection.execute(f"SELECT * FROM {table}"):
+            names = [name for name in row.keys() if name not in DROPPED_COLUMNS]  # noqa: SIM118
+            values = {name: _shown(row[name]) for name in names}
             if values.get("key") not in DROPPED_FACTS:
                 lines.append(f"{table} {json.dumps(values, sort_keys=True)}")
     lines.sort()
