@@ -23,11 +23,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import sync_playwright  # noqa: E402
 
 BOUNDS = (0.9, 0.7, 0.5, 0.3, 0.55, 0.8)
-DRAG = """async (high) => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.dispatchEvent(new Event('change'));
-    await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)))); }"""
+DRAG = """async (high) => {
+    const field = document.querySelector('[aria-label$="math/exact_match to"]');
+    field.value = high;
+    field.dispatchEvent(new Event('change'));
+    const frame = next => requestAnimationFrame(next);
+    await new Promise(done => frame(() => frame(() => setTimeout(done, 0))));
+}"""
 MEASURES = (
     "name => performance.getEntriesByType('measure').filter(m => m.name === name).map(m => "
     "m.duration)"

@@ -8,9 +8,10 @@ A CASE is DTYPE:ADAPTER,ADAPTER,...:RECIPES:ITEMS:TOKENS, ADAPTER "all" for ever
 random weights are scored on the same ITEMS questions of GSM8K test, greedy text of TOKENS new ones,
 then the likelihood of the gold answers, in these ways:
 
-    dense     one recipe after the other: weights merged in place from members folded in DTYPE, then all its requests
+    dense     one recipe after the other: weights merged in place from members folded in
+              DTYPE, then all its requests
     exact     the same from members folded in float32, so that a merge is rounded once
-    wide      one recipe, RECIPES times as many questions at once: what a larger batch alone could give
+    wide      one recipe, RECIPES times as many questions at once: the gain of a larger batch
     beside    all recipes at once, each an adapter of rank sum(r) (`engine.lora_batch`)
     theirs    the same with vLLM's own CPU kernels, which copy the factors once a token
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from recycler.engines import build_engine
 from recycler.pool.catalog import open_pool
-from recycler.search.baselines import blend
 from recycler.scoring.tasks import encode, load_tokenizer
+from recycler.search.baselines import blend
 from recycler.types import GenerateRequest, LoglikelihoodRequest
 
 CASES = ("bfloat16=math-late,mix:200:32", "float32=math-late:200:32")

@@ -59,7 +59,7 @@ def fuzz(target: str, out: Path, seconds: int) -> None:
             one(data)
         except RecyclerError:
             pass
-        except Exception as error:  # noqa: BLE001 - everything else is what we look for
+        except Exception as error:  # everything else is what we look for
             frames = [
                 frame
                 for frame in traceback.extract_tb(error.__traceback__)
@@ -95,7 +95,7 @@ def fuzz(target: str, out: Path, seconds: int) -> None:
 
 
 def drive(out: Path, minutes: float, names: tuple[str, ...]) -> None:
-    """All targets in turn, so that an hour is one hour; a target that ends early is started again."""
+    """Run all targets in turn; a target that ends early is started again."""
     (out / "found").mkdir(parents=True, exist_ok=True)
     total, report = 0, []
     for name in names:

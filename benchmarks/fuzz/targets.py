@@ -21,10 +21,10 @@ from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.pool.storage.headers import read_header
 from recycler.pool.storage.hf_folder import check_config, check_index, parse_json
 from recycler.pool.storage.pack import MANIFEST
-from recycler.types import Checkpoint, Pool, TensorInfo
+from recycler.types import Checkpoint, Pool
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from handmade import CONFIG, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded  # noqa: E402
+from handmade import CONFIG, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded
 
 torch.set_num_threads(1)
 

@@ -28,7 +28,7 @@ def _git(*words: str) -> str:
 
 def main(before: str, after: str) -> int:
     """Print the files whose trees differ; 1 where there are any."""
-    paths = [path for path in _git("ls-tree", "-r", "--name-only", before).splitlines()]
+    paths = _git("ls-tree", "-r", "--name-only", before).splitlines()
     python = [path for path in paths if path.endswith(".py")]
     differing = [path for path in python if tree(before, path) != tree(after, path)]
     print("\n".join([*differing, f"{len(python)} files compared, {len(differing)} differ"]))

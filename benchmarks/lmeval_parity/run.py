@@ -28,16 +28,16 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch  # noqa: E402
-import yaml  # noqa: E402
-from local_tasks import BBH, code_eval_in_the_sandbox, write_local_tasks  # noqa: E402
+import torch
+import yaml
+from local_tasks import BBH, code_eval_in_the_sandbox, write_local_tasks
 
-from recycler.engines import build_engine  # noqa: E402
-from recycler.pool.catalog import open_checkpoint  # noqa: E402
-from recycler.scoring.evaluate import score_items  # noqa: E402
-from recycler.scoring.scorers import detail, lm_eval_filter  # noqa: E402
-from recycler.scoring.tasks import build_suite, encode, load_tokenizer  # noqa: E402
-from recycler.types import Item, Outcome, Pool  # noqa: E402
+from recycler.engines import build_engine
+from recycler.pool.catalog import open_checkpoint
+from recycler.scoring.evaluate import score_items
+from recycler.scoring.scorers import detail, lm_eval_filter
+from recycler.scoring.tasks import build_suite, load_tokenizer
+from recycler.types import Item, Outcome, Pool
 
 SUITES = Path(__file__).resolve().parents[2] / "eval_suites"
 CASES = {  # lm-eval's task: (our suite, our task, first row of the data there, new tokens for both)

@@ -38,13 +38,16 @@ LARGE = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight":
     for index in range(LAYERS)
     for name, shape in LAYER.items()
 }
-EXPERTS = {
-    f"model.layers.{index // 1563}.mlp.experts.{index % 1563 // 3}.{('gate', 'up', 'down')[index % 3]}_proj.weight": (
-        1024,
-        2048,
-    )
-    for index in range(100_000)
-}
+PROJECTIONS = ("gate", "up", "down")
+
+
+def _expert(index: int) -> str:
+    layer, place = divmod(index, 1563)
+    expert, projection = divmod(place, len(PROJECTIONS))
+    return f"model.layers.{layer}.mlp.experts.{expert}.{PROJECTIONS[projection]}_proj.weight"
+
+
+EXPERTS = {_expert(index): (1024, 2048) for index in range(100_000)}
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], config: dict) -> None:

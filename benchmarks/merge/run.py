@@ -3,7 +3,7 @@ thread; print ratios.
 
     python benchmarks/merge/models.py 135m 8 POOL && python benchmarks/merge/run.py POOL 135m 8
     --mergekit .../bin/mergekit-yaml
-    python benchmarks/merge/run.py POOL 135m 8 --live          # into live weights, against a plain copy, in this process
+    python benchmarks/merge/run.py POOL 135m 8 --live  # into live weights, against a plain copy
     recycler pack POOL/135m-[1-4] --base POOL/135m-0 --to PACK && python benchmarks/merge/run.py
     POOL 135m 5 --live --packed PACK
 

@@ -11,7 +11,6 @@ Shares are of a trial whose decoding takes 6 s, which 500 answers of 150 tokens 
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import tempfile
@@ -40,6 +39,7 @@ WANTED = {
     "bpb": {"gsm8k": 60},
 }
 DECODING_SECONDS = 6.0
+BESIDE = "  (beside decoding of likelihoods)"
 
 
 def main(model: str, data: str, repeats: str = "5") -> None:
@@ -65,7 +65,7 @@ def main(model: str, data: str, repeats: str = "5") -> None:
         total += 0.0 if beside else wall
         print(
             f"{name:34} {1000 * wall:8.1f} ms wall {1000 * cpu:8.1f} ms CPU "
-            f"{wall / DECODING_SECONDS:7.2%}{'  (beside decoding of likelihoods)' if beside else ''}"
+            f"{wall / DECODING_SECONDS:7.2%}{BESIDE if beside else ''}"
         )
     print(f"{'sum':34} {1000 * total:8.1f} ms wall {'':20} {total / DECODING_SECONDS:7.2%}")
 

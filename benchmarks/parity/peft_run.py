@@ -18,9 +18,9 @@ import torch
 from peft import PeftModel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from models import FAMILIES  # noqa: E402
+from models import FAMILIES
 
-from recycler.merge.lora.factors import (  # noqa: E402
+from recycler.merge.lora.factors import (
     Adapter,
     LowRank,
     cat,

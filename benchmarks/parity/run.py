@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from models import FAMILIES, build  # noqa: E402
+from models import FAMILIES, build
 
-from recycler.merge.files.mergekit_yaml import read_mergekit, recipe_to_mergekit  # noqa: E402
-from recycler.merge.stream import merged_tensors  # noqa: E402
-from recycler.pool.catalog import open_pool  # noqa: E402
-from recycler.pool.storage.tensors import ResidentPool  # noqa: E402
-from recycler.types import Group, Recipe  # noqa: E402
+from recycler.merge.files.mergekit_yaml import read_mergekit, recipe_to_mergekit
+from recycler.merge.stream import merged_tensors
+from recycler.pool.catalog import open_pool
+from recycler.pool.storage.tensors import ResidentPool
+from recycler.types import Group, Recipe
 
 THREE, TWO = (0.5, 0.3, 0.4), (0.6, 0.4)
 MLP = (Group(name="mlp", match="mlp"), Group(name="rest"))
@@ -90,10 +90,14 @@ BY_HAND: dict[
     "task_arithmetic, gradients": """
 models:
 - {model: M1, parameters: {weight: [0, 0.5, 1]}}
-- {model: M2, parameters: {weight: [{filter: mlp, value: [1, 0]}, {filter: self_attn, value: 0.4}, {value: 0.7}]}}
+- model: M2
+  parameters:
+    weight: [{filter: mlp, value: [1, 0]}, {filter: self_attn, value: 0.4}, {value: 0.7}]
 merge_method: task_arithmetic
 base_model: BASE
-parameters: {lambda: [{filter: norm, value: 0.5}, {value: [0.8, 1.2]}], normalize: [{filter: q_proj, value: true}, {value: false}]}
+parameters:
+  lambda: [{filter: norm, value: 0.5}, {value: [0.8, 1.2]}]
+  normalize: [{filter: q_proj, value: true}, {value: false}]
 """,
     "ties, density over depth": """
 models:
@@ -108,12 +112,17 @@ slices:
 - sources: [{model: M1, layer_range: [0, 4]}, {model: M2, layer_range: [0, 4]}]
 merge_method: slerp
 base_model: M1
-parameters: {t: [{filter: self_attn, value: [0, 0.5, 0.3, 1]}, {filter: mlp, value: [1, 0]}, {value: 0.5}]}
+parameters:
+  t: [{filter: self_attn, value: [0, 0.5, 0.3, 1]}, {filter: mlp, value: [1, 0]}, {value: 0.5}]
 """,
     "linear, two slices": """
 slices:
-- sources: [{model: M1, layer_range: [0, 1], parameters: {weight: 0.9}}, {model: M2, layer_range: [0, 1], parameters: {weight: 0.3}}]
-- sources: [{model: M1, layer_range: [1, 4], parameters: {weight: [0.1, 0.7]}}, {model: M2, layer_range: [1, 4], parameters: {weight: 0.5}}]
+- sources:
+  - {model: M1, layer_range: [0, 1], parameters: {weight: 0.9}}
+  - {model: M2, layer_range: [0, 1], parameters: {weight: 0.3}}
+- sources:
+  - {model: M1, layer_range: [1, 4], parameters: {weight: [0.1, 0.7]}}
+  - {model: M2, layer_range: [1, 4], parameters: {weight: 0.5}}
 merge_method: linear
 parameters: {normalize: false}
 """,

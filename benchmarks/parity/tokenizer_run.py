@@ -40,8 +40,8 @@ CASES = {
     "linear": "merge_method: linear\nbase_model: M1\n"
     + MODELS
     + "parameters: {normalize: false}\n",
-    "slerp": "merge_method: slerp\nbase_model: M1\nmodels:\n- {model: M1}\n- {model: M2}\nparameters: "
-    "{t: 0.4}\n",
+    "slerp": "merge_method: slerp\nbase_model: M1\nmodels:\n- {model: M1}\n- {model: M2}\n"
+    "parameters: {t: 0.4}\n",
     "task_arithmetic": "merge_method: task_arithmetic\nbase_model: BASE\n" + MODELS,
     "ties": "merge_method: ties\nbase_model: BASE\n" + MODELS.replace("SETTING", ", density: 0.5"),
 }
