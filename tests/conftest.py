@@ -1,95 +1,68 @@
-"""Fakes and small jobs that many tests use."""
+"""Fixtures of many rooms: a sound job, and a bucket that can be broken."""
 
+import http.client
 import json
-from dataclasses import dataclass, field
+import random
+import shutil
 
-import numpy as np
 import pytest
+import yaml
 
-from recycler.cluster.workers import Result
-from recycler.types import Checkpoint, Failure, Objective, Pool, Scorecard, Score
-
-OBJECTIVES = (
-    Objective(suite="fake", task="a", metric="exact_match", direction="maximize"),
-    Objective(suite="fake", task="b", metric="bits_per_byte", direction="minimize"),
-)
-
-
-def named_pool(num_members=4, base=True):
-    """A pool without tensors, for code that only plans."""
-    members = tuple(
-        Checkpoint(name=f"m{k}", location=f"m{k}", tensors={}, config={})
-        for k in range(num_members)
-    )
-    return Pool(
-        members=members,
-        base=Checkpoint(name="base", location="base", tensors={}, config={}) if base else None,
-    )
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of the driver's survives it but the ledger."""
-
-
-@dataclass
-class FakeWorkers:
-    """Scores a recipe by a formula of its weights.
-
-    `kill_after` results the driver dies; `break_numbers` always fail.
-    """
-
-    num_workers: int = 1
-    kill_after: int | None = None
-    break_numbers: frozenset = frozenset()
-    blame: str = "recipe"
-    seen: list = field(default_factory=list)
-    _queue: list = field(default_factory=list)
-
-    def submit(self, number, recipe, role, items=None, gated=False):
-        self._queue.append((number, recipe, role, items))
-
-    def wait(self):
-        if self.kill_after is not None and len(self.seen) >= self.kill_after:
-            raise Killed
-        index = (7 * len(self.seen)) % len(self._queue)  # out of order, as real workers are
-        number, recipe, role, items = self._queue.pop(index)
-        self.seen.append((number, role))
-        if number in self.break_numbers:
-            return [
-                Result(
-                    number=number,
-                    role=role,
-                    answer=Failure(blame=self.blame, reason="broken on purpose"),
-                )
-            ]
-        return [Result(number=number, role=role, answer=self.answer(recipe, role, items))]
-
-    def answer(self, recipe, role, items):
-        return fake_scorecard(recipe, role)
-
-    def close(self):
-        pass
-
-
-def fake_scorecard(recipe, role):
-    """Two smooth objectives: the first likes m0 and m1, the second m2; a little of each helps both."""
-    row = np.array(recipe.weights[0])
-    first = float(np.tanh(row[0] + 0.8 * row[1] + 0.2 * row.sum()) * 0.9)
-    second = float(1.0 - 0.7 * np.tanh(row[2] + 0.1 * row.sum()))
-    scores = (
-        Score(objective=OBJECTIVES[0].name, value=first, stderr=0.01, n=100),
-        Score(objective=OBJECTIVES[1].name, value=second, stderr=0.01, n=100),
-    )
-    return Scorecard(
-        role=role,
-        scores=scores,
-        outcomes=(),
-        weights_digest=json.dumps(list(recipe.weights[0])),
-        engine_fingerprint="fake",
-        num_tokens=10,
-    )
+from chaos import Chaos, s3_server
+from fakes import OBJECTIVES
+from recycler.pool.storage import remote
+from recycler.pool.storage.cache import release_all
+from recycler.testing import make_pico_pool
+from small_job import JOB, SUITE
 
 
 @pytest.fixture
 def objectives():
     return OBJECTIVES
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    make_pico_pool(folder / "pool", num_members=3)
+    (folder / "echo.jsonl").write_text(
+        "".join(json.dumps({"q": f"{k}+{k}", "a": str(2 * k)}) + "\n" for k in range(10))
+    )
+    (folder / "echo.yaml").write_text(yaml.safe_dump(SUITE))
+    return folder
+
+
+@pytest.fixture
+def job(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "job", dirs_exist_ok=True)
+    (tmp_path / "job" / "job.yaml").write_text(yaml.safe_dump(JOB))
+    return tmp_path / "job"
+
+
+@pytest.fixture(scope="module")
+def chaos():
+    with s3_server() as target:
+        yield Chaos(target)
+
+
+@pytest.fixture
+def place(chaos, tmp_path, monkeypatch):
+    """An empty bucket, an empty cache; yields the bucket's URL."""
+    chaos.reset()
+    for name, value in {
+        "AWS_ENDPOINT_URL": chaos.url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_REGION": "us-east-1",
+        "RECYCLER_CACHE": str(tmp_path / "cache"),
+        "RECYCLER_BUCKET_TIMEOUT": "30",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "_folders", {})
+    name = f"pool-{random.randrange(10**12)}"
+    connection = http.client.HTTPConnection(*chaos.target)
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().read() is not None
+    yield f"s3://{name}"
+    release_all()
+    chaos.reset()

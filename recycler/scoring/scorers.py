@@ -1,7 +1,7 @@
 """From what a model said to figures: one function a scorer, one line in the table.
 
 Scorers see an item and an answer, nothing else, so a frozen suite scores the same on every machine.
-Those that come from lm-eval give the values of lm-eval 0.4.13; `tests/test_lmeval.py` holds them to
+Those that come from lm-eval give the values of lm-eval 0.4.13; `tests/scoring/lmeval/test_parity.py` holds them to
 it.
 """
 

@@ -1,0 +1,109 @@
+"""Documentation that cannot drift: every key, command and shipped file is told of."""
+
+import pytest
+
+from places import ROOT
+from recycler.cli import build_parser
+from recycler.specs.job import BudgetSpec, EngineSpec, FidelitySpec, JobSpec, PoolSpec, read_job
+from recycler.specs.space import SpaceSpec, read_space
+from recycler.specs.suite import TaskSpec, read_suite
+
+
+@pytest.mark.parametrize(
+    "page, keys",
+    [
+        (
+            "job.md",
+            [
+                *JobSpec.model_fields,
+                *SpaceSpec.model_fields,
+                *(f"pool.{key}" for key in PoolSpec.model_fields),
+                *(f"engine.{key}" for key in EngineSpec.model_fields),
+                *(f"budget.{key}" for key in BudgetSpec.model_fields),
+                *(f"fidelity.{key}" for key in FidelitySpec.model_fields),
+            ],
+        ),
+        ("suites.md", list(TaskSpec.model_fields)),
+    ],
+)
+def test_every_key_is_documented(page, keys):
+    text = (ROOT / "docs" / page).read_text()
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_every_sampler_is_documented():
+    names = JobSpec.model_fields["sampler"].annotation.__args__
+    text = (ROOT / "docs/job.md").read_text() + (ROOT / "docs/design/search.md").read_text()
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_every_merge_method_is_documented():
+    from recycler.merge.methods.registry import MERGE_METHODS
+
+    text = (ROOT / "docs/methods.md").read_text()
+    assert [name for name in MERGE_METHODS if f"`{name}`" not in text] == []
+
+
+def test_every_command_has_a_summary():
+    actions = build_parser()._subparsers._group_actions[0]
+    assert len(actions._choices_actions) == len(actions.choices) and all(
+        action.help for action in actions._choices_actions
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_spaces_parse(path):
+    assert read_space(path)[0].description
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "eval_suites").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_suites_parse(path):
+    assert read_suite(path)[0].description
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("job*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_jobs_parse(path):
+    assert read_job(path)[0].version == 1
+
+
+def test_links_between_pages_lead_somewhere():
+    import re
+
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/kubernetes/prerequisites.yaml"])
+def test_jobs_on_our_pages_name_suites_and_metrics_that_there_are(page, tmp_path):
+    """A stranger copies them as they stand."""
+    import re
+    from textwrap import dedent
+
+    pytest.importorskip("lm_eval", reason="lm-eval names the metrics of its tasks")
+    from recycler.scoring.tasks import objective_metrics
+
+    text = (ROOT / page).read_text()
+    found = (
+        re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        if page.endswith(".md")
+        else [dedent(part) for part in re.findall(r"job\.yaml: \|\n(.*?)\n---", text, re.DOTALL)]
+    )
+    jobs = [part for part in found if "objectives:" in part]
+    assert jobs
+    for part in jobs:
+        (tmp_path / "job.yaml").write_text(part)
+        job = read_job(tmp_path / "job.yaml")[0]
+        for objective in job.searched_objectives:
+            metrics = objective_metrics(read_suite(ROOT / f"eval_suites/{objective.suite}.yaml")[0])
+            assert any(objective.metric in own for own in metrics.values()), (objective, metrics)
