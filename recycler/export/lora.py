@@ -42,7 +42,7 @@ from recycler.merge.lora.factors import (
 )
 from recycler.merge.lora.learned_cat import learn_by_gradient, learn_by_spsa, loss_of_uniform
 from recycler.merge.methods.layers import depth_complaint
-from recycler.merge.methods.options import option_complaints
+from recycler.merge.methods.problems import MethodWords, method_problems
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.adapters.fold import match_factors
 from recycler.pool.catalog import open_checkpoint
@@ -51,6 +51,11 @@ from recycler.pool.storage.writer import write_model
 from recycler.types import Pool
 
 REPORT = "lora-merge.json"
+ADAPTER_METHODS = MERGE_METHODS | {"lora_cat": MERGE_METHODS["linear"]}
+ADAPTER_WORDS = MethodWords(
+    members="adapters, here are",
+    change_members="Name exactly that many",
+)
 CAT = ("lora_cat", "linear")  # sums of scaled B A: exact as an adapter
 Rows = Mapping[str, Sequence[float]]  # module -> one weight an adapter
 
@@ -276,33 +281,17 @@ def _options(spec: LoraSpec) -> dict[str, Any]:
 
 def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
     found: list[tuple[tuple[str, ...], str, str, str]] = []
-    method = MERGE_METHODS.get("linear" if spec.method == "lora_cat" else spec.method)
-    if method is None:
-        found.append(
-            (
-                ("method",),
-                f"method {spec.method!r}",
-                "unknown",
-                did_you_mean(spec.method, [*MERGE_METHODS, "lora_cat"]),
-            )
-        )
-    else:
-        options = tuple(_options(spec).items())
-        found += [
-            (("options", name), f"option {name!r} of {spec.method!r}", cause, remedy)
-            for name, cause, remedy in option_complaints(
-                options, method.options, ["all"], len(spec.adapters)
-            )
-        ]
-        if method.num_members not in (None, len(spec.adapters)):
-            found.append(
-                (
-                    ("method",),
-                    f"method {spec.method!r}",
-                    f"merges {method.num_members} adapters, here are {len(spec.adapters)}",
-                    "Name exactly that many",
-                )
-            )
+    problems = method_problems(
+        spec.method,
+        ADAPTER_WORDS,
+        num_members=len(spec.adapters),
+        options=tuple(_options(spec).items()),
+        groups=["all"],
+        methods=ADAPTER_METHODS,
+        where=document.where,
+    )
+    method = ADAPTER_METHODS.get(spec.method)
+    if method is not None:
         if spec.base is None and (method.by_depth or method.reads_base):
             found.append(
                 (
@@ -364,7 +353,7 @@ def _problems(spec: LoraSpec, document: YamlDocument) -> list[Problem]:
         found.append(
             (("rank",), "rank", "belongs to write: svd, and is needed there", "Write both or none")
         )
-    return [
+    return problems + [
         Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key))
         for key, thing, cause, remedy in found
     ]

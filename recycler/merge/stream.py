@@ -18,12 +18,19 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.merge.methods.layers import depth_complaint
 from recycler.merge.methods.method import TensorContext, as_keywords
-from recycler.merge.methods.options import option_complaints, options_of
+from recycler.merge.methods.options import options_of
+from recycler.merge.methods.problems import MethodWords, method_problems
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.storage.headers import FLOAT_DTYPES
 from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import Group, Pool, Recipe
 
+RECIPE_WORDS = MethodWords(
+    no_base="the recipe has no base",
+    add_base="Add base: to it",
+    members="members, the recipe has",
+    change_members="Name exactly that many",
+)
 SHOWN = 20  # problems that are told; another architecture has hundreds of the same
 
 
@@ -46,56 +53,16 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
                     remedy=did_you_mean(name, known),
                 )
             )
-    if recipe.method not in MERGE_METHODS:
-        problems.append(
-            Problem(
-                thing=f"method {recipe.method!r}",
-                cause="unknown",
-                remedy=did_you_mean(recipe.method, MERGE_METHODS),
-            )
-        )
-    elif MERGE_METHODS[recipe.method].needs_base and recipe.base is None:
-        problems.append(
-            Problem(
-                thing=f"method {recipe.method!r}",
-                cause="works on deltas and the recipe has no base",
-                remedy="Add base: to it",
-            )
-        )
-    else:
-        options, wanted = (
-            MERGE_METHODS[recipe.method].options,
-            MERGE_METHODS[recipe.method].num_members,
-        )
-        if wanted is not None and len(recipe.members) != wanted:
-            problems.append(
-                Problem(
-                    thing=f"method {recipe.method!r}",
-                    cause=f"merges {wanted} members, the recipe has {len(recipe.members)}",
-                    remedy="Name exactly that many",
-                )
-            )
-        problems += [
-            Problem(thing=f"option {name!r} of {recipe.method!r}", cause=cause, remedy=remedy)
-            for name, cause, remedy in option_complaints(
-                recipe.options,
-                options,
-                [group.name for group in recipe.groups],
-                len(recipe.members),
-            )
-        ]
-        if recipe.method == "layer_swap" and not problems:
-            found = {
-                depth_complaint(
-                    options | options_of(recipe.options, group.name),
-                    resident.pool.template.num_layers,
-                )
-                for group in recipe.groups
-            } - {None}
-            problems += [
-                Problem(thing="layer_swap", cause=cause, remedy="Set both in options")
-                for cause in sorted(found)
-            ]
+    problems += method_problems(
+        recipe.method,
+        RECIPE_WORDS,
+        has_base=recipe.base is not None,
+        num_members=len(recipe.members),
+        options=recipe.options,
+        groups=[group.name for group in recipe.groups],
+    )
+    if recipe.method == "layer_swap" and not problems:
+        problems += _depth_problems(recipe, resident.pool.template.num_layers)
     if recipe.dtype not in TORCH_DTYPES:
         problems.append(
             Problem(
@@ -113,6 +80,19 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
     ]
     if misfits:
         raise UnsafeInputError(misfits[:SHOWN])
+
+
+def _depth_problems(recipe: Recipe, num_layers: int) -> list[Problem]:
+    """Depths of `layer_swap` that the model does not have, in any group of the recipe."""
+    defaults = MERGE_METHODS["layer_swap"].options
+    causes = {
+        depth_complaint(defaults | options_of(recipe.options, group.name), num_layers)
+        for group in recipe.groups
+    }
+    return [
+        Problem(thing="layer_swap", cause=cause, remedy="Set both in options")
+        for cause in sorted(cause for cause in causes if cause is not None)
+    ]
 
 
 def _misfits(pool: Pool, name: str) -> Iterator[Problem]:

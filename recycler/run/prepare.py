@@ -21,7 +21,8 @@ from recycler.errors import (
     raise_problems,
 )
 from recycler.io.shipped import shipped_file
-from recycler.io.strict_yaml import YamlDocument
+from recycler.io.strict_yaml import KeyPath, YamlDocument
+from recycler.merge.methods.problems import MethodWords, method_problems
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
@@ -44,6 +45,12 @@ from recycler.specs.suite import (
 from recycler.types import Checkpoint, Item, Objective, Pool
 
 Value = TypeVar("Value")
+JOB_WORDS = MethodWords(
+    no_base="the pool has no base",
+    add_base="Add base: under pool:",
+    members="members, the pool has",
+    change_members="Use another method, or a pool of those two",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,39 +166,18 @@ def prepare(
     job, document = read_job(job_path)
     folder = Path(document.path).parent
     collector = _Collector()
-    if job.method not in MERGE_METHODS:
-        collector.problems.append(
-            Problem(
-                thing=f"method {job.method!r}",
-                cause="unknown",
-                remedy=did_you_mean(job.method, MERGE_METHODS),
-                where=document.where(("method",)),
-            )
-        )
-    elif MERGE_METHODS[job.method].needs_base and job.pool.base is None:
-        collector.problems.append(
-            Problem(
-                thing=f"method {job.method!r}",
-                cause="works on deltas and the pool has no base",
-                remedy="Add base: under pool:",
-                where=document.where(("pool",)),
-            )
-        )
+
+    def where_of_method(key_path: KeyPath) -> str:
+        return document.where(("pool",) if key_path == ("base",) else ("method",))
+
+    collector.problems += method_problems(
+        job.method, JOB_WORDS, has_base=job.pool.base is not None, where=where_of_method
+    )
     collector.problems += _cost_problems(job, document)
     pool = collector.step(_open_pool, job, folder, document)
-    if (
-        pool
-        and job.method in MERGE_METHODS
-        and MERGE_METHODS[job.method].num_members not in (None, len(pool.members))
-    ):
-        collector.problems.append(
-            Problem(
-                thing=f"method {job.method!r}",
-                cause=f"merges {MERGE_METHODS[job.method].num_members} members, the pool has "
-                f"{len(pool.members)}",
-                remedy="Use another method, or a pool of those two",
-                where=document.where(("method",)),
-            )
+    if pool and job.method in MERGE_METHODS:
+        collector.problems += method_problems(
+            job.method, JOB_WORDS, num_members=len(pool.members), where=where_of_method
         )
     report = (
         collector.step(check_pool, pool, duplicates=job.pool.duplicates, method=job.method)

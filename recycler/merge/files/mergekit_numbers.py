@@ -55,6 +55,10 @@ class Reader:
             Problem(thing=thing, cause=cause, remedy=remedy, where=self.document.where(key_path))
         )
 
+    def at_method(self, key_path: KeyPath) -> str:
+        """The line of merge_method, which every problem of the method points to."""
+        return self.document.where(("merge_method",))
+
     def stop_if_wrong(self) -> None:
         raise_problems(self.problems)
 

@@ -23,7 +23,7 @@ from recycler.merge.files.mergekit_write import (
     recipe_to_mergekit as recipe_to_mergekit,
 )  # both ways from one door
 from recycler.merge.methods.options import DTYPES
-from recycler.merge.methods.registry import MERGE_METHODS
+from recycler.merge.methods.problems import MethodWords, method_problems
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.hf_folder import read_config
 from recycler.pool.storage.location import local_path, packed_place, remote_url
@@ -42,6 +42,12 @@ KEYS = (
     "tokenizer",
     "chat_template",
     "name",
+)
+WORDS = MethodWords(
+    no_base="there is no base_model",
+    add_base="Add base_model:",
+    members="models besides the base, here are",
+    change_members="Check models:",
 )
 SCALARS = ("merge_method", "base_model", "dtype", "out_dtype", "tokenizer_source", "name")
 
@@ -195,19 +201,9 @@ def _check_keys(reader: Reader) -> None:
             "stacks layers into another architecture, which a pool of one architecture cannot hold",
             "Run this one with mergekit",
         )
-    elif method not in MERGE_METHODS:
-        reader.refuse(
-            ("merge_method",),
-            f"method {method!r}",
-            "unknown",
-            did_you_mean(str(method), MERGE_METHODS),
-        )
-    elif MERGE_METHODS[method].needs_base and not data.get("base_model"):
-        reader.refuse(
-            ("merge_method",),
-            f"method {method!r}",
-            "works on deltas and there is no base_model",
-            "Add base_model:",
+    else:
+        reader.problems += method_problems(
+            method, WORDS, has_base=bool(data.get("base_model")), where=reader.at_method
         )
     if ("models" in data) == ("slices" in data):
         reader.refuse(
@@ -377,14 +373,15 @@ def _members(reader: Reader, method: str, models: Sequence[str], base: str | Non
     if method in ("linear", "karcher"):
         return list(models)
     members = [model for model in models if model != base]
-    wanted = MERGE_METHODS[method].num_members
-    if not members or (wanted is not None and len(members) != wanted):
+    found = method_problems(method, WORDS, num_members=len(members), where=reader.at_method)
+    if not members and not found:
         reader.refuse(
             ("merge_method",),
             f"method {method!r}",
-            f"merges {wanted or 'some'} models besides the base, here are {len(members)}",
-            "Check models:",
+            f"merges some {WORDS.members} 0",
+            WORDS.change_members,
         )
+    reader.problems += found
     return members
 
 

@@ -27,11 +27,18 @@ from pydantic import BaseModel, ConfigDict
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.io.strict_yaml import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
 from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
-from recycler.merge.methods.options import DTYPES, Options, option_complaints
-from recycler.merge.methods.registry import MERGE_METHODS
+from recycler.merge.methods.options import DTYPES, Options
+from recycler.merge.methods.problems import MethodWords, method_problems
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.tokens.aligned import POLICIES, TokenizerPolicy, align_vocabularies
 from recycler.types import Group, OptionValue, Pool, Recipe
+
+FILE_WORDS = MethodWords(
+    no_base="there is no base",
+    add_base="Add base: {name: folder}",
+    members="members, the recipe has",
+    change_members="Name exactly that many",
+)
 
 
 class _GroupEntry(BaseModel):
@@ -182,34 +189,26 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
             Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key_path))
         )
 
-    if entry.method not in MERGE_METHODS:
-        add(
-            ("method",),
-            f"method {entry.method!r}",
-            "unknown",
-            did_you_mean(entry.method, MERGE_METHODS),
-        )
-    else:
-        places = {group.name: index for index, group in enumerate(entry.groups or [])}
-        for name, cause, remedy in option_complaints(
-            _options(entry), MERGE_METHODS[entry.method].options, list(places), len(entry.members)
-        ):
-            bare, at, group = name.partition("@")
-            add(
-                ("groups", places[group], "options", bare)
-                if group in places
-                else ("options", name),
-                f"option {bare!r} of {entry.method!r}",
-                cause,
-                remedy,
-            )
-        if MERGE_METHODS[entry.method].needs_base and not entry.base:
-            add(
-                ("method",),
-                f"method {entry.method!r}",
-                "works on deltas and there is no base",
-                "Add base: {name: folder}",
-            )
+    places = {group.name: index for index, group in enumerate(entry.groups or [])}
+
+    def where(key_path: KeyPath) -> str:
+        """The line of the method, or of an option: its group's, where the file has that group."""
+        if key_path[0] != "options":
+            return document.where(("method",))
+        bare, _, group = str(key_path[1]).partition("@")
+        if group in places:
+            return document.where(("groups", places[group], "options", bare))
+        return document.where(key_path)
+
+    problems += method_problems(
+        entry.method,
+        FILE_WORDS,
+        has_base=bool(entry.base),
+        num_members=len(entry.members),
+        options=_options(entry),
+        groups=list(places),
+        where=where,
+    )
     if entry.dtype not in DTYPES:
         add(("dtype",), f"dtype {entry.dtype!r}", "unknown", did_you_mean(entry.dtype, DTYPES))
     if entry.tokenizer not in POLICIES:
