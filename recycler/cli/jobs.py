@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
     from recycler.errors import Problem, UsageError
-    from recycler.io.atomic import write_whole
+    from recycler.io.atomic import write_atomic
     from recycler.results.open import open_front
     from recycler.run.leave_out import job_without, outcome, outcome_text
 
@@ -53,7 +53,7 @@ def without(arguments: argparse.Namespace) -> None:
         raise UsageError(
             Problem(thing=str(source), cause="is another job's file", remedy="Give another --dir")
         )
-    write_whole(source, derived.text)
+    write_atomic(source, derived.text)
     front = drive(source, folder, derived.data, arguments)
     print(front_table(front, "holdout"), end="")
     print(

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
-from recycler.io.atomic import whole_file
+from recycler.io.atomic import atomic_file
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def report(arguments: argparse.Namespace) -> None:
             Problem(thing=str(path), cause="is a folder", remedy="Give a file, such as report.html")
         )
     try:
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(

@@ -16,7 +16,7 @@ from typing import Any
 from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
-from recycler.io.atomic import copy_companions, whole_folder
+from recycler.io.atomic import atomic_folder, copy_companions
 from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
@@ -72,7 +72,7 @@ def export_recipe(
                 "recipe and use `recycler score`",
             )
         )
-    with whole_folder(folder) as aside:
+    with atomic_folder(folder) as aside:
         digests = merge_to_folder(
             recipe,
             ResidentPool(pool),

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import NotFoundError, Problem
-from recycler.io.atomic import whole_folder
+from recycler.io.atomic import atomic_folder
 from recycler.ledger.runs import open_ledger
 from recycler.pool.storage.location import local_path
 from recycler.results.front import Front, choose
@@ -48,7 +48,7 @@ def log_to_lm_eval(
             f"{name or json.loads(ledger.fact('job') or '{}').get('name') or 'recycler'} trial "
             f"{trial.number}"
         )
-    with whole_folder(folder) as aside:
+    with atomic_folder(folder) as aside:
         for role, outcomes in told.items():
             asked = {outcome.item for outcome in outcomes}
             write_lm_eval(

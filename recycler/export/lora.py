@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from recycler.errors import Problem, did_you_mean, raise_problems
-from recycler.io.atomic import copy_companions, whole_folder
+from recycler.io.atomic import atomic_folder, copy_companions
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.merge.lora.factors import (
     Adapter,
@@ -134,7 +134,7 @@ def merge_adapters(path: Path | YamlDocument, out: Path) -> LoraMerge:
                 adapter.name,
             )
     rows, losses = _rows(spec, folder, adapters)
-    with whole_folder(out) as aside:
+    with atomic_folder(out) as aside:
         errors = _write(spec, folder, adapters, rows, base, aside)
         report = {
             "schema_version": 1,

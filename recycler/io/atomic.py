@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Atomic folders and files: they appear complete, or not at all."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ COMPANIONS = (
 
 
 def make_folder(folder: Path) -> None:
-    """`folder` and its parents, where they are not there.
+    """Make `folder` and its parents where they are missing.
 
-    Raises UsageError where they cannot be.
+    Raises UsageError when that is impossible.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,20 +51,21 @@ def _no_folder(folder: Path, error: OSError | RuntimeError | ValueError) -> Usag
     )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A small file that appears whole or not at all, and its folder.
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file atomically, and make its folder.
 
-    Raises UsageError where the folder cannot be.
+    Raises UsageError when the folder cannot be made.
     """
     make_folder(path.parent)
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; it takes the place of `path` when the block ends well, and
-    goes otherwise.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to.
+
+    It replaces `path` when the block ends without an exception, and is removed otherwise.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -75,13 +76,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh sibling folder to write into; renamed to `folder` when the block ends well, removed
-    otherwise.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` to write into.
 
-    What a killed process left beside `folder` is removed by the next one that writes there. Raises
-    UsageError when it is there already, or cannot be, and InfrastructureError when the disk is
-    full; nothing is left behind then.
+    It is renamed to `folder` when the block ends without an exception, and removed otherwise. What
+    a killed process left behind is removed by the next one that writes to the same place. Raises
+    UsageError when `folder` exists already or cannot be made, and InfrastructureError when the
+    disk is full; nothing is left behind then.
     """
     folder = _free_place(folder)
     made_parent = not folder.parent.exists()
@@ -96,9 +97,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     lock = _locked(aside)
     try:
         yield aside
-        for path in (path for path in aside.rglob("*") if path.is_file()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _flush(aside)
         aside.chmod(0o755)
         _put_in_place(aside, folder)
     except OSError as error:
@@ -114,9 +113,18 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 folder.parent.rmdir()
 
 
+def _flush(folder: Path) -> None:
+    """Wait until the disk holds every file below `folder`."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
-    """What to tell when `error` says that there is no room on the disk (or in a quota, or for a
-    file so large); None for any other.
+    """The user's error when `error` says that the disk is full; None for any other cause.
+
+    A quota that is used up, and a file larger than the file system allows, count too.
     """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
@@ -124,15 +132,16 @@ def full_disk(error: OSError, place: Path | str) -> InfrastructureError | None:
         Problem(
             thing=str(place),
             cause=f"cannot be written whole ({error.strerror})",
-            remedy="Make room there or give a place on another disk, then run the same command again",
+            remedy="Make room there or give a place on another disk, then run the same command "
+            "again",
         )
     )
 
 
 def _free_place(folder: Path) -> Path:
-    """Where the folder really goes: through a link that leads to an empty folder.
+    """The resolved place of a new folder; a link to an empty folder is followed.
 
-    Raises UsageError for what is taken, or no place for a folder.
+    Raises UsageError when the place is taken, or when no folder can be there.
     """
     try:
         if folder.is_symlink() and not folder.exists():
@@ -154,11 +163,8 @@ def _free_place(folder: Path) -> Path:
             )
         if real.exists() and (not real.is_dir() or any(real.iterdir())):
             raise _taken(folder)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # a name too long, a loop of links, a zero byte, no rights to look
+    except (OSError, RuntimeError, ValueError) as error:
+        # a name too long, a loop of links, a zero byte, no rights to look
         raise _no_folder(folder, error) from None
     return real
 
@@ -169,11 +175,8 @@ def _put_in_place(aside: Path, folder: Path) -> None:
             folder.rmdir()
         aside.rename(folder)
     except OSError as error:
-        if error.errno in (
-            errno.ENOTEMPTY,
-            errno.EEXIST,
-            errno.ENOTDIR,
-        ):  # another process was faster
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            # another process was faster
             raise _taken(folder) from None
         raise
 
@@ -187,7 +190,7 @@ def _taken(folder: Path) -> UsageError:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove unfinished folders of processes that are no more; those at work hold a lock on theirs."""
+    """Remove unfinished folders of ended processes; running ones hold a lock on theirs."""
     for aside in folder.parent.glob(f".{glob.escape(folder.name[:100])}-*{UNFINISHED}"):
         lock = _locked(aside)
         if lock is not None:
@@ -196,8 +199,9 @@ def _remove_left_behind(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed or the process ends; None when
-    another holds it, or locks are not to be had.
+    """A descriptor that holds the folder's lock until it is closed or the process ends.
+
+    None when another process holds the lock, or the file system has no locks.
     """
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -212,9 +216,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a checkpoint besides weights and config: tokenizer, chat template,
-    generation config.
-    """
+    """Copy tokenizer, chat template and generation config: all but weights and config."""
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.io.atomic import whole_folder
+from recycler.io.atomic import atomic_folder
 from recycler.pool.storage.blocks import read_bytes, tensor_digest
 from recycler.pool.storage.dtypes import decoded
 from recycler.pool.storage.files import local_folder
@@ -75,7 +75,7 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
                 remedy="Try 16, or leave it out to be exact",
             )
         )
-    with whole_folder(out) as aside:
+    with atomic_folder(out) as aside:
         packer = _Packer(aside, pool.base, ratio)
         checkpoints = {
             checkpoint.name: packer.add(checkpoint) for checkpoint in (pool.base, *pool.members)
@@ -107,7 +107,7 @@ def unpack(packed: Path, out: Path) -> list[Path]:
     already or cannot be, UnsafeInputError for a pack that is damaged.
     """
     manifest = read_manifest(packed)
-    with whole_folder(out) as aside:
+    with atomic_folder(out) as aside:
         for name, entry in manifest["checkpoints"].items():
             folder = aside / file_of(name)
             folder.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 from recycler.cluster.workers import Work, Workers
 from recycler.engines import default_engine_name
 from recycler.errors import Problem, UsageError
-from recycler.io.atomic import make_folder, write_whole
+from recycler.io.atomic import make_folder, write_atomic
 from recycler.io.redact import without_password
 from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
@@ -243,7 +243,7 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
             )
         )
     place = job_place(url, bundle.id)
-    write_whole(run_folder / LEDGER_URL, without_password(place) + "\n")
+    write_atomic(run_folder / LEDGER_URL, without_password(place) + "\n")
     return Ledger(place)
 
 

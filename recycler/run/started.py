@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recycler.errors import UsageError
-from recycler.io.atomic import whole_file, write_whole
+from recycler.io.atomic import atomic_file, write_atomic
 from recycler.io.strict_yaml import YamlDocument
 from recycler.specs.job import JobSpec, read_job
 
@@ -41,9 +41,9 @@ def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
     A driver killed here leaves each file as it was, or whole.
     """
     if not (run_folder / COPY).exists():
-        with whole_file(run_folder / COPY) as aside:
+        with atomic_file(run_folder / COPY) as aside:
             shutil.copyfile(job, aside)
-    write_whole(
+    write_atomic(
         run_folder / STARTED,
         json.dumps(
             {"job": str(job.resolve()), "data": [str(Path(folder).resolve()) for folder in data]}

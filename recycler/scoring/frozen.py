@@ -14,7 +14,7 @@ from typing import Any
 
 from recycler.digest import canonical_json
 from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError
-from recycler.io.atomic import whole_file
+from recycler.io.atomic import atomic_file
 from recycler.objectives.stats import minimal_detectable_difference
 from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.scorers import item_metrics
@@ -37,7 +37,7 @@ def write_frozen(suite: EvalSuite, path: Path) -> None:
         "test_tasks": suite.test_tasks,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(canonical_json(line) + "\n" for line in (header, *suite.items))
         file.flush()
         os.fsync(file.fileno())

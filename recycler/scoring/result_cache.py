@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.digest import digest
-from recycler.io.atomic import whole_file
+from recycler.io.atomic import atomic_file
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
 from recycler.scoring.sandbox.parent import judge
 from recycler.types import Item, Outcome, Pool
@@ -112,7 +112,7 @@ class ResultCache:
             for key in (question_digest(item),)
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_bytes(outcomes_to_bytes(known.values()))
 
     def _path(self, weights_digest: str, fingerprint: str) -> Path:

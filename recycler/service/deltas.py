@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, RecyclerError, UsageError
-from recycler.io.atomic import write_whole
+from recycler.io.atomic import write_atomic
 from recycler.pool.checks.inspect import propose_swap
 from recycler.pool.geometry.delta_profile import delta_profile
 from recycler.run.guard import open_pool_of
@@ -44,7 +44,7 @@ def measure(run: str, path: Path) -> None:
             for member in profile.members
         ],
     }
-    write_whole(path, json.dumps(document))
+    write_atomic(path, json.dumps(document))
 
 
 def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
-from recycler.io.atomic import write_whole
+from recycler.io.atomic import write_atomic
 from recycler.pool.storage.bucket import split_url
 from recycler.results.front import choose
 from recycler.service import processes
@@ -167,7 +167,7 @@ class Exports:
                 )
             self._refuse_nested(order)
             refuse_too_many(self._processes)
-            write_whole(self._record(run, order.id), json.dumps(asdict(order)))
+            write_atomic(self._record(run, order.id), json.dumps(asdict(order)))
             self._processes.start(
                 f"{run.id}/{order.id}",
                 processes.as_python([*self.words(run, order), "--json"]),

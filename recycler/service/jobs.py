@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
-from recycler.io.atomic import write_whole
+from recycler.io.atomic import write_atomic
 from recycler.run.leave_out import job_without, outcome, without_id
 from recycler.run.started import STARTED
 from recycler.service import processes
@@ -190,11 +190,11 @@ class Jobs:
                 Problem(thing=f"job {run_id!r}", cause="exists already", remedy="Give another id")
             ) from None
         if data:
-            write_whole(
+            write_atomic(
                 folder / STARTED,
                 json.dumps({"job": str(source), "data": [str(path.resolve()) for path in data]}),
             )
-        write_whole(source, text)
+        write_atomic(source, text)
         run = self.store.run(run_id)
         self.resume(run)
         return run, True

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recycler.errors import RecyclerError
-from recycler.io.atomic import write_whole
+from recycler.io.atomic import write_atomic
 from recycler.objectives.costs import benchmarks
 from recycler.run.started import STARTED
 from recycler.service.store import Run, Snapshot
@@ -148,7 +148,7 @@ def _keep(folder: Path, code: int) -> Ended:
     ended = Ended(code, said_last(folder / LOG))
     if folder.is_dir():  # it may have been removed since
         with suppress(OSError):  # a full disk: then it is known as long as this service lives
-            write_whole(folder / ENDED, json.dumps(asdict(ended)))
+            write_atomic(folder / ENDED, json.dumps(asdict(ended)))
     return ended
 
 

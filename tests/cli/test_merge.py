@@ -16,7 +16,7 @@ import yaml
 from handmade import model_arrays, tokenizer, write_checkpoint
 from recycler.cli import main
 from recycler.errors import InfrastructureError, UsageError
-from recycler.io.atomic import UNFINISHED, full_disk, whole_folder
+from recycler.io.atomic import UNFINISHED, full_disk, atomic_folder
 from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.merge.methods.method import TensorContext
@@ -368,9 +368,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(place, words):
 
 
 def test_the_second_of_two_that_write_one_folder_is_told(tmp_path):
-    with pytest.raises(UsageError, match="exists already"), whole_folder(tmp_path / "out") as aside:
+    with (
+        pytest.raises(UsageError, match="exists already"),
+        atomic_folder(tmp_path / "out") as aside,
+    ):
         (aside / "slow").write_text("")
-        with whole_folder(tmp_path / "out") as faster:
+        with atomic_folder(tmp_path / "out") as faster:
             (faster / "fast").write_text("")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fast"] and not list(
         tmp_path.glob(f".*{UNFINISHED}")

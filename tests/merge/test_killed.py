@@ -12,7 +12,7 @@ import pytest
 from handmade import model_arrays, write_checkpoint
 from quietly import run_quietly
 from recycler.export.export import MANIFEST as EXPORT_MANIFEST
-from recycler.io.atomic import whole_folder
+from recycler.io.atomic import atomic_folder
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import unpack
@@ -161,9 +161,9 @@ def test_a_hundred_kills_leave_the_destination_whole_or_absent(
 
 
 def test_folders_of_processes_at_work_are_left_alone(tmp_path):
-    with whole_folder(tmp_path / "out") as first:
+    with atomic_folder(tmp_path / "out") as first:
         (first / "a").write_text("1")
-        with whole_folder(tmp_path / "out") as second:
+        with atomic_folder(tmp_path / "out") as second:
             (second / "a").write_text("2")
             assert first.exists() and second.exists()
         (tmp_path / "out" / "a").unlink()

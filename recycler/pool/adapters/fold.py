@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
-from recycler.io.atomic import copy_companions, whole_folder
+from recycler.io.atomic import atomic_folder, copy_companions
 from recycler.pool.adapters.patterns import compile_patterns
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.headers import FLOAT_DTYPES, read_header
@@ -114,7 +114,7 @@ def fold_adapter(base: Path, adapter: Path, out: Path) -> Rounding:
     checkpoint = open_checkpoint(base, "base")
     factors = match_factors(read_factors(adapter)[0], checkpoint, adapter.name)
     infos = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
-    with whole_folder(out) as aside:
+    with atomic_folder(out) as aside:
         write_model(_folded(checkpoint, factors, rounding := Rounding()), infos, aside)
         shutil.copyfile(base / "config.json", aside / "config.json")
         copy_companions(base, aside)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.io.atomic import whole_folder
+from recycler.io.atomic import atomic_folder
 from recycler.pool.storage.bucket import list_prefix, read, trimmed
 from recycler.pool.storage.cache import cache_folder, cache_key, cached
 from recycler.pool.storage.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
@@ -80,7 +80,7 @@ def packed_small_files(place: str) -> Path:
     folder = cache_folder() / "folders" / cache_key(place, version, 0) / own
     if not folder.is_dir():
         try:
-            with whole_folder(folder) as aside:
+            with atomic_folder(folder) as aside:
                 for name, digest in manifest["checkpoints"][own]["small"].items():
                     if not SMALL.fullmatch(name):
                         raise broken(

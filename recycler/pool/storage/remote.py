@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
-from recycler.io.atomic import whole_folder
+from recycler.io.atomic import atomic_folder
 from recycler.pool.storage.bucket import list_prefix, read, size_of, trimmed
 from recycler.pool.storage.cache import cache_folder, cache_key, cached, cached_facts
 from recycler.pool.storage.headers import PREFIX_BYTES, header_length, parse_header
@@ -210,7 +210,7 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
     )
     if not folder.is_dir():
         try:
-            with whole_folder(folder) as aside:
+            with atomic_folder(folder) as aside:
                 for name, piece in pieces.items():
                     (aside / name).write_bytes(piece.raw)
         except (UsageError, OSError):  # another process was first
