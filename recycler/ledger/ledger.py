@@ -25,6 +25,7 @@ from recycler.errors import NotFoundError, Problem, UnsafeInputError
 from recycler.ledger import codec, schema
 from recycler.ledger.database import OPEN_SECONDS, Database, retried
 from recycler.ledger.lease import Holder, Lease, read_holder
+from recycler.recipe_json import recipe_to_json
 from recycler.types import Failure, Outcome, Recipe, Role, Score, Scorecard, Trial, TrialKind
 
 Value = TypeVar("Value")
@@ -184,7 +185,7 @@ class Ledger:
                     kind=kind,
                     label=label,
                     state="PENDING",
-                    recipe=codec.recipe_to_json(recipe),
+                    recipe=recipe_to_json(recipe),
                     recipe_digest=digest(recipe),
                     params=canonical_json(dict(params)),
                     opened_at=self._database.now(connection),
