@@ -171,6 +171,7 @@ def open_large(trials: int) -> dict:
     from recycler.digest import canonical_json, digest
     from recycler.ledger import codec, schema
     from recycler.ledger.runs import read_status
+    from recycler.recipe_json import recipe_to_json
 
     pool = pool_of(8)
     planner = planner_of(pool, "random", trials)
@@ -191,7 +192,7 @@ def open_large(trials: int) -> dict:
                     "kind": "merge",
                     "label": "",
                     "state": "SCORED",
-                    "recipe": codec.recipe_to_json(recipe),
+                    "recipe": recipe_to_json(recipe),
                     "recipe_digest": digest(recipe),
                     "params": canonical_json({f"w{index}": chance.random() for index in range(8)}),
                     "attempts": 1,

@@ -348,7 +348,7 @@ def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(jo
     with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
         kept = ledger.fact(PRODUCTS)
     monkeypatch.setattr(
-        "recycler.run.cost_workers.delta_products",
+        "recycler.results.measured_costs.delta_products",
         lambda pool: pytest.fail("the pool was read again"),
     )
     _, more = ran(job, "run")

@@ -118,7 +118,7 @@ def test_a_job_over_a_bucket_has_the_costs_that_it_would_have_over_a_disk_and_go
     )
     forget()
     monkeypatch.setattr(
-        "recycler.run.cost_workers.delta_products",
+        "recycler.results.measured_costs.delta_products",
         lambda pool: pytest.fail("the pool was read again"),
     )
     assert run(job_over(sound, tmp_path / "far", place, 8), tmp_path / "bucket") == whole
@@ -139,7 +139,7 @@ def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_
         return delta_products(pool)
 
     with monkeypatch.context() as patch:
-        patch.setattr("recycler.run.cost_workers.delta_products", too_late)
+        patch.setattr("recycler.results.measured_costs.delta_products", too_late)
         with pytest.raises(InfrastructureError, match=place):
             run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run")
     with closing(Ledger(tmp_path / "run/ledger.sqlite")) as ledger:
