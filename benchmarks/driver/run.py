@@ -23,6 +23,7 @@ from pathlib import Path
 from recycler.cluster.workers import Result
 from recycler.io.strict_yaml import YamlDocument
 from recycler.ledger import Ledger
+from recycler.ledger.facts import JobFacts
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
@@ -225,7 +226,14 @@ def open_large(trials: int) -> dict:
             ):
                 connection.execute(insert(table), content)
         del rows, scores, outcomes
-        ledger.set_fact("job", json.dumps({"name": "large", "trials": trials}))
+        ledger.facts.job = JobFacts(
+            name="large",
+            dtype="bfloat16",
+            trials=trials,
+            objectives=tuple(OBJECTIVES),
+            members=(),
+            base=None,
+        )
         ledger.close()
         figures = {
             "trials": trials,

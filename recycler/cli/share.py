@@ -42,22 +42,18 @@ def report(arguments: argparse.Namespace) -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """recycler study RUN --storage URL: an Optuna study with every closed trial."""
-    import json
-
-    from recycler.ledger.runs import open_ledger, read_facts
+    from recycler.ledger.runs import open_ledger
     from recycler.search.optuna.study import write_study
 
     with closing(open_ledger(arguments.run)) as ledger:
-        objectives, _, _ = read_facts(ledger)
-        name = arguments.name or json.loads(ledger.fact("job") or "{}").get("name") or "recycler"
-        number = write_study(ledger.trials(), objectives, storage=arguments.storage, name=name)
+        job = ledger.facts.started_job
+        name = arguments.name or job.name or "recycler"
+        number = write_study(ledger.trials(), job.objectives, storage=arguments.storage, name=name)
     print(f"recycler: wrote {number} trials as study {name!r}", file=sys.stderr)
 
 
 def log(arguments: argparse.Namespace) -> None:
     """recycler log RUN --mlflow URI | --wandb PROJECT | --lm-eval DIR [--trial WHICH]."""
-    import json
-
     from recycler.ledger.runs import open_ledger
     from recycler.results.open import open_front
 
@@ -86,12 +82,9 @@ def log(arguments: argparse.Namespace) -> None:
         )
         return
     with closing(open_ledger(arguments.run)) as ledger:
-        trials, job = (
-            ledger.trials(),
-            json.loads(ledger.fact("job") or "{}").get("name") or "recycler",
-        )
+        trials, job = ledger.trials(), ledger.facts.started_job
     name, run = (
-        arguments.name or job,
+        arguments.name or job.name or "recycler",
         os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run,
     )
     if arguments.mlflow is not None:

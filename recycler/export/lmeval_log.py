@@ -4,7 +4,6 @@ for holdout.
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 
@@ -44,10 +43,8 @@ def log_to_lm_eval(
             for role in ("search", "holdout")
             if trial.scores(role)
         }
-        model = (
-            f"{name or json.loads(ledger.fact('job') or '{}').get('name') or 'recycler'} trial "
-            f"{trial.number}"
-        )
+        job = ledger.facts.started_job
+    model = f"{name or job.name or 'recycler'} trial {trial.number}"
     with atomic_folder(folder) as aside:
         for role, outcomes in told.items():
             asked = {outcome.item for outcome in outcomes}

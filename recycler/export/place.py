@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
-from recycler.ledger.runs import open_ledger, read_facts
+from recycler.ledger.runs import open_ledger
 from recycler.pool.catalog import would_list
 from recycler.pool.storage.location import local_path
 from recycler.run.started import read_started
@@ -42,5 +42,5 @@ def _entries(run: str | Path) -> list[str]:
     if started is not None:
         return [started.beside(entry) for entry in started.job.pool.members]
     with closing(open_ledger(run)) as ledger:
-        pool = read_facts(ledger)[1]
+        pool = ledger.facts.started_job.pool
     return sorted({member.location.rstrip("/").rpartition("/")[0] for member in pool.members})

@@ -24,6 +24,7 @@ from recycler.digest import canonical_json, digest
 from recycler.errors import NotFoundError, Problem, UnsafeInputError
 from recycler.ledger import codec, schema
 from recycler.ledger.database import OPEN_SECONDS, Database, retried
+from recycler.ledger.facts import ELAPSED_SECONDS, Facts
 from recycler.ledger.lease import Holder, Lease, read_holder
 from recycler.recipe_json import recipe_to_json
 from recycler.types import Failure, Outcome, Recipe, Role, Score, Scorecard, Trial, TrialKind
@@ -95,7 +96,13 @@ class Ledger:
 
     # -------------------------------------------------------------- facts about the job
 
+    @property
+    def facts(self) -> Facts:
+        """The facts that are kept besides trials, typed."""
+        return Facts(self)
+
     def fact(self, key: str) -> str | None:
+        """The stored text of a fact; `facts` knows what it means."""
         return self._read(
             lambda connection: connection.execute(
                 select(schema.facts.c.value).where(schema.facts.c.key == key)
@@ -103,11 +110,13 @@ class Ledger:
         )
 
     def set_fact(self, key: str, value: str) -> None:
+        """Store the text of a fact in place of the one before."""
+
         def write(connection: Connection, again: bool) -> None:
             connection.execute(schema.facts.delete().where(schema.facts.c.key == key))
             connection.execute(schema.facts.insert().values(key=key, value=value))
 
-        self._write(write, lazily=key == "elapsed_seconds")
+        self._write(write, lazily=key == ELAPSED_SECONDS)
 
     def keep_files(self, files: Mapping[str, bytes]) -> None:
         """Keep the job's own files, by relative path, in place of those that were kept before."""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
+from recycler.ledger.facts import NoticeFacts
 from recycler.ledger.place import find_ledger
-from recycler.types import Checkpoint, Objective, Pool
-
-OUTLOOK = "outlook"  # the ledger's fact: what the next trials are expected to add
-# the ledger's fact: pairs of benchmarks that do not trade off, and objectives that are all noise,
-# as far as a run knew
-NOTICES = "notices"
 
 
 def open_ledger(run: str | Path) -> Ledger:
@@ -24,49 +19,22 @@ def open_ledger(run: str | Path) -> Ledger:
     return Ledger(find_ledger(run), create=False)
 
 
-def read_facts(ledger: Ledger) -> tuple[tuple[Objective, ...], Pool, str]:
-    """(objectives, pool by name and place but without tensors, dtype) of the job that a ledger
-    belongs to.
-    """
-    text = ledger.fact("job")
-    if text is None:
-        raise NotFoundError(
-            Problem(
-                thing="run", cause="was never started", remedy="recycler run job.yaml --dir RUN"
-            )
-        )
-    facts = json.loads(text)
-    members = tuple(
-        Checkpoint(name=name, location=location, tensors={}, config={})
-        for name, location in facts["members"]
-    )
-    base = (
-        Checkpoint(name=facts["base"][0], location=facts["base"][1], tensors={}, config={})
-        if facts["base"]
-        else None
-    )
-    return (
-        tuple(Objective(**objective) for objective in facts["objectives"]),
-        Pool(members=members, base=base),
-        facts["dtype"],
-    )
-
-
-def read_status(ledger: Ledger) -> dict:
-    """How far a run is, as the one JSON document of `recycler status --json`."""
-    facts = json.loads(ledger.fact("job") or "{}")
+def read_status(ledger: Ledger) -> dict[str, Any]:
+    """Progress of a run, as the one JSON document of `recycler status --json`."""
+    facts = ledger.facts
+    job, outlook = facts.job, facts.outlook
     tokens, seconds = ledger.spent()
     return {
         "schema_version": 1,
-        "name": facts.get("name", ""),
+        "name": job.name if job else "",
         "state": _state(ledger),
         "trials": ledger.counts(),
-        "budget_trials": facts.get("trials"),
+        "budget_trials": job.trials if job else None,
         "num_tokens": tokens,
         "worker_seconds": round(seconds, 3),
-        "elapsed_seconds": float(ledger.fact("elapsed_seconds") or 0.0),
-        "outlook": json.loads(ledger.fact(OUTLOOK) or "null"),
-        "notices": _notices(ledger),
+        "elapsed_seconds": facts.elapsed_seconds,
+        "outlook": asdict(outlook) if outlook else None,
+        "notices": _notice_lines(facts.notices),
         "failures": [
             {"trial": number, "blame": failure.blame, "reason": failure.reason}
             for number, failure in ledger.failures()
@@ -79,15 +47,14 @@ def noise_said(name: str) -> str:
     return f"{name} moves with no weights beyond its noise: it has no say in the front"
 
 
-def _notices(ledger: Ledger) -> list[str]:
+def _notice_lines(kept: NoticeFacts) -> list[str]:
     """The lines of `recycler.results.notices` that hold now."""
-    kept = json.loads(ledger.fact(NOTICES) or "{}")
     return [*kept.get("tradeoffs", []), *map(noise_said, kept.get("dead", []))]
 
 
 def _state(ledger: Ledger) -> str:
     """One line that is true: finished, driven by whom, or why nobody drives it."""
-    if ledger.fact("finished") is not None and not ledger.counts()["PENDING"]:
+    if ledger.facts.finished is not None and not ledger.counts()["PENDING"]:
         return "finished"
     holder = ledger.holder()
     if holder is None:

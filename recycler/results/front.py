@@ -5,7 +5,6 @@ Everything from the ledger.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from recycler.errors import NotFoundError, Problem, did_you_mean
-from recycler.ledger import Ledger
 from recycler.objectives import costs, pareto
 from recycler.search.baselines import greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
-from recycler.types import Objective, Pool, Recipe, Role, Score, Smoothed, Trial
+from recycler.types import Objective, Pool, Recipe, Role, Smoothed, Trial
 
 BASELINE_KINDS = ("member", "uniform_soup")
-SMOOTHED = "smoothed"  # the ledger's fact that holds posterior scores, once a search has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,30 +248,6 @@ def choose(front: Front, what: str) -> Trial:
             )
         )
     return found
-
-
-def write_smoothed(smoothed: Smoothed) -> str:
-    """Posterior scores as the text that the ledger keeps."""
-    scores = {
-        number: [[score.objective, score.value, score.stderr, score.n] for score in scores]
-        for number, scores in smoothed.scores.items()
-    }
-    return json.dumps({"scores": scores, "dead": smoothed.dead})
-
-
-def read_smoothed(ledger: Ledger) -> Smoothed:
-    """Posterior scores; none before the search has ended."""
-    stored = json.loads(ledger.fact(SMOOTHED) or '{"scores": {}, "dead": []}')
-    return Smoothed(
-        scores={
-            int(number): tuple(
-                Score(objective=name, value=value, stderr=stderr, n=n)
-                for name, value, stderr, n in scores
-            )
-            for number, scores in stored["scores"].items()
-        },
-        dead=tuple(stored["dead"]),
-    )
 
 
 def _best_known(

@@ -7,7 +7,6 @@ afterwards; how far it was off is added when the search has ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -16,27 +15,26 @@ from typing import Any
 
 from recycler.errors import NotFoundError, Problem
 from recycler.ledger import Ledger
-from recycler.ledger.runs import OUTLOOK, open_ledger, read_facts
+from recycler.ledger.facts import Outlook
+from recycler.ledger.runs import open_ledger
 from recycler.objectives.costs import benchmarks
 from recycler.results.attribution import Surrogate, why_document
 from recycler.results.documents import choice_document
-from recycler.results.front import choose, read_front, read_smoothed
+from recycler.results.front import choose, read_front
 from recycler.results.measured_costs import read_costs
 from recycler.results.preview import Preview
 from recycler.search.outlook import NEXT, Looks
 from recycler.search.refine import refined_from
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.space import SearchSpace
-from recycler.types import Group, Item, Objective, Trial
-
-PREVIEW, SPACE, METHOD = "preview", "space", "method"
+from recycler.types import Item, Objective, Trial
 
 
 def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
     """Keep the space of a run, for whoever asks its model later without the job's files."""
-    if ledger.fact(SPACE) is None:
-        ledger.set_fact(SPACE, json.dumps(asdict(space)))
-        ledger.set_fact(METHOD, method)
+    if ledger.facts.space is None:
+        ledger.facts.space = space
+        ledger.facts.method = method
 
 
 def write_preview(
@@ -56,11 +54,11 @@ def write_preview(
     preview = Preview(
         members, outcomes, [item for item in items if item.role == "search"], benchmarks(objectives)
     )
-    stored = ledger.fact(PREVIEW)
-    before = json.loads(stored) if stored else preview.document(())
+    stored = ledger.facts.preview
+    before = preview.document(()) if stored is None else stored
     now = {**before, "errors": [asdict(error) for error in preview.errors(trials)]}
     if stored is None or now != before:
-        ledger.set_fact(PREVIEW, json.dumps(now))
+        ledger.facts.preview = now
     return now
 
 
@@ -70,11 +68,8 @@ def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> floa
     """
     gain = looks.gain(trials)
     if gain is not None:
-        ledger.set_fact(
-            OUTLOOK,
-            json.dumps(
-                {"after_trials": len(trials), "next_trials": NEXT, "expected_gain": round(gain, 4)}
-            ),
+        ledger.facts.outlook = Outlook(
+            after_trials=len(trials), next_trials=NEXT, expected_gain=round(gain, 4)
         )
     return gain
 
@@ -82,7 +77,7 @@ def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> floa
 def open_preview(run: str | Path) -> dict[str, Any]:
     """The preview of a run. Raises NotFoundError before its members are scored."""
     with closing(open_ledger(run)) as ledger:
-        stored = ledger.fact(PREVIEW)
+        stored = ledger.facts.preview
     if stored is None:
         raise NotFoundError(
             Problem(
@@ -91,7 +86,7 @@ def open_preview(run: str | Path) -> dict[str, Any]:
                 remedy="Wait for them; recycler status RUN tells how far it is",
             )
         )
-    return json.loads(stored)
+    return stored
 
 
 def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
@@ -99,12 +94,13 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
     it was chosen. Raises NotFoundError for too few trials.
     """
     with closing(open_ledger(run)) as ledger:
-        objectives, pool, dtype = read_facts(ledger)
-        trials = ledger.trials()
-        front = read_front(trials, objectives, pool, dtype, smoothed=read_smoothed(ledger))
+        job, trials = ledger.facts.started_job, ledger.trials()
+        front = read_front(
+            trials, job.objectives, job.pool, job.dtype, smoothed=ledger.facts.smoothed
+        )
         chosen = choose(front, what)
         try:
-            surrogate = read_surrogate(ledger, trials, objectives)
+            surrogate = read_surrogate(ledger, trials, job.objectives)
         except ValueError as error:
             raise NotFoundError(
                 Problem(
@@ -148,22 +144,22 @@ def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Tr
 def open_surrogate(run: str | Path) -> Surrogate:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     with closing(open_ledger(run)) as ledger:
-        return read_surrogate(ledger, ledger.trials(), read_facts(ledger)[0])
+        return read_surrogate(ledger, ledger.trials(), ledger.facts.started_job.objectives)
 
 
 def read_surrogate(
     ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> Surrogate:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
-    stored, gram = ledger.fact(SPACE), ledger.fact("gram")
-    space = _space(json.loads(stored)) if stored else _seen(trials)
-    own = [trial for trial in trials if trial.recipe.method == (ledger.fact(METHOD) or "linear")]
+    facts = ledger.facts
+    space, method = facts.space or _seen(trials), facts.method
+    own = [trial for trial in trials if trial.recipe.method == method]
     return Surrogate(
         SimplexProposer(
             space,
             objectives,
             seed=0,
-            gram=json.loads(gram) if gram else None,
+            gram=facts.gram,
             priced=read_costs(ledger, objectives),
         ),
         own,
@@ -192,18 +188,4 @@ def _seen(trials: Sequence[Trial]) -> SearchSpace:
         low=tuple(min(0.0, *column) for column in zip(*rows, strict=True)),
         high=tuple(max(total[1], *column) for column in zip(*rows, strict=True)),
         total=total,
-    )
-
-
-def _space(stored: dict[str, Any]) -> SearchSpace:
-    groups = tuple(Group(**group) for group in stored["groups"])
-    options = tuple((name, (low, high)) for name, (low, high) in stored["options"])
-    return SearchSpace(
-        groups=groups,
-        members=tuple(stored["members"]),
-        low=tuple(stored["low"]),
-        high=tuple(stored["high"]),
-        total=tuple(stored["total"]),
-        max_nonzero=stored["max_nonzero"],
-        options=options,
     )

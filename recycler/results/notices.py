@@ -3,13 +3,12 @@ luck alone. Said when it is found out, kept in the ledger for `recycler status`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from recycler.ledger import Ledger
-from recycler.ledger.runs import NOTICES, noise_said
+from recycler.ledger.runs import noise_said
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.types import Trial
 
@@ -26,22 +25,22 @@ class Notices:
 
     def of_members(self, preview: Mapping[str, Any] | None) -> tuple[str, ...]:
         """Which benchmarks do not trade off over the members, once there is a preview of them."""
-        kept = self._kept()
+        kept = self.ledger.facts.notices
         if preview is None or "tradeoffs" in kept:
             return ()
         said = [pair["said"] for pair in preview["tradeoffs"] if pair.get("together")]
-        self._keep({**kept, "tradeoffs": said})
+        self.ledger.facts.notices = {**kept, "tradeoffs": said}
         return tuple(said)
 
     def of_noise(self, trials: Sequence[Trial]) -> tuple[str, ...]:
         """Which objectives lost their say in the front, or have it again, by what these trials
         tell.
         """
-        kept, dead = self._kept(), list(self.proposer.smoothed(trials).dead)
+        kept, dead = self.ledger.facts.notices, list(self.proposer.smoothed(trials).dead)
         before = kept.get("dead", [])
         if dead == before:
             return ()
-        self._keep({**kept, "dead": dead})
+        self.ledger.facts.notices = {**kept, "dead": dead}
         return (
             *(noise_said(name) for name in dead if name not in before),
             *(
@@ -50,9 +49,3 @@ class Notices:
                 if name not in dead
             ),
         )
-
-    def _kept(self) -> dict[str, Any]:
-        return json.loads(self.ledger.fact(NOTICES) or "{}")
-
-    def _keep(self, notices: Mapping[str, Any]) -> None:
-        self.ledger.set_fact(NOTICES, json.dumps(notices))

@@ -6,8 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.ledger import Ledger
-from recycler.ledger.runs import open_ledger, read_facts
-from recycler.results.front import Front, read_front, read_smoothed
+from recycler.ledger.runs import open_ledger
+from recycler.results.front import Front, read_front
 
 
 def open_front(run: str | Path) -> Front:
@@ -21,5 +21,7 @@ def open_front(run: str | Path) -> Front:
 
 def front_of(ledger: Ledger) -> Front:
     """The front as the ledger has it now. Raises NotFoundError where nothing was scored."""
-    objectives, pool, dtype = read_facts(ledger)
-    return read_front(ledger.trials(), objectives, pool, dtype, smoothed=read_smoothed(ledger))
+    job = ledger.facts.started_job
+    return read_front(
+        ledger.trials(), job.objectives, job.pool, job.dtype, smoothed=ledger.facts.smoothed
+    )

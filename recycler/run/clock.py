@@ -14,7 +14,7 @@ class _Clock:
 
     def __init__(self, ledger: Ledger, prepared: PreparedJob):
         self._ledger, self._budget = ledger, prepared.job.budget
-        self._before, self._start = float(ledger.fact("elapsed_seconds") or 0.0), time.monotonic()
+        self._before, self._start = ledger.facts.elapsed_seconds, time.monotonic()
 
     def within_budget(self) -> bool:
         elapsed = self._before + time.monotonic() - self._start
@@ -25,9 +25,7 @@ class _Clock:
     def stamp(self, listen: Listener) -> Listener:
         def stamped(event: Event) -> None:
             if event.what != "opened":
-                self._ledger.set_fact(
-                    "elapsed_seconds", f"{self._before + time.monotonic() - self._start:.1f}"
-                )
+                self._ledger.facts.elapsed_seconds = self._before + time.monotonic() - self._start
             listen(event)
 
         return stamped

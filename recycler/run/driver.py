@@ -18,7 +18,7 @@ from recycler.io.redact import without_password
 from recycler.ledger import Ledger
 from recycler.ledger.local_lock import only_driver
 from recycler.ledger.place import LEDGER, LEDGER_URL, job_place
-from recycler.results.front import SMOOTHED, Front, read_front, read_smoothed, write_smoothed
+from recycler.results.front import Front, read_front
 from recycler.results.insight import write_outlook, write_preview, write_space
 from recycler.results.measured_costs import measured_costs
 from recycler.results.notices import Notices
@@ -154,7 +154,7 @@ def _search_and_hold_out(
         )
         score_holdout(finalists, ledger, workers, listen=clock.stamp(listen))
         write_preview(ledger, prepared.items, prepared.objectives, len(prepared.pool.members))
-        ledger.set_fact("finished", str(prepared.job.budget.trials))
+        ledger.facts.finished = prepared.job.budget.trials
     finally:
         workers.close()
 
@@ -210,20 +210,15 @@ def _of_members(ledger: Ledger, prepared: PreparedJob, notices: Notices) -> tupl
 
 def _finalists(prepared: PreparedJob, ledger: Ledger, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Whom the front as it stands names, with what its model makes of all trials written down."""
-    ledger.set_fact(
-        SMOOTHED,
-        write_smoothed(
-            with_refined(
-                _smoother(prepared, ledger).smoothed(_comparable(trials, prepared)), trials
-            )
-        ),
+    ledger.facts.smoothed = with_refined(
+        _smoother(prepared, ledger).smoothed(_comparable(trials, prepared)), trials
     )
     return read_front(
         trials,
         prepared.objectives,
         prepared.pool,
         prepared.job.engine.dtype,
-        smoothed=read_smoothed(ledger),
+        smoothed=ledger.facts.smoothed,
     ).finalists
 
 
@@ -248,7 +243,4 @@ def _open_own_ledger(run_folder: Path, url: str | None, bundle: Bundle | None) -
 
 
 def _finished(ledger: Ledger, prepared: PreparedJob) -> bool:
-    return (
-        ledger.fact("finished") == str(prepared.job.budget.trials)
-        and not ledger.counts()["PENDING"]
-    )
+    return ledger.facts.finished == prepared.job.budget.trials and not ledger.counts()["PENDING"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 from recycler.ledger import Ledger
-from recycler.ledger.runs import open_ledger, read_facts
+from recycler.ledger.facts import JobFacts, NamedPlace
+from recycler.ledger.runs import open_ledger
 from recycler.pool.catalog import open_checkpoint
 from recycler.run.prepare import PreparedJob, object_versions
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
-from recycler.types import Pool
+from recycler.types import Checkpoint, Pool
 
 
 def open_pool_of(run: str | Path) -> Pool:
@@ -21,8 +21,7 @@ def open_pool_of(run: str | Path) -> Pool:
     Raises UsageError when a member has gone or is another version.
     """
     with closing(open_ledger(run)) as ledger:
-        _, named, _ = read_facts(ledger)
-        before = json.loads(ledger.fact("digests") or "{}")
+        named, before = ledger.facts.started_job.pool, ledger.facts.digests or {}
     members = tuple(open_checkpoint(member.location, member.name) for member in named.members)
     pool = Pool(
         members=members,
@@ -39,50 +38,32 @@ def _check_same_job(ledger: Ledger, prepared: PreparedJob) -> None:
     """Write the facts of a new run; refuse to go on with a run whose job, pool or suites have
     changed since.
     """
-    stored, now = ledger.fact("digests"), prepared.facts
+    stored, now = ledger.facts.digests, prepared.facts
     if stored is None:
-        base = prepared.pool.base
-        ledger.set_fact(
-            "job",
-            json.dumps(
-                {
-                    "name": prepared.job.name,
-                    "dtype": prepared.job.engine.dtype,
-                    "trials": prepared.job.budget.trials,
-                    "objectives": [
-                        {
-                            "suite": o.suite,
-                            "task": o.task,
-                            "metric": o.metric,
-                            "direction": o.direction,
-                            "floor": o.floor,
-                            **({"bound_only": True} if o.bound_only else {}),
-                        }
-                        for o in prepared.objectives
-                    ],
-                    "members": [
-                        [
-                            member.name,
-                            str(Path(member.location).resolve())
-                            if "://" not in member.location
-                            else member.location,
-                        ]
-                        for member in prepared.pool.members
-                    ],
-                    "base": [
-                        base.name,
-                        str(Path(base.location).resolve())
-                        if "://" not in base.location
-                        else base.location,
-                    ]
-                    if base
-                    else None,
-                }
-            ),
-        )
-        ledger.set_fact("digests", json.dumps(now))
+        ledger.facts.job = _job_facts(prepared)
+        ledger.facts.digests = now
         return
-    _refuse_changes(json.loads(stored), now)
+    _refuse_changes(stored, now)
+
+
+def _job_facts(prepared: PreparedJob) -> JobFacts:
+    job, pool = prepared.job, prepared.pool
+    return JobFacts(
+        name=job.name,
+        dtype=job.engine.dtype,
+        trials=job.budget.trials,
+        objectives=prepared.objectives,
+        members=tuple(_named_place(member) for member in pool.members),
+        base=_named_place(pool.base) if pool.base else None,
+    )
+
+
+def _named_place(checkpoint: Checkpoint) -> NamedPlace:
+    """A checkpoint by name and by a location that holds from any folder."""
+    location = checkpoint.location
+    if "://" not in location:
+        location = str(Path(location).resolve())
+    return checkpoint.name, location
 
 
 def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from recycler.digest import digest
 from recycler.errors import NotFoundError, Problem, UsageError, did_you_mean
 from recycler.io.strict_yaml import dump_yaml
-from recycler.ledger.runs import open_ledger, read_facts
+from recycler.ledger.runs import open_ledger
 from recycler.results.front import Front
 from recycler.run.started import Started, read_started
 from recycler.types import Role
@@ -43,7 +43,7 @@ def job_without(run: str | Path, member: str) -> Derived:
     Raises NotFoundError for no such member, UsageError where it cannot be left out.
     """
     with closing(open_ledger(run)) as ledger:
-        names = read_facts(ledger)[1].names
+        names = ledger.facts.started_job.pool.names
     if member not in names:
         raise NotFoundError(
             Problem(

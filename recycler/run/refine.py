@@ -12,7 +12,6 @@ shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -216,7 +215,7 @@ def _open(
         "before": before,
         "after": after,
     }
-    ledger.set_fact(f"{REFINED} {number}", json.dumps(how))
+    ledger.facts.set_refinement(number, how)
     ledger.open_trial(number, "merge", recipe, label=f"{REFINED} {trial.number}")
     return number
 

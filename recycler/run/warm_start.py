@@ -7,8 +7,7 @@ scored on all search items.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from pathlib import Path
 from recycler.digest import digest
 from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.ledger import Ledger
-from recycler.ledger.runs import open_ledger, read_facts
+from recycler.ledger.facts import Stamps
+from recycler.ledger.runs import open_ledger
 from recycler.objectives.costs import Costs, is_linear
 from recycler.results.measured_costs import measured_costs
 from recycler.run.prepare import PreparedJob
@@ -24,9 +24,6 @@ from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines
 from recycler.types import Checkpoint, Recipe
 
-# a run's fact: what its members, items and engine were, to be compared with another run's
-STAMPS = "stamps"
-EARLIER = "earlier"  # a run's fact: the earlier runs that it has taken trials from
 LABEL = "earlier: "
 
 
@@ -46,8 +43,8 @@ def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
 
     Once: later sittings change nothing of it.
     """
-    if ledger.fact(STAMPS) is None:
-        ledger.set_fact(STAMPS, json.dumps(_stamps(prepared, engine)))
+    if ledger.facts.stamps is None:
+        ledger.facts.stamps = _stamps(prepared, engine)
 
 
 def take_earlier(
@@ -61,7 +58,7 @@ def take_earlier(
     """
     if not prepared.job.earlier:
         return ()
-    done, now = json.loads(ledger.fact(EARLIER) or "[]"), _stamps(prepared, engine)
+    done, now = list(ledger.facts.earlier), _stamps(prepared, engine)
     priced, taken = measured_costs(ledger, prepared.objectives, prepared.pool), []
     for index, run in enumerate(prepared.job.earlier):
         if run in done:
@@ -79,7 +76,7 @@ def take_earlier(
                 )
             taken.append(_take(source, run, ledger, prepared, priced, now, where))
         done.append(run)
-        ledger.set_fact(EARLIER, json.dumps(done))
+        ledger.facts.earlier = done
     return tuple(taken)
 
 
@@ -87,7 +84,7 @@ def _open(run: str, folder: Path, where: str) -> Ledger:
     """The ledger of an earlier run, errors told with the line of the job that names it."""
     try:
         source = open_ledger(run if "?" in run or Path(run).is_absolute() else folder / run)
-        read_facts(source)
+        source.facts.started_job  # noqa: B018 - raises for a ledger that has none
         return source
     except RecyclerError as error:
         raise type(error)(
@@ -109,10 +106,10 @@ def _take(
     ledger: Ledger,
     prepared: PreparedJob,
     priced: Costs,
-    now: dict[str, dict[str, str]],
+    now: Stamps,
     where: str,
 ) -> Taken:
-    before = json.loads(source.fact(STAMPS) or "null")
+    before = source.facts.stamps
     if before is None:
         raise UsageError(
             Problem(
@@ -123,13 +120,14 @@ def _take(
                 where=where,
             )
         )
-    different = [name for name in ("items", "engine") if before[name] != now[name]]
+    compared = {"items": (before.items, now.items), "engine": (before.engine, now.engine)}
+    different = [name for name, (theirs, ours) in compared.items() if theirs != ours]
     if different:
         raise UsageError(
             Problem(
                 thing=f"earlier run {run}",
                 cause=f"has other {' and '.join(different)}: "
-                f"{_difference(before, now, different[0])}",
+                f"{_difference(*compared[different[0]])}",
                 remedy="Only scores of the same items by the same engine can be compared; leave it "
                 "out",
                 where=where,
@@ -137,14 +135,14 @@ def _take(
         )
     names = {
         before_name: own
-        for own, stamp in now["checkpoints"].items()
-        for before_name, other in before["checkpoints"].items()
+        for own, stamp in now.checkpoints.items()
+        for before_name, other in before.checkpoints.items()
         if stamp == other
     }
     own_items = {item.id for item in prepared.items if item.role == "search"}
     known = ledger.trials()
     there = {(trial.kind, trial.recipe) for trial in known}
-    number, copied, left, base = len(known), 0, 0, read_facts(source)[1].base
+    number, copied, left, base = len(known), 0, 0, source.facts.started_job.pool.base
     baselines = {
         (planned.kind, planned.recipe): planned.label
         for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype)
@@ -225,22 +223,18 @@ def _can_be_priced(recipe: Recipe, priced: Costs) -> bool:
     return priced.products is None or is_linear(recipe)
 
 
-def _stamps(prepared: PreparedJob, engine: str) -> dict[str, dict[str, str]]:
-    return {
-        "checkpoints": {
+def _stamps(prepared: PreparedJob, engine: str) -> Stamps:
+    settings = prepared.job.engine
+    own = {"name": engine, "dtype": settings.dtype}
+    if settings.tensor_parallel > 1:
+        own["tensor_parallel"] = str(settings.tensor_parallel)
+    return Stamps(
+        checkpoints={
             checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints
         },
-        "items": {suite.name: suite.digest for suite in prepared.suites},
-        "engine": {
-            "name": engine,
-            "dtype": prepared.job.engine.dtype,
-            **(
-                {"tensor_parallel": str(ranks)}
-                if (ranks := prepared.job.engine.tensor_parallel) > 1
-                else {}
-            ),
-        },
-    }
+        items={suite.name: suite.digest for suite in prepared.suites},
+        engine=own,
+    )
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
@@ -264,17 +258,10 @@ def _size_and_time(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _difference(
-    before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], name: str
-) -> str:
-    changed = sorted(
-        key
-        for key in before[name].keys() | now[name].keys()
-        if before[name].get(key) != now[name].get(key)
-    )
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return ", ".join(
-        f"{key} {before[name].get(key, 'none')[:12]} there and {now[name].get(key, 'none')[:12]} "
-        "here"
+        f"{key} {before.get(key, 'none')[:12]} there and {now.get(key, 'none')[:12]} here"
         for key in changed
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from recycler.cluster.workers import Work
@@ -19,8 +18,6 @@ from recycler.search.outlook import Looks, Spent
 from recycler.search.proposer import make_proposer
 from recycler.search.simplex.proposer import Gram, SimplexProposer
 from recycler.types import Trial
-
-GRAM = "gram"  # the ledger's fact: JSON of a (K, K) matrix, or null
 
 
 def work_of(prepared: PreparedJob) -> Work:
@@ -120,7 +117,7 @@ def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
     resumed run proposes the same.
     """
     _measure_gram(prepared, ledger)
-    return json.loads(ledger.fact(GRAM) or "null")
+    return ledger.facts.gram
 
 
 def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
@@ -129,7 +126,7 @@ def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
     A bucket that does not give it costs the search some trials and never the job; a run that has
     begun without goes on without.
     """
-    if ledger.fact(GRAM) is not None:
+    if ledger.facts.has_gram:
         return ""
     gram, why = None, ""
     if not any(trial.is_proposed for trial in ledger.trials()):
@@ -140,5 +137,5 @@ def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
                 "distances between merges were not measured, so the search goes by the weights "
                 f"alone: {error}"
             )
-    ledger.set_fact(GRAM, json.dumps(gram))
+    ledger.facts.gram = gram
     return why

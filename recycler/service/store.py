@@ -4,7 +4,6 @@ ledger has changed.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -22,11 +21,11 @@ from recycler.errors import InfrastructureError, NotFoundError, Problem, UnsafeI
 from recycler.ledger import Ledger
 from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
-from recycler.ledger.runs import read_facts, read_status
+from recycler.ledger.runs import read_status
 from recycler.objectives import pareto
 from recycler.results.attribution import Surrogate
 from recycler.results.documents import front_document
-from recycler.results.front import Front, knee, read_front, read_smoothed
+from recycler.results.front import Front, knee, read_front
 from recycler.results.insight import read_surrogate
 from recycler.search.baselines import maximized
 from recycler.types import Objective, Outcome, Pool, Role, Smoothed, Trial
@@ -232,7 +231,7 @@ class Store:
     def gram(self, run: Run) -> list[list[float]] | None:
         """Inner products (K, K) of the members' deltas, where the run has measured them."""
         with self._ledger(run) as ledger:
-            return json.loads(ledger.fact("gram") or "null")
+            return ledger.facts.gram
 
     def surrogate(self, run: Run) -> Surrogate | str:
         """The search's model over the run's trials, or why there is none yet."""
@@ -340,8 +339,8 @@ def _signature(run: Run, ledger: Ledger) -> Signature:
     if run.is_shared:
         return (
             *sorted(ledger.counts().items()),
-            ledger.fact("elapsed_seconds"),
-            ledger.fact("finished"),
+            ledger.facts.elapsed_seconds,
+            ledger.facts.finished,
             ledger.spent(),
         )
     found = []
@@ -355,13 +354,13 @@ def _signature(run: Run, ledger: Ledger) -> Signature:
 
 
 def _read(ledger: Ledger, signature: Signature) -> Snapshot:
-    objectives, pool, dtype = read_facts(ledger)
+    job = ledger.facts.started_job
     return Snapshot(
         signature,
         ledger.trials(),
-        objectives,
-        pool,
-        dtype,
+        job.objectives,
+        job.pool,
+        job.dtype,
         read_status(ledger),
-        read_smoothed(ledger),
+        ledger.facts.smoothed,
     )

@@ -180,7 +180,7 @@ def open_there(place):
         ledger = Ledger(place, create=False)
     except NotFoundError:
         return None
-    return ledger if ledger.fact("job") else None
+    return ledger if ledger.facts.job else None
 
 
 def check_exports(work, job, found):

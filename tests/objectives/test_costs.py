@@ -20,7 +20,7 @@ from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.storage.tensors import iterate_tensors
 from recycler.results.html import html_report
 from recycler.results.insight import open_preview, open_why
-from recycler.results.measured_costs import PRODUCTS, measured_costs, read_products, write_products
+from recycler.results.measured_costs import measured_costs, products_from, stored_products
 from recycler.results.open import open_front
 from recycler.run.driver import run_job
 from recycler.run.leave_out import job_without
@@ -132,7 +132,7 @@ def test_the_distance_of_a_merge_is_that_of_its_export(pico, tmp_path, rows):
 
 def test_products_are_kept_bit_for_bit(pico):
     products = delta_products(pico)
-    again = read_products(write_products(products))
+    again = products_from(stored_products(products))
     assert again.tensors == products.tensors and (again.table == products.table).all()
     whole, parts = products.of_groups((Group(name="all"),)), products.of_groups(BLOCKS)
     assert (
@@ -346,7 +346,7 @@ def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(jo
     _, whole = ran(job, "whole")
     _, some = ran(job, "run", budget={"trials": 2})
     with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
-        kept = ledger.fact(PRODUCTS)
+        kept = ledger.facts.delta_products
     monkeypatch.setattr(
         "recycler.results.measured_costs.delta_products",
         lambda pool: pytest.fail("the pool was read again"),
@@ -357,7 +357,7 @@ def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(jo
     ] and len(some) < len(more)
     with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
         assert (
-            ledger.fact(PRODUCTS) == kept
+            ledger.facts.delta_products == kept
             and measured_costs(ledger, (DISTANCE,), None).products.tensors
         )
 

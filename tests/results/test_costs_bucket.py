@@ -16,7 +16,7 @@ from recycler.pool.catalog import open_pool
 from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.pack_writer import pack_pool
 from recycler.pool.storage.cache import cache_folder, release_all
-from recycler.results.measured_costs import PRODUCTS, write_products
+from recycler.results.measured_costs import stored_products
 from recycler.run.driver import run_job
 from small_job import JOB, write_job
 
@@ -45,7 +45,7 @@ def run(job, run_folder):
 
     run_job(job, run_folder, make_workers=make)
     with closing(Ledger(run_folder / "ledger.sqlite")) as ledger:
-        return ledger.fact(PRODUCTS), [
+        return ledger.facts.delta_products, [
             (trial.recipe.weights, [score for score in trial.search if score.is_exact])
             for trial in ledger.trials()
         ]
@@ -64,7 +64,7 @@ def test_a_pool_in_a_bucket_has_the_products_of_its_twin_on_disk_bit_for_bit(
     place, tmp_path, dtypes
 ):
     far, near = put_pair(tmp_path, place, dtypes=dtypes)
-    assert write_products(delta_products(far)) == write_products(delta_products(near))
+    assert stored_products(delta_products(far)) == stored_products(delta_products(near))
 
 
 def test_a_packed_pool_in_a_bucket_has_them_too(place, tmp_path):
@@ -72,7 +72,7 @@ def test_a_packed_pool_in_a_bucket_has_them_too(place, tmp_path):
     pack_pool(near, tmp_path / "packed")
     put_folder(tmp_path / "packed", f"{place}/packed")
     forget()
-    assert write_products(delta_products(open_pool([f"{place}/packed"]))) == write_products(
+    assert stored_products(delta_products(open_pool([f"{place}/packed"]))) == stored_products(
         delta_products(near)
     )
 
@@ -92,7 +92,7 @@ def test_a_bucket_that_breaks_or_changes_is_an_error_by_name_and_never_another_d
     monkeypatch.setenv("RECYCLER_BUCKET_TIMEOUT", "2")
     far, near = put_pair(tmp_path, place)
     chaos.plan = only(f"GET .*m1/{SHARD}", "503", times=2)
-    assert write_products(delta_products(far)) == write_products(
+    assert stored_products(delta_products(far)) == stored_products(
         delta_products(near)
     )  # a bucket that stumbles
     for fault in ("shifted", "403", "reset"):
@@ -143,7 +143,7 @@ def test_a_bucket_that_dies_while_distances_are_measured_ends_the_driver_before_
         with pytest.raises(InfrastructureError, match=place):
             run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run")
     with closing(Ledger(tmp_path / "run/ledger.sqlite")) as ledger:
-        assert ledger.trials() == () and ledger.fact(PRODUCTS) is None
+        assert ledger.trials() == () and ledger.facts.delta_products is None
     chaos.reset()
     assert run(job_over(sound, tmp_path / "far", place, 4), tmp_path / "run") == run(
         job_over(sound, tmp_path / "near", sound / "pool", 4), tmp_path / "disk"

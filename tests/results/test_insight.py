@@ -11,7 +11,6 @@ from recycler.cli import main
 from recycler.errors import NotFoundError
 from recycler.ledger import Ledger
 from recycler.results.attribution import Surrogate, pair_sentences
-from recycler.results.front import SMOOTHED, write_smoothed
 from recycler.results.insight import (
     open_preview,
     open_why,
@@ -299,7 +298,7 @@ def test_the_outlook_is_kept_for_status(run, capsys):
     with closing(Ledger(run / "ledger.sqlite")) as ledger:
         assert (
             write_outlook(ledger, looks, ledger.trials()[:5]) is None
-            and ledger.fact("outlook") is None
+            and ledger.facts.outlook is None
         )
         gain = write_outlook(ledger, looks, ledger.trials())
     assert gain >= 0.0 and main(["status", str(run)]) == 0
@@ -346,7 +345,7 @@ def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_be
             )
             for trial in trials
         }
-        ledger.set_fact(SMOOTHED, write_smoothed(Smoothed(scores=scores)))
+        ledger.facts.smoothed = Smoothed(scores=scores)
     after = open_why(run, f"best:{name}")["chosen"]
     assert (
         after["by"] == "posterior score"

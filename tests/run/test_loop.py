@@ -12,7 +12,7 @@ from fakes import OBJECTIVES, FakeWorkers, Killed
 from recycler.errors import InfrastructureError
 from recycler.ledger import Ledger
 from recycler.results.documents import front_document
-from recycler.results.front import SMOOTHED, read_front, read_smoothed, write_smoothed
+from recycler.results.front import read_front
 from recycler.run.loop import search
 from recycler.run.plateau import Plateau
 from recycler.search.floors import floors
@@ -114,8 +114,8 @@ def test_the_shipped_front_is_picked_by_all_trials_together_and_a_lucky_score_is
         for trial in trials
     ]
     smoother = SimplexProposer(planner().space, OBJECTIVES, seed=0)
-    ledger.set_fact(SMOOTHED, write_smoothed(smoother.smoothed(noisy)))
-    front = read_front(noisy, OBJECTIVES, POOL, "bfloat16", smoothed=read_smoothed(ledger))
+    ledger.facts.smoothed = smoother.smoothed(noisy)
+    front = read_front(noisy, OBJECTIVES, POOL, "bfloat16", smoothed=ledger.facts.smoothed)
     ledger.close()
     assert front.smoothed == smoother.smoothed(noisy)
     assert lucky.number in [trial.number for trial in front.observed]

@@ -20,7 +20,6 @@ from recycler.errors import UsageError
 from recycler.ledger import Ledger
 from recycler.ledger.runs import read_status
 from recycler.pool.storage.tensors import ResidentPool
-from recycler.results.front import read_smoothed
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
 from recycler.run.refine import Settings, refine
@@ -224,14 +223,14 @@ def test_a_refined_merge_is_a_trial_that_the_next_sitting_scores(searched):
     assert found.trial is not None and sum(found.after.values()) < sum(found.before.values())
     with closing(Ledger(searched / "run/ledger.sqlite")) as ledger:
         assert read_status(ledger)["state"].startswith("unfinished")
-        how = json.loads(ledger.fact(f"refined {found.trial}"))
+        how = ledger.facts.refinement(found.trial)
     assert how["of"] == found.of and how["after"] == found.after and len(how["steps_taken"]) == 6
     run(searched)
     with closing(Ledger(searched / "run/ledger.sqlite")) as ledger:
         trials = {trial.number: trial for trial in ledger.trials()}
         trial, start = trials[found.trial], trials[found.of]
         assert read_status(ledger)["state"] == "finished"
-        smoothed = read_smoothed(ledger)
+        smoothed = ledger.facts.smoothed
     assert (
         trial.label == f"refined {found.of}"
         and trial.recipe == found.recipe
@@ -282,7 +281,7 @@ def test_from_losses_alone_with_a_preference(searched):
         and found.after["bits:sum/bits_per_byte"] < found.before["bits:sum/bits_per_byte"]
     )
     with closing(Ledger(searched / "run/ledger.sqlite")) as ledger:
-        how = json.loads(ledger.fact(f"refined {found.trial}"))
+        how = ledger.facts.refinement(found.trial)
     assert (
         tuple(
             map(

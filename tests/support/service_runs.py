@@ -2,7 +2,6 @@
 through the real Ledger.
 """
 
-import json
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 
 from handmade import model_arrays, write_checkpoint
 from recycler.ledger import Ledger
+from recycler.ledger.facts import JobFacts
 from recycler.scoring.frozen import write_frozen
 from recycler.search.baselines import average, fixed_baselines
 from recycler.specs.suite import EvalSuite
@@ -164,29 +164,18 @@ def make_run(
     pool, ledger = pool_at(root / "pool"), Ledger(place or folder / "ledger.sqlite")
     if place:
         (folder / "ledger.url").write_text(f"{place}\n")
-    ledger.set_fact(
-        "job",
-        json.dumps(
-            {
-                "name": run_id,
-                "dtype": "bfloat16",
-                "trials": merges,
-                "members": [[member.name, member.location] for member in pool.members],
-                "base": ["base", pool.base.location],
-                "objectives": [
-                    {"suite": o.suite, "task": o.task, "metric": o.metric, "direction": o.direction}
-                    for o in OBJECTIVES
-                ],
-            }
-        ),
+    ledger.facts.job = JobFacts(
+        name=run_id,
+        dtype="bfloat16",
+        trials=merges,
+        objectives=OBJECTIVES,
+        members=tuple((member.name, member.location) for member in pool.members),
+        base=("base", pool.base.location),
     )
-    ledger.set_fact("digests", "{}")
-    ledger.set_fact(
-        "gram",
-        json.dumps(
-            [[0.0004 if a == b else 0.0001 for b in range(len(NAMES))] for a in range(len(NAMES))]
-        ),
-    )
+    ledger.facts.digests = {}
+    ledger.facts.gram = [
+        [0.0004 if a == b else 0.0001 for b in range(len(NAMES))] for a in range(len(NAMES))
+    ]
     planned = [(plan.kind, plan.label, plan.recipe) for plan in fixed_baselines(pool, "bfloat16")]
     planned.append(
         ("greedy_soup", "greedy soup: math-v3 + code-v1", average(pool, "bfloat16", NAMES[:2]))
@@ -205,9 +194,9 @@ def make_run(
         ledger.close_trial(number, card)
         if finished and number < 12:
             ledger.add_holdout(number, scorecard_of(recipe, "holdout", items=items))
-    ledger.set_fact("elapsed_seconds", "120.0")
+    ledger.facts.elapsed_seconds = 120.0
     if finished:
-        ledger.set_fact("finished", str(merges))
+        ledger.facts.finished = merges
     ledger.close()
     return folder
 

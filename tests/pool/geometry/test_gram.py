@@ -2,7 +2,6 @@
 bound, and never at the cost of the job.
 """
 
-import json
 import shutil
 from contextlib import closing
 
@@ -198,7 +197,7 @@ def run(job, run_folder):
     )
     with closing(Ledger(run_folder / "ledger.sqlite")) as ledger:
         return (
-            json.loads(ledger.fact("gram")),
+            ledger.facts.gram,
             [trial.recipe.weights for trial in ledger.trials()],
             " ".join(said),
         )
