@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def keep_postgres(ledger: str, out: Path, place: Path) -> None:
     """Write the job's schema as SQL text."""
     command = ["pg_dump", "--no-owner", "--inserts", "--exclude-schema=public", ledger]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    out.write_text(text.replace(str(place), PLACE))
+    out.write_text(text.replace(str(place), PLACE).replace(socket.gethostname(), "old-host"))
 
 
 def main(checkout: Path, out: Path) -> None:
