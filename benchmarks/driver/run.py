@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from recycler.cluster.workers import Result
+from recycler.cluster.workers import Request, Result
 from recycler.io.strict_yaml import YamlDocument
 from recycler.ledger import Ledger
 from recycler.ledger.facts import JobFacts
@@ -45,18 +45,13 @@ class SimulatedWorkers:
         self._running: list[tuple[float, int, Result]] = []
         self._spans: list[tuple[float, float]] = []
 
-    def submit(self, number, recipe, role, items=None, gated=False) -> None:
+    def submit(self, request: Request) -> None:
         now = time.monotonic()
         seconds = self._random.lognormvariate(-(SIGMA**2) / 2, SIGMA) * MEAN_SECONDS
         self._spans.append((now, now + seconds))
-        heapq.heappush(
-            self._running,
-            (
-                now + seconds,
-                number,
-                Result(number=number, role=role, answer=scorecard(recipe, role, self._items)),
-            ),
-        )
+        answer = scorecard(request.recipe, request.role, self._items)
+        result = Result(number=request.number, role=request.role, answer=answer)
+        heapq.heappush(self._running, (now + seconds, request.number, result))
 
     def wait(self):
         time.sleep(max(0.0, self._running[0][0] - time.monotonic()))

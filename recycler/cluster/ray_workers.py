@@ -23,11 +23,19 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from recycler.cluster.shares import cpu_share
-from recycler.cluster.workers import MAX_ATTEMPTS, Result, ScoringWorker, Task, Work, next_batch
+from recycler.cluster.workers import (
+    MAX_ATTEMPTS,
+    Request,
+    Result,
+    ScoringWorker,
+    Work,
+    next_batch,
+    results_of,
+)
 from recycler.errors import InfrastructureError, Problem, RecyclerError
 from recycler.io.redact import redacted
 from recycler.scoring.sandbox.code import probe_sandbox
-from recycler.types import Failure, Recipe, Role, Scorecard
+from recycler.types import Failure, Scorecard
 
 NOTICE_SECONDS = 60.0
 
@@ -55,8 +63,8 @@ class _Actor:
             ) from None
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def score(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
-        return self._worker.score_all(tasks)
+    def score(self, requests: Sequence[Request]) -> list[Scorecard | Failure]:
+        return self._worker.score_all(requests)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,22 +91,14 @@ class RayWorkers:
             self._work = ray.put(work)
         self._starting: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
         self._free: list[_Live] = []
-        self._busy: dict[ray.ObjectRef, tuple[_Live, list[Task]]] = {}
-        self._waiting: deque[Task] = deque()
+        self._busy: dict[ray.ObjectRef, tuple[_Live, list[Request]]] = {}
+        self._waiting: deque[Request] = deque()
         self._failed_starts = 0
         for _ in range(num_workers):
             self._start_actor()
 
-    def submit(
-        self,
-        number: int,
-        recipe: Recipe,
-        role: Role,
-        items: tuple[str, ...] | None = None,
-        gated: bool = False,
-        unmerged: bool = False,
-    ) -> None:
-        self._waiting.append(Task(number, recipe, role, items, gated, unmerged))
+    def submit(self, request: Request) -> None:
+        self._waiting.append(request)
         if self._together == 1:  # else more may come to go with it
             self._dispatch()
 
@@ -166,58 +166,45 @@ class RayWorkers:
             if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
                 return []
             self._failed_starts = 0
-            task = self._waiting.popleft()
-            return [
-                Result(
-                    number=task.number,
-                    role=task.role,
-                    answer=Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS),
-                )
-            ]
+            failure = Failure(blame="system", reason=_reason(error), attempts=MAX_ATTEMPTS)
+            return results_of([self._waiting.popleft()], [failure])
         self._failed_starts = 0
         self._free.append(_Live(actor, node, process))
         return []
 
     def _dispatch(self) -> None:
         while self._free and self._waiting:
-            live, tasks = self._free.pop(), next_batch(self._waiting, self._together)
-            self._busy[live.actor.score.remote(tasks)] = (live, tasks)
+            live, batch = self._free.pop(), next_batch(self._waiting, self._together)
+            self._busy[live.actor.score.remote(batch)] = (live, batch)
 
     def _collect(self, reference: ray.ObjectRef) -> list[Result]:
-        """The results of one finished call; none when it failed through no fault of the recipes and
-        is tried again.
-        """
-        live, tasks = self._busy.pop(reference)
+        """The results of one finished call; none when the system failed and it is tried again."""
+        live, batch = self._busy.pop(reference)
         try:
             answers = ray.get(reference)
         except RayError as error:
             if not isinstance(error, RayActorError):
                 ray.kill(live.actor)  # its engine may be dirty
             self._start_actor()
-            if not _is_alive(
-                live.node
-            ):  # the node left and took the trial along: that says nothing about the trial
-                self._waiting.extendleft(reversed(tasks))
+            # a node that left and took its trials along says nothing about them
+            if not _is_alive(live.node):
+                self._waiting.extendleft(reversed(batch))
                 return []
-            spent = [task for task in tasks if task.attempt >= MAX_ATTEMPTS]
-            self._waiting.extendleft(
-                replace(task, attempt=task.attempt + 1)
-                for task in reversed(tasks)
-                if task.attempt < MAX_ATTEMPTS
-            )
-            return [
-                Result(
-                    number=task.number,
-                    role=task.role,
-                    answer=Failure(blame="system", reason=_reason(error), attempts=task.attempt),
-                )
-                for task in spent
-            ]
+            return self._retry(batch, _reason(error))
         self._free.append(live)
-        return [
-            Result(number=task.number, role=task.role, answer=answer)
-            for task, answer in zip(tasks, answers, strict=True)
+        return results_of(batch, answers)
+
+    def _retry(self, batch: Sequence[Request], reason: str) -> list[Result]:
+        """Queue the requests once more; the results of those that were tried often enough."""
+        again = [request for request in batch if request.attempt < MAX_ATTEMPTS]
+        spent = [request for request in batch if request.attempt >= MAX_ATTEMPTS]
+        self._waiting.extendleft(
+            replace(request, attempt=request.attempt + 1) for request in reversed(again)
+        )
+        failures = [
+            Failure(blame="system", reason=reason, attempts=request.attempt) for request in spent
         ]
+        return results_of(spent, failures)
 
     def _say_what_is_missing(self) -> None:
         wanted = {

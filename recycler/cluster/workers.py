@@ -51,17 +51,17 @@ class Work:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One submission, and which attempt at it this is."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A trial to be scored: its recipe, the items to ask, and how it may be scored."""
 
     number: int
     recipe: Recipe
     role: Role
-    items: tuple[str, ...] | None = None
-    gated: bool = False
-    unmerged: bool = False
-    attempt: int = 1
+    items: tuple[str, ...] | None = None  # ids of the items to ask; None for the whole split
+    gated: bool = False  # may be given up for degenerate output, with a Failure of the recipe
+    unmerged: bool = False  # may be scored beside others, in one batch of an engine that can
+    attempt: int = 1  # counted by the workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,29 +74,24 @@ class Result:
 
 
 class Workers(Protocol):
-    """Holds engines; stateless to the search.
+    """Engines that score requests; stateless to the search.
 
-    A system failure is retried inside, so what comes out is final.
-
-    `items` names the items to ask; None asks all of the split. Scores of a scorecard are plain
-    means over those. `gated` trials are given up when they babble, with a Failure that blames the
-    recipe; `unmerged` ones may be scored side by side, in one batch of an engine that can.
-    `num_workers` is how many trials are taken at once.
+    A system failure is retried inside, so every result is final. Scores of a scorecard are plain
+    means over the items of its request.
     """
 
-    num_workers: int
+    @property
+    def num_workers(self) -> int:
+        """Number of requests that are scored at once."""
 
-    def submit(
-        self,
-        number: int,
-        recipe: Recipe,
-        role: Role,
-        items: tuple[str, ...] | None = None,
-        gated: bool = False,
-        unmerged: bool = False,
-    ) -> None: ...
-    def wait(self) -> Sequence[Result]: ...
-    def close(self) -> None: ...
+    def submit(self, request: Request) -> None:
+        """Queue a request."""
+
+    def wait(self) -> Sequence[Result]:
+        """Block until at least one request has ended, and return the results."""
+
+    def close(self) -> None:
+        """Let the engines go."""
 
 
 class ScoringWorker:
@@ -109,9 +104,7 @@ class ScoringWorker:
         self._cache = ResultCache(Path(work.reuse), surroundings(pool)) if work.reuse else None
         self.engine = engine or build_engine(work.engine, pool, **work.settings)
 
-    def score(
-        self, recipe: Recipe, role: Role, items: tuple[str, ...] | None = None, gated: bool = False
-    ) -> Scorecard | Failure:
+    def score(self, request: Request) -> Scorecard | Failure:
         """The scorecard; or a Failure that blames the recipe when the recipe cannot be run.
 
         Anything else is raised.
@@ -119,37 +112,38 @@ class ScoringWorker:
         try:
             return score_recipe(
                 self.engine,
-                recipe,
-                self.work.items_of(role, items),
+                request.recipe,
+                self.work.items_of(request.role, request.items),
                 self.work.objectives,
-                role,
-                gated=gated,
+                request.role,
+                gated=request.gated,
                 cache=self._cache,
             )
         except RecyclerError as error:
             _raise_system_error(error)
             return Failure(blame="recipe", reason=str(error))
 
-    def score_all(self, tasks: Sequence[Task]) -> list[Scorecard | Failure]:
-        """The answers to what `next_batch` took: several are scored side by side, or merged one by
-        one where they cannot be.
+    def score_all(self, requests: Sequence[Request]) -> list[Scorecard | Failure]:
+        """The answers to a batch of `next_batch`, scored side by side where the engine can.
+
+        Requests that it cannot hold side by side are merged one by one.
         """
-        if len(tasks) > 1:
-            asked = [self.work.items_of(task.role, task.items) for task in tasks]
+        if len(requests) > 1:
+            asked = [self.work.items_of(request.role, request.items) for request in requests]
             try:
                 return list(
                     score_side_by_side(
                         cast(SideBySide, self.engine),
-                        [task.recipe for task in tasks],
+                        [request.recipe for request in requests],
                         asked,
                         self.work.objectives,
-                        tasks[0].role,
-                        [task.gated for task in tasks],
+                        requests[0].role,
+                        [request.gated for request in requests],
                     )
                 )
             except RecyclerError as error:
                 _raise_system_error(error)
-        return [self.score(task.recipe, task.role, task.items, task.gated) for task in tasks]
+        return [self.score(request) for request in requests]
 
     def close(self) -> None:
         self.engine.close()
@@ -163,16 +157,24 @@ def _raise_system_error(error: RecyclerError) -> None:
         raise InfrastructureError(error.problems) from None
 
 
-def next_batch(waiting: deque[Task], most: int) -> list[Task]:
-    """Take the first task, and with one that need not be merged up to `most` of its kind in all."""
-    batch = [waiting.popleft()]
-    if batch[0].unmerged:
-        batch += [task for task in waiting if task.unmerged and task.role == batch[0].role][
-            : most - 1
-        ]
-        for task in batch[1:]:
-            waiting.remove(task)
-    return batch
+def results_of(requests: Sequence[Request], answers: Sequence[Scorecard | Failure]) -> list[Result]:
+    """Results from the answers to requests, in order."""
+    return [
+        Result(number=request.number, role=request.role, answer=answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+
+
+def next_batch(waiting: deque[Request], max_size: int) -> list[Request]:
+    """Take the first request, and beside an unmerged one up to `max_size` of its kind in all."""
+    first = waiting.popleft()
+    if not first.unmerged:
+        return [first]
+    alike = [request for request in waiting if request.unmerged and request.role == first.role]
+    others = alike[: max_size - 1]
+    for request in others:
+        waiting.remove(request)
+    return [first, *others]
 
 
 class LocalWorkers:
@@ -181,48 +183,28 @@ class LocalWorkers:
     def __init__(self, work: Work, *, build: Callable[[Work], ScoringWorker] = ScoringWorker):
         self._work, self._build, self.num_workers = work, build, work.together
         self._worker: ScoringWorker | None = None
-        self._queue: deque[Task] = deque()
+        self._queue: deque[Request] = deque()
 
-    def submit(
-        self,
-        number: int,
-        recipe: Recipe,
-        role: Role,
-        items: tuple[str, ...] | None = None,
-        gated: bool = False,
-        unmerged: bool = False,
-    ) -> None:
-        self._queue.append(Task(number, recipe, role, items, gated, unmerged))
+    def submit(self, request: Request) -> None:
+        self._queue.append(request)
 
     def wait(self) -> Sequence[Result]:
-        tasks = next_batch(self._queue, self._work.together)
+        batch = next_batch(self._queue, self._work.together)
         reason = ""
         for _ in range(MAX_ATTEMPTS):
             try:
                 self._worker = self._worker or self._build(self._work)
-                return [
-                    Result(number=task.number, role=task.role, answer=answer)
-                    for task, answer in zip(tasks, self._worker.score_all(tasks), strict=True)
-                ]
+                return results_of(batch, self._worker.score_all(batch))
             except InfrastructureError as error:
                 if self._worker is None:  # no engine to try again with
                     raise
                 reason = str(error)
-            except (
-                RuntimeError,
-                MemoryError,
-                OSError,
-            ) as error:  # the engine broke, not the recipe: build a new one
+            # the engine broke, not the recipe: build a new one
+            except (RuntimeError, MemoryError, OSError) as error:
                 reason = "".join(traceback.format_exception_only(error)).strip()
                 self._worker = None
-        return [
-            Result(
-                number=task.number,
-                role=task.role,
-                answer=Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS),
-            )
-            for task in tasks
-        ]
+        failure = Failure(blame="system", reason=reason, attempts=MAX_ATTEMPTS)
+        return results_of(batch, [failure] * len(batch))
 
     def close(self) -> None:
         if self._worker is not None:

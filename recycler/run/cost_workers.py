@@ -1,38 +1,29 @@
-"""What the merges of a run cost: measured once, kept in its ledger, and added to every scorecard
-that its workers give.
-"""
+"""Workers whose scorecards tell the costs of each merge besides its scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from recycler.cluster.workers import Result, Workers
+from recycler.cluster.workers import Request, Result, Workers
 from recycler.objectives.costs import Costs
 from recycler.types import Recipe, Role, Scorecard
 
 
-class PricedWorkers:
-    """Workers whose scorecards tell what each merge costs besides what it scored.
+class CostWorkers:
+    """Workers that add costs to every scorecard; their engines are asked for nothing more."""
 
-    They are asked for nothing more.
-    """
-
-    def __init__(self, workers: Workers, priced: Costs):
-        self._workers, self._priced, self._recipes = (
-            workers,
-            priced,
-            dict[tuple[int, Role], Recipe](),
-        )
+    def __init__(self, workers: Workers, costs: Costs):
+        self._workers, self._costs = workers, costs
+        self._recipes: dict[tuple[int, Role], Recipe] = {}
 
     @property
     def num_workers(self) -> int:
         return self._workers.num_workers
 
-    def submit(self, number: int, recipe: Recipe, role: Role, *how: Any, **settings: Any) -> None:
-        self._recipes[number, role] = recipe
-        self._workers.submit(number, recipe, role, *how, **settings)
+    def submit(self, request: Request) -> None:
+        self._recipes[request.number, request.role] = request.recipe
+        self._workers.submit(request)
 
     def wait(self) -> Sequence[Result]:
         return [
@@ -44,8 +35,6 @@ class PricedWorkers:
         self._workers.close()
 
     def _with_costs(self, result: Result, recipe: Recipe) -> Result:
-        return (
-            replace(result, answer=self._priced.added(result.answer, recipe))
-            if isinstance(result.answer, Scorecard)
-            else result
-        )
+        if not isinstance(result.answer, Scorecard):
+            return result
+        return replace(result, answer=self._costs.added(result.answer, recipe))

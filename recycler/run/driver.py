@@ -25,7 +25,7 @@ from recycler.results.notices import Notices
 from recycler.results.open import front_of
 from recycler.run.bundle import Bundle, bundle_job
 from recycler.run.clock import _Clock
-from recycler.run.cost_workers import PricedWorkers
+from recycler.run.cost_workers import CostWorkers
 from recycler.run.guard import _check_same_job, _freeze_suites
 from recycler.run.loop import Event, Listener, complete, score_holdout, search
 from recycler.run.prepare import PreparedJob, prepare
@@ -101,7 +101,7 @@ def _search_and_hold_out(
     reuse: Path | None,
 ) -> None:
     priced = measured_costs(ledger, prepared.objectives, prepared.pool)
-    workers = PricedWorkers(
+    workers = CostWorkers(
         make_workers(
             replace(work_of(prepared), reuse=str(reuse.absolute()) if reuse else ""),
             prepared.job.engine.workers,

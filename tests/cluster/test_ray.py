@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from driver_process import finish, front_json, start
+from recycler.cluster.workers import Request
 from recycler.errors import UnsafeInputError
 from recycler.ledger import Ledger
 from recycler.search.baselines import blend
@@ -82,16 +83,16 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):
     recipe = blend(prepared.pool, "bfloat16", {"m1": 1.0})
     workers = RayWorkers(work_of(prepared), num_workers=1)
     try:
-        workers.submit(0, recipe, "search")
+        workers.submit(Request(number=0, recipe=recipe, role="search"))
         workers.wait()
         started = time.monotonic()
-        workers.submit(1, recipe, "search")
+        workers.submit(Request(number=1, recipe=recipe, role="search"))
         (undisturbed,) = workers.wait()
         whole = time.monotonic() - started
         number, moments, ended_before = 2, [0.0, 0.3, 0.6], 0
         while moments:
             (victim,) = workers.process_ids()
-            workers.submit(number, recipe, "search")
+            workers.submit(Request(number=number, recipe=recipe, role="search"))
             time.sleep(moments[0] * whole)  # its batch is being decoded
             os.kill(victim, signal.SIGKILL)
             (disturbed,) = workers.wait()
@@ -108,7 +109,7 @@ def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):
             # actor dead and replaced it
             else:
                 moments[0], ended_before = moments[0] / 2, ended_before + 1
-                workers.submit(number, recipe, "search")
+                workers.submit(Request(number=number, recipe=recipe, role="search"))
                 workers.wait()
                 number += 1
                 assert ended_before < 10
@@ -154,7 +155,9 @@ def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_p
     )
     workers = ray_workers.RayWorkers(work, num_workers=1)
     try:
-        workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
+        workers.submit(
+            Request(number=0, recipe=blend(work.pool, "bfloat16", {"m1": 1.0}), role="search")
+        )
         with pytest.raises(
             UnsafeInputError,
             match=r"code sandbox: bubblewrap does not hold or does not start here .*\(on node "
@@ -177,7 +180,9 @@ def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_trie
     )
     workers = RayWorkers(replace(work, pool=Pool(members=gone, base=work.pool.base)), num_workers=1)
     try:
-        workers.submit(0, blend(work.pool, "bfloat16", {"m1": 1.0}), "search")
+        workers.submit(
+            Request(number=0, recipe=blend(work.pool, "bfloat16", {"m1": 1.0}), role="search")
+        )
         (result,) = workers.wait()
         assert result.answer.blame == "system" and "is not on this machine" in result.answer.reason
     finally:

@@ -8,7 +8,7 @@ from fake_engine import Engine
 from fakes import OBJECTIVES
 from item_search import ITEMS, POOL
 from places import ROOT
-from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, ScoringWorker, Work
+from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, Request, ScoringWorker, Work
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.scoring.sandbox import code
 from recycler.types import Failure, Item, Recipe, Scorecard
@@ -50,11 +50,11 @@ class Failing(Engine):
 def test_a_sandbox_that_stops_working_is_tried_again_and_never_blames_the_recipe():
     engine, built = Failing(InfrastructureError(NO_BOX), UnsafeInputError(NO_BOX)), []
     workers = LocalWorkers(WORK, build=lambda work: built.append(1) or ScoringWorker(work, engine))
-    workers.submit(0, RECIPE, "search")
+    workers.submit(Request(number=0, recipe=RECIPE, role="search"))
     (result,) = workers.wait()
     assert isinstance(result.answer, Scorecard) and len(built) == 1, "the engine is sound and stays"
     engine.errors = [InfrastructureError(NO_BOX)] * MAX_ATTEMPTS
-    workers.submit(1, RECIPE, "search")
+    workers.submit(Request(number=1, recipe=RECIPE, role="search"))
     (result,) = workers.wait()
     assert (
         isinstance(result.answer, Failure)
@@ -62,7 +62,7 @@ def test_a_sandbox_that_stops_working_is_tried_again_and_never_blames_the_recipe
         and "bubblewrap" in result.answer.reason
     )
     engine.errors = [UsageError("the recipe wants what is not there")]
-    workers.submit(2, RECIPE, "search")
+    workers.submit(Request(number=2, recipe=RECIPE, role="search"))
     assert workers.wait()[0].answer.blame == "recipe"
 
 

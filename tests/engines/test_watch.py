@@ -9,7 +9,7 @@ import pytest
 from fake_engine import LOOPS, Engine
 from fakes import OBJECTIVES
 from item_search import ITEMS, POOL, ItemWorkers, fidelity, run
-from recycler.cluster.workers import ScoringWorker, Work
+from recycler.cluster.workers import Request, ScoringWorker, Work
 from recycler.engines.watch import (
     GATE_ANSWERS,
     GATE_TOKENS,
@@ -112,9 +112,9 @@ def test_hopeless_weights_fail_with_their_reason_and_only_where_asked(engine, to
         ),
         engine,
     )
-    failure = worker.score(recipe, "search", None, True)
+    failure = worker.score(Request(number=0, recipe=recipe, role="search", gated=True))
     assert isinstance(failure, Failure) and failure.blame == "recipe" and told in failure.reason
-    assert isinstance(worker.score(recipe, "search"), Scorecard)
+    assert isinstance(worker.score(Request(number=0, recipe=recipe, role="search")), Scorecard)
 
 
 def test_the_sampler_hears_of_a_hopeless_merge_as_of_the_worst(tmp_path, monkeypatch):

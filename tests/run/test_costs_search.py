@@ -15,7 +15,7 @@ from recycler.ledger import Ledger
 from recycler.objectives.costs import Costs, DeltaProducts
 from recycler.results.documents import front_document
 from recycler.results.front import knee, read_front
-from recycler.run.cost_workers import PricedWorkers
+from recycler.run.cost_workers import CostWorkers
 from recycler.run.loop import score_holdout, search
 from recycler.run.plateau import Plateau
 from recycler.run.schedule import Planner
@@ -73,7 +73,7 @@ def searched(path, objectives, workers=None, **changes):
         search(
             planner(objectives, **changes),
             ledger,
-            PricedWorkers(workers or FakeWorkers(), priced),
+            CostWorkers(workers or FakeWorkers(), priced),
             within_budget=lambda: True,
             listen=lambda event: None,
         )
@@ -402,7 +402,7 @@ def test_averages_of_scores_leave_costs_out(trials):
 
 def test_holdout_and_front_documents_say_the_same_cost(tmp_path):
     with closing(Ledger(tmp_path / "run.sqlite")) as ledger:
-        workers = PricedWorkers(FakeWorkers(), Costs((MEMBERS,)))
+        workers = CostWorkers(FakeWorkers(), Costs((MEMBERS,)))
         found = search(
             planner(WITH_MEMBERS, sampler="random", num_merges=8),
             ledger,

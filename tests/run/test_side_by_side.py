@@ -8,7 +8,7 @@ import pytest
 
 from fakes import OBJECTIVES, Killed
 from item_search import POOL, SEARCH, ItemWorkers, fidelity, run
-from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, ScoringWorker, Work
+from recycler.cluster.workers import MAX_ATTEMPTS, LocalWorkers, Request, ScoringWorker, Work
 from recycler.engines.live import check_generate, check_loglikelihood
 from recycler.engines.watch import LOGPROB_FLOOR
 from recycler.errors import UnsafeInputError, UsageError
@@ -93,11 +93,13 @@ def test_a_worker_takes_what_need_not_be_merged_together_and_all_else_alone():
     merged, beside = [0, 3], [1, 2, 4, 5, 6]
     for number in range(7):
         workers.submit(
-            number,
-            recipe(float(number), 1.0, 0.0, 0.0),
-            "search",
-            tuple(item.id for item in SEARCH[number:-1]),
-            unmerged=number in beside,
+            Request(
+                number=number,
+                recipe=recipe(float(number), 1.0, 0.0, 0.0),
+                role="search",
+                items=tuple(item.id for item in SEARCH[number:-1]),
+                unmerged=number in beside,
+            )
         )
     taken = []
     while sum(map(len, taken)) < 7:
@@ -125,9 +127,8 @@ def test_what_is_no_sum_of_adapters_is_merged():
     engine = Engine()
     workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engine))
     for number, method in enumerate(("linear", "ties")):
-        workers.submit(
-            number, replace(recipe(1.0, 0.0, 0.0, 0.0), method=method), "search", unmerged=True
-        )
+        own = replace(recipe(1.0, 0.0, 0.0, 0.0), method=method)
+        workers.submit(Request(number=number, recipe=own, role="search", unmerged=True))
     assert [result.answer.weights_digest for result in workers.wait()] == [
         "digest of ((1.0, 0.0, 0.0, 0.0),)"
     ] * 2
@@ -167,8 +168,9 @@ def test_a_merge_whose_numbers_are_not_finite_fails_in_a_batch_as_it_fails_alone
             [],
         )
         for number, weight in enumerate((1.0, 1e6, 2.0)):
+            own = recipe(weight, 0.0, 0.0, 0.0)
             workers.submit(
-                number, recipe(weight, 0.0, 0.0, 0.0), "search", None, gated, unmerged=unmerged
+                Request(number=number, recipe=own, role="search", gated=gated, unmerged=unmerged)
             )
         while len(results) < 3:
             results += workers.wait()
@@ -197,7 +199,8 @@ def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():
     engines = [Breaking(), Engine()]
     workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines.pop(0)))
     for number in range(3):
-        workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
+        own = recipe(1.0, 0.0, 0.0, float(number))
+        workers.submit(Request(number=number, recipe=own, role="search", unmerged=True))
     results = workers.wait()
     assert (
         [result.number for result in results] == [0, 1, 2]
@@ -207,7 +210,8 @@ def test_an_engine_that_breaks_in_mid_batch_is_built_anew_and_loses_no_trial():
     engines += [Breaking() for _ in range(MAX_ATTEMPTS + 1)]
     workers = LocalWorkers(WORK, build=lambda work: ScoringWorker(work, engines.pop()))
     for number in range(2):
-        workers.submit(number, recipe(1.0, 0.0, 0.0, float(number)), "search", unmerged=True)
+        own = recipe(1.0, 0.0, 0.0, float(number))
+        workers.submit(Request(number=number, recipe=own, role="search", unmerged=True))
     assert [(result.number, result.answer.blame) for result in workers.wait()] == [
         (0, "system"),
         (1, "system"),
@@ -238,8 +242,9 @@ class Unmerged(ItemWorkers):
 
     num_workers: int = 4
 
-    def submit(self, number, recipe, role, items=None, gated=False, unmerged=False):
-        super().submit(number, replace(recipe, seed=recipe.seed + 1000 * unmerged), role, items)
+    def submit(self, request):
+        seed = request.recipe.seed + 1000 * request.unmerged
+        super().submit(replace(request, recipe=replace(request.recipe, seed=seed)))
 
     def answer(self, recipe, role, items):
         unmerged, true = recipe.seed >= 1000, replace(recipe, seed=recipe.seed % 1000)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fake_engine import Engine
 from fakes import OBJECTIVES
 from item_search import ITEMS, POOL
-from recycler.cluster.workers import ScoringWorker, Work
+from recycler.cluster.workers import Request, ScoringWorker, Work
 from recycler.pool.catalog import open_pool
 from recycler.scoring import result_cache
 from recycler.scoring.evaluate import score_recipe
@@ -183,6 +183,6 @@ def test_a_worker_asks_a_pool_with_another_config_anew(tmp_path):
                 reuse=str(tmp_path / "kept"),
             ),
             engine,
-        ).score(RECIPE, "search")
+        ).score(Request(number=0, recipe=RECIPE, role="search"))
         numbers.append(engine.asked - before)
     assert numbers == [320, 0, 320]

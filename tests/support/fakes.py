@@ -46,24 +46,20 @@ class FakeWorkers:
     seen: list = field(default_factory=list)
     _queue: list = field(default_factory=list)
 
-    def submit(self, number, recipe, role, items=None, gated=False):
-        self._queue.append((number, recipe, role, items))
+    def submit(self, request):
+        self._queue.append(request)
 
     def wait(self):
         if self.kill_after is not None and len(self.seen) >= self.kill_after:
             raise Killed
         index = (7 * len(self.seen)) % len(self._queue)  # out of order, as real workers are
-        number, recipe, role, items = self._queue.pop(index)
-        self.seen.append((number, role))
-        if number in self.break_numbers:
-            return [
-                Result(
-                    number=number,
-                    role=role,
-                    answer=Failure(blame=self.blame, reason="broken on purpose"),
-                )
-            ]
-        return [Result(number=number, role=role, answer=self.answer(recipe, role, items))]
+        request = self._queue.pop(index)
+        self.seen.append((request.number, request.role))
+        if request.number in self.break_numbers:
+            answer = Failure(blame=self.blame, reason="broken on purpose")
+        else:
+            answer = self.answer(request.recipe, request.role, request.items)
+        return [Result(number=request.number, role=request.role, answer=answer)]
 
     def answer(self, recipe, role, items):
         return fake_scorecard(recipe, role)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from recycler.cluster.ray_workers import RayWorkers, _resources
-from recycler.cluster.workers import Work
+from recycler.cluster.workers import Request, Work
 from recycler.engines import build_engine, parallel_problems
 from recycler.engines.vllm.shards import check_shards, live_shards
 from recycler.errors import UsageError
@@ -375,11 +375,11 @@ class TestRay:
         )
         workers, seen = RayWorkers(work, num_workers=1), []
         try:
-            workers.submit(0, recipe, "search")
+            workers.submit(Request(number=0, recipe=recipe, role="search"))
             (before,) = workers.wait()
             seen += self._ranks(workers)
             seen[1].kill()
-            workers.submit(1, recipe, "search")
+            workers.submit(Request(number=1, recipe=recipe, role="search"))
             (after,) = workers.wait()
             assert (
                 before.answer.weights_digest == after.answer.weights_digest
