@@ -16,6 +16,11 @@ Direction = Literal["maximize", "minimize"]
 TrialState = Literal["PENDING", "SCORED", "FAILED"]
 TrialKind = Literal["member", "base", "uniform_soup", "greedy_soup", "merge"]
 OptionValue = float | int | bool | str | tuple[float, ...]
+# The names that a job file may use; each is a row of a table, and a test holds the two together.
+EngineName = Literal["transformers", "vllm"]  # recycler.engines.ENGINES
+SamplerName = Literal[  # recycler.search.proposer.SAMPLERS
+    "simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "paper"
+]
 
 
 # ---------------------------------------------------------------- checkpoints

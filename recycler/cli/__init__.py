@@ -10,10 +10,11 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from recycler import __version__
 from recycler.errors import InfrastructureError, RecyclerError
+from recycler.types import EngineName
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _PLACES = frozenset(
@@ -355,7 +356,7 @@ def _model_commands(commands: Commands) -> None:
     )
     score.add_argument(
         "--engine",
-        choices=("transformers", "vllm"),
+        choices=get_args(EngineName),
         help="default: vllm where it and a GPU are present, else transformers",
     )
     score.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -11,9 +12,27 @@ from recycler.engines.port import Engine
 from recycler.errors import Problem, UsageError, did_you_mean
 from recycler.types import Pool
 
-ENGINES = {
-    "transformers": "recycler.engines.transformers_engine:TransformersEngine",
-    "vllm": "recycler.engines.vllm.engine:VLLMEngine",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """One row of the table of engines.
+
+    `home` is module:class, imported when an engine is built. `library` must be installed for it;
+    `is_parallel` engines can share one model among several GPUs.
+    """
+
+    home: str
+    library: str
+    is_parallel: bool = False
+
+
+ENGINES: dict[str, EngineEntry] = {
+    "transformers": EngineEntry(
+        home="recycler.engines.transformers_engine:TransformersEngine", library="transformers"
+    ),
+    "vllm": EngineEntry(
+        home="recycler.engines.vllm.engine:VLLMEngine", library="vllm", is_parallel=True
+    ),
 }
 
 
@@ -26,15 +45,16 @@ def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
         raise UsageError(
             Problem(thing=f"engine {name!r}", cause="unknown", remedy=did_you_mean(name, ENGINES))
         )
-    if find_spec(name) is None:
+    entry = ENGINES[name]
+    if find_spec(entry.library) is None:
         raise UsageError(
             Problem(
                 thing=f"engine {name!r}",
-                cause=f"{name} is not installed",
-                remedy=f"pip install 'recycler[{name}]', or use engine: transformers",
+                cause=f"{entry.library} is not installed",
+                remedy=f"pip install 'recycler[{entry.library}]', or use engine: transformers",
             )
         )
-    if name != "vllm" and settings.get("tensor_parallel", 1) > 1:
+    if not entry.is_parallel and settings.get("tensor_parallel", 1) > 1:
         raise UsageError(
             Problem(
                 thing="engine.tensor_parallel",
@@ -42,7 +62,7 @@ def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
                 remedy="Use engine: vllm, or leave tensor_parallel out",
             )
         )
-    module, _, class_name = ENGINES[name].partition(":")
+    module, _, class_name = entry.home.partition(":")
     return getattr(import_module(module), class_name)(pool, **settings)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -141,6 +142,37 @@ OPTUNA_SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 }
 
 
+def _optuna_sampler(name: str) -> Callable[[SearchTask], Proposer]:
+    return lambda task: OptunaProposer(name, task.space, task.objectives, seed=task.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchTask:
+    """Everything that a sampler may want to know of a job; each takes what it needs.
+
+    `gram` (K, K) holds the inner products of the members' deltas, where known. `priced` tells what
+    merges cost before they are made. `num_merges` is how many proposals the budget allows.
+    """
+
+    space: SearchSpace
+    objectives: Sequence[Objective]
+    seed: int
+    gram: Gram | None = None
+    priced: Costs | None = None
+    num_merges: int = 0
+
+
+SAMPLERS: dict[str, Callable[[SearchTask], Proposer]] = {
+    "simplex_gp": lambda task: SimplexProposer(
+        task.space, task.objectives, seed=task.seed, gram=task.gram, priced=task.priced
+    ),
+    "random": lambda task: RandomProposer(task.space, seed=task.seed),
+    "grid": lambda task: GridProposer(task.space, task.num_merges),
+    "paper": lambda task: CmaProposer(task.space, benchmarks(task.objectives), seed=task.seed),
+    **{name: _optuna_sampler(name) for name in OPTUNA_SAMPLERS},
+}
+
+
 def make_proposer(
     sampler: str,
     space: SearchSpace,
@@ -156,15 +188,15 @@ def make_proposer(
     are told with the scores; `paper` averages scores alone. `grid` is told how many merges it may
     ask for.
     """
-    if sampler == "simplex_gp":
-        return SimplexProposer(space, objectives, seed=seed, gram=gram, priced=priced)
-    if sampler == "random":
-        return RandomProposer(space, seed=seed)
-    if sampler == "grid":
-        return GridProposer(space, num_merges)
-    if sampler == "paper":
-        return CmaProposer(space, benchmarks(objectives), seed=seed)
-    return OptunaProposer(sampler, space, objectives, seed=seed)
+    task = SearchTask(
+        space=space,
+        objectives=objectives,
+        seed=seed,
+        gram=gram,
+        priced=priced,
+        num_merges=num_merges,
+    )
+    return SAMPLERS[sampler](task)
 
 
 def decode(

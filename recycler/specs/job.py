@@ -23,7 +23,7 @@ from pydantic import (
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
-from recycler.types import FLOOR, Objective
+from recycler.types import FLOOR, EngineName, Objective, SamplerName
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -163,7 +163,7 @@ AnyObjective = Annotated[
 class EngineSpec(Strict):
     """What runs the merges. `engine: vllm` is short for `engine: {name: vllm}`."""
 
-    name: Literal["transformers", "vllm"] | None = None
+    name: EngineName | None = None
     """Default: vllm where it and a GPU are present, else transformers."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the live and of the exported weights."""
@@ -280,9 +280,7 @@ class JobSpec(Strict):
     engine: EngineSpec = EngineSpec()
     fidelity: FidelitySpec = FidelitySpec()
     budget: BudgetSpec
-    sampler: Literal["simplex_gp", "tpe", "nsga2", "nsga3", "gp", "random", "grid", "paper"] = (
-        "simplex_gp"
-    )
+    sampler: SamplerName = "simplex_gp"
     seed: int = Field(default=0, ge=0, lt=2**31)
     earlier: list[Place] = []
     """Runs whose trials on the same members and items count here too: run folders, or URL?job=ID of
