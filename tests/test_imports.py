@@ -1,49 +1,20 @@
-"""The CLI starts at once, and arrows point downward."""
+"""The CLI starts at once, arrows point downward, and no module imports itself in a circle.
+
+The floors are those of `benchmarks/house/rooms.py`, which the table of figures reads, too. Imports
+in functions and under TYPE_CHECKING count.
+"""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+import rooms
+from places import ROOT
+
 HEAVY = ("torch", "ray", "vllm", "optuna", "transformers", "pandas", "lm_eval", "scipy", "numpy")
-ROOT = Path(__file__).resolve().parent.parent / "recycler"
-FLOORS = (
-    {"types", "errors", "digest"},
-    {
-        "yamls",
-        "shipped",
-        "job",
-        "costs",
-        "space",
-        "suite",
-        "pareto",
-        "stats",
-        "wholefolder",
-        "redact",
-    },
-    {"pool", "merge", "engines", "scoring", "evaluate", "cluster", "ledger", "search"},
-    {
-        "bundle",
-        "prepare",
-        "report",
-        "report_html",
-        "run",
-        "runs",
-        "started",
-        "export",
-        "score",
-        "plan",
-        "insight",
-        "earlier",
-        "notices",
-        "without",
-        "refine",
-        "priced",
-    },
-    {"cli", "service", "dashboard", "demo", "testing", "__main__"},
-)
+PACKAGE = "recycler"
 
 
 @pytest.mark.parametrize(
@@ -59,26 +30,40 @@ def test_start_loads_no_heavy_library(statement):
     )
 
 
-def _floor(module: str) -> int:
-    return next(index for index, names in enumerate(FLOORS) if module in names)
+@pytest.fixture(scope="module")
+def arrows():
+    """From each file of the package to the files that it imports, anywhere in its text."""
+    imports = {}
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        found = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports[path.relative_to(ROOT).as_posix()] = found
+    return rooms.file_arrows(imports, PACKAGE)
 
 
-def test_imports_go_down_only():
-    upward = []
-    for path in ROOT.rglob("*.py"):
-        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if part == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = (
-                [node.module]
-                if isinstance(node, ast.ImportFrom) and node.module
-                else [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else []
-            )
-            for name in names:
-                target = name.split(".")
-                if target[0] == "recycler" and len(target) > 1 and _floor(target[1]) > _floor(part):
-                    upward.append(f"{path.relative_to(ROOT)} imports {name}")
-    assert upward == []
+@pytest.fixture(scope="module")
+def room_arrows(arrows):
+    return rooms.merged(arrows, lambda path: rooms.room_of(path, PACKAGE))
+
+
+def test_every_room_has_its_floor_and_every_floor_its_rooms(room_arrows):
+    named = [name for floor in rooms.FLOORS for name in floor]
+    assert sorted(named) == sorted(room_arrows)
+
+
+def test_imports_go_down_only(room_arrows):
+    assert rooms.upward(room_arrows) == []
+
+
+def test_no_circle_of_rooms(room_arrows):
+    assert rooms.circles(room_arrows) == []
+
+
+def test_no_circle_of_modules(arrows):
+    assert rooms.circles(arrows) == []
+
+
+def test_the_arrows_that_the_floors_are_held_to_are_found(arrows):
+    """A test that found no import would pass all the others."""
+    assert f"{PACKAGE}/types.py" in arrows[f"{PACKAGE}/run/loop.py"]
+    assert sum(map(len, arrows.values())) > 500

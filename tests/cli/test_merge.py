@@ -16,7 +16,7 @@ import yaml
 from handmade import model_arrays, tokenizer, write_checkpoint
 from recycler.cli import main
 from recycler.errors import InfrastructureError, UsageError
-from recycler.io.atomic import UNFINISHED, full_disk, atomic_folder
+from recycler.io.atomic import UNFINISHED, atomic_folder, full_disk
 from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.merge.methods.method import TensorContext

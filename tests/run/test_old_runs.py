@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from postgres import needs_postgres, postgres_server
 
+from postgres import needs_postgres, postgres_server
 from recycler.cli import main
 
 OLD = Path(__file__).resolve().parents[1] / "old_runs"
