@@ -402,7 +402,7 @@ def test_a_recipe_that_is_a_pipe_or_a_device_is_refused(tmp_path, capsys, comman
         assert "is no file" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- the same bits, and words of mergekit
+# ----------------------------------------------- the same bits, and words of mergekit
 
 
 @pytest.mark.parametrize("method", sorted(MERGE_METHODS))

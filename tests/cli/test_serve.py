@@ -91,7 +91,7 @@ def test_serve_tells_its_token_once_and_stops_when_asked(root, host):
 
 
 def test_serve_believes_the_connection_s_own_address_and_no_other(root):
-    """uvicorn would by itself take the address out of X-Forwarded-For from peers on this machine."""
+    """uvicorn by itself takes the address out of X-Forwarded-For from peers on this machine."""
     for network, status in (("10.0.0.7", 401), ("127.0.0.1", 200)):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

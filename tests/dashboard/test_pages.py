@@ -204,10 +204,13 @@ def test_a_click_in_the_matrix_chooses_the_pair(page, address):
 
 
 def test_why_a_trial_is_not_on_the_front_leads_to_the_one_that_beats_it(page, address):
-    beaten = opened_front(
-        page, address
-    ).evaluate("""async () => { const t = await (await fetch('/api/v1/jobs/demo/table')).json();
-        for (const n of t.trial) if (!t.front.includes(n)) { const d = await (await fetch(`/api/v1/jobs/demo/trials/${n}`)).json(); if (d.why?.dominators.length) return [n, d.why.dominators[0].trial]; } }""")
+    beaten = opened_front(page, address).evaluate("""async () => {
+        const t = await (await fetch('/api/v1/jobs/demo/table')).json();
+        for (const n of t.trial) {
+            if (t.front.includes(n)) continue;
+            const d = await (await fetch(`/api/v1/jobs/demo/trials/${n}`)).json();
+            if (d.why?.dominators.length) return [n, d.why.dominators[0].trial];
+        } }""")
     page.locator(f"[data-choose='{beaten[0]}']").click()
     expect(page.locator("#why")).to_contain_text("Not on the front")
     page.locator("#why button").first.click()
@@ -241,9 +244,10 @@ def test_preference_sliders_pick_the_best_trial(page, address):
     for name, value in (("math", "100"), ("code", "0"), ("prose", "0")):
         page.get_by_label(f"how much demo:{name}/").fill(value)
     expect(page.locator("#preferred")).to_contain_text("Best for 100 % demo:math/exact_match")
-    scores = page.evaluate(
-        """async () => { const found = await (await fetch('/api/v1/jobs/demo/front')).json(); return found.front.map(t => [t.scores['demo:math/exact_match'].search.value, t.trial]); }"""
-    )
+    scores = page.evaluate("""async () => {
+        const found = await (await fetch('/api/v1/jobs/demo/front')).json();
+        return found.front.map(
+            t => [t.scores['demo:math/exact_match'].search.value, t.trial]); }""")
     assert (
         page.locator("#preferred")
         .inner_text()
@@ -379,8 +383,13 @@ def test_every_control_has_a_name(page, address):
         page.goto(address + path)
         page.wait_for_selector("#page *")
         page.wait_for_timeout(500)
-        nameless = page.evaluate("""() => [...document.querySelectorAll('main button, main input, main select, main textarea, main a, header a, header button')].filter(e => !e.closest('.js-plotly-plot'))
-            .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)""")
+        nameless = page.evaluate("""() => [...document.querySelectorAll(
+                'main button, main input, main select, main textarea, main a, header a, '
+                + 'header button')]
+            .filter(e => !e.closest('.js-plotly-plot'))
+            .filter(e => !(
+                e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length))
+            .map(e => e.outerHTML)""")
         assert nameless == [], path
 
 
@@ -431,7 +440,9 @@ def test_five_thousand_trials(browser, tmp_path):
         loaded = time.monotonic() - start
         for high in ("0.9", "0.7", "0.5", "0.3"):
             page.evaluate(
-                """high => { const field = document.querySelector('[aria-label$="math/exact_match to"]'); field.value = high; field.onchange(); }""",
+                """high => {
+                    const field = document.querySelector('[aria-label$="math/exact_match to"]');
+                    field.value = high; field.onchange(); }""",
                 high,
             )
             page.wait_for_timeout(1500)

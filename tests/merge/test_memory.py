@@ -24,16 +24,24 @@ from recycler.pool.catalog import open_pool
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Recipe
 
-place, method, options, allowed = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+place, method = Path(sys.argv[1]), sys.argv[2]
+options, allowed = json.loads(sys.argv[3]), int(sys.argv[4])
 count = MERGE_METHODS[method].num_members or 3
 def merge(kind, out):
-    pool = open_pool([place / f"{kind}-{index}" for index in range(1, count + 1)], place / f"{kind}-0" if MERGE_METHODS[method].needs_base else None)
-    recipe = Recipe(method=method, members=pool.names, base="base" if pool.base else None, weights=((0.5,) * count,), options=tuple(options.items()))
+    base = place / f"{kind}-0" if MERGE_METHODS[method].needs_base else None
+    pool = open_pool([place / f"{kind}-{index}" for index in range(1, count + 1)], base)
+    recipe = Recipe(
+        method=method, members=pool.names, base="base" if pool.base else None,
+        weights=((0.5,) * count,), options=tuple(options.items()),
+    )
     merge_to_folder(recipe, ResidentPool(pool), out)
     shutil.rmtree(out)
 def limit(more):
-    if not MERGE_METHODS[method].elementwise:  # files are mapped, privately: that counts as data and is not
-        more += sum(path.stat().st_size for index in range(count + 1) for path in (place / f"large-{index}").glob("*.safetensors") if index or MERGE_METHODS[method].needs_base)
+    if not MERGE_METHODS[method].elementwise:
+        # files are mapped, privately: that counts as data and is not
+        for index in range(0 if MERGE_METHODS[method].needs_base else 1, count + 1):
+            shards = (place / f"large-{index}").glob("*.safetensors")
+            more += sum(path.stat().st_size for path in shards)
     now = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (now + more, resource.RLIM_INFINITY))
 merge("small", place / f"warm-{method}")  # libraries, threads and the native kernel

@@ -1,4 +1,4 @@
-"""From disk to disk: what a merge reads, what it writes, and what a plan says of both beforehand."""
+"""From disk to disk: what a merge reads and writes, and what a plan says of both beforehand."""
 
 from __future__ import annotations
 

@@ -36,10 +36,11 @@ from small_job import JOB, set_job
 MEMBERS = Objective(suite="", metric="members", direction="minimize")
 DISTANCE = Objective(suite="", metric="distance", direction="minimize")
 POOL = named_pool(6)
+WHOLE = (Group(name="all"),)
 BLOCKS = (Group(name="attention", match="self_attn"), Group(name="rest"))
 
 
-def recipe(*rows, pool=POOL, groups=(Group(name="all"),), **changes):
+def recipe(*rows, pool=POOL, groups=WHOLE, **changes):
     return Recipe(
         **{
             "method": "linear",

@@ -279,10 +279,11 @@ def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
     """On a smooth truth with two specialists: 4 trials against 40, the same model twice says the
     same.
     """
-    truth = lambda rows: np.stack(
-        [rows[:, 0] + 0.8 * rows[:, 0] * rows[:, 1], rows[:, 1] + 0.8 * rows[:, 0] * rows[:, 1]],
-        axis=1,
-    )
+
+    def truth(rows):
+        synergy = 0.8 * rows[:, 0] * rows[:, 1]
+        return np.stack([rows[:, 0] + synergy, rows[:, 1] + synergy], axis=1)
+
     rows = np.concatenate([np.eye(3), np.random.default_rng(0).dirichlet([0.7, 0.7, 0.2], 60)])
     gp = SimplexGP(("a", "b", "c"), 2, seed=0)
     young, old = (
@@ -538,7 +539,10 @@ def test_members_that_need_one_another_and_members_that_replace_one_another_are_
 def test_pairs_and_moves_are_differences_of_what_the_model_predicts(coupled):
     """By hand: four merges a pair, two a move; sums stay, and a merge of one member has neither."""
     point = np.array([0.8, 0.4, 0.3, 0.0, 0.5])
-    predicted = lambda *rows: coupled.gp.predict(np.array(rows))[0]
+
+    def predicted(*rows):
+        return coupled.gp.predict(np.array(rows))[0]
+
     for pair in coupled.pairs(point):
         i, j = (coupled.members.index(name) for name in pair.members)
         rows = [

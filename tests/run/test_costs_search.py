@@ -112,7 +112,10 @@ def trials(tmp_path_factory):
 
 def test_exact_columns_are_neither_learned_nor_drawn():
     domain_size, rng = 6, np.random.default_rng(0)
-    price = lambda points: -(points != 0).sum(axis=1).astype(float)
+
+    def price(points):
+        return -(points != 0).sum(axis=1).astype(float)
+
     gp = SimplexGP(POOL.names, 3, seed=0, exact={1: price})
     points = scattered(gp.domain, rng, 20)
     told = np.column_stack(
@@ -218,7 +221,7 @@ def test_the_front_shows_what_each_further_member_buys(trials):
     assert np.mean([members <= 4 for members in figures(proposed, "cost:members").values()]) > 0.8
 
 
-def test_the_same_budget_finds_better_merges_of_few_members_than_a_search_that_does_not_ask_for_them(
+def test_the_same_budget_finds_better_merges_of_few_members_than_a_search_that_asks_for_none(
     trials, tmp_path
 ):
     others = [
@@ -321,7 +324,7 @@ def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
     } & {trial.number for trial in within}
     assert (
         front.floors_kept
-        and 0 < front.hypervolume(front.front, "search")
+        and front.hypervolume(front.front, "search") > 0
         and max(distances[trial.number] for trial in front.front) > 0.006
     )
 

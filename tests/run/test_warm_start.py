@@ -81,8 +81,9 @@ def test_a_member_more_keeps_what_the_others_did(job):
 def test_a_member_left_out_for_certain_spends_nothing_on_what_did_not_use_it(
     job, monkeypatch, capsys
 ):
-    """The run's job without m1: the others' trials cost nothing, the names stay, the budget is as large, the front has no m1, and
-    both fronts are measured above one corner."""
+    """The run's job without m1: the others' trials cost nothing, the names stay, the budget is as
+    large, the front has no m1, and both fronts are measured above one corner.
+    """
     (job / "space.yaml").write_text(
         "version: 1\nmembers: {m1: {min: 0.0, max: 1.0}, m2: {max: 2.0}}\nmax_nonzero: 2\n"
     )

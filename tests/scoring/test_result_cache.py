@@ -1,4 +1,4 @@
-"""The same weights, engine and question are asked once; anything else that is other is asked anew."""
+"""The same weights, engine and question are asked once; what differs in anything is asked anew."""
 
 import json
 from concurrent.futures import Future

@@ -27,7 +27,7 @@ def url():
 
 
 def test_a_run_folder_that_points_to_a_database_is_read_there(url, tmp_path):
-    """The same run with its ledger in a file and in the database: the same trials, table and front."""
+    """One run with its ledger in a file and in the database: the same trials, table, front."""
     make_run(tmp_path, "file", merges=5)
     make_run(tmp_path, "shared", merges=5, place=job_place(url, "pointed"))
     client = client_of(tmp_path)

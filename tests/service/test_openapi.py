@@ -17,7 +17,11 @@ pytest.importorskip("schemathesis", reason="needs schemathesis, see the test ext
 from service_runs import make_run, served
 
 # not unsupported_method: a POST without JSON is refused (415) before it is routed
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance,missing_required_header,use_after_free"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance,response_headers_conformance,missing_required_header,"
+    "use_after_free"
+)
 KNOWN_JOB = '[parameters]\n"path.job" = "demo"\n"path.number" = 1\n"query.trials" = "0,1"\n'
 
 

@@ -405,7 +405,7 @@ def test_an_export_has_the_dtype_and_the_place_that_were_asked_for(root, tmp_pat
         and found["to"] == str(tmp_path / "Ours/knee.v2")
     ), found
     with safe_open(tmp_path / "Ours/knee.v2/model.safetensors", framework="np") as file:
-        assert {file.get_tensor(name).dtype.name for name in file.keys()} == {"float16"}
+        assert {file.get_tensor(name).dtype.name for name in list(file.keys())} == {"float16"}
     assert (
         not found["as_scored"] and not found["verified"]
     )  # in another dtype nothing was scored to compare with

@@ -50,8 +50,10 @@ def rows(page):
 
 def bright(page):
     """Numbers of the trials that the scatter shows bright; None when nothing is dimmed."""
-    return page.evaluate("""() => { const traces = document.getElementById('scatter').data.slice(0, 6);
-        return traces.some(t => t.selectedpoints) ? traces.flatMap(t => (t.selectedpoints ?? []).map(i => t.customdata[i])) : null; }""")
+    return page.evaluate("""() => {
+        const traces = document.getElementById('scatter').data.slice(0, 6);
+        if (!traces.some(t => t.selectedpoints)) return null;
+        return traces.flatMap(t => (t.selectedpoints ?? []).map(i => t.customdata[i])); }""")
 
 
 def press_until(page, selector):

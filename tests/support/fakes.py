@@ -69,7 +69,7 @@ class FakeWorkers:
 
 
 def fake_scorecard(recipe, role):
-    """Two smooth objectives: the first likes m0 and m1, the second m2; a little of each helps both."""
+    """Two smooth objectives: the first likes m0 and m1, the second m2; both like some of each."""
     row = np.array(recipe.weights[0])
     first = float(np.tanh(row[0] + 0.8 * row[1] + 0.2 * row.sum()) * 0.9)
     second = float(1.0 - 0.7 * np.tanh(row[2] + 0.1 * row.sum()))

@@ -1,4 +1,4 @@
-"""Checkpoints written byte by byte, without any library that would refuse to write what tests need."""
+"""Checkpoints written byte by byte, by no library that refuses to write what tests need."""
 
 import json
 

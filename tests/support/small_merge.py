@@ -16,9 +16,10 @@ def tensors_of(seed):
     return found | {"model.positions": torch.arange(5), "model.scale": torch.tensor(2.0).bfloat16()}
 
 
-def recipe(
-    method="linear", base=None, options=(), groups=(Group(name="all"),), weights=((0.5, 0.3, 0.2),)
-):
+WHOLE = (Group(name="all"),)
+
+
+def recipe(method="linear", base=None, options=(), groups=WHOLE, weights=((0.5, 0.3, 0.2),)):
     return Recipe(
         method=method,
         members=("a", "b", "c"),

@@ -43,7 +43,7 @@ TOLERANCE = {
 
 
 def make_folded_pool(folder, dtype, architecture="llama", tied=True):
-    """Three members that are a pico base with an adapter folded in; `code` changes attention alone."""
+    """Three members: a pico base with an adapter folded in; `code` changes attention alone."""
     make_pico_pool(folder / "pico", architecture=architecture, num_members=1, tied=tied)
     base = folder / "pico/base"
     save_file(
@@ -291,7 +291,7 @@ def test_a_run_scores_side_by_side_and_ships_what_was_merged(tmp_path):
         )
 
 
-# ---------------------------------------------------------------- what is refused, before vLLM starts
+# ------------------------------------------------ what is refused, before vLLM starts
 
 
 @pytest.mark.parametrize(

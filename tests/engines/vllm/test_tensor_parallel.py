@@ -83,7 +83,7 @@ def test_a_worker_asks_for_a_gpu_a_rank_on_one_node(node, wanted):
     assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "8"
 
 
-# ---------------------------------------------------------------- vLLM's own layers, as each of many ranks holds them
+# ------------------------------- vLLM's own layers, as each of many ranks holds them
 
 
 class _Shared(nn.Module):
@@ -193,7 +193,8 @@ class TestLayersOfManyRanks:
             with ExitStack() as stack:
                 stack.enter_context(set_current_vllm_config(VllmConfig()))
                 for module in ("linear", "vocab_parallel_embedding", "parameter"):
-                    place = f"vllm.model_executor.{'' if module == 'parameter' else 'layers.'}{module}.get_tensor_model_parallel"
+                    folder = "" if module == "parameter" else "layers."
+                    place = f"vllm.model_executor.{folder}{module}.get_tensor_model_parallel"
                     stack.enter_context(patch(f"{place}_rank", return_value=rank))
                     stack.enter_context(patch(f"{place}_world_size", return_value=ranks))
                 model = _Shared(vocab=vocab, heads=heads, kv_heads=kv_heads)

@@ -97,7 +97,7 @@ def test_merges_are_of_deltas():
     for module, delta in linear.items():
         torch.testing.assert_close(delta, total(module), rtol=1e-5, atol=1e-5)
     kept = dict(merged_deltas(ADAPTERS[:1], (1.0,), "ties", {"density": 0.25}))
-    for module, delta in kept.items():
+    for delta in kept.values():
         assert int((delta != 0).sum()) == delta.numel() // 4
     assert set(dict(merged_deltas(ADAPTERS, WEIGHTS, "dare_ties", {"density": 0.5}))) == set(linear)
     with pytest.raises(UsageError, match="Did you mean 'ties'"):

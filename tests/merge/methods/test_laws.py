@@ -366,7 +366,7 @@ def test_lines_without_slope_is_task_arithmetic():
 @pytest.mark.parametrize("method", sorted(MERGE_METHODS))
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (7,), (2, 3, 4)])
 def test_awkward_shapes(method, shape):
-    """Scalars, empty tensors, vectors and three dimensions come out in their own shape, all finite."""
+    """Scalars, empty tensors, vectors and three dimensions keep their shape, all finite."""
     base, tensors = members_of(count_for(method), shape=shape)
     weights = [1 / len(tensors)] * len(tensors)
     out = merge(method, tensors, weights, base, **(SPARSE.get(method, {})))

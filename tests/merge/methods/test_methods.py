@@ -104,7 +104,9 @@ def test_trajectory_averages():
     ],
 )
 def test_selection_is_a_stable_sort(values):
-    blocks = lambda: iter(values.clone().split(701))
+    def blocks():
+        return iter(values.clone().split(701))
+
     descending = values.abs().argsort(descending=True, stable=True)
     ascending = values.abs().argsort(stable=True)
     for count in {

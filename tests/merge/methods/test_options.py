@@ -1,4 +1,4 @@
-"""Options of a merge: by member, by group, by depth; in files and in spaces; and what is refused."""
+"""Options of a merge: by member, group and depth, in files and in spaces; and what is refused."""
 
 from __future__ import annotations
 

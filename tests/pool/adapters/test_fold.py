@@ -77,7 +77,7 @@ def test_same_as_peft_to_one_step_of_bfloat16(base, tmp_path, settings):
 
 
 def test_what_rounding_leaves_of_an_adapter_is_told(base, tmp_path, capsys):
-    """A small step over bfloat16 weights mostly rounds away; over float32 ones all of it arrives."""
+    """A small step over bfloat16 weights mostly rounds away; over float32 ones it arrives."""
     for size, factor in (("small", 1e-3), ("large", 1.0)):
         make_adapter(base, tmp_path / size)
         tensors = load_file(tmp_path / size / "adapter_model.safetensors")
@@ -263,7 +263,7 @@ def test_adapters_that_give_the_same_weights_are_named(base, tmp_path, capsys):
     )
 
 
-# ---------------------------------------------------------------- what a stranger may write into an adapter
+# ------------------------------------------ what a stranger may write into an adapter
 
 HOSTILE = [
     r"(([a-z_.0-9])+)+!",

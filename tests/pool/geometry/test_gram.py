@@ -203,7 +203,7 @@ def run(job, run_folder):
         )
 
 
-def test_a_job_over_a_bucket_proposes_what_it_would_over_a_disk_and_goes_on_with_the_very_same_matrix(
+def test_a_job_over_a_bucket_proposes_what_it_would_over_a_disk_and_resumes_with_its_matrix(
     sound, place, tmp_path, monkeypatch
 ):
     in_bucket(sound, place)

@@ -126,7 +126,8 @@ def test_wrong_places_are_usage_errors(place, tmp_path):
 
 def test_obstore_is_loaded_for_buckets_only():
     code = (
-        "import recycler.pool.catalog, recycler.pool.checks.preflight, recycler.pool.checks.inspect, sys; "
+        "import recycler.pool.catalog, recycler.pool.checks.preflight, "
+        "recycler.pool.checks.inspect, sys; "
         "print('obstore' in sys.modules, 'torch' in sys.modules)"
     )
     assert subprocess.run(
@@ -135,7 +136,7 @@ def test_obstore_is_loaded_for_buckets_only():
 
 
 def test_a_hub_repository_is_a_checkpoint(tmp_path, monkeypatch):
-    """Without the hub: huggingface_hub's own function is replaced; what it is asked for is checked."""
+    """Without the hub: huggingface_hub's function is replaced; what it is asked for is checked."""
     import huggingface_hub
 
     from recycler.pool.storage import hub
@@ -197,7 +198,8 @@ def test_the_least_recently_used_copies_are_removed_and_used_ones_never(
 def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_path, chaos):
     folder = put_model(tmp_path, f"{place}/m", rows=2000)
     code = (
-        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files import "
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files "
+        "import "
         "local_file as f; import recycler.pool.storage.remote as r; r.PART_BYTES = 4096; "
         f"f(next(iter(o({place + '/m'!r}).tensors.values())))"
     )
@@ -217,7 +219,8 @@ def test_a_killed_fetch_leaves_no_copy_and_its_leftovers_are_removed(place, tmp_
 def test_two_processes_fetch_a_shard_once(place, tmp_path, chaos):
     put_model(tmp_path, f"{place}/m", rows=500)
     code = (
-        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files import "
+        "from recycler.pool.catalog import open_checkpoint as o; from recycler.pool.storage.files "
+        "import "
         f"local_file as f; print(f(next(iter(o({place + '/m'!r}).tensors.values()))))"
     )
     chaos.log.clear()

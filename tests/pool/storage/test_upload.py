@@ -113,7 +113,8 @@ def test_a_merge_reads_from_a_bucket_and_writes_into_one(place, tmp_path, capsys
         for name, weights in (("a", [0.0, 1.0]), ("b", [1.0, 0.0]))
     )
     recipes = {
-        "r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: {{a: "
+        "r.yaml": f"method: linear\nmembers: {{a: {place}/pool/a, b: {place}/pool/b}}\nweights: "
+        f"{{a: "
         f"0.5, b: 0.5}}\n",
         "mk.yml": f"merge_method: linear\nmodels:\n{entries}dtype: bfloat16\n",
     }

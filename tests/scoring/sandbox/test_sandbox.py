@@ -39,19 +39,23 @@ ESCAPES = {
     "chmod the interpreter": "import os, sys; os.chmod(sys.executable, 0o777)",
     "replace /lib": "import os; os.unlink('/lib')",
     "symlink to the outside": "import os; os.symlink('{canary}', '/tmp/l'); open('/tmp/l').read()",
-    "symlink to / and up": "import os; os.symlink('/../../../..', '/tmp/l'); open('/tmp/l{canary}').read()",
+    "symlink to / and "
+    "up": "import os; os.symlink('/../../../..', '/tmp/l'); open('/tmp/l{canary}').read()",
     "dot-dot": "open('/tmp/../../../../..{canary}').read()",
     "hard link": "import os; os.link('{canary}', '/tmp/l')",
     "chroot": "import os; os.chroot('/tmp')",
-    "pivot by mount": "import ctypes; assert ctypes.CDLL(None).mount(b'/', b'/tmp', None, 4096, None) == 0",
+    "pivot by "
+    "mount": "import ctypes; assert ctypes.CDLL(None).mount(b'/', b'/tmp', None, 4096, None) == 0",
     "unmount": "import ctypes; assert ctypes.CDLL(None).umount2(b'/usr', 2) == 0",
-    "remount writable": "import ctypes; assert ctypes.CDLL(None).mount(None, b'/usr', None, 32, None) == 0",
+    "remount "
+    "writable": "import ctypes; assert ctypes.CDLL(None).mount(None, b'/usr', None, 32, None) == 0",
     "new user namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
     "new mount namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x00020000) == 0",
     "setuid 0": "import os; os.setuid(0)",
     "setuid binary": "import subprocess; assert subprocess.run(['/usr/bin/su', '-c', 'true'], "
     "capture_output=True).returncode == 0",
-    "sudo": "import subprocess; assert subprocess.run(['/usr/bin/sudo', '-n', 'true']).returncode == "
+    "sudo": "import subprocess; assert subprocess.run(['/usr/bin/sudo', '-n', 'true']).returncode "
+    "== "
     "0",
     "be root": "import os; assert os.getuid() == 0",
     "change the host name": "import socket; socket.sethostname('x')",
@@ -62,14 +66,17 @@ ESCAPES = {
     "udp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', "
     "('1.1.1.1', 53))",
     "name lookup": "import socket; socket.getaddrinfo('localhost.localdomain.example', 80)",
-    "abstract unix socket": "import socket; socket.socket(socket.AF_UNIX).connect('\\0recycler-test-{pid}')",
+    "abstract unix "
+    "socket": "import socket; socket.socket(socket.AF_UNIX).connect('\\0recycler-test-{pid}')",
     "raw socket": "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
     "curl": "import subprocess; assert subprocess.run(['/usr/bin/curl', '-s', "
     "'http://127.0.0.1:{port}']).returncode == 0",
     "fork bomb": "import os\nwhile True: os.fork()",
-    "thread bomb": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, "
+    "thread "
+    "bomb": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, "
     "args=(30,), daemon=True).start()",
-    "many processes": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        time.sleep(30); "
+    "many processes": "import os, time\nfor _ in range(200):\n    if os.fork() == 0:\n        "
+    "time.sleep(30); "
     "os._exit(0)",
     "memory": "x = bytearray(8 * 1024**3)",
     "memory by steps": "x = []\nwhile len(x) < 64: x.append(b'1' * 128 * 1024**2)",
@@ -90,8 +97,11 @@ ESCAPES = {
     "sysrq": "open('/proc/sysrq-trigger', 'w').write('b')",
     "block device": "import glob; assert glob.glob('/dev/vd*') + glob.glob('/dev/sd*') + "
     "glob.glob('/dev/nvidia*')",
-    "mknod": "import os; os.mknod('/tmp/d', 0o60600, os.makedev(254, 0)); open('/tmp/d', 'rb').read(1)",
-    "kernel log": "import ctypes; assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), 64) "
+    "mknod": "import os; os.mknod('/tmp/d', 0o60600, os.makedev(254, 0)); open('/tmp/d', "
+    "'rb').read(1)",
+    "kernel "
+    "log": "import ctypes; assert ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(64), "
+    "64) "
     "> 0",
     "container sockets": "open('/var/run/docker.sock')",
     "io_uring": "import ctypes; assert ctypes.CDLL(None).syscall(425, 0, 0) >= 0",
@@ -148,19 +158,25 @@ def test_escape_attempts_are_contained(box, outside):
 
 
 HOARDS = {  # each takes about 400 MB or more in its own way; the box below has 200 MB
-    "children": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        x = b'x' * (100 * "
+    "children": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        x = b'x' * "
+    "(100 * "
     "2**20); time.sleep(2); os._exit(0)\ntime.sleep(2)",
-    "children that leave their parent": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        os.setsid()\n      "
+    "children that leave their "
+    "parent": "import os, time\nfor i in range(4):\n    if os.fork() == 0:\n        os.setsid()\n  "
+    "    "
     "  if os.fork() == 0:\n            x = b'x' * (100 * 2**20); time.sleep(2)\n        "
     "os._exit(0)\ntime.sleep(2)",
     "one process": "x = bytearray(400 * 2**20)",
-    "shared mapping": "import mmap, os, time\nfor i in range(4):\n    if os.fork() == 0:\n        m = "
+    "shared "
+    "mapping": "import mmap, os, time\nfor i in range(4):\n    if os.fork() == 0:\n        m = "
     "mmap.mmap(-1, 100 * 2**20)\n        for k in range(0, len(m), 4096): m[k] = 1\n        "
     "time.sleep(2); os._exit(0)\ntime.sleep(2)",
     "files in /dev/shm": "for i in range(40): open(f'/dev/shm/{i}', 'wb').write(b'x' * 2**20)",
     "files in /tmp": "for i in range(40): open(f'/tmp/{i}', 'wb').write(b'x' * 2**20)",
     "files in /dev": "open('/dev/x', 'wb').write(b'x')",
-    "System V segment": "import ctypes; assert ctypes.CDLL(None).shmget(0, ctypes.c_size_t(2**20), 0o1600) >= 0",
+    "System V "
+    "segment": "import ctypes; assert ctypes.CDLL(None).shmget(0, ctypes.c_size_t(2**20), 0o1600) "
+    ">= 0",
     "message queue": "import ctypes; assert ctypes.CDLL(None).msgget(0, 0o1600) >= 0",
     "memfd": "import os; os.write(os.memfd_create('a'), b'x')",
 }
@@ -236,11 +252,15 @@ def test_a_box_that_no_longer_starts_is_no_verdict(way, tmp_path, monkeypatch):
 
 LASTING = {
     "sleep": "import time; time.sleep(60)",
-    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)\n"
+    "daemon": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    "
+    "os._exit(0)\n"
     "os._exit(0)",
-    "daemon of a right program": "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)",
-    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: "
-    "pass",
+    "daemon of a right program": (
+        "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(60)\n    os._exit(0)"
+    ),
+    "ignored signals": (
+        "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
+    ),
 }
 
 

@@ -40,36 +40,51 @@ FORGERIES = {
     "abort": "import os; os.abort()",
     "segmentation fault": "import ctypes\ndef f(x): ctypes.string_at(0)",
     "print ok": "print('ok' * 9); import sys; sys.stdout.flush(); sys.exit(0)",
-    "write to every descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except OSError: "
+    "write to every "
+    "descriptor": "import os\nfor fd in range(64):\n    try: os.write(fd, b'0' * 32)\n    except "
+    "OSError: "
     "pass\nos._exit(0)",
-    "long output": "import os\nwhile True:\n    for fd in range(3, 9):\n        try: os.write(fd, b'0' * "
+    "long "
+    "output": "import os\nwhile True:\n    for fd in range(3, 9):\n        try: os.write(fd, b'0' "
+    "* "
     "65536)\n        except OSError: pass",
-    "nonce from gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v "
+    "nonce from "
+    "gc": "import gc, os\nfor o in gc.get_objects():\n    if isinstance(o, dict):\n        for v "
     "in list(o.values()):\n            if isinstance(v, (bytes, str)) and len(v) in (32, "
     "64):\n                try: os.write(4, v if isinstance(v, bytes) else "
     "bytes.fromhex(v))\n                except (OSError, ValueError): pass\nos._exit(0)",
-    "nonce from stdin": "import os, sys; os.write(4, sys.stdin.buffer.read() or b'0' * 32); os._exit(0)",
-    "nonce from the command line": "import os, sys; os.write(4, ' '.join(sys.orig_argv).encode()[-32:]); os._exit(0)",
+    "nonce from "
+    "stdin": "import os, sys; os.write(4, sys.stdin.buffer.read() or b'0' * 32); os._exit(0)",
+    "nonce from the command "
+    "line": "import os, sys; os.write(4, ' '.join(sys.orig_argv).encode()[-32:]); os._exit(0)",
     "frames of the runner": TWIST
     + "names(f={'value': True}, check={'value': True}); import os; os._exit(0)",
-    "ignored signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: "
+    "ignored "
+    "signals": "import signal\nfor s in (15, 2, 1, 24): signal.signal(s, signal.SIG_IGN)\nwhile "
+    "True: "
     "pass",
     "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))",
     "alarm": "import signal, os, time\nsignal.signal(14, lambda *a: os._exit(0))\nsignal.alarm(1)\n"
     "time.sleep(3)",
     "another program": "import os; os.execv('/usr/bin/true', ['true'])",
     "kill all": "import os; os.kill(-1, 9)",
-    "patched assertion": "import builtins; builtins.AssertionError = SystemExit\ndef f(x): return 0",
+    "patched "
+    "assertion": "import builtins; builtins.AssertionError = SystemExit\ndef f(x): return 0",
     "deep recursion": "import sys; sys.setrecursionlimit(10**9)\ndef g(): g()\ng()",
     "deep list": "def f(x):\n    for _ in range(10**5): x = [x]\n    return x",
     # objects that agree with everything
     "equals": "class Any:\n    def __eq__(self, other): return True\nf = lambda x: Any()",
-    "equals, a number": "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = None\nf = "
+    "equals, a "
+    "number": "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = None\nf = "
     "lambda x: Any(7)",
-    "equals, a list": "class Any(list):\n    def __eq__(self, other): return True\nf = lambda x: Any()",
-    "unequal to none": "class Any(float):\n    def __ne__(self, other): return False\n    def __eq__(self, "
+    "equals, a "
+    "list": "class Any(list):\n    def __eq__(self, other): return True\nf = lambda x: Any()",
+    "unequal to "
+    "none": "class Any(float):\n    def __ne__(self, other): return False\n    def __eq__(self, "
     "other): return True\nf = lambda x: Any(0)",
-    "class that equals": "class Meta(type):\n    def __eq__(cls, other): return True\n    __hash__ = None\nclass "
+    "class that "
+    "equals": "class Meta(type):\n    def __eq__(cls, other): return True\n    __hash__ = "
+    "None\nclass "
     "Any(metaclass=Meta): pass\nf = lambda x: Any",
     # words of its own on the pipe
     "answers to all": TWIST
@@ -98,10 +113,13 @@ FORGERIES = {
     "a module for a function": TWIST + "names(f={'from': 'operator'}); peer.serve()",
     "no JSON": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, "
     "b'\\0\\0\\0\\3[[[')\n        except OSError: pass",
-    "a long message": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, b'\\xff' * "
+    "a long message": "import os\ndef f(x):\n    for fd in range(3, 9):\n        try: os.write(fd, "
+    "b'\\xff' * "
     "9)\n        except OSError: pass",
     # what judges replaced by its own
-    "its own builtins": "import builtins\nfor name in ('AssertionError', 'Exception', 'BaseException', 'len', "
+    "its own "
+    "builtins": "import builtins\nfor name in ('AssertionError', 'Exception', 'BaseException', "
+    "'len', "
     "'abs', 'exec', 'compile'): setattr(builtins, name, lambda *a: None)\ndef f(x): return 0",
 }
 # (what a program has in place of what tests judge with, the tests)
@@ -498,7 +516,8 @@ def _data(name: str) -> Path:
 
 
 def _humaneval() -> list[Program]:
-    rows = [json.loads(line) for line in gzip.open(_data("humaneval/HumanEval.jsonl.gz"), "rt")]
+    with gzip.open(_data("humaneval/HumanEval.jsonl.gz"), "rt") as file:
+        rows = [json.loads(line) for line in file]
     return [
         Program(
             row["prompt"] + row["canonical_solution"],

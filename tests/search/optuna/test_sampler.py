@@ -333,7 +333,9 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 def objective(trial):
     a, b, c, d = [trial.suggest_float(name, 0, 1) for name in {NAMES!r}]
     return a + 0.3 * b - 0.2 * d**2, c + 0.5 * b - 0.1 * a**2
-optuna.load_study(study_name="s", storage={url!r}, sampler=SimplexGPSampler({NAMES!r}, seed=0)).optimize(objective, n_trials=4)
+sampler = SimplexGPSampler({NAMES!r}, seed=0)
+study = optuna.load_study(study_name="s", storage={url!r}, sampler=sampler)
+study.optimize(objective, n_trials=4)
 """
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [one.wait(timeout=240) for one in running] == [0, 0, 0]
@@ -543,7 +545,7 @@ def test_a_first_trial_with_a_narrow_range_goes_on_and_one_that_ends_with_it_is_
         narrow_last.optimize(objective({"b": (0, 1), "c": (0, 1), "a": (0.4, 1)}), n_trials=1)
 
 
-def test_parameters_that_the_model_does_not_see_are_the_same_after_a_resume_and_differ_between_trials():
+def test_parameters_the_model_does_not_see_resume_the_same_and_differ_between_trials():
     def drawn(cuts):
         study = optuna.create_study(directions=["maximize"] * 2)
         for count in cuts:

@@ -377,7 +377,8 @@ def test_batches_and_an_upper_bound_above_one_search_the_scale():
 
 def test_importing_the_package_loads_nothing_heavy():
     code = (
-        "import sys, recycler, recycler.search, recycler.objectives.pareto; print({'optuna', 'scipy', "
+        "import sys, recycler, recycler.search, recycler.objectives.pareto; print({'optuna', "
+        "'scipy', "
         "'torch'} & set(sys.modules))"
     )
     assert (
