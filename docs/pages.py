@@ -16,6 +16,7 @@ import argparse
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def design_pages() -> list[str]:
 # ---------------------------------------------------------------- Python
 
 
+@cache
 def public_modules() -> dict[str, Path]:
     """Every module without a leading underscore by its dotted name, packages before their modules.
 
@@ -106,23 +108,24 @@ def public_modules() -> dict[str, Path]:
 
 
 def reference_page(module: str) -> str:
-    """Place of a module's page."""
-    return f"reference/{module}.md"
+    """Place of a module's page; that of a package is the index of its folder."""
+    place = module.replace(".", "/")
+    is_package = public_modules()[module].name == "__init__.py"
+    return f"reference/{place}/index.md" if is_package else f"reference/{place}.md"
 
 
 def reference_nav() -> list[Any]:
-    """The pages of all modules, those of a package below it."""
-    nav: list[Any] = ["reference/index.md"]
-    sections: dict[str, list[Any]] = {"recycler": nav}
+    """The pages of all modules by their last names, those of a package in a section of its own."""
+    nav: list[Any] = ["reference/index.md", {"recycler": reference_page("recycler")}]
+    sections = {"recycler": nav}
     for module, path in public_modules().items():
-        page, parent = reference_page(module), sections[module.rpartition(".")[0] or "recycler"]
-        if path.name != "__init__.py":
-            parent.append({module: page})
-        elif module != "recycler":
-            sections[module] = [{module: page}]
-            parent.append({module: sections[module]})
-        else:
-            parent.append({module: page})
+        if module == "recycler":
+            continue
+        parent, _, name = module.rpartition(".")
+        entry: Any = reference_page(module)
+        if path.name == "__init__.py":
+            entry = sections[module] = [entry]
+        sections[parent].append({name: entry})
     return nav
 
 

@@ -149,10 +149,12 @@ def test_every_public_name_is_in_the_reference(site):
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if any(part.startswith("_") for part in parts):
             continue
-        module = ".".join(parts)
-        page = (site / f"reference/{module}.html").read_text()
+        module, place = ".".join(parts), "/".join(parts)
+        is_package = path.name == "__init__.py"
+        page = site / "reference" / (f"{place}/index.html" if is_package else f"{place}.html")
+        text = page.read_text()
         names = [f"{module}.{name}" for name in public_names(ast.parse(path.read_text()))]
-        missing += [name for name in names if f'id="{name}"' not in page]
+        missing += [name for name in names if f'id="{name}"' not in text]
     assert missing == []
 
 
