@@ -1,5 +1,6 @@
-"""Walk tensors in blocks that stay in a core's own cache: that, not arithmetic, is where a merge on
-a CPU spends its time.
+"""Walk tensors in blocks that stay in a core's own cache.
+
+A merge on a CPU spends its time on moving numbers, not on arithmetic.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ from torch import Tensor
 from recycler.merge.kernels import native
 
 BLOCK_ELEMENTS = 1 << 17  # a float32 block of 512 KiB
-CACHE_ELEMENTS = (
-    1 << 20
-    # what all members' float32 blocks may fill together: 4 MiB; smaller blocks cost more in calls
-    # than
-    # they save
-)
+# All members' float32 blocks fill at most 4 MiB together; smaller blocks cost more in calls than
+# they save.
+CACHE_ELEMENTS = 1 << 20
 CUDA_BLOCK_ELEMENTS = 1 << 25
 
 
@@ -47,36 +45,31 @@ def flat_output(out: Tensor) -> Iterator[Tensor]:
 
 
 def active(tensors: Sequence[Tensor], weights: Sequence[float]) -> list[int]:
-    """Indices of the members whose weight is not zero: the others are never read, whatever they
-    hold.
-    """
+    """Indices of the members whose weight is not zero; the others are never read."""
     if len(tensors) != len(weights):
         raise ValueError(f"{len(tensors)} tensors but {len(weights)} weights")
     return [index for index, weight in enumerate(weights) if weight != 0.0]
 
 
 def weighted_sum(terms: Sequence[tuple[Tensor, float]], out: Tensor, divisor: float = 1.0) -> None:
-    """out = round(sum_j w_j t_j / divisor): float32 block by block, one rounding; zero weights are
-    skipped, no terms give zeros.
+    """Write round(sum_j w_j t_j / divisor) to `out`: float32 block by block, one rounding.
+
+    Zero weights are skipped; without any term left `out` is zero.
     """
-    terms = [(tensor.reshape(-1), weight) for tensor, weight in terms if weight != 0.0]
-    if not terms:
+    tensors = [tensor.reshape(-1) for tensor, weight in terms if weight != 0.0]
+    weights = [weight for _, weight in terms if weight != 0.0]
+    if not tensors:
         out.zero_()
         return
-    (first, first_weight), *rest = terms
     with torch.no_grad(), flat_output(out) as target:
-        if native.weighted_sum_bf16(
-            [tensor for tensor, _ in terms], [weight for _, weight in terms], target, divisor
-        ):
+        if native.weighted_sum_bf16(tensors, weights, target, divisor):
             return
         size = block_elements(out)
         buffer = torch.empty(min(size, out.numel()), dtype=torch.float32, device=out.device)
         for block in blocks(out.numel(), size):
             total = buffer[: block.stop - block.start]
-            total.copy_(first[block]).mul_(
-                first_weight
-            )  # not 0 + w t: that would lose the sign of -0.0
-            for tensor, weight in rest:
+            total.copy_(tensors[0][block]).mul_(weights[0])  # 0 + w t would lose the sign of -0.0
+            for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
                 total.add_(tensor[block], alpha=weight)
             if divisor != 1.0:
                 total.div_(divisor)

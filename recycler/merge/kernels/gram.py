@@ -1,6 +1,4 @@
-"""Angles and lengths of the members of a merge: all that the spherical methods and Model Stock need
-to know about them.
-"""
+"""Inner products of the members of a merge: all that methods on angles need to know of them."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from recycler.merge.kernels.blocks import block_elements, blocks
 
 
 def gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
-    """float64 `(K, K)` inner products of the tensors, of their deltas when a base is given; float32
-    within a block.
+    """float64 `(K, K)` inner products of the tensors, or of their deltas when there is a base.
+
+    Within a block they are summed in float32.
     """
     flats = [tensor.reshape(-1) for tensor in tensors]
     origin = base.reshape(-1) if base is not None else None

@@ -1,10 +1,9 @@
-"""An optional kernel for the one loop that a live engine waits for: a weighted sum of bfloat16
-tensors at the speed of memory.
+"""An optional C kernel: a weighted sum of bfloat16 tensors at the speed of memory.
 
-Torch needs a conversion and an addition for each member, several passes over the cache; some lines
-of C need one. They are compiled once by the machine's own `cc` into a cache folder, and used when
-that works; the numbers are the same bit for bit either way (the payload of a nan excepted).
-`RECYCLER_NATIVE=0` turns it off.
+It is the one loop that a live engine waits for. Torch needs a conversion and an addition for each
+member, several passes over the cache; some lines of C need one. They are compiled once by the
+machine's own `cc` into a cache folder, and used when that works; the numbers are the same bit for
+bit either way (the payload of a nan excepted). `RECYCLER_NATIVE=0` turns it off.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -57,7 +56,8 @@ static inline floats fused(floats x, float weight, floats sum) {
 #endif
 }
 
-static inline words rounded(floats f) {  /* to bfloat16, nearest even, in the upper half of each word; nan is 0x7fc0 */
+/* to bfloat16, nearest even, in the upper half of each word; nan is 0x7fc0 */
+static inline words rounded(floats f) {
     words b = (words)f;
     words nan = (words)((b & 0x7fffffffu) > 0x7f800000u);
     return (nan & 0x7fc00000u) | (~nan & (b + 0x7fffu + ((b >> 16) & 1u)));
@@ -72,18 +72,28 @@ static inline void store(uint16_t *out, words x, int stream) {
     memcpy(out, &x, WIDTH);
 }
 
-static inline float widen(uint16_t x) { uint32_t b = (uint32_t)x << 16; float f; memcpy(&f, &b, 4); return f; }
+static inline float widen(uint16_t x) {
+    uint32_t b = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &b, 4);
+    return f;
+}
 
-static uint16_t one(const uint16_t *const *in, const float *w, int64_t num, int64_t i, float divisor) {
+static uint16_t one(
+    const uint16_t *const *in, const float *w, int64_t num, int64_t i, float divisor
+) {
     float acc = widen(in[0][i]) * w[0];
     for (int64_t k = 1; k < num; k++) acc = fmaf(widen(in[k][i]), w[k], acc);
     return (uint16_t)(rounded((floats){divisor != 1.0f ? acc / divisor : acc})[0] >> 16);
 }
 
-/* out[i] = round_to_bfloat16(sum_k w[k] * in[k][i] / divisor): float32, fused, in the order of k. A word of memory holds two
-   numbers: its upper half is a float32 when the lower is cleared, its lower half when it is shifted up. Large outputs are
-   streamed past the cache, which saves reading them first. */
-void weighted_sum_bf16(const uint16_t *const *in, const float *w, int64_t num, uint16_t *out, int64_t n, float divisor) {
+/* out[i] = round_to_bfloat16(sum_k w[k] * in[k][i] / divisor): float32, fused, in the order of k.
+   A word of memory holds two numbers: its upper half is a float32 when the lower is cleared, its
+   lower half when it is shifted up. Large outputs are streamed past the cache, which saves reading
+   them first. */
+void weighted_sum_bf16(
+    const uint16_t *const *in, const float *w, int64_t num, uint16_t *out, int64_t n, float divisor
+) {
     int64_t i = 0;
     int stream = n >= PAST_THE_CACHE;
     for (; i < n && (uintptr_t)(out + i) % WIDTH; i++) out[i] = one(in, w, num, i, divisor);
@@ -103,7 +113,8 @@ void weighted_sum_bf16(const uint16_t *const *in, const float *w, int64_t num, u
             }
         for (int j = 0; j < VECTORS; j++) {
             if (divisor != 1.0f) { even[j] /= divisor; odd[j] /= divisor; }
-            store(out + i + 2 * LANES * j, (rounded(even[j]) >> 16) | (rounded(odd[j]) & 0xffff0000u), stream);
+            words both = (rounded(even[j]) >> 16) | (rounded(odd[j]) & 0xffff0000u);
+            store(out + i + 2 * LANES * j, both, stream);
         }
     }
 #ifdef __SSE2__
@@ -118,14 +129,14 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-share
 def weighted_sum_bf16(
     tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor, divisor: float
 ) -> bool:
-    """Fill `out` and return True; False when this machine or these tensors are not for the kernel
-    (CPU, bfloat16, contiguous).
+    """Fill `out` and return True; False when the kernel cannot be used.
+
+    It needs a compiler, and contiguous bfloat16 tensors on a CPU.
     """
-    if not all(
-        tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous()
-        for tensor in (*tensors, out)
-    ):
-        return False
+    for tensor in (*tensors, out):
+        on_cpu = tensor.device.type == "cpu"
+        if tensor.dtype != torch.bfloat16 or not on_cpu or not tensor.is_contiguous():
+            return False
     kernel = _kernel()
     if kernel is None:
         return False
@@ -136,7 +147,8 @@ def weighted_sum_bf16(
 
 
 @cache
-def _kernel():  # noqa: ANN202  a ctypes function
+def _kernel() -> Callable[..., None] | None:
+    """The compiled function; None where it is turned off or cannot be built."""
     if os.environ.get("RECYCLER_NATIVE", "1") == "0":
         return None
     try:
@@ -181,17 +193,12 @@ def _compiled() -> Path:
 
 
 def _cpu() -> str:
-    """What -march=native depends on, so that a home folder shared by several machines holds one
-    library for each kind.
+    """The CPU's features, which -march=native depends on; "" where they are not told.
+
+    A home folder shared by several machines then holds one library for each kind.
     """
     try:
-        return next(
-            (
-                line
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith(("flags", "Features"))
-            ),
-            "",
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,5 +1,6 @@
-"""The same bits with any number of threads: reductions and LAPACK split their sums by the threads
-they get.
+"""One thread inside PyTorch, so that bits do not depend on the number of threads.
+
+Reductions and LAPACK split their sums by the threads they get.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def one_thread(function: Function) -> Function:
-    """`function` with one thread inside PyTorch; the caller's number is put back, whatever happens."""
+    """Run `function` with one thread inside PyTorch, and put the caller's number back after it."""
 
     @wraps(function)
-    def alone(*arguments: Any, **keywords: Any) -> Any:
+    def with_one_thread(*arguments: Any, **keywords: Any) -> Any:
         before = torch.get_num_threads()
         if before == 1:
             return function(*arguments, **keywords)
@@ -27,4 +28,4 @@ def one_thread(function: Function) -> Function:
         finally:
             torch.set_num_threads(before)
 
-    return alone  # type: ignore[return-value]
+    return with_one_thread  # type: ignore[return-value]

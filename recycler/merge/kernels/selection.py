@@ -1,31 +1,30 @@
-"""Find the k-th largest magnitude of a delta, exactly, by counting: two passes over blocks, never a
-sort.
+"""Find the k-th largest magnitude of a delta exactly, by counting instead of sorting.
 
-The bits of a non-negative float32 order like integers. The first pass counts their upper 16 bits,
-the second the lower 16 bits of the elements in the one bin where the k-th lies.
+It takes two passes over blocks. The bits of a non-negative float32 order like integers. The first
+pass counts their upper 16 bits, the second the lower 16 bits of the elements in the one bin where
+the k-th lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 MAGNITUDE = 0x7FFFFFFF
 LOW_BITS = 16
-DeltaBlocks = Callable[
-    [], Iterator[Tensor]
-]  # each call walks the float32 delta from its first element to its last
+DeltaBlocks: TypeAlias = Callable[[], Iterator[Tensor]]  # each call walks the float32 delta
 
 
 @dataclass(slots=True)
 class Cut:
-    """Divides elements by magnitude at `bits`: larger ones (or smaller ones) are inside, and of the
-    equal ones the first `num_equal`.
+    """Elements divided by magnitude at `bits`: the larger (or smaller) ones are inside.
 
-    `take_all` says that all equal ones are inside, which spares counting them.
+    Of the equal ones, the first `num_equal` are inside; `take_all` says that all of them are, which
+    spares counting them.
     """
 
     bits: int
@@ -34,11 +33,15 @@ class Cut:
     larger: bool = True
 
     def inside(self, magnitudes: Tensor) -> Tensor:
-        """int32 mask of one block of magnitude bits, all ones where inside; call it for each block
-        once, in order.
+        """int32 mask of a block of magnitude bits, all ones where inside.
+
+        Call it for each block once, in order.
         """
-        limit = self.bits + (int(self.take_all) if not self.larger else -int(self.take_all))
-        mask = (limit - magnitudes if self.larger else magnitudes - limit).bitwise_right_shift_(31)
+        if self.larger:
+            beyond = self.bits - int(self.take_all) - magnitudes
+        else:
+            beyond = magnitudes - (self.bits + int(self.take_all))
+        mask = beyond.bitwise_right_shift_(31)  # the sign bit, all over
         if not self.take_all and self.num_equal > 0:
             positions = (magnitudes == self.bits).nonzero().view(-1)[: self.num_equal]
             self.num_equal -= positions.numel()
@@ -56,8 +59,7 @@ def magnitude_bits(delta: Tensor) -> Tensor:
 
 
 def largest(delta_blocks: DeltaBlocks, count: int) -> Cut:
-    """The cut with exactly the `count` elements of largest magnitude inside, the earlier ones among
-    equals.
+    """The cut with the `count` elements of largest magnitude inside, earlier ones among equals.
 
     `count` must be at least 1 and at most the number of elements.
     """
@@ -66,9 +68,7 @@ def largest(delta_blocks: DeltaBlocks, count: int) -> Cut:
 
 
 def smallest(delta_blocks: DeltaBlocks, count: int, num_elements: int) -> Cut:
-    """The cut with exactly the `count` elements of smallest magnitude inside, the earlier ones
-    among equals.
-    """
+    """The cut with the `count` elements of smallest magnitude inside, earlier ones among equals."""
     if count == 0:
         return Cut(0, 0, take_all=False, larger=False)
     bits, num_larger, num_equal = _kth_largest(delta_blocks, num_elements - count + 1)
@@ -78,9 +78,11 @@ def smallest(delta_blocks: DeltaBlocks, count: int, num_elements: int) -> Cut:
 
 def _kth_largest(delta_blocks: DeltaBlocks, count: int) -> tuple[int, int, int]:
     """Magnitude bits of the count-th largest element; how many are larger; how many are equal."""
-    upper = _histogram(
-        delta_blocks, lambda bits: bits.bitwise_right_shift_(LOW_BITS), 1 << (31 - LOW_BITS)
-    )
+
+    def high_bits(bits: Tensor) -> Tensor:
+        return bits.bitwise_right_shift_(LOW_BITS)
+
+    upper = _histogram(delta_blocks, high_bits, 1 << (31 - LOW_BITS))
     bin_, above = _kth_bin(upper, count)
     lower = _histogram(delta_blocks, lambda bits: _low_bits_in(bits, bin_), 1 << LOW_BITS)
     low, above_low = _kth_bin(lower, count - above)
@@ -90,6 +92,7 @@ def _kth_largest(delta_blocks: DeltaBlocks, count: int) -> tuple[int, int, int]:
 def _histogram(
     delta_blocks: DeltaBlocks, bin_of: Callable[[Tensor], Tensor], num_bins: int
 ) -> Tensor:
+    """Number of elements in each bin, on the CPU."""
     total: Tensor | None = None
     for delta in delta_blocks():
         bins = bin_of(magnitude_bits(delta))

@@ -27,9 +27,7 @@ def layer_of(tensor: str) -> int | None:
 
 
 def place_of(tensor: str) -> Place:
-    """What a tensor outside the layers is; what is neither embedding nor head counts as the final
-    norm.
-    """
+    """The place of a tensor outside the layers: the final norm if it is no embedding or head."""
     if _HEAD.search(tensor):
         return "head"
     return "embedding" if _EMBEDDING.search(tensor) else "final_norm"
@@ -50,18 +48,22 @@ def layer_swap(
     final_norm: str = "adjacent",
     head: str = "adjacent",
 ) -> None:
-    """Layer swapping (Bandarkar et al. 2024, arXiv:2410.01335, Algorithm 1) of two members:
+    """Take outer layers from one member, middle ones from another (Bandarkar et al. 2024).
 
-    (middle, outer).
+    Layer swapping (arXiv:2410.01335, Algorithm 1). The first member is the middle one, the task
+    expert; the second is the outer one, the language expert.
 
-    The lowest `bottom` and highest `top` layers come from the outer member (the language expert),
-    the middle from the middle member (the task expert); `bottom_transition` and `top_transition`
-    layers inside of them are sum_k w_k t_k, so weights (0.5, 0.5) are the paper's average and
-    weights have no other use. Defaults are the paper's for 32 layers. A layer that is outer by one
-    end and transition by the other is outer. The paper does not say what happens outside the
-    layers: `embeddings`, `final_norm` and `head` are treated as the layer next to them ('adjacent':
-    the first, the last, the last), or as 'outer', 'middle' or 'transition'. A tied head follows the
-    embeddings: it is the same tensor.
+    1. Outer: the lowest `bottom` and the highest `top` layers are the outer member's.
+    2. Transition: the next `bottom_transition` and `top_transition` layers are `sum_k w_k t_k`, so
+       weights (0.5, 0.5) are the paper's average. Weights have no other use.
+    3. Middle: all other layers are the middle member's.
+    4. Outside the layers, of which the paper does not speak, `embeddings`, `final_norm` and `head`
+       are treated as the layer next to them ('adjacent': the first, the last, the last), or as
+       'outer', 'middle' or 'transition'. A tied head follows the embeddings.
+
+    Limitations: exactly two members; defaults are the paper's for 32 layers. A layer that is outer
+    by one end and transition by the other is outer. Raises UsageError for an unknown policy, and
+    for a model whose number of layers is not known.
     """
     require_members("layer_swap", tensors, 2)
     _require_layers("layer_swap", context)
@@ -78,18 +80,10 @@ def layer_swap(
                 remedy=did_you_mean(str(policy), POLICIES),
             )
         )
-    zone = (
-        _zone(
-            layer,
-            context.num_layers,
-            int(bottom),
-            int(top),
-            int(bottom_transition),
-            int(top_transition),
-        )
-        if policy == "adjacent"
-        else policy
-    )
+    zone = policy
+    if policy == "adjacent":
+        edges = (int(bottom), int(top), int(bottom_transition), int(top_transition))
+        zone = _zone(layer, context.num_layers, *edges)
     row = {"middle": (1.0, 0.0), "outer": (0.0, 1.0), "transition": tuple(weights)}[zone]
     linear(tensors, row, base=base, context=context, out=out)
 
@@ -97,14 +91,13 @@ def layer_swap(
 def _zone(
     layer: int, num_layers: int, bottom: int, top: int, bottom_transition: int, top_transition: int
 ) -> str:
+    """The zone of a layer: 'outer', 'transition' or 'middle'."""
     from_top = num_layers - 1 - layer
     if layer < bottom or from_top < top:
         return "outer"
-    return (
-        "transition"
-        if layer < bottom + bottom_transition or from_top < top + top_transition
-        else "middle"
-    )
+    if layer < bottom + bottom_transition or from_top < top + top_transition:
+        return "transition"
+    return "middle"
 
 
 def lines(
@@ -117,12 +110,18 @@ def lines(
     alpha: float = 0.5,
     beta: float = 0.5,
 ) -> None:
-    """LiNeS (Wang et al. 2024, arXiv:2410.17146): task arithmetic whose step grows linearly with
-    depth.
+    """Add deltas with a step that grows linearly with depth (Wang et al. 2024).
 
-    b + (alpha + beta l / (L - 1)) sum_k w_k (t_k - b) for layer l = 0..L-1: shallow layers, which
-    hold general features, move by alpha, the deepest by alpha + beta. Embeddings count as the first
-    layer, final norm and head as the last.
+    LiNeS (arXiv:2410.17146).
+
+    1. Take the layer's number l of 0..L-1. Embeddings count as the first layer, final norm and head
+       as the last.
+    2. Take the step `alpha + beta l / (L - 1)`: shallow layers, which hold general features, move
+       by alpha, the deepest by alpha + beta.
+    3. Write `b +` this step times `sum_k w_k (t_k - b)`.
+
+    Limitations: those of `task_arithmetic`. Raises UsageError for a model whose number of layers is
+    not known.
     """
     _require_layers("lines", context)
     layer = layer_of(context.name)
@@ -135,7 +134,7 @@ def lines(
 
 
 def _require_layers(method: str, context: TensorContext) -> None:
-    """A depth that nobody knows must not pass for any: every layer would count as the last."""
+    """Raise UsageError when the depth is unknown: every layer would count as the last."""
     if context.num_layers < 1:
         raise UsageError(
             Problem(
@@ -156,12 +155,13 @@ def _require_layers(method: str, context: TensorContext) -> None:
 
 
 def depth_complaint(options: Mapping[str, Any], num_layers: int) -> str | None:
-    """What is wrong with layer_swap's counts of outer layers for a model of this depth, or None;
-    nothing is for an unknown depth, which the method itself refuses.
+    """The complaint about layer_swap's outer layers in a model of this depth, or None.
+
+    There is none for an unknown depth, which the method itself refuses.
     """
     bottom, top = options["bottom"], options["top"]
-    return (
-        f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model"
-        if bottom + top > num_layers > 0
-        else None
-    )
+    if bottom + top > num_layers > 0:
+        return (
+            f"bottom {bottom:g} and top {top:g} are more than the {num_layers} layers of the model"
+        )
+    return None

@@ -1,13 +1,14 @@
-"""What every merge method is: a pure function of one tensor's versions, and the facts a table of
-methods needs.
+"""The contract of a merge method, and the facts about it that the table of methods needs.
+
+A method is a pure function of one tensor's versions. `docs/methods.md` lists those that exist.
 """
 
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -16,9 +17,7 @@ from recycler.errors import Problem, UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorContext:
-    """Which tensor is merged: random masks come from (seed, member, tensor name) and from nothing
-    else.
-    """
+    """The tensor that is merged: random masks come from (seed, member, tensor name) alone."""
 
     name: str
     members: tuple[str, ...]
@@ -26,32 +25,21 @@ class TensorContext:
     num_layers: int = 0
 
 
-class MergeFunction(Protocol):
-    def __call__(
-        self,
-        tensors: Sequence[Tensor],
-        weights: Sequence[float],
-        *,
-        base: Tensor | None,
-        context: TensorContext,
-        out: Tensor,
-        **options: Any,
-    ) -> None:
-        """Write the merge of `tensors` (K of one shape) with `weights` (K) into `out`: float32
-        inside, one rounding.
-        """
+# method(tensors, weights, *, base, context, out, **options): write the merge of `tensors` (K of
+# one shape) with `weights` (K) into `out`, float32 inside and rounded once. Each method declares
+# its own options, so no one signature covers them.
+MergeFunction: TypeAlias = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeMethod:
-    """One row of the table: the function, whether it needs a base, and its options with their
-    defaults.
+    """One row of the table of methods.
 
-    `elementwise`: every output element depends on the same element of the inputs alone, so that a
-    tensor may be merged in slices. `num_members`: how many members the method takes, when that is
-    fixed. `reads_all`: members of weight 0 too. `by_depth`: treats layers by their number, so it
-    must know how many there are. `reads_base`: looks at the base's own numbers, and not at deltas
-    to it alone.
+    `options`: names with their defaults. `elementwise`: an output element depends on the same
+    element of the inputs alone, so a tensor may be merged in slices. `num_members`: the number of
+    members, when it is fixed. `reads_all`: members of weight 0 are read too. `by_depth`: layers are
+    treated by their number, so their count must be known. `reads_base`: the base's own numbers
+    count, and not deltas to it alone.
     """
 
     function: MergeFunction
@@ -65,10 +53,7 @@ class MergeMethod:
 
 
 def as_keywords(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as keyword arguments:
-
-    `lambda` becomes `lambda_`, since Python keeps that word for itself.
-    """
+    """Options as keyword arguments: `lambda`, a word of Python's own, becomes `lambda_`."""
     return {
         f"{name}_" if keyword.iskeyword(name) else name: value for name, value in options.items()
     }
@@ -82,16 +67,14 @@ def per_member(
     low: float = 0.0,
     high: float = 1.0,
 ) -> tuple[float, ...]:
-    """An option as one number per member: a scalar is meant for all, a sequence must have K entries
-    in [low, high].
+    """An option as one number per member; a single number holds for all.
 
-    Raises UsageError.
+    Raises UsageError when a sequence has not K entries, or an entry lies outside [low, high].
     """
-    values = (
-        tuple(float(entry) for entry in value)
-        if isinstance(value, (tuple, list))
-        else (float(value),) * num_members
-    )
+    if isinstance(value, Sequence):
+        values = tuple(float(entry) for entry in value)
+    else:
+        values = (float(value),) * num_members
     if len(values) != num_members:
         raise UsageError(
             Problem(

@@ -1,16 +1,11 @@
-"""Merge arithmetic.
+"""The table of merge methods: one function in a file of this folder and one row here add a method.
 
-One file and one line here add a method; `stream` runs a recipe tensor by tensor.
+`merge/stream.py` runs a recipe tensor by tensor.
 """
 
-from recycler.merge.methods.drop import (
-    breadcrumbs,
-    breadcrumbs_ties,
-    dare_linear,
-    dare_ties,
-    della,
-    della_linear,
-)
+from recycler.merge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
+from recycler.merge.methods.dare import dare_linear, dare_ties
+from recycler.merge.methods.della import della, della_linear
 from recycler.merge.methods.layers import layer_swap, lines
 from recycler.merge.methods.linear import linear
 from recycler.merge.methods.method import MergeMethod

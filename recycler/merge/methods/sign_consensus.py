@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recycler.merge.kernels.blocks import active, block_elements, blocks, flat_output
 from recycler.merge.kernels.selection import Cut, DeltaBlocks, largest, magnitude_bits
-from recycler.merge.methods.delta_pipeline import Thin, merge_deltas
+from recycler.merge.methods.delta_pipeline import Sparsify, drop_all, merge_deltas
 from recycler.merge.methods.method import TensorContext, per_member
 
 
@@ -25,49 +25,57 @@ def ties(
     rescale: bool = False,
     lambda_: float = 1.0,
 ) -> None:
-    """TIES: trim, elect sign, disjoint mean (Yadav et al. 2023, arXiv:2306.01708, section 3).
+    """Trim, elect sign, disjoint mean (TIES: Yadav et al. 2023, arXiv:2306.01708, section 3).
 
-    tau_k keeps its `density` largest magnitudes; sign = sgn(sum_k w_k tau_k); out = b + lambda mean
-    of the w_k tau_k that have this sign, over the sum of their weights (`normalize`). Trimming is
-    per tensor, as in mergekit and PEFT; the paper's code trims the model as a whole. Exactly
-    int(density * n) elements stay (at least one): among equal magnitudes the first ones. `rescale`
-    restores each delta's L1 norm after trimming.
+    1. Trim: tau_k keeps its int(density n) elements of largest magnitude, at least one; of equal
+       ones the first. `rescale` restores each delta's L1 norm.
+    2. Elect the sign of `sum_k w_k tau_k` for each element; a sum of zero elects plus.
+    3. Merge: write `b + lambda` times the sum of the `w_k tau_k` that have this sign, divided by
+       the sum of their weights (`normalize`).
+
+    Limitations: trims per tensor, as mergekit and PEFT do, where the paper's code trims the model
+    as a whole. Two members never outvote each other: the larger one decides.
     """
     assert base is not None
     densities = per_member("density", density, len(tensors))
 
-    def make_thin(index: int, delta: DeltaBlocks) -> Thin | None:
+    def make_sparsify(index: int, delta: DeltaBlocks) -> Sparsify | None:
         return keep_largest(delta, out.numel(), densities[index], rescale=rescale)
 
     merge_deltas(
-        tensors, weights, base, out, make_thin, consensus=True, normalize=normalize, lambda_=lambda_
+        tensors,
+        weights,
+        base,
+        out,
+        make_sparsify,
+        consensus=True,
+        normalize=normalize,
+        lambda_=lambda_,
     )
 
 
 def keep_largest(
     delta: DeltaBlocks, num_elements: int, density: float, *, rescale: bool
-) -> Thin | None:
-    """Keep int(density * n) elements of largest magnitude: None when that is all of them."""
+) -> Sparsify | None:
+    """Keep the int(density * n) elements of largest magnitude; None when that is all of them."""
     if density >= 1.0 or num_elements == 0:
         return None
     if density <= 0.0:
-        return lambda start, block: block.zero_()
+        return drop_all
     count = max(1, int(density * num_elements))
     cut = largest(delta, count)
     scale = l1_ratio(delta, cut.again().inside) if rescale else 1.0
 
-    def thin(start: int, block: Tensor) -> None:
+    def sparsify(start: int, block: Tensor) -> None:
         block.view(torch.int32).bitwise_and_(cut.inside(magnitude_bits(block)))
         if scale != 1.0:
             block.mul_(scale)
 
-    return thin
+    return sparsify
 
 
 def l1_ratio(delta: DeltaBlocks, mask_of: Callable[[Tensor], Tensor]) -> float:
-    """Sum of |delta| over the sum of what a mask of its magnitude bits leaves; 1 where either is
-    zero.
-    """
+    """Sum of |delta| over the sum of what a mask of magnitude bits leaves; 1 if either is zero."""
     before = after = 0.0
     for block in delta():
         bits = magnitude_bits(block)
@@ -85,13 +93,18 @@ def sce(
     out: Tensor,
     select_topk: float = 1.0,
 ) -> None:
-    """SCE: select by variance, calculate weights by energy, erase minority signs (Wan et al. 2024,
-    arXiv:2408.07990).
+    """Select, calculate, erase (SCE: Wan et al. 2024, arXiv:2408.07990).
 
-    Elements are kept where the variance of the deltas over members is among the `select_topk`
-    largest (of those that vary at all); c_k = w_k mean(tau_k^2), normalised over members; sign =
-    sgn(sum_k tau_k); out = b + sum of agreeing c_k tau_k / sum of agreeing c_k. Weights other than
-    1 are ours: the paper has none. One member alone, which has no variance, is returned as it is.
+    1. Select the elements where the variance of the deltas over members is among the `select_topk`
+       largest, of those that vary at all.
+    2. Calculate each member's coefficient from the energy of what is left,
+       `c_k = w_k mean(tau_k^2)`, with energies normalised over members.
+    3. Erase minority signs: an element takes the sign of `sum_k tau_k`, and deltas of the other
+       sign do not count.
+    4. Write `b + sum c_k tau_k / sum c_k`, both over the members that agree.
+
+    Limitations: weights other than 1 are ours, the paper has none. One member alone, which has no
+    variance, is returned as it is.
     """
     assert base is not None
     (share,) = per_member("select_topk", select_topk, 1)
@@ -104,20 +117,13 @@ def sce(
             out.copy_(tensors[members[0]])
             return
         flats, flat_base = [tensors[index].reshape(-1) for index in members], base.reshape(-1)
+        used = torch.tensor([weights[index] for index in members], device=out.device)
         size = block_elements(out, len(flats))
         cut = _variance_cut(flats, flat_base, size, share)
         energies = torch.zeros(len(flats), dtype=torch.float64, device=out.device)
         for _, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
             energies += deltas.square().sum(1, dtype=torch.float64)
-        energies = energies / out.numel()
-        scaled = (
-            energies / energies.sum()
-            if float(energies.sum()) >= 1e-6
-            else torch.full_like(energies, 1 / len(flats))
-        )
-        coefficients = (
-            scaled * torch.tensor([weights[index] for index in members], device=out.device)
-        ).float()
+        coefficients = (_normalised(energies / out.numel()) * used).float()
         with flat_output(out) as target:
             for block, deltas in _stacks(flats, flat_base, size, cut and cut.again()):
                 sign = deltas.sum(0).sign_().add_(0.5).sign_()
@@ -126,10 +132,18 @@ def sce(
                 target[block].copy_(mixed.add_(flat_base[block]))
 
 
-def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float) -> Cut | None:
-    """None when everything is selected.
+def _normalised(energies: Tensor) -> Tensor:
+    """Energies (K) over their sum; all alike when there is next to none."""
+    total = energies.sum()
+    if float(total) >= 1e-6:
+        return energies / total
+    return torch.full_like(energies, 1 / len(energies))
 
-    A cut of float32 variances; nothing is inside a cut at the largest float.
+
+def _variance_cut(flats: Sequence[Tensor], base: Tensor, size: int, share: float) -> Cut | None:
+    """The cut of float32 variances that leaves a `share` of them inside; None for all of them.
+
+    Nothing is inside a cut at infinity.
     """
     if share >= 1.0:
         return None
@@ -155,7 +169,8 @@ def _stacks(
 
 
 def _variance(deltas: Tensor) -> Tensor:
-    """Population variance over members (K, n): two passes, several times faster than `torch.var`
-    over a leading axis.
+    """Population variance (n) over members (K, n).
+
+    Two passes are several times faster than `torch.var` over a leading axis.
     """
     return (deltas - deltas.mean(0)).square_().mean(0)

@@ -1,10 +1,8 @@
-"""Merges of the singular vectors of deltas:
+"""Merges of the singular vectors of deltas: TSV-Merge and Iso-C.
 
-TSV-Merge and Iso-C. Matrices only; one SVD a member or one a tensor.
-
-Cost: O(m n min(m, n)) a matrix, minutes for a 1B model on a CPU, and float32 copies of all deltas
-of one matrix. Embeddings and heads, whose rows are tokens and not features, and tensors that are
-not matrices are averaged instead.
+Cost: one SVD per member or one per tensor, O(m n min(m, n)) for a matrix, so minutes for a 1B model
+on a CPU, and float32 copies of all deltas of one matrix. Embeddings and heads, whose rows are
+tokens and not features, and tensors that are not matrices are averaged instead.
 """
 
 from __future__ import annotations
@@ -31,13 +29,18 @@ def tsv_merge(
     out: Tensor,
     lambda_: float = 1.0,
 ) -> None:
-    """Task Singular Vectors merge (Gargiulo et al. 2024, arXiv:2412.00081).
+    """Merge the task singular vectors (TSV-Merge: Gargiulo et al. 2024, arXiv:2412.00081).
 
-    Each of T deltas keeps its first r/T singular triplets, scaled by w_k; all left and all right
-    vectors are put side by side and replaced by the nearest orthogonal set (Procrustes: U -> P Q'
-    with U = P D Q'), which takes the interference out. Triplets that are zero but for rounding, as
-    most of a LoRA's delta, are left out: their vectors are noise. out = b + lambda U S V'. Other
-    tensors: b + lambda mean_k w_k tau_k.
+    1. Take the SVD of each of the T deltas, and keep its first r/T singular triplets, scaled by
+       w_k. Triplets that are zero but for rounding, as most of a LoRA's delta, are left out: their
+       vectors are noise.
+    2. Put all left vectors side by side to U, all right ones to V, all values to S.
+    3. Replace U and V by the nearest orthogonal matrices (Procrustes: `U -> P Q'` with
+       `U = P D Q'`), which takes the interference out.
+    4. Write `b + lambda U S V'`.
+
+    Limitations: matrices within layers only; other tensors get `b + lambda mean_k w_k tau_k`. Holds
+    the float32 delta and the SVD of one matrix at a time.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -56,10 +59,7 @@ def tsv_merge(
     if not any(len(value) for value in values):
         out.copy_(base)
         return
-    left, right = (
-        _nearest_orthogonal(torch.cat(lefts, 1)),
-        _nearest_orthogonal(torch.cat(rights, 0)),
-    )
+    left, right = _nearest_orthogonal(torch.cat(lefts, 1)), _nearest_orthogonal(torch.cat(rights))
     out.copy_(torch.add(origin, (left * torch.cat(values)) @ right, alpha=lambda_))
 
 
@@ -73,11 +73,15 @@ def iso_c(
     out: Tensor,
     lambda_: float = 1.0,
 ) -> None:
-    """Isotropic merge in the common space (Marczak et al. 2025, arXiv:2502.04959).
+    """Give every direction of the summed deltas one strength (Marczak et al. 2025).
 
-    sum_k w_k tau_k = U S V' and out = b + lambda mean(S) U V': every direction gets the same
-    strength. Directions whose singular value is zero but for rounding, as most of a LoRA's delta,
-    are none: they are left out of the sum and the mean. Other tensors: b + lambda mean_k w_k tau_k.
+    Isotropic merge in the common space, Iso-C (arXiv:2502.04959).
+
+    1. Take the SVD of the sum, `sum_k w_k tau_k = U S V'`.
+    2. Leave out directions whose singular value is zero but for rounding, as most of a LoRA's.
+    3. Write `b + lambda mean(S) U V'`.
+
+    Limitations: matrices within layers only; other tensors get `b + lambda mean_k w_k tau_k`.
     """
     assert base is not None
     members = active(tensors, weights)
@@ -93,26 +97,24 @@ def iso_c(
     if rank == 0:
         out.copy_(base)
         return
-    out.copy_(
-        torch.add(
-            origin, left[:, :rank] @ right[:rank], alpha=lambda_ * float(values[:rank].mean())
-        )
-    )
+    strength = float(values[:rank].mean())
+    out.copy_(torch.add(origin, left[:, :rank] @ right[:rank], alpha=lambda_ * strength))
 
 
 def _spectral(out: Tensor, context: TensorContext) -> bool:
+    """True for a matrix within a layer, whose singular vectors mean something."""
     return out.ndim == 2 and layer_of(context.name) is not None
 
 
 def _rank(values: Tensor, out: Tensor) -> int:
-    """Singular values (descending) above the rounding of a float32 SVD, by numpy's rule for
-    matrix_rank.
+    """Number of singular values (descending) above the rounding of a float32 SVD.
+
+    The rule is that of numpy's matrix_rank.
     """
-    return (
-        int((values > values[0] * max(out.shape) * torch.finfo(torch.float32).eps).sum())
-        if len(values)
-        else 0
-    )
+    if not len(values):
+        return 0
+    rounding = values[0] * max(out.shape) * torch.finfo(torch.float32).eps
+    return int((values > rounding).sum())
 
 
 def _mean(
@@ -124,16 +126,12 @@ def _mean(
     out: Tensor,
     lambda_: float,
 ) -> None:
-    task_arithmetic(
-        tensors,
-        weights,
-        base=base,
-        context=context,
-        out=out,
-        lambda_=lambda_ / max(len(members), 1),
-    )
+    """Write `b + lambda mean_k w_k tau_k`."""
+    step = lambda_ / max(len(members), 1)
+    task_arithmetic(tensors, weights, base=base, context=context, out=out, lambda_=step)
 
 
 def _nearest_orthogonal(matrix: Tensor) -> Tensor:
+    """The orthogonal matrix nearest to this one in Frobenius norm."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left @ right

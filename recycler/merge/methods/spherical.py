@@ -1,6 +1,4 @@
-"""Merges along arcs instead of chords:
-
-SLERP, NuSLERP, Multi-SLERP, Karcher mean; and Model Stock, which measures angles too.
+"""Merges along arcs: SLERP, NuSLERP, Multi-SLERP, Karcher mean; and Model Stock, by angles.
 
 The result always lies in the span of the members, so the geometry is done on K x K inner products
 in float64 and the tensors are only read twice: once to measure, once for a weighted sum.
@@ -9,7 +7,8 @@ in float64 and the tensors are only read twice: once to measure, once for a weig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from recycler.errors import Problem, UsageError
 from recycler.merge.kernels.blocks import active, weighted_sum
 from recycler.merge.kernels.gram import gram
-from recycler.merge.methods.linear import SMALLEST_DIVISOR, linear
+from recycler.merge.methods.linear import MIN_DIVISOR, linear
 from recycler.merge.methods.method import TensorContext, require_members
 
 COLLINEAR = 0.9995  # |cos| above which slerp is taken for linear interpolation
@@ -32,11 +31,18 @@ def slerp(
     context: TensorContext,
     out: Tensor,
 ) -> None:
-    """Spherical interpolation of two members at t = w_1 / (w_0 + w_1) (Shoemake 1985).
+    """Interpolate two members along the arc between them (SLERP: Shoemake 1985).
 
-    sin((1-t) a) / sin a * t_0 + sin(t a) / sin a * t_1, with a the angle between the flattened
-    tensors; linear when |cos a| > 0.9995. With a base the arc is drawn between the deltas.
+    1. Measure the angle a between the flattened tensors t_0 and t_1, or between their deltas when
+       there is a base.
+    2. Take `t = w_1 / (w_0 + w_1)`, or 0.5 when that sum is nearly zero.
+    3. Write `sin((1 - t) a) / sin(a) t_0 + sin(t a) / sin(a) t_1`; the linear interpolation when
+       |cos a| > 0.9995.
+
     mergekit's `t`, with `base_model` as t_0, is this without a base and with weights (1 - t, t).
+
+    Limitations: exactly two members. Opposite tensors are interpolated linearly too, since any arc
+    between them is as good as another.
     """
     require_members("slerp", tensors, 2)
     _arc(tensors, weights, base, out, collinear=lambda cosine: abs(cosine) > COLLINEAR)
@@ -52,12 +58,16 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> None:
-    """SLERP of two members, or of their deltas to a base, whole or by rows (Goddard 2024,
-    mergekit).
+    """Interpolate two members along one arc, or one per vector (NuSLERP: Goddard 2024, mergekit).
 
-    t = w_1 / (w_0 + w_1), 0.5 when the sum is nearly zero. `nuslerp_flatten=False` draws one arc
-    for each vector along the last dimension, or along the first with `nuslerp_row_wise` (mergekit's
-    names).
+    1. Take `t = w_1 / (w_0 + w_1)`, or 0.5 when that sum is nearly zero.
+    2. With `nuslerp_flatten`, draw the arc of `slerp` between the flattened tensors, or between
+       their deltas when there is a base.
+    3. Otherwise draw one arc for each vector along the last dimension, or along the first with
+       `nuslerp_row_wise` (mergekit's names).
+
+    Limitations: exactly two members. Arcs become chords only where the vectors are parallel within
+    rounding, so nearly opposite ones may pass through large numbers.
     """
     require_members("nuslerp", tensors, 2)
     if nuslerp_flatten or len(active(tensors, weights)) < 2 or out.ndim == 0:
@@ -75,47 +85,39 @@ def multislerp(
     out: Tensor,
     normalize_weights: bool = True,
 ) -> None:
-    """Barycentre on the sphere by one tangent step from the weighted mean direction (Goddard 2025,
-    mergekit).
+    """Take the weighted mean direction and the weighted mean length (Goddard 2025, mergekit).
 
-    With u_k the unit tensors (of the deltas when a base is given): direction of sum_k w_k u_k,
-    length sum_k w_k |t_k|. The tangent term at that mean is zero by construction, so nothing more
-    remains of the step. Undefined when the weighted directions cancel: two members are then
-    interpolated linearly, more raise UsageError.
+    1. Divide the weights by their sum (`normalize_weights`).
+    2. Take the unit tensors u_k, of the deltas when there is a base.
+    3. Write the direction of `sum_k w_k u_k` with the length `sum_k w_k |t_k|`. mergekit adds one
+       step in the tangent space at that mean, which is zero by construction.
+
+    Limitations: there is no mean direction when the weighted directions cancel. Two members are
+    then interpolated linearly; more raise UsageError.
     """
     members = active(tensors, weights)
     if len(members) < 2:
         _lone(tensors, weights, members, base, out, normalize=normalize_weights)
         return
     chosen = [tensors[index] for index in members]
-    shares = torch.tensor(
-        _shares([weights[index] for index in members])
-        if normalize_weights
-        else [weights[index] for index in members],
-        dtype=torch.float64,
-    )
+    used = [weights[index] for index in members]
+    shares = torch.tensor(_shares(used) if normalize_weights else used, dtype=torch.float64)
     products = gram(chosen, base)
     lengths = products.diagonal().clamp(min=0).sqrt()
-    directions = torch.where(
-        lengths > TINY,
-        shares / (lengths + TINY),
-        0.0,
-        # a member that has not moved points nowhere: a large factor on it would only cancel against
-        # the
-        # base's
-    )
+    # A member that has not moved points nowhere: a large factor on it would only cancel the base's
+    directions = torch.where(lengths > TINY, shares / (lengths + TINY), 0.0)
     mean_length = float((directions @ products @ directions).clamp(min=0).sqrt())
+    nobody_moved = not bool((lengths > TINY).any())
     if mean_length >= TINY:
         coefficients = directions / mean_length * (lengths * shares).sum()
-    elif len(members) == 2 or not bool(
-        (lengths > TINY).any()
-    ):  # a tensor that no member has changed has no directions at all
+    elif len(members) == 2 or nobody_moved:
         coefficients = shares
     else:
         raise UsageError(
             Problem(
                 thing=f"tensor {context.name!r}",
-                cause="the weighted directions of the members cancel, so there is no mean direction",
+                cause="the weighted directions of the members cancel, so there is no mean "
+                "direction",
                 remedy="Use other weights, or linear",
             )
         )
@@ -132,13 +134,16 @@ def karcher(
     max_iter: int = 10,
     tol: float = 1e-5,
 ) -> None:
-    """Weighted Karcher (Riemannian) mean of the members' directions, times their weighted mean
-    length.
+    """Take the Karcher mean of the directions, times the mean length (Karcher 1977).
 
-    Iterates u <- exp_u(sum_k a_k log_u u_k) from the mean direction, at most `max_iter` times or
-    until the step is below `tol` (Karcher 1977; mergekit, where weights are always equal). Weights
-    are normalised. Members shorter than `tol` have no direction and only count for the length. With
-    a base: of the deltas.
+    1. Divide the weights by their sum to a_k, and take the unit tensors u_k, of the deltas when
+       there is a base. Members shorter than `tol` have no direction.
+    2. From the mean direction, repeat `u <- exp_u(sum_k a_k log_u u_k)`, at most `max_iter` times
+       or until the step is shorter than `tol`.
+    3. Write u with the length `sum_k a_k |t_k|`, of all members.
+
+    Limitations: the mean is unique only when the directions lie within a half-sphere. mergekit's
+    method of this name knows equal weights only.
     """
     members = active(tensors, weights)
     if len(members) < 2:
@@ -148,7 +153,7 @@ def karcher(
     shares = _shares([weights[index] for index in members])
     products = gram(chosen, base)
     lengths = products.diagonal().clamp(min=0).sqrt()
-    pointing = [k for k in range(len(chosen)) if float(lengths[k]) > tol]
+    pointing = [k for k, length in enumerate(lengths.tolist()) if length > tol]
     if not pointing:
         _combine([], torch.zeros(0), base, out)
         return
@@ -160,7 +165,7 @@ def karcher(
 
 
 def _karcher_mean(cosines: Tensor, alphas: Tensor, max_iter: int, tol: float) -> Tensor:
-    """Coefficients, over unit vectors with these mutual cosines, of their mean on the sphere."""
+    """Coefficients (K) of the mean of unit vectors, from their cosines (K, K)."""
 
     def length(vector: Tensor) -> float:
         return float((vector @ cosines @ vector).clamp(min=0).sqrt())
@@ -192,22 +197,23 @@ def model_stock(
     out: Tensor,
     filter_wise: bool = False,
 ) -> None:
-    """Model Stock (Jang et al. 2024, arXiv:2403.19522, eq. 4): t mean + (1 - t) base, t = N c / (1
-    + (N - 1) c).
+    """Pull the members' mean towards the base (Model Stock: Jang et al. 2024, arXiv:2403.19522).
 
-    c is the mean cosine between pairs of deltas, per tensor or per row (`filter_wise`). N counts
-    the members of non-zero weight, and the mean is weighted by them (equal weights are the
-    paper's). t = 0 where 1 + (N - 1) c vanishes. One member alone is returned as it is.
+    1. Measure c, the mean cosine between pairs of deltas, per tensor or per row (`filter_wise`).
+    2. Take `t = N c / (1 + (N - 1) c)` (eq. 4) for the N members of non-zero weight; 0 where the
+       divisor vanishes.
+    3. Write `t mean + (1 - t) b`, with the mean weighted by the weights over their sum.
+
+    Limitations: made for fine-tunings of one task, whose deltas are alike in length. Weights other
+    than equal ones are ours. One member alone is returned as it is.
     """
     assert base is not None
     members = active(tensors, weights)
     if len(members) < 2:
         _lone(tensors, weights, members, base, out, normalize=True)
         return
-    chosen, shares = (
-        [tensors[index] for index in members],
-        _shares([weights[index] for index in members]),
-    )
+    chosen = [tensors[index] for index in members]
+    shares = _shares([weights[index] for index in members])
     if not (filter_wise and out.ndim > 1):
         step = _stock_step(gram(chosen, base))
         linear(chosen, [step * share for share in shares], base=base, context=context, out=out)
@@ -221,6 +227,7 @@ def model_stock(
 
 
 def _stock_step(products: Tensor) -> float:
+    """t of eq. 4, from the inner products (N, N) of the deltas."""
     count = products.shape[0]
     lengths = products.diagonal().clamp(min=0).sqrt()
     cosines = (products / lengths.outer(lengths).clamp(min=1e-6)).clamp(-1, 1)
@@ -251,16 +258,16 @@ def _lone(
     *,
     normalize: bool,
 ) -> None:
-    """No arc with fewer than two members: the one there is, or the base, or zeros."""
-    weight = [1.0 if normalize else weights[index] for index in members]
-    _combine(
-        [tensors[index] for index in members], torch.tensor(weight, dtype=torch.float64), base, out
-    )
+    """Write the one member there is, else the base, else zeros: no arc has fewer than two ends."""
+    chosen = [tensors[index] for index in members]
+    used = [1.0 if normalize else weights[index] for index in members]
+    _combine(chosen, torch.tensor(used, dtype=torch.float64), base, out)
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
+    """Weights over their sum. Raises UsageError when that is zero."""
     total = sum(weights)
-    if abs(total) < SMALLEST_DIVISOR:
+    if abs(total) < MIN_DIVISOR:
         raise UsageError(
             Problem(
                 thing="weights",
@@ -272,6 +279,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
 
 
 def _fraction(weights: Sequence[float]) -> float:
+    """The place t on the arc: 0 is the first member, 1 the second."""
     total = sum(weights)
     return 0.5 if abs(total) < 1e-6 else weights[1] / total
 
@@ -282,8 +290,9 @@ def _arc(
     base: Tensor | None,
     out: Tensor,
     *,
-    collinear,
+    collinear: Callable[[float], bool],
 ) -> None:
+    """Write the point at `_fraction(weights)` of the arc; of the chord where `collinear(cos a)`."""
     members = active(tensors, weights)
     if len(members) < 2:
         _lone(tensors, weights, members, base, out, normalize=True)
@@ -303,29 +312,28 @@ def _arc(
 def _arcs_by_vector(
     tensors: Sequence[Tensor], t: float, base: Tensor | None, out: Tensor, *, dim: int
 ) -> None:
-    """One arc for each vector along `dim`, over slabs of a million elements where vectors are rows."""
+    """Write one arc for each vector along `dim`, in slabs of a million elements."""
+    normalize = torch.nn.functional.normalize
     with torch.no_grad():
         first, second = (tensor.movedim(dim, -1) for tensor in tensors)
         origin = base.movedim(dim, -1) if base is not None else None
         target = out.movedim(dim, -1)
-        slab = max(1, (1 << 20) // max(target.shape[-1], 1)) if target.ndim > 1 else 1
-        pieces = (
-            [slice(start, start + slab) for start in range(0, target.shape[0], slab)]
-            if target.ndim > 1
-            else [...]
-        )
-        for piece in pieces:
+        for piece in _slabs(target):
             zero = origin[piece].float() if origin is not None else 0.0
             a, b = first[piece].float() - zero, second[piece].float() - zero
-            cosine = (
-                (
-                    torch.nn.functional.normalize(a, dim=-1, eps=1e-7)
-                    * torch.nn.functional.normalize(b, dim=-1, eps=1e-7)
-                )
-                .sum(-1, keepdim=True)
-                .clamp(-1, 1)
-            )
+            products = normalize(a, dim=-1, eps=1e-7) * normalize(b, dim=-1, eps=1e-7)
+            cosine = products.sum(-1, keepdim=True).clamp(-1, 1)
             flat = 1 - cosine.square() <= TINY**2
             angle = torch.where(flat, torch.ones_like(cosine), cosine).acos().clamp(min=1e-12)
             arc = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / angle.sin()
             target[piece] = (torch.where(flat, (1 - t) * a + t * b, arc) + zero).to(out.dtype)
+
+
+def _slabs(target: Tensor) -> Iterator[slice | EllipsisType]:
+    """Parts of a tensor with about a million elements each; a single vector is one part."""
+    if target.ndim == 1:
+        yield ...
+        return
+    rows = max(1, (1 << 20) // max(target.shape[-1], 1))
+    for start in range(0, target.shape[0], rows):
+        yield slice(start, start + rows)

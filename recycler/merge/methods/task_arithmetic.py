@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from recycler.merge.methods.delta_pipeline import merge_deltas
+from recycler.merge.methods.delta_pipeline import keep_all, merge_deltas
 from recycler.merge.methods.method import TensorContext
 
 
@@ -20,12 +20,17 @@ def task_arithmetic(
     lambda_: float = 1.0,
     normalize: bool = False,
 ) -> None:
-    """b + lambda sum_k w_k (t_k - b) (Ilharco et al. 2022, arXiv:2212.04089).
+    """Add the weighted deltas to the base (Ilharco et al. 2022, arXiv:2212.04089).
 
-    Computed on float32 deltas, which are exact for close bfloat16 numbers; `linear` with a base is
-    the same merge in one pass less, and differs from this in the last bit where a result falls
-    half-way between two bfloat16 numbers. `normalize` divides by the sum of the weights: then a
-    common factor on all of them cancels, and only `lambda` sets the step.
+    1. Take each member's delta, `tau_k = t_k - b`, in float32, which is exact for close bfloat16
+       numbers.
+    2. Sum them: `sum_k w_k tau_k`. `normalize` divides by the sum of the weights: then a common
+       factor on all of them cancels, and `lambda` alone sets the step.
+    3. Write `b + lambda sum_k w_k tau_k`.
+
+    Limitations: deltas that disagree cancel or add up unnoticed. `linear` with a base is the same
+    merge in one pass less, and differs from this in the last bit where a result falls half-way
+    between two bfloat16 numbers.
     """
     assert base is not None
     merge_deltas(
@@ -33,7 +38,7 @@ def task_arithmetic(
         weights,
         base,
         out,
-        lambda index, delta: None,
+        keep_all,
         consensus=False,
         normalize=normalize,
         lambda_=lambda_,

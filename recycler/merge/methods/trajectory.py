@@ -1,14 +1,14 @@
-"""Averages of one training run as rows of weights for `linear`: checkpoints are given from the
-oldest to the newest.
+"""Averages of the checkpoints of one training run, as rows of weights for `linear`.
 
-PMA (Li et al. 2025, arXiv:2505.12082) finds WMA best early in training and all three alike late;
-WSM (arXiv:2507.17634) chooses the weights so that the average imitates a learning rate decay. Each
-function returns K weights that sum to 1.
+Checkpoints are given from the oldest to the newest. PMA (Li et al. 2025, arXiv:2505.12082) finds
+WMA best early in training and all three alike late; WSM (arXiv:2507.17634) chooses the weights so
+that the average imitates a learning rate decay. Each function returns K weights that sum to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 
 def sma(num_checkpoints: int) -> tuple[float, ...]:
@@ -25,9 +25,9 @@ def wma(num_checkpoints: int) -> tuple[float, ...]:
 
 
 def ema(num_checkpoints: int, alpha: float = 0.2) -> tuple[float, ...]:
-    """Exponential:
+    """Exponential: A_1 = M_1, A_i = alpha M_i + (1 - alpha) A_{i-1}; PMA uses alpha 0.1 and 0.2.
 
-    A_1 = M_1, A_i = alpha M_i + (1 - alpha) A_{i-1}; PMA uses alpha 0.1 and 0.2. Raises ValueError.
+    Raises ValueError when alpha is outside (0, 1].
     """
     _require(num_checkpoints)
     if not 0 < alpha <= 1:
@@ -40,21 +40,17 @@ def ema(num_checkpoints: int, alpha: float = 0.2) -> tuple[float, ...]:
 
 
 def decay(curve: Sequence[float]) -> tuple[float, ...]:
-    """Weights that imitate a decay (WSM):
+    """Weights that imitate a learning rate decay (WSM).
 
-    `curve` has K numbers, first 1, never rising: the factor on each update.
-
-    The update that led to checkpoint i is in checkpoints i..K, so w_i = c_i - c_{i+1}, with c_{K+1}
-    = 0. Raises ValueError.
+    `curve` is the factor on each of K updates: the first is 1, and none is larger than the one
+    before. The update that led to checkpoint i is in checkpoints i..K, so w_i = c_i - c_{i+1}, with
+    c_{K+1} = 0. Raises ValueError for another curve.
     """
     _require(len(curve))
-    if (
-        curve[0] != 1.0
-        or any(later > earlier for earlier, later in zip(curve, curve[1:]))
-        or curve[-1] < 0
-    ):
+    rises = any(there > here for here, there in pairwise(curve))
+    if curve[0] != 1.0 or rises or curve[-1] < 0:
         raise ValueError("a decay curve starts at 1 and never rises or becomes negative")
-    return tuple(here - there for here, there in zip(curve, (*curve[1:], 0.0), strict=True))
+    return tuple(here - there for here, there in pairwise((*curve, 0.0)))
 
 
 def _require(num_checkpoints: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from recycler.errors import UsageError
 from recycler.merge.kernels.counter_random import mask_key, random_u16
 from recycler.merge.kernels.selection import largest, magnitude_bits, smallest
-from recycler.merge.methods.drop import rank_in_rows
+from recycler.merge.methods.della import rank_in_rows
 from recycler.merge.methods.method import TensorContext, as_keywords
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.methods.trajectory import decay, ema, sma, wma
