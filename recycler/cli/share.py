@@ -46,7 +46,7 @@ def study(arguments: argparse.Namespace) -> None:
     from recycler.search.optuna.study import write_study
 
     with closing(open_ledger(arguments.run)) as ledger:
-        job = ledger.facts.started_job
+        job = ledger.facts.require_job()
         name = arguments.name or job.name or "recycler"
         number = write_study(ledger.trials(), job.objectives, storage=arguments.storage, name=name)
     print(f"recycler: wrote {number} trials as study {name!r}", file=sys.stderr)
@@ -82,7 +82,7 @@ def log(arguments: argparse.Namespace) -> None:
         )
         return
     with closing(open_ledger(arguments.run)) as ledger:
-        trials, job = ledger.trials(), ledger.facts.started_job
+        trials, job = ledger.trials(), ledger.facts.require_job()
     name, run = (
         arguments.name or job.name or "recycler",
         os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run,

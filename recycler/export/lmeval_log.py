@@ -43,7 +43,7 @@ def log_to_lm_eval(
             for role in ("search", "holdout")
             if trial.scores(role)
         }
-        job = ledger.facts.started_job
+        job = ledger.facts.require_job()
     model = f"{name or job.name or 'recycler'} trial {trial.number}"
     with atomic_folder(folder) as aside:
         for role, outcomes in told.items():

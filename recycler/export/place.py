@@ -42,5 +42,5 @@ def _entries(run: str | Path) -> list[str]:
     if started is not None:
         return [started.beside(entry) for entry in started.job.pool.members]
     with closing(open_ledger(run)) as ledger:
-        pool = ledger.facts.started_job.pool
+        pool = ledger.facts.require_job().pool
     return sorted({member.location.rstrip("/").rpartition("/")[0] for member in pool.members})

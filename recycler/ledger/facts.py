@@ -131,8 +131,7 @@ class Facts:
     def job(self, job: JobFacts) -> None:
         self._store.set_fact("job", job.to_json())
 
-    @property
-    def started_job(self) -> JobFacts:
+    def require_job(self) -> JobFacts:
         """The job that the ledger belongs to. Raises NotFoundError before its first start."""
         job = self.job
         if job is None:

@@ -94,7 +94,7 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
     it was chosen. Raises NotFoundError for too few trials.
     """
     with closing(open_ledger(run)) as ledger:
-        job, trials = ledger.facts.started_job, ledger.trials()
+        job, trials = ledger.facts.require_job(), ledger.trials()
         front = read_front(
             trials, job.objectives, job.pool, job.dtype, smoothed=ledger.facts.smoothed
         )
@@ -144,7 +144,7 @@ def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Tr
 def open_surrogate(run: str | Path) -> Surrogate:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     with closing(open_ledger(run)) as ledger:
-        return read_surrogate(ledger, ledger.trials(), ledger.facts.started_job.objectives)
+        return read_surrogate(ledger, ledger.trials(), ledger.facts.require_job().objectives)
 
 
 def read_surrogate(

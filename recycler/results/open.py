@@ -21,7 +21,7 @@ def open_front(run: str | Path) -> Front:
 
 def front_of(ledger: Ledger) -> Front:
     """The front as the ledger has it now. Raises NotFoundError where nothing was scored."""
-    job = ledger.facts.started_job
+    job = ledger.facts.require_job()
     return read_front(
         ledger.trials(), job.objectives, job.pool, job.dtype, smoothed=ledger.facts.smoothed
     )

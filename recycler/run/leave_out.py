@@ -43,7 +43,7 @@ def job_without(run: str | Path, member: str) -> Derived:
     Raises NotFoundError for no such member, UsageError where it cannot be left out.
     """
     with closing(open_ledger(run)) as ledger:
-        names = ledger.facts.started_job.pool.names
+        names = ledger.facts.require_job().pool.names
     if member not in names:
         raise NotFoundError(
             Problem(

@@ -83,8 +83,13 @@ class PreparedJob:
         return tuple(item for suite in self.suites for item in suite.items)
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What must not change between two sittings of one run, as digests by name."""
+    def engine_name(self) -> str:
+        """The engine of the job, or the one that this machine would take."""
+        return self.job.engine.name or default_engine_name()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests by name of everything that must not change between two sessions of a run."""
         pool = {
             checkpoint.name: [
                 (tensor.name, tensor.dtype, tensor.shape) for tensor in checkpoint.tensors.values()

@@ -1,13 +1,13 @@
 """Trials of earlier runs on the same members and items count: they are copied into a new run's
 ledger and cost nothing.
 
-Only what can be compared is taken: the very same weight files, frozen items, engine and dtype,
+Only comparable trials are copied: of the very same weight files, frozen items, engine and dtype,
 scored on all search items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,72 +19,95 @@ from recycler.ledger.facts import Stamps
 from recycler.ledger.runs import open_ledger
 from recycler.objectives.costs import Costs, is_linear
 from recycler.results.measured_costs import measured_costs
-from recycler.run.prepare import PreparedJob
+from recycler.run.run import Run
 from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines
-from recycler.types import Checkpoint, Recipe
+from recycler.types import Checkpoint, Recipe, Scorecard, Trial, TrialKind
 
 LABEL = "earlier: "
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What came of one earlier run: trials copied, and left behind because they were scored on some
-    items only or use a member that is not in this pool.
+    """Outcome of one earlier run: trials copied, and trials left behind.
+
+    Left behind are those that were scored on some items only, or use a member that is not in this
+    pool.
     """
 
     run: str
     num_trials: int
     left: int
 
+    def __str__(self) -> str:
+        left = f"; {self.left} of it cannot be used here" if self.left else ""
+        return f"{self.num_trials} trials of {self.run} are known already{left}"
 
-def write_stamps(ledger: Ledger, prepared: PreparedJob, engine: str) -> None:
-    """Keep what a later run must find unchanged to take trials from this one.
 
-    Once: later sittings change nothing of it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An earlier run that the job names, and the line of the job that names it."""
+
+    name: str
+    where: str
+    ledger: Ledger
+
+    def refused(self, cause: str, remedy: str) -> UsageError:
+        """The error that says why nothing can be taken from it."""
+        return UsageError(
+            Problem(thing=f"earlier run {self.name}", cause=cause, remedy=remedy, where=self.where)
+        )
+
+
+def warm_start(run: Run) -> Run:
+    """Copy the trials of the runs that the job names under `earlier`, each run once.
+
+    The warnings of the returned run say what came of it. Raises UsageError for a run that cannot be
+    compared, before anything is copied from it, and NotFoundError for none.
     """
-    if ledger.facts.stamps is None:
-        ledger.facts.stamps = _stamps(prepared, engine)
+    if run.facts.stamps is None:  # kept once: later sessions change nothing of it
+        run.facts.stamps = make_stamps(run)
+    taken = take_trials(run) if run.job.earlier else ()
+    return run.warned(*map(str, taken))
 
 
-def take_earlier(
-    ledger: Ledger, prepared: PreparedJob, engine: str, folder: Path
-) -> tuple[Taken, ...]:
-    """Copy the trials of the runs that the job names under `earlier` into its own ledger; what is
-    there already stays.
-
-    Raises UsageError for a run that cannot be compared, before anything is copied from it, and
-    NotFoundError for none.
-    """
-    if not prepared.job.earlier:
-        return ()
-    done, now = list(ledger.facts.earlier), _stamps(prepared, engine)
-    priced, taken = measured_costs(ledger, prepared.objectives, prepared.pool), []
-    for index, run in enumerate(prepared.job.earlier):
-        if run in done:
+def take_trials(run: Run) -> tuple[Taken, ...]:
+    """Copy the trials of each earlier run that was not copied yet."""
+    done, taken, now = list(run.facts.earlier), [], make_stamps(run)
+    costs = measured_costs(run.ledger, run.objectives, run.pool)
+    for index, name in enumerate(run.job.earlier):
+        if name in done:
             continue
-        where = prepared.document.where(("earlier", index))
-        with closing(_open(run, folder, where)) as source:
-            if source.place == ledger.place:
-                raise UsageError(
-                    Problem(
-                        thing=f"earlier run {run}",
-                        cause="is this very run",
-                        remedy="Leave it out",
-                        where=where,
-                    )
-                )
-            taken.append(_take(source, run, ledger, prepared, priced, now, where))
-        done.append(run)
-        ledger.facts.earlier = done
+        where = run.document.where(("earlier", index))
+        folder = Path(run.document.path).parent
+        with closing(_open(name, folder, where)) as ledger:
+            source = Source(name=name, where=where, ledger=ledger)
+            if ledger.place == run.ledger.place:
+                raise source.refused("is this very run", "Leave it out")
+            taken.append(_Copier(run, source, costs, now).copy_all())
+        done.append(name)
+        run.facts.earlier = done
     return tuple(taken)
 
 
+def make_stamps(run: Run) -> Stamps:
+    """Digests of everything that a later run must find unchanged to take trials from this one."""
+    settings = run.job.engine
+    engine = {"name": run.prepared.engine_name, "dtype": settings.dtype}
+    if settings.tensor_parallel > 1:
+        engine["tensor_parallel"] = str(settings.tensor_parallel)
+    return Stamps(
+        checkpoints={checkpoint.name: _stamp(checkpoint) for checkpoint in run.pool.checkpoints},
+        items={suite.name: suite.digest for suite in run.prepared.suites},
+        engine=engine,
+    )
+
+
 def _open(run: str, folder: Path, where: str) -> Ledger:
-    """The ledger of an earlier run, errors told with the line of the job that names it."""
+    """The ledger of an earlier run; errors name the line of the job."""
     try:
         source = open_ledger(run if "?" in run or Path(run).is_absolute() else folder / run)
-        source.facts.started_job  # noqa: B018 - raises for a ledger that has none
+        source.facts.require_job()
         return source
     except RecyclerError as error:
         raise type(error)(
@@ -100,176 +123,139 @@ def _open(run: str, folder: Path, where: str) -> Ledger:
         ) from None
 
 
-def _take(
-    source: Ledger,
-    run: str,
-    ledger: Ledger,
-    prepared: PreparedJob,
-    priced: Costs,
-    now: Stamps,
-    where: str,
-) -> Taken:
-    before = source.facts.stamps
+class _Copier:
+    """Copies the trials of one earlier run into the ledger of a run.
+
+    Raises UsageError when their scores cannot be compared.
+    """
+
+    def __init__(self, run: Run, source: Source, costs: Costs, now: Stamps):
+        self._run, self._source, self._costs = run, source, costs
+        before = _comparable_stamps(source, now)
+        self._names = {  # of each checkpoint here, by its name there
+            name: own
+            for own, stamp in now.checkpoints.items()
+            for name, other in before.checkpoints.items()
+            if stamp == other
+        }
+        base = source.ledger.facts.require_job().base
+        self._base = base[0] if base else ""
+        self._own_items = {item.id for item in run.items if item.role == "search"}
+        planned = fixed_baselines(run.pool, run.job.engine.dtype)
+        self._labels = {(plan.kind, plan.recipe): plan.label for plan in planned}
+        known = run.trials()
+        self._known = {(trial.kind, trial.recipe) for trial in known}
+        self._next = len(known)
+
+    def copy_all(self) -> Taken:
+        """Copy what can be used here and is not known already."""
+        first, left = self._next, 0
+        for trial in self._source.ledger.trials():
+            if trial.state == "SCORED" and not self._copy(trial):
+                left += 1
+        return Taken(run=self._source.name, num_trials=self._next - first, left=left)
+
+    def _copy(self, trial: Trial) -> bool:
+        """Copy a trial that is not known; False when it cannot be used here."""
+        recipe = self._in_own_terms(trial.recipe)
+        if recipe is None:
+            return False
+        scorecard = self._source.ledger.scorecard(trial.number, "search")
+        asked = {outcome.item for outcome in scorecard.outcomes}
+        if not self._has_costs(recipe) or not self._own_items <= asked:
+            return False
+        # a baseline where it is one of this pool's, else a merge that nobody proposed here
+        label = self._labels.get((trial.kind, recipe))
+        kind: TrialKind = "merge" if label is None else trial.kind
+        if (kind, recipe) in self._known:
+            return True
+        if label is None:
+            name = self._source.name
+            label = f"{LABEL}{Path(name.partition('?')[0]).name or name} {trial.number}"
+        self._run.ledger.open_trial(self._next, kind, recipe, label=label)
+        self._run.ledger.close_trial(self._next, self._own_scores(scorecard, recipe))
+        self._known.add((kind, recipe))
+        self._next += 1
+        return True
+
+    def _own_scores(self, scorecard: Scorecard, recipe: Recipe) -> Scorecard:
+        """The scorecard with this job's items, objectives and costs."""
+        outcomes = tuple(
+            outcome for outcome in scorecard.outcomes if outcome.item in self._own_items
+        )
+        scores = aggregate(self._run.items, outcomes, self._run.benchmarks)
+        own = replace(scorecard, outcomes=outcomes, scores=scores)
+        return self._costs.added(own, recipe)
+
+    def _has_costs(self, recipe: Recipe) -> bool:
+        """True when this job's costs are known of the merge: distances are of linear ones alone."""
+        return self._costs.products is None or is_linear(recipe)
+
+    def _in_own_terms(self, recipe: Recipe) -> Recipe | None:
+        """The recipe over this pool's members; None when it lacks one, or acts on another base."""
+        pool, names = self._run.pool, self._names
+        base = pool.base.name if pool.base else None
+        acts_on_other = recipe.base is not None and names.get(self._base) != base
+        if acts_on_other or (recipe.base is None) != (base is None):
+            return None
+        rows = []
+        for row in recipe.weights:
+            own = dict.fromkeys(pool.names, 0.0)
+            for name, weight in zip(recipe.members, row, strict=True):
+                if weight == 0.0:
+                    continue
+                if names.get(name) not in own:
+                    return None
+                own[names[name]] = weight
+            rows.append(tuple(own.values()))
+        if recipe.method != "linear" and set(recipe.members) - set(names):
+            return None  # other methods may look at members of weight 0 too
+        return replace(recipe, members=pool.names, weights=tuple(rows), base=base)
+
+
+def _comparable_stamps(source: Source, now: Stamps) -> Stamps:
+    """Stamps of an earlier run. Raises UsageError unless its scores can be compared."""
+    before = source.ledger.facts.stamps
     if before is None:
-        raise UsageError(
-            Problem(
-                thing=f"earlier run {run}",
-                cause="was made before recycler kept what its members were",
-                remedy="Run its job once more to add that, or leave it out; --reuse takes its "
-                "answers in any case",
-                where=where,
-            )
+        raise source.refused(
+            "was made before recycler kept what its members were",
+            "Run its job once more to add that, or leave it out; --reuse takes its answers in any "
+            "case",
         )
     compared = {"items": (before.items, now.items), "engine": (before.engine, now.engine)}
     different = [name for name, (theirs, ours) in compared.items() if theirs != ours]
     if different:
-        raise UsageError(
-            Problem(
-                thing=f"earlier run {run}",
-                cause=f"has other {' and '.join(different)}: "
-                f"{_difference(*compared[different[0]])}",
-                remedy="Only scores of the same items by the same engine can be compared; leave it "
-                "out",
-                where=where,
-            )
+        raise source.refused(
+            f"has other {' and '.join(different)}: {_difference(*compared[different[0]])}",
+            "Only scores of the same items by the same engine can be compared; leave it out",
         )
-    names = {
-        before_name: own
-        for own, stamp in now.checkpoints.items()
-        for before_name, other in before.checkpoints.items()
-        if stamp == other
-    }
-    own_items = {item.id for item in prepared.items if item.role == "search"}
-    known = ledger.trials()
-    there = {(trial.kind, trial.recipe) for trial in known}
-    number, copied, left, base = len(known), 0, 0, source.facts.started_job.pool.base
-    baselines = {
-        (planned.kind, planned.recipe): planned.label
-        for planned in fixed_baselines(prepared.pool, prepared.job.engine.dtype)
-    }
-    for trial in source.trials():
-        if trial.state != "SCORED":
-            continue
-        recipe = _in_terms_of(trial.recipe, names, prepared, base_name=base.name if base else None)
-        scorecard = source.scorecard(trial.number, "search") if recipe else None
-        if (
-            recipe is None
-            or not _can_be_priced(recipe, priced)
-            or not own_items <= {outcome.item for outcome in scorecard.outcomes}
-        ):
-            left += 1
-            continue
-        label = baselines.get(
-            (trial.kind, recipe)
-        )  # a baseline where it is one of this pool's, else a merge that nobody proposed here
-        kind = "merge" if label is None else trial.kind
-        if (kind, recipe) in there:
-            continue
-        outcomes = tuple(outcome for outcome in scorecard.outcomes if outcome.item in own_items)
-        ledger.open_trial(
-            number,
-            kind,
-            recipe,
-            label=f"{LABEL}{Path(run.partition('?')[0]).name or run} {trial.number}"
-            if label is None
-            else label,
-        )
-        ledger.close_trial(
-            number,
-            priced.added(
-                replace(
-                    scorecard,
-                    outcomes=outcomes,
-                    scores=aggregate(prepared.items, outcomes, prepared.benchmarks),
-                ),
-                recipe,
-            ),
-        )
-        there.add((kind, recipe))
-        number, copied = number + 1, copied + 1
-    return Taken(run=run, num_trials=copied, left=left)
+    return before
 
 
-def _in_terms_of(
-    recipe: Recipe, names: dict[str, str], prepared: PreparedJob, base_name: str | None
-) -> Recipe | None:
-    """The recipe over this pool's members; None when it needs a checkpoint that this pool lacks, or
-    acts on another base.
-    """
-    base = prepared.pool.base.name if prepared.pool.base else None
-    if (
-        recipe.base is not None
-        and names.get(base_name or "") != base
-        or (recipe.base is None) != (base is None)
-    ):
-        return None
-    rows = []
-    for row in recipe.weights:
-        own = dict.fromkeys(prepared.pool.names, 0.0)
-        for name, weight in zip(recipe.members, row, strict=True):
-            if weight == 0.0:
-                continue
-            if names.get(name) not in own:
-                return None
-            own[names[name]] = weight
-        rows.append(tuple(own.values()))
-    if recipe.method != "linear" and set(recipe.members) - set(names):
-        return None  # other methods may look at members of weight 0 too
-    return replace(recipe, members=prepared.pool.names, weights=tuple(rows), base=base)
-
-
-def _can_be_priced(recipe: Recipe, priced: Costs) -> bool:
-    """Whether this job's costs are known of the merge: distances are of linear ones alone."""
-    return priced.products is None or is_linear(recipe)
-
-
-def _stamps(prepared: PreparedJob, engine: str) -> Stamps:
-    settings = prepared.job.engine
-    own = {"name": engine, "dtype": settings.dtype}
-    if settings.tensor_parallel > 1:
-        own["tensor_parallel"] = str(settings.tensor_parallel)
-    return Stamps(
-        checkpoints={
-            checkpoint.name: _stamp(checkpoint) for checkpoint in prepared.pool.checkpoints
-        },
-        items={suite.name: suite.digest for suite in prepared.suites},
-        engine=own,
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    keys = before.keys() | now.keys()
+    return ", ".join(
+        f"{key} {before.get(key, 'none')[:12]} there and {now.get(key, 'none')[:12]} here"
+        for key in sorted(keys)
+        if before.get(key) != now.get(key)
     )
 
 
 def _stamp(checkpoint: Checkpoint) -> str:
-    """A checkpoint without reading it: its place, and size and time of its weight files, or their
-    etags in a bucket.
+    """A digest of a checkpoint without reading its tensors.
+
+    It covers its place, and size and time of its weight files, or their etags in a bucket.
     """
     files = {}
     for tensor in checkpoint.tensors.values():
         if tensor.file not in files:
             files[tensor.file] = tensor.etag or _size_and_time(Path(tensor.file))
-    place = (
-        checkpoint.location
-        if "://" in checkpoint.location
-        else str(Path(checkpoint.location).resolve())
-    )
+    place = checkpoint.location
+    if "://" not in place:
+        place = str(Path(place).resolve())
     return digest([place, sorted((Path(file).name, str(stamp)) for file, stamp in files.items())])
 
 
 def _size_and_time(path: Path) -> str:
     found = path.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return ", ".join(
-        f"{key} {before.get(key, 'none')[:12]} there and {now.get(key, 'none')[:12]} here"
-        for key in changed
-    )
-
-
-def taken_lines(taken: Sequence[Taken]) -> list[str]:
-    """One sentence a run for people."""
-    return [
-        f"{found.num_trials} trials of {found.run} are known "
-        f"already{f'; {found.left} of it cannot be used here' if found.left else ''}"
-        for found in taken
-    ]

@@ -1,141 +1,204 @@
-"""Parts of a run, made from a prepared job and its ledger."""
+"""Parts of a run, made from the run: workers, proposer, planner, stops, fidelity, listeners."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from recycler.cluster.workers import Work
-from recycler.engines import default_engine_name
+from recycler.cluster.workers import Work, Workers
 from recycler.errors import RecyclerError
-from recycler.ledger import Ledger
 from recycler.pool.geometry.gram import delta_gram
-from recycler.results.measured_costs import read_costs
+from recycler.results.front import read_front
+from recycler.results.insight import write_space
+from recycler.results.measured_costs import measured_costs, read_costs
+from recycler.results.notices import Notices
+from recycler.run.clock import Clock
+from recycler.run.cost_workers import CostWorkers
 from recycler.run.fidelity import Fidelity
+from recycler.run.listeners import GainForecasts, Listeners, MemberPreview, NoiseNotices
+from recycler.run.loop import Event, Listener
 from recycler.run.plateau import Plateau
 from recycler.run.prepare import PreparedJob
+from recycler.run.run import Run
 from recycler.run.schedule import Planner, Stop
 from recycler.search.outlook import Looks, Spent
 from recycler.search.proposer import make_proposer
-from recycler.search.simplex.proposer import Gram, SimplexProposer
+from recycler.search.refine import with_refined
+from recycler.search.simplex.proposer import SimplexProposer
 from recycler.types import Trial
+
+MakeWorkers = Callable[[Work, int], Workers]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Parts of one session of a run, wired together."""
+
+    run: Run
+    clock: Clock
+    fidelity: Fidelity
+    planner: Planner
+    preview: MemberPreview
+    listen: Listener
+
+    def announce_members(self) -> None:
+        """Tell what a resumed run knows already, since its members have no event of their own."""
+        known = self.run.trials()
+        if known:
+            notes = self.preview.notes()
+            self.listen(Event(what="noted", trial=known[0], notes=notes))
+
+    def announce_exhausted(self, trials: Sequence[Trial]) -> None:
+        """Tell of a search that has tried all that its space allows before its budget is spent."""
+        if not self.clock.within_budget() or not self.planner.exhausted(trials):
+            return
+        is_grid = self.run.job.sampler == "grid"
+        nothing = "no point of the grid" if is_grid else "nothing that the space allows"
+        proposed = sum(trial.is_proposed for trial in trials)
+        note = (
+            f"{nothing} is left to try: the search ends with {proposed} of its "
+            f"{self.planner.num_merges} merges proposed"
+        )
+        self.listen(Event(what="noted", trial=trials[-1], notes=(note,)))
+
+    def finalists(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+        """Write the posterior scores down; the finalists of the front as it stands."""
+        run = self.run
+        own = [trial for trial in trials if trial.recipe.method == run.job.method]
+        smoothed = with_refined(make_smoother(run).smoothed(own), trials)
+        run.facts.smoothed = smoothed
+        front = read_front(
+            trials, run.objectives, run.pool, run.job.engine.dtype, smoothed=run.facts.smoothed
+        )
+        return front.finalists
+
+
+def wire(run: Run, listen: Listener) -> Parts:
+    """Make the parts of a session; `listen` hears each event last, with all notes added."""
+    clock = Clock(run)
+    write_space(run.ledger, run.space, run.job.method)
+    looks = Looks(proposer=make_smoother(run))
+    planner = make_planner(run, looks)
+    notices = Notices(ledger=run.ledger, proposer=looks.proposer)
+    preview = MemberPreview(run=run, notices=notices)
+    noise = NoiseNotices(run=run, planner=planner, notices=notices)
+    forecasts = GainForecasts(run, planner, looks, notices)
+    return Parts(
+        run=run,
+        clock=clock,
+        fidelity=make_fidelity(run),
+        planner=planner,
+        preview=preview,
+        listen=Listeners(annotators=(clock.stamp, preview, noise, forecasts), last=listen),
+    )
+
+
+def wire_workers(run: Run, make_workers: MakeWorkers, reuse: Path | None) -> Workers:
+    """Workers of a run that add costs to scorecards; costs are measured before any starts."""
+    costs = measured_costs(run.ledger, run.objectives, run.pool)
+    work = work_of(run.prepared)
+    if reuse:
+        work = replace(work, reuse=str(reuse.absolute()))
+    return CostWorkers(make_workers(work, run.job.engine.workers), costs)
 
 
 def work_of(prepared: PreparedJob) -> Work:
-    """What the workers of a job are given."""
+    """Everything that each worker of a job holds."""
     engine = prepared.job.engine
+    settings: dict[str, Any] = {
+        "dtype": engine.dtype,
+        "max_model_len": prepared.max_model_len(),
+    }
+    if engine.tensor_parallel > 1:
+        settings["tensor_parallel"] = engine.tensor_parallel
+    if engine.lora_batch > 1:
+        settings |= {"lora_batch": engine.lora_batch, "adapters": str(prepared.adapters)}
     return Work(
         pool=prepared.pool,
-        engine=engine.name or default_engine_name(),
+        engine=prepared.engine_name,
         items=prepared.items,
         objectives=prepared.benchmarks,
-        settings={
-            "dtype": engine.dtype,
-            "max_model_len": prepared.max_model_len(),
-            **({"tensor_parallel": engine.tensor_parallel} if engine.tensor_parallel > 1 else {}),
-            **(
-                {"lora_batch": engine.lora_batch, "adapters": str(prepared.adapters)}
-                if engine.lora_batch > 1
-                else {}
-            ),
-        },
+        settings=settings,
     )
 
 
-def _fidelity(prepared: PreparedJob) -> Fidelity:
+def make_fidelity(run: Run) -> Fidelity:
+    """The rules by which trials are asked a part of the search items."""
     return Fidelity(
-        items=tuple(item for item in prepared.items if item.role == "search"),
-        objectives=prepared.benchmarks,
-        items_per_task=prepared.job.fidelity.items_per_task,
-        seed=prepared.job.seed,
-        unmerged=prepared.job.engine.lora_batch > 1,
+        items=tuple(item for item in run.items if item.role == "search"),
+        objectives=run.benchmarks,
+        items_per_task=run.job.fidelity.items_per_task,
+        seed=run.job.seed,
+        unmerged=run.job.engine.lora_batch > 1,
     )
 
 
-def _planner(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> Planner:
-    job = prepared.job
-    gram = _gram(prepared, ledger) if job.sampler == "simplex_gp" else None
+def make_planner(run: Run, looks: Looks) -> Planner:
+    """The planner of a run, with the proposer of its sampler and what stops it early."""
+    job = run.job
+    gram = run.facts.gram if job.sampler == "simplex_gp" else None
     return Planner(
-        pool=prepared.pool,
+        pool=run.pool,
         method=job.method,
         dtype=job.engine.dtype,
-        space=prepared.space,
-        objectives=prepared.objectives,
+        space=run.space,
+        objectives=run.objectives,
         num_merges=job.budget.trials,
         seed=job.seed,
-        stops=_stops(prepared, ledger, looks),
+        stops=_make_stops(run, looks),
         needs_members=job.fidelity.items_per_task is not None,
         proposer=make_proposer(
             job.sampler,
-            prepared.space,
-            prepared.objectives,
+            run.space,
+            run.objectives,
             seed=job.seed,
             gram=gram,
-            priced=read_costs(ledger, prepared.objectives),
+            priced=read_costs(run.ledger, run.objectives),
             num_merges=job.budget.trials,
         ),
     )
 
 
-def _stops(prepared: PreparedJob, ledger: Ledger, looks: Looks) -> tuple[Stop, ...]:
-    """What ends the search before its budget does."""
-    budget = prepared.job.budget
-    plateau = (
-        (
-            Plateau(
-                patience=budget.plateau,
-                smoother=_smoother(prepared, ledger),
-                objectives=prepared.objectives,
-            ),
-        )
-        if budget.plateau
-        else ()
-    )
-    return plateau + (
-        (Spent(least_gain=budget.least_gain, looks=looks),) if budget.least_gain else ()
-    )
+def _make_stops(run: Run, looks: Looks) -> tuple[Stop, ...]:
+    """Rules that end the search before its budget does."""
+    budget, stops = run.job.budget, list[Stop]()
+    if budget.plateau:
+        smoother = make_smoother(run)
+        stops.append(Plateau(patience=budget.plateau, smoother=smoother, objectives=run.objectives))
+    if budget.least_gain:
+        stops.append(Spent(least_gain=budget.least_gain, looks=looks))
+    return tuple(stops)
 
 
-def _smoother(prepared: PreparedJob, ledger: Ledger) -> SimplexProposer:
-    """The model that picks the front, whatever sampler proposed the trials: all are compared by the
-    same.
-    """
+def make_smoother(run: Run) -> SimplexProposer:
+    """The model that picks the front: the same for all trials, whatever sampler proposed them."""
     return SimplexProposer(
-        prepared.space,
-        prepared.objectives,
-        seed=prepared.job.seed,
-        gram=_gram(prepared, ledger),
-        priced=read_costs(ledger, prepared.objectives),
+        run.space,
+        run.objectives,
+        seed=run.job.seed,
+        gram=run.facts.gram,
+        priced=read_costs(run.ledger, run.objectives),
     )
 
 
-def _comparable(trials: Sequence[Trial], prepared: PreparedJob) -> list[Trial]:
-    return [trial for trial in trials if trial.recipe.method == prepared.job.method]
+def measure_gram(run: Run) -> Run:
+    """Keep the Gram matrix in the ledger once, or that there is none, with a warning that says why.
 
-
-def _gram(prepared: PreparedJob, ledger: Ledger) -> Gram | None:
-    """Inner products of the members' deltas, measured once a run: the ledger keeps them, so a
-    resumed run proposes the same.
+    The ledger keeps it, so a resumed run proposes the same. A bucket that does not give it costs
+    the search some trials and never the job; a run that has begun without it goes on without.
     """
-    _measure_gram(prepared, ledger)
-    return ledger.facts.gram
-
-
-def _measure_gram(prepared: PreparedJob, ledger: Ledger) -> str:
-    """Keep the matrix in the ledger, or that there is none; why there is none, for people.
-
-    A bucket that does not give it costs the search some trials and never the job; a run that has
-    begun without goes on without.
-    """
-    if ledger.facts.has_gram:
-        return ""
-    gram, why = None, ""
-    if not any(trial.is_proposed for trial in ledger.trials()):
+    if run.facts.has_gram:
+        return run
+    gram, warning = None, ""
+    if not any(trial.is_proposed for trial in run.trials()):
         try:
-            gram = delta_gram(prepared.pool, seed=prepared.job.seed)
+            gram = delta_gram(run.pool, seed=run.job.seed)
         except (RecyclerError, OSError) as error:
-            why = (
+            warning = (
                 "distances between merges were not measured, so the search goes by the weights "
                 f"alone: {error}"
             )
-    ledger.facts.gram = gram
-    return why
+    run.facts.gram = gram
+    return run.warned(warning)

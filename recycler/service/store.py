@@ -354,7 +354,7 @@ def _signature(run: Run, ledger: Ledger) -> Signature:
 
 
 def _read(ledger: Ledger, signature: Signature) -> Snapshot:
-    job = ledger.facts.started_job
+    job = ledger.facts.require_job()
     return Snapshot(
         signature,
         ledger.trials(),

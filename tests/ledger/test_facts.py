@@ -106,7 +106,7 @@ def test_what_was_never_set_is_none_or_empty():
     assert (facts.earlier, facts.notices, facts.method) == ((), {}, "linear")
     assert not facts.smoothed and facts.elapsed_seconds == 0.0 and facts.refinement(3) is None
     with pytest.raises(NotFoundError, match="was never started"):
-        facts.started_job  # noqa: B018
+        facts.require_job()
 
 
 def test_a_gram_matrix_that_cannot_be_measured_is_told_from_one_that_was_not_yet():

@@ -144,8 +144,8 @@ def test_a_job_over_a_bucket_is_prepared_by_ranged_reads(sound, place, tmp_path,
             {"members": [str(sound / "pool/members")], "base": str(sound / "pool/base")},
         )
     )
-    assert prepared.suites == local.suites and prepared.facts["pool"] == local.facts["pool"]
-    assert {name for name in prepared.facts if name.startswith("object ")} == {
+    assert prepared.suites == local.suites and prepared.digests["pool"] == local.digests["pool"]
+    assert {name for name in prepared.digests if name.startswith("object ")} == {
         f"object {place}/{part}/{file}"
         for part in ("base", "members/m0", "members/m1", "members/m2")
         for file in (SHARD, "config.json")
@@ -175,7 +175,7 @@ def test_a_packed_pool_is_a_pool(sound, place, tmp_path, where, ratio):
     assert open_checkpoint(pool.members[1].location, "m1") == pool.members[1]
     prepared = prepare(write_job(sound, tmp_path, {"members": [pack]}))
     assert prepared.pool.names == original.names and any(
-        "recycler-pack.json#m1" in name for name in prepared.facts
+        "recycler-pack.json#m1" in name for name in prepared.digests
     )
     if where == "bucket":
         manifest = json.loads((tmp_path / "packed/recycler-pack.json").read_text())
