@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_PAGES = {
@@ -52,10 +53,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Lead links to the files at the top of the repository to their pages."""
+    up = "../" * page.file.src_uri.count("/")
     for name, uri in TOP_PAGES.items():
-        markdown = markdown.replace(f"](../{name}", f"]({uri}")
+        markdown = markdown.replace(f"](../{up}{name}", f"]({up}{uri}")
     return markdown
 
 
