@@ -1,5 +1,7 @@
 """Documentation that cannot drift: every key, command and shipped file is told of."""
 
+import re
+
 import pytest
 
 from places import ROOT
@@ -73,8 +75,6 @@ def test_shipped_jobs_parse(path):
 
 
 def test_links_between_pages_lead_somewhere():
-    import re
-
     broken = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -87,7 +87,6 @@ def test_links_between_pages_lead_somewhere():
 @pytest.mark.parametrize("page", ["README.md", "deploy/kubernetes/prerequisites.yaml"])
 def test_jobs_on_our_pages_name_suites_and_metrics_that_there_are(page, tmp_path):
     """A stranger copies them as they stand."""
-    import re
     from textwrap import dedent
 
     pytest.importorskip("lm_eval", reason="lm-eval names the metrics of its tasks")
@@ -107,3 +106,39 @@ def test_jobs_on_our_pages_name_suites_and_metrics_that_there_are(page, tmp_path
         for objective in job.searched_objectives:
             metrics = objective_metrics(read_suite(ROOT / f"eval_suites/{objective.suite}.yaml")[0])
             assert any(objective.metric in own for own in metrics.values()), (objective, metrics)
+
+
+def test_paths_on_the_pages_are_there():
+    """The log and the parity page tell of the past, and may name what is gone."""
+    pages = {*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")}
+    pages -= {ROOT / "docs/log.md", ROOT / "docs/parity.md", ROOT / "CONTRIBUTING.md"}
+    missing = [
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in sorted(pages)
+        for path in re.findall(r"`((?:[a-z_.]+/)+[a-z_]+\.py)`", page.read_text())
+        if not any((folder / path).exists() for folder in (ROOT, ROOT / "recycler"))
+    ]
+    assert missing == []
+
+
+def test_the_map_of_rooms_has_every_folder():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rooms = page[page.index("    recycler/\n") :].partition("\n\n")[0]
+    folders = {
+        path.parent.name
+        for path in (ROOT / "recycler").rglob("__init__.py")
+        if path.parent != ROOT / "recycler"
+    }
+    assert [name for name in sorted(folders) if f"{name}/" not in rooms] == []
+
+
+def test_the_study_of_the_samplers_page_can_be_made():
+    """Names that a page takes for granted come from its text."""
+    optuna = pytest.importorskip("optuna")
+    from recycler.search import SimplexGPSampler
+
+    page = (ROOT / "docs/design/search.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"optuna": optuna, "SimplexGPSampler": SimplexGPSampler, "nan": float("nan")}
+    exec(block, names)
+    assert len(names["study"].directions) == len(names["sampler"].floors) == 2
