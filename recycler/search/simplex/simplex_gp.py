@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from recycler.objectives.blas import one_blas_thread
 from recycler.objectives.pareto import (
     Floats,
     Mask,
@@ -153,6 +154,7 @@ class SimplexGP:
             exact or {},
         )
 
+    @one_blas_thread
     def ask(
         self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0
     ) -> Floats:
@@ -185,6 +187,7 @@ class SimplexGP:
         """
         self._model.believe(prior_mean)
 
+    @one_blas_thread
     def front(self, observed: Observations) -> PosteriorFront:
         """What to ship, and how sure that is; see `PosteriorFront`.
 
@@ -206,16 +209,19 @@ class SimplexGP:
             tuple(int(index) for index in chosen), mean, sd, total_sd, chance, dead
         )
 
+    @one_blas_thread
     def fit(self, observed: Observations) -> None:
         """Fit the model to the trials of `observed` that have all their scores; `predict` and
         `draw` speak of the last fit.
         """
         self._model.fit(observed.complete())
 
+    @one_blas_thread
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Posterior mean and standard deviation, each (n, T), of points (n, D)."""
         return self._model.predict(points)
 
+    @one_blas_thread
     def draw(self, points: Floats, rng: np.random.Generator, count: int) -> Floats:
         """Joint posterior draws (count, n, T) at points (n, D)."""
         return self._model.draw(points, rng, count)
