@@ -1,18 +1,19 @@
-"""mergekit's parameters as groups of tensors: a row of weights for each, and options where these
-differ between tensors.
+"""mergekit's parameters as groups of tensors.
+
+Each group has a row of weights, and options of its own where these differ between tensors.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from recycler.errors import Problem, did_you_mean, raise_problems
-from recycler.io.strict_yaml import KeyPath, YamlDocument
+from recycler.errors import did_you_mean
 from recycler.merge.files.mergekit_settings import filters_in, first, has_gradient
+from recycler.merge.files.mergekit_structure import Reader, Slice
 from recycler.merge.methods.options import PER_MEMBER, Options
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import Group, OptionValue
@@ -20,77 +21,38 @@ from recycler.types import Group, OptionValue
 IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here
 SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit gives these methods no weights
 MAX_FILTERS = 6
-MAX_LAYERS = 10_000
 AFTER_THE_LAYERS = r"^(?!.*(^|\.)(layers|h|blocks)\.\d+\.)(?=.*(norm|ln_f|lm_head|embed_out|score))"
-
-
-@dataclass(slots=True)
-class Slice:
-    """Layers [start, stop) of the output, what feeds them, and the settings in force, innermost
-    first.
-    """
-
-    start: int
-    stop: int
-    settings: dict[str, Mapping[str, Any] | None]  # model -> its own parameters
-    shared: Mapping[str, Any] | None
-
-    def scopes(self, model: str | None) -> list[Mapping[str, Any] | None]:
-        return [self.settings.get(model), self.shared] if model is not None else [self.shared]
-
-
-@dataclass(slots=True)
-class Reader:
-    """The document, and the problems met so far."""
-
-    document: YamlDocument
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        return self.document.data
-
-    def refuse(self, key_path: KeyPath, thing: str, cause: str, remedy: str) -> None:
-        self.problems.append(
-            Problem(thing=thing, cause=cause, remedy=remedy, where=self.document.where(key_path))
-        )
-
-    def at_method(self, key_path: KeyPath) -> str:
-        """The line of merge_method, which every problem of the method points to."""
-        return self.document.where(("merge_method",))
-
-    def stop_if_wrong(self) -> None:
-        raise_problems(self.problems)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """What holds for one group: a weight a member, and the options that the file gives."""
+    """All that holds for one group: a weight per member, and the options that the file gives."""
 
     weights: tuple[float, ...]
     options: Options
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Tensors at one depth: the slice they belong to, and the depth within it, in [0, 1]."""
+
+    label: str
+    match: str  # a regex of their names; "" for all
+    part: Slice
+    depth: float
+
+
 def groups_and_options(
     reader: Reader, method: str, members: Sequence[str], slices: Sequence[Slice], *, num_layers: int
 ) -> tuple[tuple[Group, ...], tuple[tuple[float, ...], ...], Options]:
-    """Groups by filter, and by layer where a setting varies over depth; their rows of weights; and
-    all options.
+    """The groups, their rows of weights, and all options.
 
-    An option that is the same everywhere stands once, any other as NAME@GROUP. Adds problems to the
+    There is a group for each filter, and for each layer where a setting varies over depth. An
+    option that is the same everywhere stands once, any other as NAME@GROUP. Adds problems to the
     reader.
     """
     names = _option_names(reader, method, members, slices)
-    weight = "t" if method == "slerp" else "weight"
-    settings = [
-        scope[name]
-        for part in slices
-        for model in (*members, None)
-        for scope in part.scopes(model)
-        if scope
-        for name in (weight, *names)
-        if name in scope
-    ]
+    settings = _settings(method, names, members, slices)
     by_filter = _filter_classes(reader, settings)
     by_layer = len(slices) > 1 or any(map(has_gradient, settings))
     if by_layer and not num_layers:
@@ -100,96 +62,79 @@ def groups_and_options(
             "needs the number of layers, and no model's config.json can be read",
             "Check the models' paths",
         )
-    found: list[tuple[Group, _Cell]] = []
-    for label, match, part, depth in _places(slices, num_layers, by_layer):
+    groups: list[Group] = []
+    cells: list[_Cell] = []
+    for place in _places(slices, num_layers, by_layer):
         for filters, regex in by_filter:
-            cell = _Cell(
-                _row(reader, method, members, part, depth, filters),
-                _options(reader, method, names, members, part, depth, filters),
-            )
-            found.append(
-                (
-                    Group(
-                        name="-".join(filter(None, [label, *filters])).replace("@", "_") or "rest",
-                        match=_both(match, regex),
-                    ),
-                    cell,
-                )
-            )
+            words = [word for word in (place.label, *filters) if word]
+            name = "-".join(words).replace("@", "_") or "rest"
+            groups.append(Group(name=name, match=_both(place.match, regex)))
+            row = _row(reader, method, members, place, filters)
+            cells.append(_Cell(row, _options(reader, method, names, members, place, filters)))
         if reader.problems:
             break
-    if len({cell for _, cell in found}) == 1:
-        return (Group(name="all"),), (found[0][1].weights,), found[0][1].options
-    return (
-        tuple(group for group, _ in found),
-        tuple(cell.weights for _, cell in found),
-        _flat([(group.name, cell.options) for group, cell in found]),
-    )
+    if len(set(cells)) == 1:
+        return (Group(name="all"),), (cells[0].weights,), cells[0].options
+    return tuple(groups), tuple(cell.weights for cell in cells), _flat(groups, cells)
 
 
-def _flat(cells: Sequence[tuple[str, Options]]) -> Options:
+def _settings(
+    method: str, names: Sequence[str], members: Sequence[str], slices: Sequence[Slice]
+) -> list[Any]:
+    """Every setting of a weight or of an option of `names`, in the order of the file's scopes."""
+    wanted = ("t" if method == "slerp" else "weight", *names)
+    found: list[Any] = []
+    for part in slices:
+        for model in (*members, None):
+            for scope in part.scopes(model):
+                found += [scope[name] for name in wanted if scope and name in scope]
+    return found
+
+
+def _flat(groups: Sequence[Group], cells: Sequence[_Cell]) -> Options:
     """Options that agree in all groups once, the others for each group."""
-    first_options = cells[0][1]
-    agreed = tuple(pair for pair in first_options if all(pair in options for _, options in cells))
-    return (
-        *agreed,
-        *(
-            (f"{name}@{group}", value)
-            for group, options in cells
-            for name, value in options
-            if (name, value) not in agreed
-        ),
-    )
+    agreed = [pair for pair in cells[0].options if all(pair in cell.options for cell in cells)]
+    flat = list(agreed)
+    for group, cell in zip(groups, cells, strict=True):
+        for name, value in cell.options:
+            if (name, value) not in agreed:
+                flat.append((f"{name}@{group.name}", value))
+    return tuple(flat)
 
 
-def _places(
-    slices: Sequence[Slice], num_layers: int, by_layer: bool
-) -> Iterator[tuple[str, str, Slice, float]]:
-    """(label, regex, slice, depth): each layer; what comes after the layers, when the last slice
-    has other settings; the rest.
-    """
+def _places(slices: Sequence[Slice], num_layers: int, by_layer: bool) -> Iterator[_Place]:
+    """Each layer; all after the layers, when there are several slices; the rest."""
     for part in slices if by_layer else []:
         length = (part.stop or num_layers) - part.start
         for layer in range(part.start, part.start + length):
-            yield (
-                f"layer{layer}",
-                rf"(^|\.)(layers|h|blocks)\.{layer}\.",
-                part,
-                (layer - part.start) / (length - 1) if length > 1 else 1.0,
-            )
+            depth = (layer - part.start) / (length - 1) if length > 1 else 1.0
+            match = rf"(^|\.)(layers|h|blocks)\.{layer}\."
+            yield _Place(f"layer{layer}", match, part, depth)
     if len(slices) > 1:
-        yield (
-            "after",
-            AFTER_THE_LAYERS,
-            slices[-1],
-            0.0,
-        )  # as mergekit: the last slice's settings, at the start of their gradients
-    yield "", "", slices[0], 0.0
+        # as mergekit: the last slice's settings, at the start of their gradients
+        yield _Place("after", AFTER_THE_LAYERS, slices[-1], 0.0)
+    yield _Place("", "", slices[0], 0.0)
 
 
 def _row(
-    reader: Reader,
-    method: str,
-    members: Sequence[str],
-    part: Slice,
-    depth: float,
-    filters: Sequence[str],
+    reader: Reader, method: str, members: Sequence[str], place: _Place, filters: Sequence[str]
 ) -> tuple[float, ...]:
     """Weights of all members for the tensors that match exactly `filters`."""
 
     def value(name: str, model: str | None) -> float:
-        number = first(part.scopes(model), name, depth, lambda wanted: wanted in filters)
-        if model is not None and model not in part.settings:
+        if model is not None and model not in place.part.settings:
             return 0.0  # this slice is made of other models
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            reader.refuse(
-                ("parameters",),
-                f"{name} of {model or 'the merge'}",
-                "missing or not a number" + (f" for tensors with {filters}" if filters else ""),
-                f"Give {name}: under parameters",
-            )
-            return 0.0
-        return float(number)
+        number = _first(place, model, name, filters)
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return float(number)
+        for_these = f" for tensors with {filters}" if filters else ""
+        reader.refuse(
+            ("parameters",),
+            f"{name} of {model or 'the merge'}",
+            f"missing or not a number{for_these}",
+            f"Give {name}: under parameters",
+        )
+        return 0.0
 
     if method in SHARED_BY_NATURE:
         return (1.0,) * len(members)
@@ -207,9 +152,17 @@ def _option_names(
     Refused by name: unknown ones, and those of the whole merge under a single model.
     """
     known = MERGE_METHODS[method].options
-    weight = {"slerp": {"t"}}.get(method, set() if method in SHARED_BY_NATURE else {"weight"})
-    shared = {name for part in slices for name in part.shared or {}}
-    own = {name for part in slices for model in members for name in part.settings.get(model) or {}}
+    weight = {"weight"}
+    if method in SHARED_BY_NATURE:
+        weight = set()
+    elif method == "slerp":
+        weight = {"t"}
+    shared: set[str] = set()
+    own: set[str] = set()
+    for part in slices:
+        shared.update(part.shared or {})
+        for model in members:
+            own.update(part.settings.get(model) or {})
     names = sorted((shared | own) - weight - IGNORED_PARAMETERS)
     for name in names:
         if name not in known:
@@ -226,9 +179,10 @@ def _option_names(
                 "holds for all models, and stands under one",
                 "Put it under the parameters of the merge",
             )
-    return [name for name in names if name in known] + (
-        ["normalize"] if method == "linear" and "normalize" not in names else []
-    )
+    found = [name for name in names if name in known]
+    if method == "linear" and "normalize" not in found:
+        found.append("normalize")
+    return found
 
 
 def _options(
@@ -236,25 +190,19 @@ def _options(
     method: str,
     names: Sequence[str],
     members: Sequence[str],
-    part: Slice,
-    depth: float,
+    place: _Place,
     filters: Sequence[str],
 ) -> Options:
-    """The options' values for the tensors that match exactly `filters`: one for all members, or one
-    for each.
-    """
-    known = MERGE_METHODS[method].options | (
-        {"normalize": True} if method == "linear" else {}
-    )  # mergekit's linear normalizes unless told
+    """The options' values for the tensors that match exactly `filters`, one or one per member."""
+    known = dict(MERGE_METHODS[method].options)
+    if method == "linear":
+        known["normalize"] = True  # mergekit's linear normalizes unless told
     found: list[tuple[str, OptionValue]] = []
     for name in names:
-        values = [
-            first(part.scopes(model), name, depth, lambda wanted: wanted in filters)
-            for model in members
-        ]
-        values = [
-            _in_kind(known[name], known[name] if value is None else value) for value in values
-        ]
+        values = []
+        for model in members:
+            given = _first(place, model, name, filters)
+            values.append(_in_kind(known[name], known[name] if given is None else given))
         if any(value is None for value in values):
             reader.refuse(
                 ("parameters", name),
@@ -265,6 +213,12 @@ def _options(
             return ()
         found.append((name, values[0] if len(set(values)) == 1 else tuple(map(float, values))))
     return tuple(found)
+
+
+def _first(place: _Place, model: str | None, name: str, filters: Sequence[str]) -> Any:
+    """The innermost value of a parameter at a place, for tensors that match exactly `filters`."""
+    scopes = place.part.scopes(model)
+    return first(scopes, name, place.depth, lambda wanted: wanted in filters)
 
 
 def _in_kind(default: Any, value: Any) -> Any:
@@ -280,21 +234,18 @@ def _in_kind(default: Any, value: Any) -> Any:
 
 
 def _filter_classes(reader: Reader, settings: Sequence[Any]) -> list[tuple[tuple[str, ...], str]]:
-    """(filters that match, regex) from the most special to the rest.
-
-    The regex of the rest is empty.
+    """(filters that match, regex) from the most special to the rest, whose regex is empty.
 
     When all settings ask the same filters in the same order, the first that matches decides, so one
-    class a filter is enough; otherwise one for each combination.
+    class per filter is enough; otherwise there is one for each combination.
     """
+    rest: tuple[tuple[str, ...], str] = ((), "")
     orders = {order for setting in settings if (order := tuple(filters_in(setting)))}
     if not orders:
-        return [((), "")]
-    if len(orders) == 1 and not any(_nested(setting) for setting in settings):
-        return [
-            *(((wanted,), re.escape(wanted)) for wanted in dict.fromkeys(next(iter(orders)))),
-            ((), ""),
-        ]
+        return [rest]
+    if len(orders) == 1 and not any(map(_nested, settings)):
+        (order,) = orders
+        return [*(((wanted,), re.escape(wanted)) for wanted in dict.fromkeys(order)), rest]
     every = list(dict.fromkeys(wanted for order in orders for wanted in order))
     if len(every) > MAX_FILTERS:
         reader.refuse(
@@ -303,27 +254,28 @@ def _filter_classes(reader: Reader, settings: Sequence[Any]) -> list[tuple[tuple
             f"{len(every)} different ones are combined in different orders",
             "Use the same list of filters for every model",
         )
-        return [((), "")]
-    return [
-        (chosen, "^" + "".join(f"(?=.*{re.escape(wanted)})" for wanted in chosen) if chosen else "")
-        for size in range(len(every), -1, -1)
-        for chosen in combinations(every, size)
-    ]
+        return [rest]
+    classes = []
+    for size in range(len(every), 0, -1):
+        for chosen in combinations(every, size):
+            lookaheads = "".join(f"(?=.*{re.escape(wanted)})" for wanted in chosen)
+            classes.append((chosen, f"^{lookaheads}"))
+    return [*classes, rest]
 
 
 def _nested(setting: Any) -> bool:
-    """Does a filter stand inside another one's value?"""
-    return any(
-        isinstance(entry, Mapping) and any(filters_in(entry["value"]))
-        for entry in (setting if isinstance(setting, list) else [setting])
-    )
+    """True when a filter stands inside another one's value."""
+    for entry in setting if isinstance(setting, list) else [setting]:
+        if isinstance(entry, Mapping) and any(filters_in(entry["value"])):
+            return True
+    return False
 
 
 def _both(place: str, regex: str) -> str:
+    """A regex of the names that match a place and a filter; an empty one matches all."""
     if not place or not regex:
         return place or regex
-    return (
-        rf"^(?=.*{place.lstrip('^')})(?=.*{regex.lstrip('^')})"
-        if not place.startswith("^(?!")
-        else rf"{place}(?=.*{regex.lstrip('^')})"
-    )
+    filtered = rf"(?=.*{regex.lstrip('^')})"
+    if place.startswith("^(?!"):
+        return place + filtered
+    return rf"^(?=.*{place.lstrip('^')}){filtered}"

@@ -1,6 +1,4 @@
-"""mergekit's way to write a number: a scalar, a gradient over depth, or a list of values with name
-filters.
-"""
+"""mergekit's way to write a number: a scalar, a gradient over depth, or values by name filters."""
 
 from __future__ import annotations
 
@@ -9,36 +7,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_NESTING = 3  # a filter, its value, a gradient inside
-Matches = Callable[[str], bool]  # does this filter match the tensor at hand?
+Matches = Callable[[str], bool]  # True when this filter matches the tensor at hand
 
 
 def setting_fault(setting: Any, depth: int = 0) -> str | None:
-    """What is wrong with a setting's shape, in words; None when it is sound."""
+    """The fault in a setting's shape, in words; None when it is sound."""
     if isinstance(setting, (bool, int, float, str)):
-        return (
-            f"is {setting}"
-            if isinstance(setting, float) and not math.isfinite(setting)
-            else "is a number of too many digits"
-            if type(setting) is int and abs(setting) > 2**63
-            else None
-        )
-    if depth > MAX_NESTING or setting is None or setting == []:
-        return "is empty" if not setting else "is nested too deeply"
+        return _scalar_fault(setting)
+    if setting is None or setting == []:
+        return "is empty"
+    if depth > MAX_NESTING:
+        return "is nested too deeply" if setting else "is empty"
     if isinstance(setting, Mapping):
-        if (
-            "value" not in setting
-            or setting.keys() - {"filter", "value"}
-            or not isinstance(setting.get("filter"), str | None)
-        ):
+        is_word = isinstance(setting.get("filter"), str | None)
+        if "value" not in setting or setting.keys() - {"filter", "value"} or not is_word:
             return "is not {filter: a word, value: ...}"
         return setting_fault(setting["value"], depth + 1)
     if not isinstance(setting, list):
         return f"is a {type(setting).__name__}"
-    if len({isinstance(entry, Mapping) for entry in setting}) > 1 or any(
-        isinstance(entry, list) for entry in setting
-    ):
+    kinds = {isinstance(entry, Mapping) for entry in setting}
+    if len(kinds) > 1 or any(isinstance(entry, list) for entry in setting):
         return "mixes filters with plain values"
     return next((fault for entry in setting if (fault := setting_fault(entry, depth + 1))), None)
+
+
+def _scalar_fault(setting: bool | int | float | str) -> str | None:
+    if isinstance(setting, float) and not math.isfinite(setting):
+        return f"is {setting}"
+    if type(setting) is int and abs(setting) > 2**63:
+        return "is a number of too many digits"
+    return None
 
 
 def evaluate(setting: Any, depth: float, matches: Matches) -> Any:
@@ -62,6 +60,7 @@ def evaluate(setting: Any, depth: float, matches: Matches) -> Any:
 
 
 def _gradient(values: Sequence[Any], depth: float) -> Any:
+    """The value at a depth: between two numbers in proportion, else the last one before it."""
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return values[int(depth * (len(values) - 1))]
     place = depth * (len(values) - 1)
@@ -81,7 +80,7 @@ def filters_in(setting: Any) -> Iterator[str]:
 
 
 def has_gradient(setting: Any) -> bool:
-    """Does the setting change over depth?"""
+    """True when the setting changes over depth."""
     if isinstance(setting, Mapping):
         return has_gradient(setting.get("value"))
     if not isinstance(setting, list):
@@ -95,9 +94,7 @@ def has_gradient(setting: Any) -> bool:
 def first(
     settings: Sequence[Mapping[str, Any] | None], name: str, depth: float, matches: Matches
 ) -> Any:
-    """The first value that a scope gives for a parameter: scopes from the innermost to the
-    outermost.
-    """
+    """The first value of a parameter, from the innermost scope to the outermost; None for none."""
     for scope in settings:
         if scope and name in scope:
             value = evaluate(scope[name], depth, matches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from recycler.errors import Problem, UsageError
 from recycler.io.strict_yaml import dump_yaml
@@ -33,9 +33,8 @@ SAME_THERE = frozenset(
 )
 MAX_COMPARED = 20_000_000  # pairs of a filter and a tensor's name: seconds
 WITHOUT_WEIGHTS = frozenset({"karcher", "model_stock", "sce"})
-Filtered = list[
-    tuple[str, int]
-]  # (filter, index of its group), the first that matches wins; '' at last for all the rest
+# (filter, index of its group): the first that matches wins, and the last, '', takes all the rest
+Filtered: TypeAlias = list[tuple[str, int]]
 
 
 def recipe_to_mergekit(
@@ -56,43 +55,52 @@ def recipe_to_mergekit(
     filters = _filters(recipe, list(tensors) or _llama_names(num_layers))
     data: dict[str, Any] = {"merge_method": recipe.method}
     parameters, per_member = _options(recipe, filters)
-    columns = list(zip(*recipe.weights, strict=True))
-    entries: list[dict[str, Any]] = [{"model": str(sources[name])} for name in recipe.members]
     if recipe.base is not None:
         data["base_model"] = str(sources[recipe.base])
         if recipe.method == "linear":
             data["merge_method"] = "task_arithmetic"
     if recipe.method == "slerp":
-        data["base_model"] = entries[0]["model"]
-        parameters["t"] = _setting(
-            [second / (here + second) for here, second in recipe.weights], filters
-        )
+        data["base_model"] = str(sources[recipe.members[0]])
+        t_of_groups = [second / (here + second) for here, second in recipe.weights]
+        parameters["t"] = _setting(t_of_groups, filters)
     elif recipe.method == "linear":
         parameters.setdefault("normalize", False)
-    for index, entry in enumerate(entries):
-        own = {
-            name: _setting([values[index] for values in rows], filters)
-            for name, rows in per_member.items()
-        }
-        if recipe.method not in WITHOUT_WEIGHTS | {"slerp"}:
-            own["weight"] = _setting(columns[index], filters)
-        if own:
-            entry["parameters"] = own
-    if recipe.method in WITHOUT_WEIGHTS:
-        entries = [
-            entry for entry, column in zip(entries, columns, strict=True) if column[0] != 0.0
-        ]
-    data["models"] = entries
+    data["models"] = _models(recipe, sources, per_member, filters)
     if parameters:
         data["parameters"] = parameters
-    return dump_yaml(
-        data
-        | {"dtype": "float32", "out_dtype": recipe.dtype}
-        | ({"tokenizer_source": tokenizer} if tokenizer != "refuse" else {})
-    )
+    data |= {"dtype": "float32", "out_dtype": recipe.dtype}
+    if tokenizer != "refuse":
+        data["tokenizer_source"] = tokenizer
+    return dump_yaml(data)
+
+
+def _models(
+    recipe: Recipe,
+    sources: Mapping[str, str | Path],
+    per_member: Mapping[str, list[tuple[float, ...]]],
+    filters: Filtered,
+) -> list[dict[str, Any]]:
+    """An entry for each member, with its weight and its own options."""
+    entries = []
+    for index, member in enumerate(recipe.members):
+        weights = [row[index] for row in recipe.weights]
+        if recipe.method in WITHOUT_WEIGHTS and weights[0] == 0.0:
+            continue
+        entry: dict[str, Any] = {"model": str(sources[member])}
+        own: dict[str, Any] = {}
+        for name, rows in per_member.items():
+            own[name] = _setting([values[index] for values in rows], filters)
+        if recipe.method not in WITHOUT_WEIGHTS and recipe.method != "slerp":
+            own["weight"] = _setting(weights, filters)
+        if own:
+            entry["parameters"] = own
+        entries.append(entry)
+    return entries
 
 
 def _check(recipe: Recipe) -> None:
+    """Raise UsageError for a recipe that mergekit would run as another merge, or not at all."""
+
     def refuse(cause: str) -> None:
         raise UsageError(
             Problem(
@@ -102,10 +110,9 @@ def _check(recipe: Recipe) -> None:
 
     if recipe.method not in SAME_THERE:
         refuse("is not in mergekit")
-    if recipe.method in WITHOUT_WEIGHTS and (
-        len({row for row in recipe.weights}) > 1
-        or len({weight for weight in recipe.weights[0] if weight}) > 1
-    ):
+    weights_of_first = {weight for weight in recipe.weights[0] if weight}
+    weights_differ = len(set(recipe.weights)) > 1 or len(weights_of_first) > 1
+    if recipe.method in WITHOUT_WEIGHTS and weights_differ:
         refuse("has no weights in mergekit, and here they differ")
     if recipe.base is not None and recipe.method in ("slerp", "karcher"):
         refuse("does not act on deltas in mergekit")
@@ -116,9 +123,7 @@ def _check(recipe: Recipe) -> None:
 def _options(
     recipe: Recipe, filters: Filtered
 ) -> tuple[dict[str, Any], dict[str, list[tuple[float, ...]]]]:
-    """Options of the whole merge as settings, and those that differ between members as one row of
-    numbers a group.
-    """
+    """Options of the whole merge as settings, and rows per group of those that differ by member."""
     shared: dict[str, Any] = {}
     per_member: dict[str, list[tuple[float, ...]]] = {}
     groups = [options_of(recipe.options, group.name) for group in recipe.groups]
@@ -142,8 +147,10 @@ def _setting(values: Sequence[OptionValue], filters: Filtered) -> Any:
 
 
 def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
-    """Substrings that tell the groups apart, each time the one that settles most of the tensors
-    still open.
+    """Substrings that tell the groups apart, found greedily.
+
+    Each is the one that settles most of the tensors that are still open. Raises UsageError when
+    there are none, or too many tensors to look for them.
     """
     kinds = [
         (row, tuple(sorted(options_of(recipe.options, group.name).items())))
@@ -160,12 +167,9 @@ def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
             )
         )
     first_equal = [kinds.index(kind) for kind in kinds]
-    group_of = {name: first_equal[recipe.group_of(name)] for name in tensors}
-    pieces = {piece for name in tensors for piece in _pieces(name)}
-    if (
-        len(pieces) * len(tensors) > MAX_COMPARED
-    ):  # names of single tensors as filters are what makes it quadratic
-        pieces -= set(tensors)
+    pieces = set().union(*map(_pieces, tensors))
+    if len(pieces) * len(tensors) > MAX_COMPARED:
+        pieces -= set(tensors)  # names of single tensors as filters are what makes it quadratic
     if len(pieces) * len(tensors) > MAX_COMPARED:
         raise UsageError(
             Problem(
@@ -176,7 +180,7 @@ def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
         )
     holders = {piece: [name for name in tensors if piece in name] for piece in pieces}
     found: Filtered = []
-    left = dict(group_of)
+    left = {name: first_equal[recipe.group_of(name)] for name in tensors}
     while len(set(left.values())) > 1:
         counts = {piece: _settles(names, left) for piece, names in holders.items()}
         best = max(sorted(counts), key=lambda piece: (counts[piece], -len(piece)))
@@ -196,39 +200,34 @@ def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
 
 
 def _settles(names: Sequence[str], left: Mapping[str, int]) -> int:
-    """How many open tensors a filter would settle; none when it would mix groups."""
-    groups = {left[name] for name in names if name in left}
-    return sum(name in left for name in names) if len(groups) == 1 else 0
+    """Number of open tensors that a filter would settle; 0 when it would mix groups."""
+    groups = [left[name] for name in names if name in left]
+    return len(groups) if len(set(groups)) == 1 else 0
 
 
 def _pieces(name: str) -> set[str]:
-    """What may serve as a filter: the whole name, its parts, and 'layers.N.' and 'layers.N.mlp.'
-    likes.
-    """
+    """Parts of a name that may serve as a filter: all of it, words, 'layers.N.', 'layers.N.mlp.'"""
     parts = name.split(".")
-    numbered = [index for index, part in enumerate(parts) if part.isdigit() and index]
-    pairs = {f"{parts[index - 1]}.{parts[index]}." for index in numbered}
-    triples = {
-        f"{parts[index - 1]}.{parts[index]}.{parts[index + 1]}."
-        for index in numbered
-        if index + 1 < len(parts)
-    }
-    return {name, *(part for part in parts if not part.isdigit()), *pairs, *triples}
+    pieces = {name}
+    for index, part in enumerate(parts):
+        if not part.isdigit():
+            pieces.add(part)
+        elif index:
+            pair = f"{parts[index - 1]}.{part}."
+            pieces.add(pair)
+            if index + 1 < len(parts):
+                pieces.add(f"{pair}{parts[index + 1]}.")
+    return pieces
 
 
 def _llama_names(num_layers: int) -> list[str]:
-    layers = [
-        f"model.layers.{layer}.{part}.weight"
-        for layer in range(num_layers)
-        for part in (
-            "input_layernorm",
-            "post_attention_layernorm",
-            *(f"self_attn.{side}_proj" for side in "qkvo"),
-            *(f"mlp.{side}_proj" for side in ("gate", "up", "down")),
-        )
-    ]
-    return (
-        ["model.embed_tokens.weight", *layers, "model.norm.weight", "lm_head.weight"]
-        if num_layers
-        else []
-    )
+    """Names of the tensors of a Llama with N layers; none for 0."""
+    if not num_layers:
+        return []
+    attention = [f"self_attn.{side}_proj" for side in "qkvo"]
+    mlp = [f"mlp.{side}_proj" for side in ("gate", "up", "down")]
+    parts = ["input_layernorm", "post_attention_layernorm", *attention, *mlp]
+    names = ["model.embed_tokens.weight"]
+    for layer in range(num_layers):
+        names += [f"model.layers.{layer}.{part}.weight" for part in parts]
+    return [*names, "model.norm.weight", "lm_head.weight"]

@@ -1,24 +1,25 @@
-"""A recipe as a file: what to merge, where it lies, how; read strictly, written so that it reads
-back equal.
+"""A recipe as a file: read strictly, written so that it reads back equal.
 
     method: ties
     base: {llama: ../llama}
     members: {math: ../math-v3, code: ../code-v1}
-    weights: {math: 0.7, code: 0.3}      # or groups: [{name, match, weights, options}, ...]; match is a regex, the first that is found wins
-    options: {density: 0.5}              # a list is one number a member; a group's own options go before these
+    weights: {math: 0.7, code: 0.3}
+    options: {density: 0.5}     # a list is one number per member
     dtype: bfloat16
     seed: 0
-    tokenizer: refuse                    # vocabularies that differ: union and base bring the embeddings' rows to one
+    tokenizer: refuse           # or union, base: bring vocabularies that differ to one
 
-Paths are kept as they stand; relative ones are meant from the file's own folder. s3://, gs://,
-az://, hf:// and file:// may stand in place of a path.
+In place of weights, `groups: [{name, match, weights, options}, ...]`, where match is a regex, the
+first that is found wins, and a group's own options go before the recipe's. Paths are kept as they
+stand; relative ones are meant from the file's own folder. s3://, gs://, az://, hf:// and file://
+may stand in place of a path.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,17 @@ class _RecipeFile(BaseModel):
 def read_recipe(
     path: Path | str | YamlDocument, text: str | None = None
 ) -> tuple[Recipe, dict[str, Path]]:
-    """The recipe in a file (read already, or in `text`), and the folder of each checkpoint it
-    names.
+    """The recipe in a file, and the folder of each checkpoint that it names.
 
-    Raises UsageError with every problem and its file:line.
+    The file may have been read already, or be given as `text`. Raises UsageError with every problem
+    and its file:line.
     """
     document = load_yaml(path, text)
     entry = parse_model(_RecipeFile, document)
     raise_problems(_problems(entry, document))
-    groups = (
-        entry.groups
-        if entry.groups is not None
-        else [_GroupEntry(name="all", weights=entry.weights or {})]
-    )
+    groups = entry.groups
+    if groups is None:
+        groups = [_GroupEntry(name="all", weights=entry.weights or {})]
     recipe = Recipe(
         method=entry.method,
         members=tuple(entry.members),
@@ -101,14 +100,9 @@ def _beside(folder: Path, place: str) -> Path:
 
 def _options(entry: _RecipeFile) -> Options:
     """The recipe's options, then those of its groups as NAME@GROUP."""
-    pairs = [
-        *entry.options.items(),
-        *(
-            (f"{name}@{group.name}", value)
-            for group in entry.groups or []
-            for name, value in group.options.items()
-        ),
-    ]
+    pairs = list(entry.options.items())
+    for group in entry.groups or []:
+        pairs += [(f"{name}@{group.name}", value) for name, value in group.options.items()]
     return tuple(
         (name, tuple(value) if isinstance(value, list) else value) for name, value in pairs
     )
@@ -130,28 +124,32 @@ def recipe_to_yaml(
         data["weights"] = rows[0]
     else:
         data["groups"] = [
-            {"name": group.name, "match": group.match, "weights": row}
-            for group, row in zip(recipe.groups, rows, strict=True)
+            _group_data(recipe, group, row) for group, row in zip(recipe.groups, rows, strict=True)
         ]
-        for entry in data["groups"]:
-            if own := {
-                name.partition("@")[0]: _plain_option(value)
-                for name, value in recipe.options
-                if name.partition("@")[2] == entry["name"]
-            }:
-                entry["options"] = own
-    if options := {name: _plain_option(value) for name, value in recipe.options if "@" not in name}:
+    options = {name: _plain_option(value) for name, value in recipe.options if "@" not in name}
+    if options:
         data["options"] = options
-    return dump_yaml(
-        data
-        | {"dtype": recipe.dtype, "seed": recipe.seed}
-        | ({"tokenizer": tokenizer} if tokenizer != "refuse" else {})
-    )
+    data |= {"dtype": recipe.dtype, "seed": recipe.seed}
+    if tokenizer != "refuse":
+        data["tokenizer"] = tokenizer
+    return dump_yaml(data)
+
+
+def _group_data(recipe: Recipe, group: Group, row: Mapping[str, float]) -> dict[str, Any]:
+    """One entry of `groups`, with the options that are the group's own."""
+    data: dict[str, Any] = {"name": group.name, "match": group.match, "weights": row}
+    own = {}
+    for name, value in recipe.options:
+        bare, _, group_name = name.partition("@")
+        if group_name == group.name:
+            own[bare] = _plain_option(value)
+    if own:
+        data["options"] = own
+    return data
 
 
 def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
-    """The recipe in a file, ours or mergekit's (told by its key `merge_method`), and the pool of
-    checkpoints it names.
+    """The recipe in a file, ours or mergekit's, and the pool of checkpoints that it names.
 
     Vocabularies that differ are brought to one, or refused, as `tokenizer` or mergekit's
     `tokenizer_source` says. Raises UsageError or UnsafeInputError with every problem.
@@ -173,7 +171,7 @@ def open_recipe(path: Path | str | YamlDocument) -> tuple[Recipe, Pool]:
 
 
 def is_mergekit(data: Any) -> bool:
-    """Whether a file's data are mergekit's, which has a key that no file of ours has."""
+    """True when a file's data are mergekit's: they have a key that no file of ours has."""
     return isinstance(data, dict) and "merge_method" in data
 
 
@@ -181,14 +179,21 @@ def _plain_option(value: OptionValue) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+# ---------------------------------------------------------------- mistakes
+
+
 def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
-    problems: list[Problem] = []
+    """Every mistake in a file that has the right keys, with its line."""
+    return [
+        *_method_problems(entry, document),
+        *_word_problems(entry, document),
+        *_checkpoint_problems(entry, document),
+        *_group_problems(entry, document),
+        *_weight_problems(entry, document),
+    ]
 
-    def add(key_path: KeyPath, thing: str, cause: str, remedy: str) -> None:
-        problems.append(
-            Problem(thing=thing, cause=cause, remedy=remedy, where=document.where(key_path))
-        )
 
+def _method_problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
     places = {group.name: index for index, group in enumerate(entry.groups or [])}
 
     def where(key_path: KeyPath) -> str:
@@ -200,7 +205,7 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
             return document.where(("groups", places[group], "options", bare))
         return document.where(key_path)
 
-    problems += method_problems(
+    return method_problems(
         entry.method,
         FILE_WORDS,
         has_base=bool(entry.base),
@@ -209,64 +214,92 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
         groups=list(places),
         where=where,
     )
+
+
+def _word_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
+    """Mistakes in the words for the dtype and for the tokenizer."""
     if entry.dtype not in DTYPES:
-        add(("dtype",), f"dtype {entry.dtype!r}", "unknown", did_you_mean(entry.dtype, DTYPES))
+        yield Problem(
+            thing=f"dtype {entry.dtype!r}",
+            cause="unknown",
+            remedy=did_you_mean(entry.dtype, DTYPES),
+            where=document.where(("dtype",)),
+        )
     if entry.tokenizer not in POLICIES:
-        add(
-            ("tokenizer",),
-            f"tokenizer {entry.tokenizer!r}",
-            "is no policy for vocabularies that differ",
-            f"Write one of {', '.join(POLICIES)}",
+        yield Problem(
+            thing=f"tokenizer {entry.tokenizer!r}",
+            cause="is no policy for vocabularies that differ",
+            remedy=f"Write one of {', '.join(POLICIES)}",
+            where=document.where(("tokenizer",)),
         )
+
+
+def _checkpoint_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
     if not entry.members:
-        add(("members",), "members", "empty", "Name at least one: {name: folder}")
-    if entry.base and (len(entry.base) != 1 or set(entry.base) & set(entry.members)):
-        add(
-            ("base",),
-            "base",
-            "is not exactly one checkpoint with a name of its own",
-            "Write base: {name: folder}",
+        yield Problem(
+            thing="members",
+            cause="empty",
+            remedy="Name at least one: {name: folder}",
+            where=document.where(("members",)),
         )
+    if entry.base and (len(entry.base) != 1 or entry.base.keys() & entry.members.keys()):
+        yield Problem(
+            thing="base",
+            cause="is not exactly one checkpoint with a name of its own",
+            remedy="Write base: {name: folder}",
+            where=document.where(("base",)),
+        )
+
+
+def _group_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
+    groups = entry.groups or []
     if (entry.weights is None) == (entry.groups is None) or entry.groups == []:
-        add(
-            (),
-            "weights and groups",
-            "exactly one of them is needed",
-            "weights: for one row, groups: for more",
+        yield Problem(
+            thing="weights and groups",
+            cause="exactly one of them is needed",
+            remedy="weights: for one row, groups: for more",
+            where=document.where(()),
         )
-    rows = [(("weights",), entry.weights)] if entry.weights is not None else []
-    for name in {
-        group.name
-        for group in entry.groups or []
-        if "@" in group.name or [other.name for other in entry.groups].count(group.name) > 1
-    }:
-        add(
-            ("groups",),
-            f"group {name!r}",
-            "has a name with an @, or that another group has",
-            "Give each group a word of its own",
-        )
-    for index, group in enumerate(entry.groups or []):
-        rows.append((("groups", index, "weights"), group.weights))
+    names = [group.name for group in groups]
+    for name in set(names):
+        if "@" in name or names.count(name) > 1:
+            yield Problem(
+                thing=f"group {name!r}",
+                cause="has a name with an @, or that another group has",
+                remedy="Give each group a word of its own",
+                where=document.where(("groups",)),
+            )
+    for index, group in enumerate(groups):
         try:
             re.compile(group.match)
         except re.error as error:
-            add(
-                ("groups", index, "match"),
-                f"match {group.match!r}",
-                f"is not a regular expression ({error})",
-                "Escape special characters with a backslash",
+            yield Problem(
+                thing=f"match {group.match!r}",
+                cause=f"is not a regular expression ({error})",
+                remedy="Escape special characters with a backslash",
+                where=document.where(("groups", index, "match")),
             )
+
+
+def _weight_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
+    """Mistakes in the rows of weights: strangers, missing members, numbers that are not finite."""
+    rows: list[tuple[KeyPath, dict[str, float]]] = []
+    if entry.weights is not None:
+        rows.append((("weights",), entry.weights))
+    for index, group in enumerate(entry.groups or []):
+        rows.append((("groups", index, "weights"), group.weights))
     for key_path, row in rows:
         for name in row.keys() ^ entry.members.keys():
-            cause = "is no member" if name in row else "has no weight"
-            add(
-                (*key_path, name),
-                f"{name!r}",
-                cause,
-                did_you_mean(name, entry.members) if name in row else "Give 0 to leave it out",
-            )
+            cause, remedy = "has no weight", "Give 0 to leave it out"
+            if name in row:
+                cause, remedy = "is no member", did_you_mean(name, entry.members)
+            where = document.where((*key_path, name))
+            yield Problem(thing=f"{name!r}", cause=cause, remedy=remedy, where=where)
         for name, value in row.items():
             if not math.isfinite(value):
-                add((*key_path, name), f"weight of {name!r}", f"is {value}", "Give a finite number")
-    return problems
+                yield Problem(
+                    thing=f"weight of {name!r}",
+                    cause=f"is {value}",
+                    remedy="Give a finite number",
+                    where=document.where((*key_path, name)),
+                )
