@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the CLI's start loads none of these
     from recycler.run.loop import Event
-    from recycler.run.prepare import PreparedJob
+    from recycler.run.prepared import PreparedJob
     from recycler.types import Trial
 
 LINE_EVERY_SECONDS = 5.0

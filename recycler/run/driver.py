@@ -30,7 +30,8 @@ from recycler.run.bundle import bundle_job
 from recycler.run.guard import check_same_job, freeze_suites
 from recycler.run.loop import Listener, complete, score_holdout, search
 from recycler.run.opening import open_own_ledger
-from recycler.run.prepare import PreparedJob, prepare
+from recycler.run.prepare import prepare
+from recycler.run.prepared import PreparedJob
 from recycler.run.run import Run
 from recycler.run.started import write_started
 from recycler.run.warm_start import warm_start

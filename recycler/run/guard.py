@@ -9,7 +9,7 @@ from recycler.errors import Problem, UsageError
 from recycler.ledger.facts import JobFacts, NamedPlace
 from recycler.ledger.runs import open_ledger
 from recycler.pool.catalog import open_checkpoint
-from recycler.run.prepare import object_versions
+from recycler.run.prepared import object_versions
 from recycler.run.run import Run
 from recycler.scoring.frozen import read_frozen, refuse_change, write_frozen
 from recycler.types import Checkpoint, Pool

@@ -10,7 +10,7 @@ from typing import Any
 
 from recycler.ledger import Ledger
 from recycler.objectives.stats import MDE_FACTOR, minimal_detectable_difference, paired_difference
-from recycler.run.prepare import PreparedJob
+from recycler.run.prepared import PreparedJob
 from recycler.scoring.frozen import expected_tokens
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.scoring.subsets import draw

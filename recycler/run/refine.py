@@ -31,7 +31,7 @@ from recycler.pool.materialise import materialise
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.results.front import choose
 from recycler.results.open import front_of
-from recycler.run.prepare import PreparedJob
+from recycler.run.prepared import PreparedJob
 from recycler.run.wiring import work_of
 from recycler.scoring.scorers import items_of
 from recycler.search.refine import REFINED, Floats, descend, spsa

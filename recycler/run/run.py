@@ -8,7 +8,7 @@ from pathlib import Path
 from recycler.io.strict_yaml import YamlDocument
 from recycler.ledger import Ledger
 from recycler.ledger.facts import Facts
-from recycler.run.prepare import PreparedJob
+from recycler.run.prepared import PreparedJob
 from recycler.specs.job import JobSpec
 from recycler.specs.space import SearchSpace
 from recycler.types import Item, Objective, Pool, Trial

@@ -20,7 +20,7 @@ from recycler.run.fidelity import Fidelity
 from recycler.run.listeners import GainForecasts, Listeners, MemberPreview, NoiseNotices
 from recycler.run.loop import Event, Listener
 from recycler.run.plateau import Plateau
-from recycler.run.prepare import PreparedJob
+from recycler.run.prepared import PreparedJob
 from recycler.run.run import Run
 from recycler.run.schedule import Planner, Stop
 from recycler.search.outlook import Looks, Spent

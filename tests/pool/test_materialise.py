@@ -19,7 +19,8 @@ from recycler.pool.materialise import materialise
 from recycler.pool.pack_writer import pack_pool
 from recycler.pool.storage import bucket
 from recycler.pool.storage.cache import cache_folder, release_all
-from recycler.run.prepare import object_versions, prepare
+from recycler.run.prepare import prepare
+from recycler.run.prepared import object_versions
 from small_job import write_job
 
 
