@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from recycler.location import Location
+
 Role = Literal["search", "holdout"]
 Direction = Literal["maximize", "minimize"]
 TrialState = Literal["PENDING", "SCORED", "FAILED"]
@@ -33,7 +35,7 @@ class TensorInfo:
     name: str
     dtype: str  # safetensors spelling: BF16, F16, F32, I64 ...
     shape: tuple[int, ...]
-    file: str  # path of the shard that holds it
+    file: Location  # the shard that holds it
     start: int  # byte offset in that file
     num_bytes: int
     file_bytes: int = 0  # size of that file when its header was read
@@ -45,7 +47,7 @@ class Checkpoint:
     """One member of a pool (or its base): a Hugging Face folder, known by its headers."""
 
     name: str
-    location: str
+    location: Location
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]
 

@@ -24,6 +24,7 @@ from recycler.cluster.workers import Request, Result
 from recycler.io.strict_yaml import YamlDocument
 from recycler.ledger import Ledger
 from recycler.ledger.facts import JobFacts
+from recycler.location import parse_location
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
@@ -105,11 +106,12 @@ def scorecard(recipe, role, num_items) -> Scorecard:
 
 def pool_of(num_members: int) -> Pool:
     members = tuple(
-        Checkpoint(name=f"m{index}", location=f"m{index}", tensors={}, config={})
+        Checkpoint(name=f"m{index}", location=parse_location(f"m{index}"), tensors={}, config={})
         for index in range(num_members)
     )
     return Pool(
-        members=members, base=Checkpoint(name="base", location="base", tensors={}, config={})
+        members=members,
+        base=Checkpoint(name="base", location=parse_location("base"), tensors={}, config={}),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from recycler.io.strict_yaml import load_yaml
+from recycler.location import PACK_MANIFEST, parse_location
 from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.files.recipe_yaml import read_recipe, recipe_to_yaml
 from recycler.pool.adapters.fold import _read_config, fold_adapter
@@ -20,7 +21,6 @@ from recycler.pool.checks.agreement import compare, soundness
 from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.pool.storage.headers import read_header
 from recycler.pool.storage.hf_folder import check_config, check_index, parse_json
-from recycler.pool.storage.pack import MANIFEST
 from recycler.types import Checkpoint, Pool
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -111,7 +111,7 @@ class Targets:
         folder = self.place / "member"
         (folder / "tokenizer.json").write_bytes(data)
         odd = Checkpoint(
-            name="odd", location=str(folder), tensors=self.sound.tensors, config=CONFIG
+            name="odd", location=parse_location(folder), tensors=self.sound.tensors, config=CONFIG
         )
         soundness(odd)
         compare(Pool(members=(self.sound, odd)))
@@ -131,7 +131,7 @@ class Targets:
 
     def manifest(self, data: bytes) -> None:
         """The manifest of a pack whose data is sound; nothing may be written outside the target."""
-        (self.place / "packed" / MANIFEST).write_bytes(data)
+        (self.place / "packed" / PACK_MANIFEST).write_bytes(data)
         shutil.rmtree(self.place / "out", ignore_errors=True)
         before = sorted(path.name for path in self.place.iterdir())
         try:
@@ -190,7 +190,7 @@ class Targets:
             ],
             "mergekit": [text.encode() for text in MERGEKIT],
             "recipe": [text.encode() for text in RECIPES],
-            "manifest": [(self.place / "packed" / MANIFEST).read_bytes()],
+            "manifest": [(self.place / "packed" / PACK_MANIFEST).read_bytes()],
             "packed_data": [(self.place / "packed" / "member.safetensors").read_bytes()],
             "adapter_config": [
                 (self.place / "adapter" / "adapter_config.json").read_bytes(),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from graphlib import TopologicalSorter
 
 FLOORS = (
-    {"__init__", "types", "errors", "digest"},
+    {"__init__", "types", "location", "errors", "digest"},
     {"io", "objectives", "recipe_json"},
     {"specs"},
     {"ledger", "pool"},

@@ -15,7 +15,7 @@ def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
-    from recycler.pool.storage.location import local_path
+    from recycler.location import local_path
     from recycler.results.front import choose
     from recycler.results.open import open_front
     from recycler.run.guard import open_pool_of
@@ -30,7 +30,7 @@ def export(arguments: argparse.Namespace) -> None:
         arguments.to,
         trial=trial,
         max_shard_bytes=arguments.max_shard_bytes,
-        searched=searched_test_tasks(Path(local_path(arguments.run))),
+        searched=searched_test_tasks(local_path(arguments.run)),
     )
     _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
 
@@ -40,10 +40,10 @@ def merge(arguments: argparse.Namespace) -> None:
     from recycler.export.export import export_to
     from recycler.export.lora import is_lora_recipe, merge_adapters
     from recycler.io.strict_yaml import load_yaml
+    from recycler.location import parse_location
     from recycler.merge.files.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.preflight import check_merge
     from recycler.merge.stream import check_recipe
-    from recycler.pool.storage.location import remote_url
     from recycler.pool.storage.tensors import ResidentPool
     from recycler.pool.storage.upload import check_target
 
@@ -63,7 +63,7 @@ def merge(arguments: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         return
-    if remote_url(arguments.out):
+    if parse_location(arguments.out).is_remote:
         check_target(arguments.out)
     recipe, pool = open_recipe(document)
     check_recipe(recipe, ResidentPool(pool))
@@ -267,8 +267,9 @@ def suite(arguments: argparse.Namespace) -> None:
 def _only_here(what: str, place: str, remedy: str) -> None:
     """Raise UsageError for a URL where only a folder of this machine will do."""
     from recycler.errors import Problem, UsageError
+    from recycler.location import parse_location
 
-    if "://" in place:
+    if parse_location(place).is_url:
         raise UsageError(
             Problem(
                 thing=place,

@@ -34,6 +34,7 @@ from recycler.cluster.workers import (
 )
 from recycler.errors import InfrastructureError, Problem, RecyclerError
 from recycler.io.redact import redacted
+from recycler.location import HubLocation
 from recycler.scoring.sandbox.code import probe_sandbox
 from recycler.types import Failure, Scorecard
 
@@ -231,12 +232,12 @@ def _resources(num_workers: int, work: Work) -> dict:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     share = cpu_share([node.get("CPU", 0.0) for node in nodes], num_workers)
     has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
-    places = [checkpoint.location for checkpoint in work.pool.checkpoints]
+    locations = [checkpoint.location for checkpoint in work.pool.checkpoints]
     variables = {
         "OMP_NUM_THREADS": str(max(1, int(share) // ranks)),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if not any(place.startswith("hf://") for place in places):
+    if not any(isinstance(location, HubLocation) for location in locations):
         variables["HF_HUB_OFFLINE"] = "1"
     return {
         **({"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 import transformers
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from recycler.engines.live import check_generate, check_loglikelihood, merge_live
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.tensors import TORCH_DTYPES, ResidentPool
 from recycler.types import (
     Completion,
@@ -49,7 +49,7 @@ class TransformersEngine:
         self._max_model_len = max_model_len or int(
             pool.template.config.get("max_position_embeddings", 2048)
         )
-        location = str(Path(pool.template.location))
+        location = str(local_folder(pool.template))
         self._tokenizer = AutoTokenizer.from_pretrained(
             location, local_files_only=True, trust_remote_code=False
         )

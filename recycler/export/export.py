@@ -6,7 +6,6 @@ The folder appears whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from recycler.digest import digest, file_digest, plain, weights_digest
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.export.card import model_card
 from recycler.io.atomic import atomic_folder, copy_companions
+from recycler.location import local_path, parse_location
 from recycler.merge.files.mergekit_yaml import recipe_to_mergekit
 from recycler.merge.files.recipe_yaml import recipe_to_yaml
 from recycler.merge.to_disk import merge_to_folder
 from recycler.pool.storage.cache import cache_folder
 from recycler.pool.storage.files import local_folder
-from recycler.pool.storage.location import local_path, remote_url
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.pool.storage.upload import check_target, upload_folder
 from recycler.pool.storage.writer import DEFAULT_SHARD_BYTES
@@ -134,11 +133,12 @@ def export_to(
 
     Raises as `export_recipe` and `upload_folder` do.
     """
-    if "://" not in target or target.startswith("file://"):
+    location = parse_location(target)
+    if not location.is_url or target.startswith("file://"):
         return export_recipe(
             recipe,
             pool,
-            Path(local_path(target)),
+            local_path(target),
             trial=trial,
             title=title,
             max_shard_bytes=max_shard_bytes,
@@ -180,14 +180,8 @@ def _sources(recipe: Recipe, pool: Pool) -> dict[str, str]:
     """Where each checkpoint lies, in words that mean the same from every folder: absolute paths,
     and URLs.
     """
-    places = {
-        name: pool.find(name).location
-        for name in (*recipe.members, *([recipe.base] if recipe.base else []))
-    }
-    return {
-        name: place if remote_url(place) else os.path.abspath(local_path(place))
-        for name, place in places.items()
-    }
+    names = recipe.members if recipe.base is None else (*recipe.members, recipe.base)
+    return {name: str(pool.find(name).location.absolute()) for name in names}
 
 
 def _policy(pool: Pool) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from recycler.errors import NotFoundError, Problem
 from recycler.io.atomic import atomic_folder
 from recycler.ledger.runs import open_ledger
-from recycler.pool.storage.location import local_path
+from recycler.location import local_path
 from recycler.results.front import Front, choose
 from recycler.scoring.frozen import frozen_suites, read_frozen
 from recycler.scoring.lmeval.log_files import write_lm_eval
@@ -26,7 +26,7 @@ def log_to_lm_eval(
     those, not the run's estimate. Raises UsageError where the folder exists, NotFoundError for a
     trial or the run's frozen suites.
     """
-    paths = frozen_suites(Path(local_path(str(run))))
+    paths = frozen_suites(local_path(run))
     if not paths:
         raise NotFoundError(
             Problem(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from recycler.errors import Problem, UsageError
 from recycler.ledger.runs import open_ledger
+from recycler.location import local_path
 from recycler.pool.catalog import would_list
-from recycler.pool.storage.location import local_path
 from recycler.run.started import read_started
 
 
@@ -38,9 +38,9 @@ def _entries(run: str | Path) -> list[str]:
     """The pool's entries as the run's job names them; where no job file is at hand, the folders
     that its members lie in.
     """
-    started = read_started(Path(local_path(run)))
+    started = read_started(local_path(run))
     if started is not None:
         return [started.beside(entry) for entry in started.job.pool.members]
     with closing(open_ledger(run)) as ledger:
         pool = ledger.facts.require_job().pool
-    return sorted({member.location.rstrip("/").rpartition("/")[0] for member in pool.members})
+    return sorted({str(member.location).rstrip("/").rpartition("/")[0] for member in pool.members})

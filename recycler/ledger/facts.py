@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from recycler.errors import NotFoundError, Problem
+from recycler.location import parse_location
 from recycler.types import Checkpoint, Group, Objective, Pool, Score, Smoothed
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ class Facts:
 
 def _unread(place: NamedPlace) -> Checkpoint:
     name, location = place
-    return Checkpoint(name=name, location=location, tensors={}, config={})
+    return Checkpoint(name=name, location=parse_location(location), tensors={}, config={})
 
 
 def _objective_data(objective: Objective) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from recycler.errors import Problem, UsageError, did_you_mean, raise_problems
+from recycler.location import DiskLocation
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.checks.preflight import CHECKS, check_pool
 from recycler.pool.storage.gathered import GatheredTensor
-from recycler.pool.storage.location import packed_place, remote_url
 from recycler.pool.tokens.aligned import AlignedPool
 from recycler.types import Checkpoint, Pool, Recipe
 
@@ -54,10 +54,7 @@ def check_plan(
     """
     _known(allow)
     used = _used(recipe, pool)
-    near = not any(
-        remote_url(checkpoint.location) or packed_place(checkpoint.location)
-        for checkpoint in used.checkpoints
-    )
+    near = all(isinstance(checkpoint.location, DiskLocation) for checkpoint in used.checkpoints)
     few = sum(len(checkpoint.tensors) for checkpoint in used.checkpoints) <= SAMPLED_TENSORS
     return check_pool(
         used,

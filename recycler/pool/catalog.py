@@ -14,9 +14,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from recycler.errors import Problem, RecyclerError, UsageError, raise_problems
+from recycler.location import (
+    PACK_MANIFEST,
+    BucketLocation,
+    DiskLocation,
+    HubLocation,
+    Location,
+    PackLocation,
+    RemoteLocation,
+    parse_location,
+)
 from recycler.pool.storage.bucket import size_of, trimmed
 from recycler.pool.storage.headers import read_header
 from recycler.pool.storage.hf_folder import (
+    INDEX,
     check_index,
     collect,
     read_config,
@@ -24,35 +35,30 @@ from recycler.pool.storage.hf_folder import (
     weight_files,
 )
 from recycler.pool.storage.hub import hub_folder
-from recycler.pool.storage.location import (
-    INDEX,
-    PACK_MANIFEST,
-    local_path,
-    packed_place,
-    remote_url,
-)
 from recycler.pool.storage.packed import open_packed_checkpoint, packed_pool
 from recycler.pool.storage.remote import list_checkpoints, open_remote_checkpoint
 from recycler.types import Checkpoint, Pool
 
 
-def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
-    """A Hugging Face folder, or a prefix of a bucket, as a Checkpoint.
+def open_checkpoint(place: str | Path | Location, name: str | None = None) -> Checkpoint:
+    """The checkpoint in a Hugging Face folder, a prefix of a bucket, a repository or a pack.
 
-    Raises UsageError for a wrong path and UnsafeInputError for a broken checkpoint.
+    Raises UsageError for a wrong place and UnsafeInputError for a broken checkpoint.
     """
-    if packed_place(folder):
-        return open_packed_checkpoint(str(folder), name)
-    if (url := remote_url(folder)) is not None:
-        if url.startswith("hf://"):
-            return replace(
-                open_checkpoint(
-                    hub_folder(url), name or url.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
-                ),
-                location=url,
-            )
-        return open_remote_checkpoint(url, name)
-    folder = Path(local_path(folder))
+    match parse_location(place):
+        case DiskLocation(path=path):
+            return _open_folder(Path(path), name)
+        case BucketLocation(url=url):
+            return open_remote_checkpoint(url, name)
+        case HubLocation(url=url) as location:
+            own = location.repository.rpartition("/")[2]
+            copy = _open_folder(hub_folder(url), name or own)
+            return replace(copy, location=parse_location(url))
+        case PackLocation() as location:
+            return open_packed_checkpoint(location, name)
+
+
+def _open_folder(folder: Path, name: str | None) -> Checkpoint:
     name = name or folder.resolve().name
     if not _is_folder(folder):
         raise UsageError(
@@ -67,7 +73,7 @@ def open_checkpoint(folder: str | Path, name: str | None = None) -> Checkpoint:
     tensors = collect({str(file): read_header(file) for file in files})
     if (folder / INDEX).exists():
         check_index(folder / INDEX, read_json(folder / INDEX), tensors)
-    return Checkpoint(name=name, location=str(folder), tensors=tensors, config=config)
+    return Checkpoint(name=name, location=parse_location(folder), tensors=tensors, config=config)
 
 
 def _is_folder(path: Path) -> bool:
@@ -77,91 +83,96 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def open_pool(members: Sequence[str | Path], base: str | Path | None = None) -> Pool:
-    """Folders, globs, folders of folders, prefixes of buckets, or packed pools, as a Pool; members
-    are named after their folders.
+def open_pool(
+    members: Sequence[str | Path | Location], base: str | Path | Location | None = None
+) -> Pool:
+    """The pool of checkpoints at some places; members are named after their folders.
 
-    A packed pool brings its base. Raises one error that lists the problems of every checkpoint, of
-    the gravest class among them.
+    A place is a folder, a glob, a folder of folders, a prefix of a bucket, a repository of the hub,
+    or a packed pool, which brings its base. Raises one error with the problems of every checkpoint,
+    of the gravest class among them.
     """
-    found: list[str] = []
+    found: list[Location] = []
+    own_base = parse_location(base) if base else None
     problems: list[Problem] = []
     kinds: list[type[RecyclerError]] = [UsageError]
-    for pattern in map(str, members):
+    for entry in map(parse_location, members):
         try:
-            if _is_pack(pattern):
-                expanded, own_base = packed_pool(pattern)
-                base = base or own_base
-            else:
-                expanded = _expand(pattern)
+            expanded, packed_base = _expanded(entry)
         except RecyclerError as error:
             problems += error.problems
             kinds.append(type(error))
             continue
+        own_base = own_base or packed_base
+        found += expanded
         if not expanded:
             problems.append(
                 Problem(
-                    thing=f"pool entry {pattern!r}",
+                    thing=f"pool entry {str(entry)!r}",
                     cause="matches no folder with a config.json",
                     remedy="Check the path; globs like runs/*/ are allowed",
                 )
             )
-        found += expanded
+    named = _named(found)
+    if own_base is not None:
+        named.append(("base", own_base))
     checkpoints: list[Checkpoint] = []
-    for name, place in _named(found) + ([("base", str(base))] if base else []):
+    for name, location in named:
         try:
-            checkpoints.append(open_checkpoint(place, name))
+            checkpoints.append(open_checkpoint(location, name))
         except RecyclerError as error:
             problems += error.problems
             kinds.append(type(error))
     raise_problems(problems, max(kinds, key=lambda kind: kind.exit_code))
-    return Pool(members=tuple(checkpoints[: len(found)]), base=checkpoints[-1] if base else None)
+    return Pool(
+        members=tuple(checkpoints[: len(found)]), base=checkpoints[-1] if own_base else None
+    )
 
 
-def _is_pack(place: str) -> bool:
-    url = remote_url(place)
-    if url is None:
-        return (
-            _is_folder(Path(local_path(place)))
-            and (Path(local_path(place)) / PACK_MANIFEST).is_file()
-        )
-    if url.startswith("hf://"):
-        return False
-    return size_of(f"{trimmed(url)}/{PACK_MANIFEST}") is not None
+def _expanded(entry: Location) -> tuple[list[Location], Location | None]:
+    """The checkpoints of an entry of a pool, and the base that it brings."""
+    match entry:
+        case DiskLocation(path=path):
+            if _is_folder(Path(path)) and (Path(path) / PACK_MANIFEST).is_file():
+                return packed_pool(entry)
+            return list(map(parse_location, _folders(path))), None
+        case BucketLocation(url=url):
+            if size_of(f"{trimmed(url)}/{PACK_MANIFEST}") is not None:
+                return packed_pool(entry)
+            return list(map(parse_location, list_checkpoints(url))), None
+        case HubLocation(url=url):
+            return [parse_location(url)], None
+        case PackLocation():  # named one by one only as a base, or by a run
+            return [], None
 
 
-def _expand(pattern: str) -> list[str]:
-    if (url := remote_url(pattern)) is not None:
-        if url.startswith("hf://"):
-            return [url]
-        return list_checkpoints(url)
-    folders: list[str] = []
-    for path in map(Path, sorted(glob.glob(local_path(pattern)))):
+def _folders(pattern: str) -> list[Path]:
+    """The folders with a config.json that a path or glob finds, and those right below it."""
+    folders: list[Path] = []
+    for path in map(Path, sorted(glob.glob(pattern))):
         if (path / "config.json").is_file():
-            folders.append(str(path))
+            folders.append(path)
         elif path.is_dir():
             folders += [
-                str(child) for child in sorted(path.iterdir()) if (child / "config.json").is_file()
+                child for child in sorted(path.iterdir()) if (child / "config.json").is_file()
             ]
     return folders
 
 
-def would_list(entry: str, place: str) -> bool:
-    """Whether a pool's entry finds a checkpoint that is written to `place`, or is itself a
-    checkpoint around it. Names alone are looked at.
+def would_list(entry: str | Location, place: str | Location) -> bool:
+    """True when an entry of a pool finds a checkpoint that is written to `place`.
+
+    It finds it too when it is itself a checkpoint around it. Only names are looked at.
     """
-    entry_url, url = remote_url(entry), remote_url(place)
-    if entry_url is not None or url is not None:
-        return (
-            entry_url is not None
-            and url is not None
-            and entry_url.rstrip("/") in (url.rstrip("/"), url.rstrip("/").rpartition("/")[0])
-        )
-    path = Path(local_path(place)).resolve()
-    return any(
-        _matches(Path(os.path.abspath(local_path(entry))).parts, one.parts)
-        for one in (path, path.parent)
-    )
+    wanted, target = parse_location(entry), parse_location(place)
+    if isinstance(wanted, RemoteLocation) and isinstance(target, RemoteLocation):
+        url = target.url.rstrip("/")
+        return wanted.url.rstrip("/") in (url, url.rpartition("/")[0])
+    if not isinstance(wanted, DiskLocation) or not isinstance(target, DiskLocation):
+        return False
+    path = Path(target.path).resolve()
+    pattern = Path(os.path.abspath(wanted.path)).parts
+    return any(_matches(pattern, folder.parts) for folder in (path, path.parent))
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
@@ -186,11 +197,12 @@ def _matches_part(part: str, wanted: str) -> bool:
     )
 
 
-def _named(places: Sequence[str]) -> list[tuple[str, str]]:
-    """Short names where they are unique, else with as much of the path before them as tells them
-    apart; 'base' is the base's.
+def _named(locations: Sequence[Location]) -> list[tuple[str, Location]]:
+    """Each location with a short name: as much of its path's end as tells it from the others.
+
+    'base' is kept for the base.
     """
-    parts = [_parts(place) for place in places]
+    parts = [_parts(location) for location in locations]
     names: list[str] = []
     for own in parts:
         length = 1
@@ -201,17 +213,17 @@ def _named(places: Sequence[str]) -> list[tuple[str, str]]:
             length += 1
         names.append("-".join(own[-length:]))
     return [
-        (name if names.index(name) == index else f"{name}-{index}", place)
-        for index, (name, place) in enumerate(zip(names, places, strict=True))
+        (name if names.index(name) == index else f"{name}-{index}", location)
+        for index, (name, location) in enumerate(zip(names, locations, strict=True))
     ]
 
 
-def _parts(place: str) -> list[str]:
-    if (packed := packed_place(place)) is not None:
-        return [*_parts(packed[0]), packed[1]]
-    if (url := remote_url(place)) is not None:
-        return [part for part in url.split("://", 1)[1].split("/") if part]
-    return [part for part in Path(place).resolve().parts if part != "/"]
-
-
-# ---------------------------------------------------------------- what is read, and how it is checked
+def _parts(location: Location) -> list[str]:
+    """The folders on the way to a location, itself last."""
+    match location:
+        case PackLocation(pack=pack, name=name):
+            return [*_parts(pack), name]
+        case DiskLocation(path=path):
+            return list(Path(path).resolve().parts[1:])
+        case BucketLocation(url=url) | HubLocation(url=url):
+            return [part for part in url.split("://", 1)[1].split("/") if part]

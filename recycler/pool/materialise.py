@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError
+from recycler.location import DiskLocation, HubLocation, Location, parse_location
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.cache import cache_folder, cache_key
 from recycler.pool.storage.files import local_file, local_folder
-from recycler.pool.storage.location import local_path, remote_url
 from recycler.types import Checkpoint, Pool
 
 PATIENCE_SECONDS = 900.0  # how long a bucket may be away before a worker gives up
@@ -66,32 +66,25 @@ def patiently(act: Callable[[], Value], patience: float) -> Value:
 
 
 def _local(checkpoint: Checkpoint) -> Checkpoint:
-    if checkpoint.location.startswith("hf://"):
+    if isinstance(checkpoint.location, HubLocation):
         return replace(
             open_checkpoint(local_folder(checkpoint), checkpoint.name), name=checkpoint.name
         )
     if not any(tensor.etag for tensor in checkpoint.tensors.values()):
-        folder = Path(local_path(checkpoint.location))
-        if remote_url(checkpoint.location) is None and not folder.is_dir():
-            raise InfrastructureError(
-                Problem(
-                    thing=f"checkpoint {checkpoint.name!r}",
-                    cause=f"{folder} is not on this machine",
-                    remedy="Put the pool into a bucket, or on a disk that all nodes share",
-                )
-            )
+        _refuse_elsewhere(checkpoint)
         return checkpoint
     shards = {info.file: local_file(info) for info in checkpoint.tensors.values()}
     folder = _linked_folder(checkpoint, shards)
+    places = {file: parse_location(folder / _shard_name(file)) for file in shards}
     tensors = {
-        name: replace(info, file=str(folder / _shard_name(info.file)), etag="")
+        name: replace(info, file=places[info.file], etag="")
         for name, info in checkpoint.tensors.items()
     }
     found = open_checkpoint(folder, checkpoint.name)
     if found.tensors != tensors:
         raise UnsafeInputError(
             Problem(
-                thing=checkpoint.location,
+                thing=str(checkpoint.location),
                 cause="its copy in the cache does not hold the tensors of its headers",
                 remedy=f"Remove {cache_folder()} and start again",
             )
@@ -99,28 +92,42 @@ def _local(checkpoint: Checkpoint) -> Checkpoint:
     return found
 
 
-def _linked_folder(checkpoint: Checkpoint, shards: dict[str, Path]) -> Path:
+def _refuse_elsewhere(checkpoint: Checkpoint) -> None:
+    """Raise InfrastructureError when the folder of a checkpoint is not on this machine."""
+    if isinstance(checkpoint.location, DiskLocation):
+        folder = Path(checkpoint.location.path)
+        if not folder.is_dir():
+            raise InfrastructureError(
+                Problem(
+                    thing=f"checkpoint {checkpoint.name!r}",
+                    cause=f"{folder} is not on this machine",
+                    remedy="Put the pool into a bucket, or on a disk that all nodes share",
+                )
+            )
+
+
+def _linked_folder(checkpoint: Checkpoint, shards: Mapping[Location, Path]) -> Path:
     """A folder of links: the checkpoint's small files and its shards, under their own names.
 
     Named after their versions.
     """
     small = local_folder(checkpoint)
     key = cache_key(
-        checkpoint.location,
-        repr(sorted((name, str(path)) for name, path in shards.items())) + str(small),
+        str(checkpoint.location),
+        repr(sorted((str(file), str(path)) for file, path in shards.items())) + str(small),
         0,
     )
     folder = cache_folder() / "folders" / key / checkpoint.name
     folder.mkdir(parents=True, exist_ok=True)
     for source in small.iterdir():
         _link(source, folder / source.name)
-    for name, path in shards.items():
-        _link(path, folder / _shard_name(name))
+    for file, path in shards.items():
+        _link(path, folder / _shard_name(file))
     return folder
 
 
-def _shard_name(file: str) -> str:
-    name = file.rsplit("/", 1)[-1]
+def _shard_name(file: Location) -> str:
+    name = str(file).rsplit("/", 1)[-1]
     return name if name.endswith(".safetensors") else "model.safetensors"
 
 

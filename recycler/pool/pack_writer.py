@@ -14,12 +14,12 @@ import numpy as np
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.io.atomic import atomic_folder
+from recycler.location import PACK_MANIFEST
 from recycler.pool.storage.blocks import read_bytes, tensor_digest
 from recycler.pool.storage.dtypes import decoded
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES, broken
 from recycler.pool.storage.hf_folder import check_config, read_json
-from recycler.pool.storage.location import PACK_MANIFEST as MANIFEST
 from recycler.pool.storage.lowrank import compress, pack_codes
 from recycler.pool.storage.pack import Unpacker, file_of, read_manifest, write_unpacked
 from recycler.pool.storage.pack_codec import encode_exact
@@ -89,7 +89,7 @@ def pack_pool(pool: Pool, out: Path, ratio: float | None = None) -> PackReport:
         sizes = {
             name: (aside / f"{file_of(name)}.safetensors").stat().st_size for name in checkpoints
         }
-        (aside / MANIFEST).write_text(json.dumps(manifest, allow_nan=False) + "\n")
+        (aside / PACK_MANIFEST).write_text(json.dumps(manifest, allow_nan=False) + "\n")
     return PackReport(
         folder=str(out),
         num_bytes_before=sum(member.num_bytes for member in pool.members),
@@ -114,11 +114,11 @@ def unpack(packed: Path, out: Path) -> list[Path]:
             for small, digest in entry["small"].items():
                 if not SMALL.fullmatch(small) or not (packed / f"small-{digest}").is_file():
                     raise broken(
-                        packed / MANIFEST,
+                        packed / PACK_MANIFEST,
                         f"names the file {small[:80]!r}, which is not there or not allowed",
                     )
                 shutil.copyfile(packed / f"small-{digest}", folder / small)
-            check_config(packed / MANIFEST, read_json(folder / "config.json"))
+            check_config(packed / PACK_MANIFEST, read_json(folder / "config.json"))
             write_unpacked(folder / "model.safetensors", Unpacker(packed, manifest), name)
     return [out / file_of(name) for name in manifest["checkpoints"]]
 

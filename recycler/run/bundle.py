@@ -19,6 +19,7 @@ from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument, dump_yaml
+from recycler.location import parse_location
 from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.rows import HUB, data_folders_of, find_data
 from recycler.specs.job import JobSpec, read_job
@@ -149,7 +150,7 @@ def check_travels(job: JobSpec) -> None:
                 "all nodes share",
             )
             for entry in entries
-            if "://" not in entry and not Path(entry).is_absolute()
+            if not parse_location(entry).is_url and not Path(entry).is_absolute()
         ]
         + [
             Problem(

@@ -72,10 +72,7 @@ def _job_facts(run: Run) -> JobFacts:
 
 def _named_place(checkpoint: Checkpoint) -> NamedPlace:
     """A checkpoint by name and by a location that holds from any folder."""
-    location = checkpoint.location
-    if "://" not in location:
-        location = str(Path(location).resolve())
-    return checkpoint.name, location
+    return checkpoint.name, str(checkpoint.location.resolved())
 
 
 def _refuse_changes(before: dict[str, str], now: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from recycler.errors import Problem, RecyclerError, raise_problems
-from recycler.pool.storage.location import remote_url
 from recycler.run.prepared import PreparedJob
 
 
@@ -51,10 +50,10 @@ def _check_adapters(prepared: PreparedJob, look_inside: bool) -> None:
     # torch comes with it, which a job without adapters does not need to be planned
     from recycler.engines.vllm.lora import check_folded, read_adapters
 
-    places = [checkpoint.location for checkpoint in prepared.pool.checkpoints]
+    is_remote = any(member.location.is_remote for member in prepared.pool.checkpoints)
     try:
         adapters = read_adapters(prepared.pool, prepared.adapters)
-        if look_inside and not any(map(remote_url, places)):
+        if look_inside and not is_remote:
             check_folded(prepared.pool, adapters)
     except RecyclerError as error:
         where = _where(prepared)

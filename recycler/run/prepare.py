@@ -23,6 +23,7 @@ from recycler.errors import (
 )
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument
+from recycler.location import HubLocation, parse_location
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.objectives.costs import benchmarks
 from recycler.pool.catalog import open_pool
@@ -127,8 +128,8 @@ def prepare(
 def _open_pool(file: JobFile) -> Pool:
     """The pool of a job, without the members that it leaves out."""
     job, document = file.job, file.document
-    members = [_beside(entry, file.folder) for entry in job.pool.members]
-    base = _beside(job.pool.base, file.folder) if job.pool.base else None
+    members = [parse_location(entry).beside(file.folder) for entry in job.pool.members]
+    base = parse_location(job.pool.base).beside(file.folder) if job.pool.base else None
     try:
         pool = open_pool(members, base)
     except RecyclerError as error:
@@ -150,12 +151,6 @@ def _open_pool(file: JobFile) -> Pool:
     return Pool(members=tuple(map(_pinned, kept)), base=_pinned(pool.base) if pool.base else None)
 
 
-def _beside(entry: str, folder: Path) -> str:
-    """An entry of the pool as it is meant from anywhere."""
-    is_whole = "://" in entry or Path(entry).is_absolute()
-    return entry if is_whole else str(folder / entry)
-
-
 def _left_out_problems(file: JobFile, pool: Pool) -> list[Problem]:
     """Members that are to be left out and are not in the pool."""
     return [
@@ -172,11 +167,10 @@ def _left_out_problems(file: JobFile, pool: Pool) -> list[Problem]:
 
 def _pinned(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint of the hub with its commit in place of a name, so that every node takes that."""
-    if not checkpoint.location.startswith("hf://"):
+    if not isinstance(checkpoint.location, HubLocation):
         return checkpoint
     commit = local_folder(checkpoint).name
-    repository = checkpoint.location.partition("@")[0].rstrip("/")
-    return replace(checkpoint, location=f"{repository}@{commit}")
+    return replace(checkpoint, location=checkpoint.location.at(commit))
 
 
 def _check_pool(file: JobFile, pool: Pool, collector: Collector, look_inside: bool) -> list[str]:

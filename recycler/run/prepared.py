@@ -9,7 +9,6 @@ from recycler.digest import digest
 from recycler.engines import default_engine_name
 from recycler.io.strict_yaml import YamlDocument
 from recycler.objectives.costs import benchmarks
-from recycler.pool.storage.location import remote_url
 from recycler.specs.job import JobSpec
 from recycler.specs.space import SearchSpace
 from recycler.specs.suite import EvalSuite, context_length
@@ -93,6 +92,6 @@ def object_versions(pool: Pool) -> dict[str, str]:
     configs = {
         f"object {checkpoint.location}/config.json": digest(checkpoint.config)
         for checkpoint in pool.checkpoints
-        if remote_url(checkpoint.location)
+        if checkpoint.location.is_remote
     }
     return weights | configs

@@ -13,6 +13,7 @@ from pathlib import Path
 from recycler.errors import UsageError
 from recycler.io.atomic import atomic_file, write_atomic
 from recycler.io.strict_yaml import YamlDocument
+from recycler.location import parse_location
 from recycler.specs.job import JobSpec, read_job
 
 STARTED = "started.json"  # in a run folder: the job file and data folders it was last started with
@@ -32,7 +33,7 @@ class Started:
 
     def beside(self, place: str) -> str:
         """A path of the job file as it is meant from anywhere; URLs stay as they are."""
-        return place if "://" in place else str(self.folder / place)
+        return str(parse_location(place).beside(self.folder))
 
 
 def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from recycler.errors import Problem, RecyclerError, UsageError
 from recycler.ledger import Ledger
 from recycler.ledger.facts import Stamps
 from recycler.ledger.runs import open_ledger
+from recycler.location import Location
 from recycler.objectives.costs import Costs, is_linear
 from recycler.results.measured_costs import measured_costs
 from recycler.run.run import Run
@@ -246,14 +247,13 @@ def _stamp(checkpoint: Checkpoint) -> str:
 
     It covers its place, and size and time of its weight files, or their etags in a bucket.
     """
-    files = {}
+    files: dict[Location, str] = {}
     for tensor in checkpoint.tensors.values():
         if tensor.file not in files:
-            files[tensor.file] = tensor.etag or _size_and_time(Path(tensor.file))
-    place = checkpoint.location
-    if "://" not in place:
-        place = str(Path(place).resolve())
-    return digest([place, sorted((Path(file).name, str(stamp)) for file, stamp in files.items())])
+            files[tensor.file] = tensor.etag or _size_and_time(Path(str(tensor.file)))
+    place = str(checkpoint.location.resolved())
+    stamps = sorted((Path(str(file)).name, stamp) for file, stamp in files.items())
+    return digest([place, stamps])
 
 
 def _size_and_time(path: Path) -> str:

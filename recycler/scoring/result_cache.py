@@ -22,6 +22,7 @@ from typing import Any
 from recycler.digest import digest
 from recycler.io.atomic import atomic_file
 from recycler.ledger.codec import outcomes_from_bytes, outcomes_to_bytes
+from recycler.pool.storage.files import local_folder
 from recycler.scoring.sandbox.parent import judge
 from recycler.types import Item, Outcome, Pool
 
@@ -50,7 +51,7 @@ def surroundings(pool: Pool) -> str:
     its tokenizer's files, which turn ids into text again, the version of lm-eval, whose checkers
     some answers go through, and the Python and rules that programs are judged by.
     """
-    folder = Path(pool.template.location)
+    folder = local_folder(pool.template)
     configs = [
         {key: value for key, value in found.items() if key not in _IDLE}
         for found in (pool.template.config, _json(folder / "generation_config.json"))

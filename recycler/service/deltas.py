@@ -106,8 +106,8 @@ def _by_hand(snapshot: Snapshot) -> str:
         [
             "recycler",
             "inspect",
-            *(member.location for member in pool.members),
-            *(["--base", pool.base.location] if pool.base else []),
+            *(str(member.location) for member in pool.members),
+            *(["--base", str(pool.base.location)] if pool.base else []),
             "--deltas",
         ]
     )

@@ -179,7 +179,7 @@ def pool_document(
             {
                 "name": member.name,
                 "front_trials": [trial.number for trial in using],
-                "location": member.location,
+                "location": str(member.location),
                 "lineage": lineage(member.location),
                 "trial": alone[member.name].number if member.name in alone else None,
                 "scores": trial_entry(alone[member.name])["scores"]
@@ -196,7 +196,11 @@ def pool_document(
         "objectives": objectives_document(snapshot.objectives),
         "num_front": len(front.front) if front else 0,
         "hypervolume": volume,
-        "base": {"name": base.name, "location": base.location, "lineage": lineage(base.location)}
+        "base": {
+            "name": base.name,
+            "location": str(base.location),
+            "lineage": lineage(base.location),
+        }
         if base
         else None,
         "members": members,

@@ -18,6 +18,7 @@ from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 from recycler.export.export import MANIFEST
 from recycler.export.place import refuse_in_pool
 from recycler.io.atomic import write_atomic
+from recycler.location import parse_location
 from recycler.pool.storage.bucket import split_url
 from recycler.results.front import choose
 from recycler.service import processes
@@ -121,7 +122,7 @@ class Exports:
                     remedy="Write one such as math-and-code/knee",
                 )
             )
-        if "://" in self.place:
+        if parse_location(self.place).is_url:
             return f"{self.place}/{order.destination}"
         root, path = Path(self.place), Path(self.place) / order.destination
         if path.is_symlink() or not path.parent.resolve().is_relative_to(root):
@@ -157,7 +158,8 @@ class Exports:
         """
         if self._done(run, order) is None and not self._processes.alive(f"{run.id}/{order.id}"):
             target = self.target(run, order)
-            if order.destination and "://" not in target and Path(target).exists():
+            is_folder = not parse_location(target).is_url
+            if order.destination and is_folder and Path(target).exists():
                 raise BusyError(
                     Problem(
                         thing=f"destination {order.destination!r}",
@@ -197,7 +199,7 @@ class Exports:
                 )
                 is_there = is_nested and (
                     self._processes.alive(f"{run.id}/{other.id}")
-                    or "://" in str(self.place)
+                    or parse_location(str(self.place)).is_url
                     and self._done(run, other) is not None
                 )
             except (
@@ -316,7 +318,7 @@ class Exports:
         of a bucket.
         """
         target = self.target(run, order)
-        if "://" in target:
+        if parse_location(target).is_url:
             said = _last_json(processes.log_tail(self._log(run, order.id)))
             return (
                 {name: said[name] for name in ("num_bytes", "weights_digest")}
@@ -383,7 +385,7 @@ class Exports:
 
 def _checked_place(place: str, root: Path) -> str:
     """The export root without a slash at its end. Raises UsageError."""
-    if "://" in place and not place.startswith("file://"):
+    if parse_location(place).is_url and not place.startswith("file://"):
         split_url(place.rstrip("/"))
         return place.rstrip("/")
     folder = Path(place.removeprefix("file://")).resolve()

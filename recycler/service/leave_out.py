@@ -70,7 +70,7 @@ def _member(snapshot: Snapshot, loss: Loss) -> dict[str, Any]:
             },
             "recipe": recipe_to_yaml(
                 recipe,
-                {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints},
+                {one.name: str(one.location) for one in snapshot.pool.checkpoints},
             ),
         },
     }

@@ -296,7 +296,7 @@ def _trials(router: APIRouter, jobs: Jobs) -> None:
         told, chosen = jobs.exports.preview(run, order, trial), order.recipe(trial)
         text = recipe_to_yaml(
             chosen,
-            {checkpoint.name: checkpoint.location for checkpoint in snapshot.pool.checkpoints},
+            {one.name: str(one.location) for one in snapshot.pool.checkpoints},
         )
         return JSONResponse(
             {

@@ -23,6 +23,7 @@ from pydantic import (
 
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
+from recycler.location import parse_location
 from recycler.types import FLOOR, EngineName, Objective, SamplerName
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
@@ -196,7 +197,7 @@ class EngineSpec(Strict):
     @field_validator("adapters")
     @classmethod
     def _adapters_lie_on_a_disk(cls, value: str | None) -> str | None:
-        if value and "://" in value:
+        if value and parse_location(value).is_url:
             raise ValueError(
                 "must be a folder on a disk of the machines that score; copy the adapters there, "
                 "they are not read from a bucket or hub"

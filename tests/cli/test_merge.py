@@ -266,7 +266,7 @@ def test_inspect_tells_values_that_are_not_finite_and_tensors_of_another_kind(pl
 
 def test_urls_in_a_recipe_stand_for_themselves(place):
     recipe, pool = open_recipe(recipe_file(place, a=f"file://{place}/a", b=place / "b"))
-    assert [member.location for member in pool.members] == [
+    assert [str(member.location) for member in pool.members] == [
         f"{place}/a",
         f"{place}/b",
     ] and recipe.base == "base"

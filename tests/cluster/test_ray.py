@@ -14,6 +14,7 @@ from driver_process import finish, front_json, start
 from recycler.cluster.workers import Request
 from recycler.errors import UnsafeInputError
 from recycler.ledger import Ledger
+from recycler.location import parse_location
 from recycler.search.baselines import blend
 from recycler.types import Item, Pool, Scorecard
 from small_job import JOB
@@ -175,7 +176,7 @@ def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_trie
 
     work = work_over(sound, tmp_path / "job")
     gone = tuple(
-        replace(member, location=str(tmp_path / "gone" / member.name))
+        replace(member, location=parse_location(tmp_path / "gone" / member.name))
         for member in work.pool.members
     )
     workers = RayWorkers(replace(work, pool=Pool(members=gone, base=work.pool.base)), num_workers=1)

@@ -28,7 +28,7 @@ def place(tmp_path_factory):
     """A base, two adapters of ranks 4 and 2, and a mix that the second one has been fitted to."""
     root = tmp_path_factory.mktemp("lora")
     pool = make_pico_pool(root / "pool")
-    (root / "base").symlink_to(pool.base.location)
+    (root / "base").symlink_to(str(pool.base.location))
     tensors = load_file(next((root / "base").glob("*.safetensors")))
     for seed, (name, rank, size) in enumerate((("noise", 4, 0.2), ("good", 2, 0.05))):
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import pytest
 from safetensors.torch import save_file
 
+from recycler.location import parse_location
 from recycler.pool.storage.headers import read_header
 from recycler.types import Checkpoint, Pool
 from small_merge import tensors_of
@@ -18,7 +19,7 @@ def pool(tmp_path):
         checkpoints.append(
             Checkpoint(
                 name=name,
-                location=str(folder),
+                location=parse_location(folder),
                 tensors=read_header(folder / "model.safetensors"),
                 config={"num_hidden_layers": 3},
             )

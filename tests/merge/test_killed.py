@@ -13,10 +13,10 @@ from handmade import model_arrays, write_checkpoint
 from quietly import run_quietly
 from recycler.export.export import MANIFEST as EXPORT_MANIFEST
 from recycler.io.atomic import atomic_folder
+from recycler.location import PACK_MANIFEST
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import unpack
-from recycler.pool.storage.pack import MANIFEST as PACK_MANIFEST
 from service_runs import NAMES, make_run
 
 SHAPES = {"model.embed_tokens.weight": (1200, 512), "model.norm.weight": (512,)} | {

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from handmade import file_bytes, model_arrays, write_checkpoint
 from recycler.cli import main
 from recycler.errors import UnsafeInputError
+from recycler.location import parse_location
 from recycler.merge.plan import plan_checkpoints, plan_merge
 from recycler.merge.stream import merged_tensors
 from recycler.merge.to_disk import merge_to_folder, merged_infos
@@ -228,7 +229,7 @@ def test_a_hundred_thousand_tensors_are_planned_in_seconds():
             name=str(index),
             dtype="BF16",
             shape=(1024, 1024),
-            file="x",
+            file=parse_location("x"),
             start=0,
             num_bytes=2 * 1024 * 1024,
         )

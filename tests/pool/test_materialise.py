@@ -38,12 +38,13 @@ def test_a_materialised_pool_is_the_pool_on_disk(place, tmp_path):
     assert (local.names, local.base.name) == (pool.names, "base")
     for ours, theirs in zip((*local.members, local.base), (*pool.members, pool.base), strict=True):
         assert (
-            ours.location.startswith(str(cache_folder()))
+            str(ours.location).startswith(str(cache_folder()))
             and ours.config == theirs.config
             and ours.tensors.keys() == theirs.tensors.keys()
         )
         assert all(
-            not info.etag and info.file.startswith(ours.location) for info in ours.tensors.values()
+            not info.etag and str(info.file).startswith(str(ours.location))
+            for info in ours.tensors.values()
         )
     assert [checkpoint_digest(member) for member in local.members] == [
         checkpoint_digest(member) for member in pool.members

@@ -12,6 +12,7 @@ import pytest
 from recycler.cli import main
 from recycler.cli.tables import front_table
 from recycler.ledger.runs import open_ledger, read_status
+from recycler.location import parse_location
 from recycler.results.documents import front_document
 from recycler.results.front import read_front
 from recycler.results.html import html_report
@@ -101,7 +102,8 @@ def test_the_same_weights_stand_once_with_all_their_names(tmp_path):
     """
     pool = Pool(
         members=tuple(
-            Checkpoint(name=name, location=name, tensors={}, config={}) for name in "abc"
+            Checkpoint(name=name, location=parse_location(name), tensors={}, config={})
+            for name in "abc"
         ),
         base=None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from recycler.cli import main
+from recycler.location import parse_location
 from recycler.merge.files.recipe_yaml import open_recipe
 from recycler.pool.checks.lineage import lineage
 from recycler.results.open import open_front
@@ -215,7 +216,7 @@ def test_lineage_is_what_the_files_say(tmp_path):
         + yaml.safe_dump({"base_model": "org/base", "datasets": ["a", "b"]})
         + "---\n# Math\n"
     )
-    found = lineage(str(folder))
+    found = lineage(parse_location(folder))
     assert (
         found["adapter"] == "LORA rank 16 alpha 32"
         and found["adapted modules"] == "q_proj, v_proj"
@@ -258,6 +259,8 @@ def test_lineage_is_what_the_files_say(tmp_path):
 def test_lineage_passes_over_what_it_cannot_read(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert all(
-        isinstance(value, str) and len(value) <= 200 for value in lineage(str(tmp_path)).values()
+        isinstance(value, str) and len(value) <= 200
+        for value in lineage(parse_location(tmp_path)).values()
     )
-    assert lineage("s3://bucket/x") == {} == lineage(str(tmp_path / "nowhere"))
+    assert lineage(parse_location("s3://bucket/x")) == {}
+    assert lineage(parse_location(tmp_path / "nowhere")) == {}

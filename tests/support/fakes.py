@@ -7,6 +7,7 @@ import numpy as np
 
 from recycler.cluster.workers import Result
 from recycler.digest import derive_seed
+from recycler.location import parse_location
 from recycler.scoring.outcomes import aggregate
 from recycler.types import Checkpoint, Failure, Objective, Outcome, Pool, Score, Scorecard
 
@@ -19,12 +20,14 @@ OBJECTIVES = (
 def named_pool(num_members=4, base=True):
     """A pool without tensors, for code that only plans."""
     members = tuple(
-        Checkpoint(name=f"m{k}", location=f"m{k}", tensors={}, config={})
+        Checkpoint(name=f"m{k}", location=parse_location(f"m{k}"), tensors={}, config={})
         for k in range(num_members)
     )
     return Pool(
         members=members,
-        base=Checkpoint(name="base", location="base", tensors={}, config={}) if base else None,
+        base=Checkpoint(name="base", location=parse_location("base"), tensors={}, config={})
+        if base
+        else None,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from handmade import model_arrays, write_checkpoint
 from recycler.ledger import Ledger
 from recycler.ledger.facts import JobFacts
+from recycler.location import parse_location
 from recycler.scoring.frozen import write_frozen
 from recycler.search.baselines import average, fixed_baselines
 from recycler.specs.suite import EvalSuite
@@ -42,10 +43,12 @@ EVIL = "<img src=x onerror=\"document.title='XSS'\"><script>document.title='XSS'
 def pool_at(folder):
     return Pool(
         members=tuple(
-            Checkpoint(name=name, location=str(folder / name), tensors={}, config={})
+            Checkpoint(name=name, location=parse_location(folder / name), tensors={}, config={})
             for name in NAMES
         ),
-        base=Checkpoint(name="base", location=str(folder / "base"), tensors={}, config={}),
+        base=Checkpoint(
+            name="base", location=parse_location(folder / "base"), tensors={}, config={}
+        ),
     )
 
 
@@ -169,8 +172,8 @@ def make_run(
         dtype="bfloat16",
         trials=merges,
         objectives=OBJECTIVES,
-        members=tuple((member.name, member.location) for member in pool.members),
-        base=("base", pool.base.location),
+        members=tuple((member.name, str(member.location)) for member in pool.members),
+        base=("base", str(pool.base.location)),
     )
     ledger.facts.digests = {}
     ledger.facts.gram = [

@@ -29,6 +29,7 @@ from recycler.engines.vllm.patches import patch_vllm
 from recycler.engines.vllm.wire import pool_to_json, read_answer
 from recycler.engines.watch import GATE_TOKENS, LOGPROB_FLOOR, Watch, gate_sample, refuse_babble
 from recycler.errors import InfrastructureError, Problem, UsageError, raise_problems
+from recycler.pool.storage.files import local_folder
 from recycler.recipe_json import recipe_to_json
 from recycler.types import (
     Completion,
@@ -90,7 +91,7 @@ class VLLMEngine:
 
         patch_vllm()
         self._llm: Any = _started(
-            model=str(Path(pool.template.location).absolute()),
+            model=str(local_folder(pool.template).absolute()),
             dtype=dtype,
             max_model_len=room,
             seed=0,

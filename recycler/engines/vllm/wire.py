@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from recycler.errors import (
     InfrastructureError,
@@ -18,8 +17,7 @@ from recycler.errors import (
     UsageError,
 )
 from recycler.pool.catalog import open_checkpoint
-from recycler.pool.storage.location import local_path, remote_url
-from recycler.types import Pool
+from recycler.types import Checkpoint, Pool
 
 KINDS = {
     kind.__name__: kind
@@ -66,15 +64,15 @@ def pool_to_json(pool: Pool) -> str:
     """Names and places of a pool; its headers are read again where they are needed."""
     return json.dumps(
         {
-            "members": [[member.name, _anywhere(member.location)] for member in pool.members],
-            "base": [pool.base.name, _anywhere(pool.base.location)] if pool.base else None,
+            "members": [_name_and_place(member) for member in pool.members],
+            "base": _name_and_place(pool.base) if pool.base else None,
         }
     )
 
 
-def _anywhere(location: str) -> str:
-    """A location that means the same in another working folder; that of a bucket does already."""
-    return location if remote_url(location) else str(Path(local_path(location)).absolute())
+def _name_and_place(checkpoint: Checkpoint) -> list[str]:
+    """A checkpoint's name, and its location as every working folder names it."""
+    return [checkpoint.name, str(checkpoint.location.absolute())]
 
 
 def pool_from_json(text: str) -> Pool:

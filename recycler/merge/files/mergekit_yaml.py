@@ -17,6 +17,7 @@ from typing import Any
 
 from recycler.errors import Problem, UsageError
 from recycler.io.strict_yaml import YamlDocument, load_yaml
+from recycler.location import DiskLocation, parse_location
 from recycler.merge.files.mergekit_numbers import groups_and_options
 from recycler.merge.files.mergekit_structure import (
     MAX_LAYERS,
@@ -34,7 +35,6 @@ from recycler.merge.methods.options import DTYPES
 from recycler.merge.methods.problems import method_problems
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.hf_folder import read_config
-from recycler.pool.storage.location import local_path, packed_place, remote_url
 from recycler.pool.tokens.aligned import TokenizerPolicy
 from recycler.types import Recipe
 
@@ -192,9 +192,10 @@ def _num_layers(reader: Reader, slices: Sequence[Slice], models: Sequence[str]) 
 
 def _config(model: str) -> dict[str, Any] | None:
     """A model's config.json; None where there is none."""
-    if remote_url(model) or packed_place(model):
-        return dict(open_checkpoint(model).config)
-    path = Path(local_path(model)) / "config.json"
+    location = parse_location(model)
+    if not isinstance(location, DiskLocation):
+        return dict(open_checkpoint(location).config)
+    path = Path(location.path) / "config.json"
     try:
         return read_config(path) if path.is_file() else None
     except (OSError, ValueError):

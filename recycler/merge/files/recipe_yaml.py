@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from recycler.errors import Problem, did_you_mean, raise_problems
 from recycler.io.strict_yaml import KeyPath, YamlDocument, dump_yaml, load_yaml, parse_model
+from recycler.location import parse_location
 from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.methods.options import DTYPES, Options
 from recycler.merge.methods.problems import MethodWords, method_problems
@@ -95,7 +96,7 @@ def read_recipe(
 
 def _beside(folder: Path, place: str) -> Path:
     """A path as it is meant in a file of `folder`; a URL stands for itself."""
-    return Path(place) if "://" in place else folder / place
+    return Path(place) if parse_location(place).is_url else folder / place
 
 
 def _options(entry: _RecipeFile) -> Options:

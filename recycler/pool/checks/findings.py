@@ -42,7 +42,7 @@ def about(checkpoint: Checkpoint, cause: str, remedy: str) -> Problem:
         thing=f"checkpoint {checkpoint.name!r}",
         cause=cause,
         remedy=remedy,
-        where=checkpoint.location,
+        where=str(checkpoint.location),
     )
 
 

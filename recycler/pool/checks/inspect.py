@@ -129,7 +129,7 @@ def _checkpoint(checkpoint: Checkpoint, weights_digest: str | None) -> dict[str,
         dtypes[info.dtype] += info.num_bytes
     return {
         "name": checkpoint.name,
-        "location": checkpoint.location,
+        "location": str(checkpoint.location),
         "num_tensors": len(checkpoint.tensors),
         "num_parameters": sum(math.prod(info.shape) for info in checkpoint.tensors.values()),
         "num_bytes": checkpoint.num_bytes,

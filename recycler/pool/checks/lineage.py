@@ -14,13 +14,13 @@ from typing import Any
 
 from recycler.errors import RecyclerError
 from recycler.io.strict_yaml import load_yaml
-from recycler.pool.storage.location import packed_place
+from recycler.location import DiskLocation, Location, PackLocation
 
 MAX_BYTES, MAX_TEXT = 1_000_000, 200
 Facts = dict[str, str]
 
 
-def lineage(location: str) -> Facts:
+def lineage(location: Location) -> Facts:
     """{fact: what it says} of a checkpoint's folder on disk; empty where nothing is said, or the
     folder is elsewhere.
 
@@ -28,12 +28,11 @@ def lineage(location: str) -> Facts:
     README.md's metadata and recycler-manifest.json. Files that cannot be read are passed over: this
     is for people, nothing depends on it.
     """
-    packed = packed_place(location)
-    if packed is not None:
-        return {"packed as": f"{packed[1]} in {packed[0]}"[:MAX_TEXT]}
-    folder = Path(location.removeprefix("file://"))
-    if "://" in str(folder) or not folder.is_dir():
+    if isinstance(location, PackLocation):
+        return {"packed as": f"{location.name} in {location.pack}"[:MAX_TEXT]}
+    if not isinstance(location, DiskLocation) or not Path(location.path).is_dir():
         return {}
+    folder = Path(location.path)
     found: Facts = {}
     for name, read in _SOURCES.items():
         try:

@@ -1,5 +1,6 @@
-"""Where a tensor's bytes are on this machine: the shard itself, or its copy in the local cache when
-it lies in a bucket or a pack.
+"""Files of this machine that hold a checkpoint: its own, or copies in the local cache.
+
+Copies are made of what lies in a bucket or a pack.
 """
 
 from __future__ import annotations
@@ -7,25 +8,28 @@ from __future__ import annotations
 from io import FileIO
 from pathlib import Path
 
+from recycler.location import BucketLocation, DiskLocation, HubLocation, PackLocation
 from recycler.pool.storage.headers import broken
 from recycler.pool.storage.hub import hub_folder
-from recycler.pool.storage.location import local_path, packed_place, remote_url
 from recycler.pool.storage.packed import packed_small_files, unpacked_file
 from recycler.pool.storage.remote import cached_shard, small_files_folder
 from recycler.types import Checkpoint, TensorInfo
 
 
 def local_folder(checkpoint: Checkpoint) -> Path:
-    """A folder on this machine that holds the checkpoint's small files (config, tokenizer,
-    template), wherever it lies.
+    """A folder on this machine with the checkpoint's small files: config, tokenizer, template.
+
+    They are fetched first when they lie in a bucket, on the hub or in a pack.
     """
-    if packed_place(checkpoint.location):
-        return packed_small_files(checkpoint.location)
-    if remote_url(checkpoint.location) is None:
-        return Path(local_path(checkpoint.location))
-    if checkpoint.location.startswith("hf://"):
-        return hub_folder(checkpoint.location)
-    return small_files_folder(checkpoint.location)
+    match checkpoint.location:
+        case DiskLocation(path=path):
+            return Path(path)
+        case HubLocation(url=url):
+            return hub_folder(url)
+        case BucketLocation(url=url):
+            return small_files_folder(url)
+        case PackLocation() as location:
+            return packed_small_files(location)
 
 
 def local_file(info: TensorInfo) -> Path:
@@ -33,11 +37,13 @@ def local_file(info: TensorInfo) -> Path:
 
     Raises InfrastructureError.
     """
-    if packed_place(info.file):
-        return unpacked_file(info)
-    if remote_url(info.file) is None:
-        return Path(info.file)
-    return cached_shard(info)
+    match info.file:
+        case DiskLocation(path=path):
+            return Path(path)
+        case PackLocation() as location:
+            return unpacked_file(location, info)
+        case BucketLocation() | HubLocation():
+            return cached_shard(info)
 
 
 def open_file(info: TensorInfo) -> FileIO:

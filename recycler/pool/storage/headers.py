@@ -14,8 +14,10 @@ import stat
 from pathlib import Path
 
 from recycler.errors import Problem, UnsafeInputError
+from recycler.location import Location, parse_location
 from recycler.types import TensorInfo
 
+Source = str | Path | Location  # of a file or object, as errors name it
 DTYPE_BYTES = {
     "F64": 8,
     "F32": 4,
@@ -58,7 +60,7 @@ _OTHER_FORMATS = (
 )
 
 
-def broken(source: str | Path, cause: str) -> UnsafeInputError:
+def broken(source: Source, cause: str) -> UnsafeInputError:
     """The error for a weight file that is not what it should be."""
     return UnsafeInputError(
         Problem(
@@ -89,7 +91,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return parse_header(path, raw, length=length, size=status.st_size)
 
 
-def header_length(source: str | Path, prefix: bytes, size: int) -> int:
+def header_length(source: Source, prefix: bytes, size: int) -> int:
     """Length in bytes of the JSON header, from a file's first 8 bytes and its size.
 
     Raises UnsafeInputError.
@@ -112,7 +114,7 @@ def header_length(source: str | Path, prefix: bytes, size: int) -> int:
 
 
 def parse_header(
-    source: str | Path, raw: bytes, *, length: int, size: int, etag: str = ""
+    source: Source, raw: bytes, *, length: int, size: int, etag: str = ""
 ) -> dict[str, TensorInfo]:
     """Tensors by name from a header's bytes, for a file of `size` bytes whose header should have
     `length`.
@@ -155,7 +157,7 @@ def _natural(digits: str) -> int:
     return int(digits)
 
 
-def _parse(source: str | Path, raw: bytes) -> dict[str, object]:
+def _parse(source: Source, raw: bytes) -> dict[str, object]:
     try:
         header = json.loads(
             raw.decode("utf-8"),
@@ -174,10 +176,11 @@ def _parse(source: str | Path, raw: bytes) -> dict[str, object]:
 
 
 def _tile(
-    source: str | Path, header: dict[str, object], *, data_start: int, size: int, etag: str
+    source: Source, header: dict[str, object], *, data_start: int, size: int, etag: str
 ) -> dict[str, TensorInfo]:
+    file = parse_location(source)
     infos = [
-        _tensor_info(source, name, entry, data_start, size, etag) for name, entry in header.items()
+        _tensor_info(file, name, entry, data_start, size, etag) for name, entry in header.items()
     ]
     end = data_start
     for info in sorted(infos, key=lambda info: (info.start, info.num_bytes)):
@@ -197,7 +200,7 @@ def _tile(
 
 
 def _tensor_info(
-    source: str | Path, name: str, entry: object, data_start: int, size: int, etag: str
+    source: Location, name: str, entry: object, data_start: int, size: int, etag: str
 ) -> TensorInfo:
     if not _NAME.fullmatch(name) or ".." in name or name.startswith("/"):
         raise broken(source, f"tensor name {name[:80]!r} is not allowed")
@@ -230,7 +233,7 @@ def _tensor_info(
         name=name,
         dtype=dtype,
         shape=tuple(shape),
-        file=str(source),
+        file=source,
         start=data_start + offsets[0],
         num_bytes=num_bytes,
         file_bytes=size,

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.pool.storage.headers import broken, no_constants, unique_keys
+from recycler.pool.storage.headers import Source, broken, no_constants, unique_keys
 from recycler.types import TensorInfo
 
+INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 32_000_000
-
-
 _COUNTS = (
     "num_hidden_layers",
     "hidden_size",
@@ -49,7 +48,7 @@ def _bad_json(path: Path, cause: str) -> UnsafeInputError:
     )
 
 
-def parse_json(source: str | Path, raw: bytes) -> Any:
+def parse_json(source: Source, raw: bytes) -> Any:
     """JSON without repeated keys, NaN or infinities.
 
     Raises UnsafeInputError that names the source.
@@ -84,7 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return check_config(path, read_json(path))
 
 
-def check_config(source: str | Path, config: Any) -> dict[str, Any]:
+def check_config(source: Source, config: Any) -> dict[str, Any]:
     """`config` when it is a mapping that asks for no code and whose sizes are natural numbers.
 
     Raises UnsafeInputError.
@@ -133,7 +132,7 @@ def collect(shards: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorI
             if name in tensors:
                 raise UnsafeInputError(
                     Problem(
-                        thing=info.file,
+                        thing=str(info.file),
                         cause=f"tensor {name!r} is in {tensors[name].file} too",
                         remedy="Remove the stray shard",
                     )
@@ -168,7 +167,7 @@ def check_index(source: str | Path, index: Any, tensors: Mapping[str, TensorInfo
             f"names the file {escaping[0][:80]!r}, which is not a .safetensors file of this folder",
         )
     actual = {
-        name: info.file.replace("\\", "/").rsplit("/", 1)[-1] for name, info in tensors.items()
+        name: str(info.file).replace("\\", "/").rsplit("/", 1)[-1] for name, info in tensors.items()
     }
     unknown = sorted(set(weight_map.values()) - set(actual.values()))
     if unknown:

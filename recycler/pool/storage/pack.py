@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
+from recycler.location import PACK_MANIFEST
 from recycler.pool.storage.headers import DTYPE_BYTES, broken, read_header
 from recycler.pool.storage.hf_folder import parse_json
-from recycler.pool.storage.location import PACK_MANIFEST as MANIFEST
 from recycler.pool.storage.pack_codec import add_lowrank, decode_exact
 from recycler.types import TensorInfo
 
@@ -71,7 +71,7 @@ class Unpacker:
             return self._decode(checkpoint, name, depth)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise broken(
-                self.folder / MANIFEST,
+                self.folder / PACK_MANIFEST,
                 f"does not give back tensor {name!r} of {checkpoint!r} ({error!r})",
             ) from None
 
@@ -103,12 +103,11 @@ class Unpacker:
         return raw
 
     def _content(self, checkpoint: str, name: str) -> bytes:
+        path = self.folder / f"{file_of(checkpoint)}.safetensors"
         if checkpoint not in self.headers:
-            self.headers[checkpoint] = read_header(
-                self.folder / f"{file_of(checkpoint)}.safetensors"
-            )
+            self.headers[checkpoint] = read_header(path)
         info = self.headers[checkpoint][name]
-        with Path(info.file).open("rb") as file:
+        with path.open("rb") as file:
             file.seek(info.start)
             raw = file.read(info.num_bytes)
         if len(raw) != info.num_bytes:
@@ -154,12 +153,12 @@ def read_manifest(packed: Path) -> dict[str, Any]:
 
     Raises UsageError when there is none, UnsafeInputError when it is not sound.
     """
-    path = packed / MANIFEST
+    path = packed / PACK_MANIFEST
     if not path.is_file():
         raise UsageError(
             Problem(
                 thing=str(packed),
-                cause=f"has no {MANIFEST}",
+                cause=f"has no {PACK_MANIFEST}",
                 remedy="Give a folder that recycler pack has written",
             )
         )

@@ -17,47 +17,51 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recycler.digest import file_digest
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.io.atomic import atomic_folder
+from recycler.location import (
+    PACK_MANIFEST,
+    DiskLocation,
+    Location,
+    PackLocation,
+    PoolLocation,
+    parse_location,
+)
 from recycler.pool.storage.bucket import list_prefix, read, trimmed
 from recycler.pool.storage.cache import cache_folder, cache_key, cached
 from recycler.pool.storage.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
 from recycler.pool.storage.hf_folder import check_config, read_json
-from recycler.pool.storage.location import local_path, packed_place, remote_url
-from recycler.pool.storage.pack import (
-    MANIFEST,
-    Unpacker,
-    read_manifest,
-    unpacked_header,
-    write_unpacked,
-)
+from recycler.pool.storage.pack import Unpacker, read_manifest, unpacked_header, write_unpacked
 from recycler.pool.storage.remote import SMALL, cached_shard, read_remote_header
 from recycler.types import Checkpoint, TensorInfo
 
 
-def packed_pool(pack: str) -> tuple[list[str], str]:
-    """(places of the members, place of the base) of a packed pool.
+def packed_pool(pack: PoolLocation) -> tuple[list[Location], Location]:
+    """Locations of the members of a packed pool, and of its base.
 
     Raises UsageError, UnsafeInputError.
     """
     manifest, _ = _manifest(pack)
-    places = {name: f"{pack.rstrip('/')}/{MANIFEST}#{name}" for name in manifest["checkpoints"]}
-    return [place for name, place in places.items() if name != manifest["base"]], places[
-        manifest["base"]
-    ]
+    folder = pack.text.rstrip("/")
+    locations = {
+        name: parse_location(f"{folder}/{PACK_MANIFEST}#{name}") for name in manifest["checkpoints"]
+    }
+    base = locations.pop(manifest["base"])
+    return list(locations.values()), base
 
 
-def open_packed_checkpoint(place: str, name: str | None = None) -> Checkpoint:
+def open_packed_checkpoint(location: PackLocation, name: str | None = None) -> Checkpoint:
     """One checkpoint of a packed pool, known by the pack's manifest.
 
     Raises UsageError, UnsafeInputError.
     """
-    pack, own = _split(place)
-    manifest, version = _manifest(pack)
+    own = location.name
+    manifest, version = _manifest(location.pack)
     if own not in manifest["checkpoints"]:
         raise UsageError(
             Problem(
-                thing=place,
+                thing=str(location),
                 cause=f"the pack has no checkpoint {own!r}",
                 remedy=f"It holds {', '.join(sorted(manifest['checkpoints']))}",
             )
@@ -67,24 +71,28 @@ def open_packed_checkpoint(place: str, name: str | None = None) -> Checkpoint:
         _num_bytes(entry) for entry in manifest["checkpoints"][own]["tensors"].values()
     )
     tensors = parse_header(
-        place, header[PREFIX_BYTES:], length=len(header) - PREFIX_BYTES, size=size, etag=version
+        location,
+        header[PREFIX_BYTES:],
+        length=len(header) - PREFIX_BYTES,
+        size=size,
+        etag=version,
     )
-    config = check_config(place, read_json(packed_small_files(place) / "config.json"))
-    return Checkpoint(name=name or own, location=place, tensors=tensors, config=config)
+    config = check_config(location, read_json(packed_small_files(location) / "config.json"))
+    return Checkpoint(name=name or own, location=location, tensors=tensors, config=config)
 
 
-def packed_small_files(place: str) -> Path:
-    """A local folder with the config, tokenizer and other small files of one checkpoint of a pack."""
-    pack, own = _split(place)
+def packed_small_files(location: PackLocation) -> Path:
+    """A local folder with the small files of one checkpoint of a pack: config, tokenizer, template."""
+    pack, own = location.pack, location.name
     manifest, version = _manifest(pack)
-    folder = cache_folder() / "folders" / cache_key(place, version, 0) / own
+    folder = cache_folder() / "folders" / cache_key(str(location), version, 0) / own
     if not folder.is_dir():
         try:
             with atomic_folder(folder) as aside:
                 for name, digest in manifest["checkpoints"][own]["small"].items():
                     if not SMALL.fullmatch(name):
                         raise broken(
-                            f"{pack}/{MANIFEST}",
+                            f"{pack}/{PACK_MANIFEST}",
                             f"names the file {name[:80]!r}, which is not allowed",
                         )
                     (aside / name).write_bytes(_small(pack, digest))
@@ -94,35 +102,30 @@ def packed_small_files(place: str) -> Path:
     return folder
 
 
-def unpacked_file(info: TensorInfo) -> Path:
-    """The checkpoint that holds a tensor as a safetensors file in the local cache, unpacked when it
-    is not there.
+def unpacked_file(location: PackLocation, info: TensorInfo) -> Path:
+    """The unpacked checkpoint in the local cache, as one safetensors file; `info` is of a tensor.
+
+    It is unpacked when it is not there.
 
     Raises InfrastructureError when the pack is another one by now, UnsafeInputError when it is
     damaged.
     """
-    pack, own = _split(info.file)
+    pack = location.pack
 
     def write(path: Path) -> dict[str, Any]:
         folder = _pack_folder(pack)
-        if hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() != info.etag:
+        if hashlib.sha256((folder / PACK_MANIFEST).read_bytes()).hexdigest() != info.etag:
             raise InfrastructureError(
                 Problem(
-                    thing=f"{pack}/{MANIFEST}",
+                    thing=f"{pack}/{PACK_MANIFEST}",
                     cause="was overwritten since the pool was opened",
                     remedy="Put it back, or start a new run",
                 )
             )
-        write_unpacked(path, Unpacker(folder, read_manifest(folder)), own)
+        write_unpacked(path, Unpacker(folder, read_manifest(folder)), location.name)
         return {}
 
-    return cached(info.file, info.etag, info.file_bytes, write)
-
-
-def _split(place: str) -> tuple[str, str]:
-    found = packed_place(place)
-    assert found is not None, place
-    return found
+    return cached(str(location), info.etag, info.file_bytes, write)
 
 
 def _num_bytes(entry: dict[str, Any]) -> int:
@@ -132,15 +135,12 @@ def _num_bytes(entry: dict[str, Any]) -> int:
     return count
 
 
-def _manifest(pack: str) -> tuple[dict[str, Any], str]:
-    """The manifest and its SHA-256, as it is now."""
+def _manifest(pack: PoolLocation) -> tuple[dict[str, Any], str]:
+    """The manifest and its SHA-256 (hex), as it is now. Raises UsageError, UnsafeInputError."""
     folder = _pack_folder(pack, shards=False)
-    return _parsed(
-        folder,
-        hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        if (folder / MANIFEST).is_file()
-        else "",
-    )
+    path = folder / PACK_MANIFEST
+    version = file_digest(path) if path.is_file() else ""
+    return _parsed(folder, version)
 
 
 @lru_cache(maxsize=8)
@@ -148,48 +148,53 @@ def _parsed(folder: Path, version: str) -> tuple[dict[str, Any], str]:
     return read_manifest(folder), version
 
 
-def _small(pack: str, digest: str) -> bytes:
-    if (url := remote_url(pack)) is None:
-        path = Path(local_path(pack)) / f"small-{digest}"
+def _small(pack: PoolLocation, digest: str) -> bytes:
+    """A small file of a pack, compared with its digest. Raises UnsafeInputError."""
+    if isinstance(pack, DiskLocation):
+        path = Path(pack.path) / f"small-{digest}"
         if not path.is_file():
-            raise broken(f"{pack}/{MANIFEST}", f"names small-{digest[:12]}, which is not there")
+            raise broken(
+                f"{pack}/{PACK_MANIFEST}", f"names small-{digest[:12]}, which is not there"
+            )
         raw = path.read_bytes()
     else:
-        raw = read(f"{url}/small-{digest}").raw
+        raw = read(f"{pack.url}/small-{digest}").raw
     if not re.fullmatch(r"[0-9a-f]{64}", digest) or hashlib.sha256(raw).hexdigest() != digest:
         raise broken(f"{pack}/small-{digest[:12]}", "does not hold what its name says")
     return raw
 
 
-def _pack_folder(pack: str, *, shards: bool = True) -> Path:
+def _pack_folder(pack: PoolLocation, *, shards: bool = True) -> Path:
     """The pack as a folder of this machine: itself, or links to its copies in the cache."""
-    url = remote_url(pack)
-    if url is None:
-        return Path(local_path(pack))
-    url = trimmed(url)
-    raw = read(f"{url}/{MANIFEST}").raw
+    if isinstance(pack, DiskLocation):
+        return Path(pack.path)
+    url = trimmed(pack.url)
+    raw = read(f"{url}/{PACK_MANIFEST}").raw
     folder = cache_folder() / "folders" / cache_key(url, hashlib.sha256(raw).hexdigest(), len(raw))
     folder.mkdir(parents=True, exist_ok=True)
-    _place(folder / MANIFEST, lambda aside: aside.write_bytes(raw))
+    _place(folder / PACK_MANIFEST, lambda aside: aside.write_bytes(raw))
     if shards:
-        for name in (name for name in list_prefix(url)[0] if name.endswith(".safetensors")):
-            infos = read_remote_header(f"{url}/{name}")
-            if infos:  # a checkpoint whose every tensor is stored elsewhere has none
-                path = cached_shard(next(iter(infos.values())))
-            else:
-                path = _empty(folder, name, read(f"{url}/{name}").raw)
-            _place(folder / name, lambda aside, path=path: aside.symlink_to(path))
+        objects, _ = list_prefix(url)
+        for name in objects:
+            if name.endswith(".safetensors"):
+                _link_shard(f"{url}/{name}", folder / name)
     return folder
 
 
-def _empty(folder: Path, name: str, raw: bytes) -> Path:
-    path = folder / f"empty-{name}"
-    _place(path, lambda aside: aside.write_bytes(raw))
-    return path
+def _link_shard(url: str, place: Path) -> None:
+    """Put a link to the cached copy of a pack's shard at `place`."""
+    infos = read_remote_header(url)
+    if infos:
+        copy = cached_shard(next(iter(infos.values())))
+    else:  # a checkpoint whose every tensor is stored elsewhere: too little to be cached
+        copy = place.with_name(f"empty-{place.name}")
+        raw = read(url).raw
+        _place(copy, lambda aside: aside.write_bytes(raw))
+    _place(place, lambda aside: aside.symlink_to(copy))
 
 
-def _place(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file or link aside and rename it, so that other processes see it whole."""
+def _place(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file or link beside `path` and rename it, so that others never see half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
     write(aside)

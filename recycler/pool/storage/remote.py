@@ -17,17 +17,18 @@ from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
 from recycler.io.atomic import atomic_folder
+from recycler.location import parse_location
 from recycler.pool.storage.bucket import list_prefix, read, size_of, trimmed
 from recycler.pool.storage.cache import cache_folder, cache_key, cached, cached_facts
 from recycler.pool.storage.headers import PREFIX_BYTES, header_length, parse_header
 from recycler.pool.storage.hf_folder import (
+    INDEX,
     check_config,
     check_index,
     collect,
     parse_json,
     weight_names,
 )
-from recycler.pool.storage.location import INDEX
 from recycler.types import Checkpoint, TensorInfo
 
 HEADER_GUESS_BYTES = 1 << 18  # one request is enough for a header of up to 256 kB
@@ -84,7 +85,10 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
     if index is not None:
         check_index(f"{url}/{INDEX}", index, tensors)
     return Checkpoint(
-        name=name or url.rsplit("/", 1)[-1], location=url, tensors=tensors, config=config
+        name=name or url.rsplit("/", 1)[-1],
+        location=parse_location(url),
+        tensors=tensors,
+        config=config,
     )
 
 
@@ -102,19 +106,15 @@ def cached_shard(info: TensorInfo) -> Path:
     Raises InfrastructureError when the object has been overwritten since, and UnsafeInputError when
     its bytes are not those that the checkpoint's own manifest promises.
     """
-    return cached(
-        info.file,
-        info.etag,
-        info.file_bytes,
-        lambda path: _download(info.file, info.etag, info.file_bytes, path),
-    )
+    url, etag, size = str(info.file), info.etag, info.file_bytes
+    return cached(url, etag, size, lambda path: _download(url, etag, size, path))
 
 
 def shard_facts(info: TensorInfo) -> dict[str, Any]:
     """url, etag, size, sha256 and the digest of every tensor of the cached shard; empty when it is
     not cached.
     """
-    return cached_facts(info.file, info.etag, info.file_bytes)
+    return cached_facts(str(info.file), info.etag, info.file_bytes)
 
 
 # ---------------------------------------------------------------- headers and small files

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.location import Location, PackLocation
 from recycler.pool.storage.bucket import read
 from recycler.pool.storage.cache import is_cached
 from recycler.pool.storage.files import local_file
 from recycler.pool.storage.headers import broken
-from recycler.pool.storage.location import packed_place, remote_url
 from recycler.types import Checkpoint, TensorInfo
 
 PARALLEL = 16  # ranges in flight: small ones wait for the network and not for the processor
@@ -37,7 +37,7 @@ class Stretches:
             info.file: info for checkpoint in checkpoints for info in checkpoint.tensors.values()
         }
         self._places = {file: _here(info) for file, info in shards.items()}
-        self._files: dict[str, int] = {}
+        self._files: dict[Location, int] = {}
         self._threads = ThreadPoolExecutor(PARALLEL)
 
     def far(self, info: TensorInfo) -> bool:
@@ -91,15 +91,12 @@ def _here(info: TensorInfo) -> Path | None:
     """The shard as a file of this machine, or None where it would have to be fetched; a pack on a
     disk is unpacked.
     """
-    pack = packed_place(info.file)
-    if remote_url(pack[0] if pack else info.file) is None or is_cached(
-        info.file, info.etag, info.file_bytes
-    ):
+    if not info.file.is_remote or is_cached(str(info.file), info.etag, info.file_bytes):
         return local_file(info)
-    if pack:
+    if isinstance(info.file, PackLocation):
         raise UsageError(
             Problem(
-                thing=info.file,
+                thing=str(info.file),
                 cause="is packed and lies in a bucket",
                 remedy="A packed checkpoint cannot be read in part: unpack it first",
             )
@@ -108,11 +105,11 @@ def _here(info: TensorInfo) -> Path | None:
 
 
 def _range(info: TensorInfo, start: int, count: int) -> bytes:
-    raw = read(info.file, info.start + start, info.start + start + count, etag=info.etag).raw
+    raw = read(str(info.file), info.start + start, info.start + start + count, etag=info.etag).raw
     if len(raw) != count:
         raise InfrastructureError(
             Problem(
-                thing=info.file,
+                thing=str(info.file),
                 cause=f"ends within tensor {info.name!r}",
                 remedy="Start again, when nobody writes to it any more",
             )

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from recycler.location import Location
 from recycler.pool.storage.files import local_file
 from recycler.pool.storage.gathered import GatheredTensor, gather_elements, gather_rows
 from recycler.pool.storage.headers import DTYPE_BYTES, broken
@@ -58,7 +59,7 @@ class ResidentPool:
 
     def __init__(self, pool: Pool):
         self.pool = pool
-        self._files: dict[str, safe_open] = {}
+        self._files: dict[Location, safe_open] = {}
         self._views: dict[tuple[str, str], Tensor] = {}
 
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
@@ -101,7 +102,7 @@ class StreamedPool(ResidentPool):
     def __init__(self, pool: Pool):
         super().__init__(pool)
         self._buffers: dict[str, Tensor] = {}
-        self._descriptors: dict[str, int] = {}
+        self._descriptors: dict[Location, int] = {}
 
     def elements(self, checkpoint: str, name: str, elements: slice) -> Tensor:
         """These elements of the flat tensor; valid until the next call for the same checkpoint.

@@ -247,7 +247,7 @@ class TwoRanks(EngineContract):
         engine.apply(
             Recipe(method="linear", members=cls.pool.names, weights=((0.0, 0.0, 0.0),), base="base")
         )  # no cache of what was loaded before
-        engine._llm.collective_rpc(load_as_vllm_does, args=(checkpoint.location,))
+        engine._llm.collective_rpc(load_as_vllm_does, args=(str(checkpoint.location),))
         return ask(engine)
 
     def _bits(self):

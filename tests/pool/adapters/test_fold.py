@@ -27,7 +27,7 @@ def pico(tmp_path_factory):
 @pytest.fixture
 def base(pico, tmp_path):
     folder = tmp_path / "base"
-    shutil.copytree(pico.base.location, folder)
+    shutil.copytree(str(pico.base.location), folder)
     return folder
 
 

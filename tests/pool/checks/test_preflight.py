@@ -2,14 +2,13 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from handmade import SHAPES, file_bytes, model_arrays, tokenizer, write_checkpoint, write_sharded
 from recycler.errors import UnsafeInputError, UsageError
-from recycler.pool.catalog import _expand, open_checkpoint, open_pool, would_list
+from recycler.pool.catalog import _folders, open_checkpoint, open_pool, would_list
 from recycler.pool.checks.inspect import inspect_pool, inspect_table
 from recycler.pool.checks.preflight import CHECKS, check_pool
 from recycler.pool.checks.scan import checkpoint_digest
@@ -557,9 +556,9 @@ def test_what_an_entry_would_list_is_what_it_lists_then(tmp_path, entry, place):
     write_checkpoint(tmp_path / "pool/a")
     (tmp_path / "link").symlink_to("pool")
     said = would_list(str(tmp_path / entry), str(tmp_path / place))
-    before = {str(Path(found).resolve()) for found in _expand(str(tmp_path / entry))}
+    before = {str(found.resolve()) for found in _folders(str(tmp_path / entry))}
     write_checkpoint(tmp_path / place)
-    after = {str(Path(found).resolve()) for found in _expand(str(tmp_path / entry))}
+    after = {str(found.resolve()) for found in _folders(str(tmp_path / entry))}
     assert said == (after != before)
 
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from handmade import SHAPES, model_arrays, write_checkpoint
 from recycler.errors import RecyclerError, UnsafeInputError, UsageError
+from recycler.location import PACK_MANIFEST
 from recycler.pool.catalog import open_checkpoint, open_pool
 from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import pack_pool, unpack
 from recycler.pool.storage.blocks import read_bytes
 from recycler.pool.storage.dtypes import as_float32
 from recycler.pool.storage.lowrank import compress, pack_codes, unpack_codes
-from recycler.pool.storage.pack import MANIFEST
 from recycler.pool.storage.pack_codec import decode_exact, encode_exact
 
 LARGE = SHAPES | {"model.layers.0.big": (192, 160), "model.layers.1.big": (160, 192)}
@@ -60,7 +60,7 @@ def test_an_exact_pack_comes_back_bit_for_bit(tmp_path, dtype):
 
 def test_an_exact_pack_is_smaller_and_stores_equal_tensors_once(tmp_path):
     report = pack_pool(small_pool(tmp_path), tmp_path / "packed")
-    manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "packed" / PACK_MANIFEST).read_text())
     assert manifest["checkpoints"]["m0"]["tensors"]["model.norm.weight"]["as"] == [
         "base",
         "model.norm.weight",
@@ -152,7 +152,7 @@ def test_a_zero_delta_or_a_tiny_budget_stores_nothing():
 
 def test_damaged_packs_are_refused(tmp_path):
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
-    manifest = (tmp_path / "packed" / MANIFEST).read_text()
+    manifest = (tmp_path / "packed" / PACK_MANIFEST).read_text()
     data = (tmp_path / "packed/m0.safetensors").read_bytes()
     changes = [
         ("manifest", text)
@@ -175,7 +175,9 @@ def test_damaged_packs_are_refused(tmp_path):
         ("data", content) for content in (b"", data[:-1], data[:-50] + bytes(50), data[:200])
     ]
     for number, (which, content) in enumerate(changes):
-        (tmp_path / "packed" / MANIFEST).write_text(content if which == "manifest" else manifest)
+        (tmp_path / "packed" / PACK_MANIFEST).write_text(
+            content if which == "manifest" else manifest
+        )
         (tmp_path / "packed/m0.safetensors").write_bytes(content if which == "data" else data)
         with pytest.raises(RecyclerError):
             unpack(tmp_path / "packed", tmp_path / f"out{number}")
@@ -222,10 +224,10 @@ def test_references_that_go_in_a_circle_are_refused(tmp_path):
         for seed, name in enumerate(("base", "a"))
     ]
     pack_pool(open_pool(folders[1:], folders[0]), tmp_path / "packed")
-    manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "packed" / PACK_MANIFEST).read_text())
     for entry in manifest["checkpoints"]["base"]["tensors"].values():
         entry["kind"] = "exact"
-    (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "packed" / PACK_MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UnsafeInputError, match="circle"):
         unpack(tmp_path / "packed", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -260,7 +262,7 @@ def test_unpacking_that_is_killed_leaves_nothing_and_the_same_command_then_works
     """
     import os
 
-    from recycler.pool.storage import pack as module
+    from recycler.pool import pack_writer as module
 
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
     child = os.fork()
@@ -298,9 +300,9 @@ def test_a_pack_cannot_write_outside_of_its_folder_or_the_cache(tmp_path, monkey
     """
     monkeypatch.setenv("RECYCLER_CACHE", str(tmp_path / "cache/inner"))
     pack_pool(small_pool(tmp_path), tmp_path / "packed")
-    manifest = json.loads((tmp_path / "packed" / MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "packed" / PACK_MANIFEST).read_text())
     manifest["checkpoints"][name] = manifest["checkpoints"].pop("m0")
-    (tmp_path / "packed" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "packed" / PACK_MANIFEST).write_text(json.dumps(manifest))
     for use in (
         lambda: open_pool([tmp_path / "packed"]),
         lambda: unpack(tmp_path / "packed", tmp_path / "out"),
