@@ -1,5 +1,4 @@
-"""What a merge will cost, from headers alone: bytes read and written, peak memory, time at a stated
-bandwidth.
+"""The cost of a merge, from headers alone: bytes, peak memory, time at a stated bandwidth.
 
 Linear in the number of tensors: one look at each, and one regex search for each kind of name and
 group.
@@ -17,6 +16,7 @@ from recycler.pool.storage.headers import DTYPE_BYTES, FLOAT_DTYPES
 from recycler.pool.storage.tensors import SAFETENSORS_DTYPES, TORCH_DTYPES
 from recycler.types import Checkpoint, Recipe, TensorInfo
 
+# times that a member's tensor is walked; later walks hit the page cache
 PASSES = {
     "ties": 3,
     "breadcrumbs": 5,
@@ -32,12 +32,9 @@ PASSES = {
     "widen": 3,
     "tsv_merge": 1,
     "iso_c": 1,
-}  # times that a member's tensor is walked; later walks hit the page cache
-FLOAT32_COPIES = {
-    "widen": 5.0,
-    "tsv_merge": 6.0,
-    "iso_c": 6.0,
-}  # whole float32 tensors held at once, by methods that cannot go by block
+}
+# whole float32 tensors held at once, by methods that cannot go by block
+FLOAT32_COPIES = {"widen": 5.0, "tsv_merge": 6.0, "iso_c": 6.0}
 FIXED_BYTES = 64_000_000  # blocks, buffers and histograms
 
 
@@ -57,9 +54,7 @@ class MergePlan:
     passes: int
 
     def seconds(self, bytes_per_second: float) -> float:
-        """Reading once and writing once at this bandwidth; further passes are taken to hit the page
-        cache.
-        """
+        """Time to read once and write once at a bandwidth; further passes hit the page cache."""
         return (self.bytes_read + self.bytes_written) / bytes_per_second
 
 
@@ -68,11 +63,11 @@ def plan_merge(
     tensors: Mapping[str, TensorInfo],
     num_bytes_of: Mapping[str, Mapping[str, int]] | None = None,
 ) -> MergePlan:
-    """Plan `recipe` over the template's `tensors`; `num_bytes_of` gives the bytes of each
-    checkpoint's tensors when these differ.
+    """Plan `recipe` over the template's `tensors`.
 
-    A member whose weight is zero in a tensor's group is not read for it. Raises ValueError for a
-    tensor that no group takes.
+    `num_bytes_of` has the bytes of each checkpoint's tensors, when these differ. A member whose
+    weight is zero in a tensor's group is not read for it. Raises ValueError for a tensor that no
+    group takes.
     """
     used = [
         [name for name, weight in zip(recipe.members, row, strict=True) if weight != 0.0]
@@ -85,21 +80,19 @@ def plan_merge(
         count = math.prod(info.shape)
         is_float = info.dtype in FLOAT_DTYPES
         readers = used[_group(patterns, name)] if is_float else list(recipe.members)
-        readers = [*readers, recipe.base] if recipe.base and is_float else readers
-        read += (
-            sum(num_bytes_of[reader][name] for reader in readers)
-            if num_bytes_of
-            else info.num_bytes * len(readers)
-        )
+        if recipe.base and is_float:
+            readers = [*readers, recipe.base]
+        if num_bytes_of:
+            read += sum(num_bytes_of[reader][name] for reader in readers)
+        else:
+            read += info.num_bytes * len(readers)
         written += count * out_bytes if is_float else info.num_bytes
         parameters += count
         largest = max(largest, count * max(out_bytes, DTYPE_BYTES[info.dtype]))
-    by_block = MERGE_METHODS[recipe.method].elementwise
-    whole = (
-        0
-        if by_block
-        else 2 * largest + int(FLOAT32_COPIES.get(recipe.method, 0.0) * 4 * largest / out_bytes)
-    )
+    whole = 0
+    if not MERGE_METHODS[recipe.method].elementwise:
+        copies = FLOAT32_COPIES.get(recipe.method, 0.0)
+        whole = 2 * largest + int(copies * 4 * largest / out_bytes)
     return MergePlan(
         num_tensors=len(tensors),
         num_parameters=parameters,
@@ -112,7 +105,7 @@ def plan_merge(
 
 
 def plan_checkpoints(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> MergePlan:
-    """Plan over opened checkpoints by name: the base, if any, or the first member is the template."""
+    """Plan over opened checkpoints by name; the base, else the first member, is the template."""
     template = checkpoints[recipe.base or recipe.members[0]]
     sizes = {
         name: {tensor: info.num_bytes for tensor, info in checkpoint.tensors.items()}
@@ -122,6 +115,7 @@ def plan_checkpoints(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> M
 
 
 def _group(patterns: list[re.Pattern[str]], name: str) -> int:
+    """Index of the first pattern found in a name."""
     for index, pattern in enumerate(patterns):
         if pattern.search(name):
             return index

@@ -1,8 +1,7 @@
-"""What `recycler merge` and `recycler plan` look at before a recipe is run: the preflight of a job,
-for the members that the recipe uses.
+"""The checks before a recipe is run: the preflight of a job, for the members that it uses.
 
-A recipe of ours is refused what a job is refused. A mergekit file is warned instead: what mergekit
-merges stays mergeable.
+`recycler merge` and `recycler plan` make them. A recipe of ours is refused what a job is refused. A
+mergekit file is warned instead: what mergekit merges stays mergeable.
 """
 
 from __future__ import annotations
@@ -19,23 +18,20 @@ from recycler.pool.tokens.aligned import AlignedPool
 from recycler.types import Checkpoint, Pool, Recipe
 
 OVERRIDE = "--allow"
-WARNED = frozenset(
-    {"dtypes"}
-)  # of a recipe: each value is read exactly and rounded once, to the dtype that the recipe names
-BY_TOKEN = frozenset(
-    {"vocabulary", "tokenizer"}
-)  # what the policy union or base has settled already
+# warned of, not refused: each value is read exactly and rounded once, to the recipe's own dtype
+WARNED = frozenset({"dtypes"})
+BY_TOKEN = frozenset({"vocabulary", "tokenizer"})  # settled already by the policy union or base
 SAMPLED_TENSORS = 20_000  # tensors of all checkpoints together that are sampled in seconds
 
 
 def check_merge(
     recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
 ) -> tuple[Problem, ...]:
-    """Preflight of a merge: headers, configs, tokenizers, a sample of every delta, digests of
-    members that look alike.
+    """The warnings of a merge's preflight.
 
-    `allow` names checks whose refusals are warnings; `lenient` allows them all. Returns the
-    warnings. Raises as `check_pool` does.
+    It looks at headers, configs, tokenizers, a sample of every delta, and digests of members that
+    look alike. `allow` names checks whose refusals are warnings; `lenient` allows them all. Raises
+    as `check_pool` does.
     """
     _known(allow)
     return check_pool(
@@ -49,8 +45,9 @@ def check_merge(
 def check_plan(
     recipe: Recipe, pool: Pool, *, allow: Collection[str] = (), lenient: bool = False
 ) -> tuple[Problem, ...]:
-    """The same without a digest of any checkpoint; where sampling would fetch shards or take
-    minutes, from headers alone.
+    """The same warnings without a digest of any checkpoint.
+
+    They come from headers alone where sampling would fetch shards or take minutes.
     """
     _known(allow)
     used = _used(recipe, pool)
@@ -66,6 +63,7 @@ def check_plan(
 
 
 def _known(allow: Collection[str]) -> None:
+    """Raise UsageError for a name that is no check."""
     raise_problems(
         [
             Problem(
@@ -87,29 +85,27 @@ def _options(pool: Pool, allow: Collection[str], lenient: bool) -> dict[str, obj
 
 
 def _used(recipe: Recipe, pool: Pool) -> Pool:
-    """The pool without members of weight 0, whose weights the merge does not read, and without rows
-    in another order.
+    """The pool without members of weight 0, and without tensors whose rows are reordered.
+
+    Weights of such members are not read by the merge.
     """
-    reads_all = MERGE_METHODS[recipe.method].reads_all
-    used = [
-        name
-        for index, name in enumerate(recipe.members)
-        if reads_all or any(row[index] != 0.0 for row in recipe.weights)
-    ] or list(recipe.members)
+    used = list(recipe.members)
+    if not MERGE_METHODS[recipe.method].reads_all:
+        columns = zip(recipe.members, zip(*recipe.weights, strict=True), strict=True)
+        used = [name for name, column in columns if any(column)]
     return Pool(
-        members=tuple(_as_stored(pool.find(name)) for name in used),
+        members=tuple(_as_stored(pool.find(name)) for name in used or recipe.members),
         base=_as_stored(pool.find(recipe.base)) if recipe.base else None,
     )
 
 
 def _as_stored(checkpoint: Checkpoint) -> Checkpoint:
-    if not any(isinstance(info, GatheredTensor) for info in checkpoint.tensors.values()):
+    """A checkpoint without the tensors that are gathered from rows of several."""
+    stored = {
+        name: info
+        for name, info in checkpoint.tensors.items()
+        if not isinstance(info, GatheredTensor)
+    }
+    if len(stored) == len(checkpoint.tensors):
         return checkpoint
-    return replace(
-        checkpoint,
-        tensors={
-            name: info
-            for name, info in checkpoint.tensors.items()
-            if not isinstance(info, GatheredTensor)
-        },
-    )
+    return replace(checkpoint, tensors=stored)

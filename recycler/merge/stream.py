@@ -1,5 +1,4 @@
-"""Run a recipe: a generator of (name, tensor), or the same numbers written straight into an
-engine's weights.
+"""Run a recipe tensor by tensor, into fresh tensors or into an engine's live weights.
 
 A whole model is never in one dict. Every tensor of every member is accounted for before any
 arithmetic: merged when it is floating point, copied when it is not and all members agree, refused
@@ -37,14 +36,8 @@ SHOWN = 20  # problems that are told; another architecture has hundreds of the s
 def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
     """Raise UsageError, with every problem, unless the recipe can be run on this pool."""
     problems = []
-    known = {
-        checkpoint.name
-        for checkpoint in (
-            *resident.pool.members,
-            *((resident.pool.base,) if resident.pool.base else ()),
-        )
-    }
-    for name in (*recipe.members, *((recipe.base,) if recipe.base else ())):
+    known = {checkpoint.name for checkpoint in resident.pool.checkpoints}
+    for name in _checkpoints_of(recipe):
         if name not in known:
             problems.append(
                 Problem(
@@ -73,47 +66,53 @@ def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:
         )
     if problems:
         raise UsageError(problems)
-    misfits = [
-        problem
-        for name in (*recipe.members, *((recipe.base,) if recipe.base else ()))
-        for problem in _misfits(resident.pool, name)
-    ]
+    misfits: list[Problem] = []
+    for name in _checkpoints_of(recipe):
+        misfits += _misfits(resident.pool, name)
     if misfits:
         raise UnsafeInputError(misfits[:SHOWN])
 
 
+def _checkpoints_of(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the recipe's members and of its base, where it has one."""
+    return recipe.members if recipe.base is None else (*recipe.members, recipe.base)
+
+
 def _depth_problems(recipe: Recipe, num_layers: int) -> list[Problem]:
     """Depths of `layer_swap` that the model does not have, in any group of the recipe."""
-    defaults = MERGE_METHODS["layer_swap"].options
-    causes = {
-        depth_complaint(defaults | options_of(recipe.options, group.name), num_layers)
-        for group in recipe.groups
-    }
+    causes = set()
+    for group in recipe.groups:
+        own = options_of(recipe.options, group.name)
+        cause = depth_complaint({**MERGE_METHODS["layer_swap"].options, **own}, num_layers)
+        if cause is not None:
+            causes.add(cause)
     return [
         Problem(thing="layer_swap", cause=cause, remedy="Set both in options")
-        for cause in sorted(cause for cause in causes if cause is not None)
+        for cause in sorted(causes)
     ]
 
 
 def _misfits(pool: Pool, name: str) -> Iterator[Problem]:
-    """Tensors of a checkpoint that are not those of the template: missing, extra, of another shape,
-    or numbers in one and counts in the other.
+    """Tensors of a checkpoint that do not fit the template's.
+
+    They are missing, extra, of another shape, or floating point in only one of the two.
     """
     ours, theirs = pool.find(name).tensors, pool.template.tensors
     if ours is theirs:
         return
     for tensor in theirs.keys() ^ ours.keys():
+        has = "has" if tensor in ours else "lacks"
         yield Problem(
             thing=f"checkpoint {name!r}",
-            cause=f"{'has' if tensor in ours else 'lacks'} tensor {tensor!r}, unlike "
-            f"{pool.template.name!r}",
+            cause=f"{has} tensor {tensor!r}, unlike {pool.template.name!r}",
             remedy="recycler inspect tells all that differs; nothing is dropped silently",
         )
     for tensor, info in theirs.items():
         own = ours.get(tensor)
-        if own is not None and (
-            own.shape != info.shape or (own.dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES)
-        ):
+        if own is None:
+            continue
+        only_one_is_float = (own.dtype in FLOAT_DTYPES) != (info.dtype in FLOAT_DTYPES)
+        if own.shape != info.shape or only_one_is_float:
             yield Problem(
                 thing=f"checkpoint {name!r}",
                 cause=f"holds {tensor!r} as {own.dtype} {list(own.shape)} where "
@@ -126,23 +125,39 @@ def merged_tensors(recipe: Recipe, resident: ResidentPool) -> Iterator[tuple[str
     """Yield every tensor of the merge as a fresh (name, tensor) in the template's order."""
     check_recipe(recipe, resident)
     for name, info in resident.pool.template.tensors.items():
-        dtype = TORCH_DTYPES[recipe.dtype] if info.dtype in FLOAT_DTYPES else None
-        out = torch.empty(
-            info.shape, dtype=dtype or resident.tensor(resident.pool.template.name, name).dtype
-        )
-        _merge_one(recipe, resident, name, out)
+        if info.dtype in FLOAT_DTYPES:
+            dtype = TORCH_DTYPES[recipe.dtype]
+        else:
+            dtype = resident.tensor(resident.pool.template.name, name).dtype
+        out = torch.empty(info.shape, dtype=dtype)
+        merge_one(recipe, resident, name, out)
         yield name, out
 
 
 def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str, Tensor]) -> None:
-    """Write the merge into `destinations` (tensor name -> live weights) in place; storage addresses
-    do not change.
+    """Write the merge into live weights, by tensor name, in place.
 
-    Raises UnsafeInputError before anything is written when names or shapes differ from the
-    template's.
+    Their storage addresses do not change. Raises UnsafeInputError before anything is written when
+    names or shapes differ from the template's.
     """
     check_recipe(recipe, resident)
-    template = resident.pool.template.tensors
+    problems = _destination_problems(resident.pool, destinations)
+    if problems:
+        raise UnsafeInputError(problems)
+    with torch.no_grad():
+        for name, out in destinations.items():
+            if out.device.type == "cpu":
+                merge_one(recipe, resident, name, out)
+            else:
+                # merged in host memory, where the pool lies, so that bits equal the export's
+                merged = torch.empty(out.shape, dtype=out.dtype)
+                merge_one(recipe, resident, name, merged)
+                out.copy_(merged)
+
+
+def _destination_problems(pool: Pool, destinations: Mapping[str, Tensor]) -> list[Problem]:
+    """Names and shapes of an engine's weights that are not those of the template."""
+    template = pool.template.tensors
     problems = [
         Problem(
             thing=f"tensor {name!r}",
@@ -151,34 +166,19 @@ def merge_into(recipe: Recipe, resident: ResidentPool, destinations: Mapping[str
         )
         for name in sorted(set(template) ^ set(destinations))
     ]
-    problems += [
-        Problem(
-            thing=f"tensor {name!r}",
-            cause=f"engine holds {tuple(destinations[name].shape)}, pool {info.shape}",
-            remedy="",
-        )
-        for name, info in template.items()
-        if name in destinations and tuple(destinations[name].shape) != info.shape
-    ]
-    if problems:
-        raise UnsafeInputError(problems)
-    with torch.no_grad():
-        for name, out in destinations.items():
-            if out.device.type == "cpu":
-                _merge_one(recipe, resident, name, out)
-            # the pool lies in host memory: merge there, so that bits equal the export's, and copy
-            # once
-            else:
-                merged = torch.empty(out.shape, dtype=out.dtype)
-                _merge_one(recipe, resident, name, merged)
-                out.copy_(merged)
+    for name, info in template.items():
+        if name in destinations and tuple(destinations[name].shape) != info.shape:
+            cause = f"engine holds {tuple(destinations[name].shape)}, pool {info.shape}"
+            problems.append(Problem(thing=f"tensor {name!r}", cause=cause, remedy=""))
+    return problems
 
 
-def _merge_one(
+def merge_one(
     recipe: Recipe, resident: ResidentPool, name: str, out: Tensor, elements: slice | None = None
 ) -> None:
-    """Merge one tensor into `out`; of an elementwise method, if asked, only these elements of it,
-    in row-major order.
+    """Merge one tensor into `out`; with `elements`, only these of it, in row-major order.
+
+    `elements` are for elementwise methods alone.
     """
     if resident.pool.template.tensors[name].dtype not in FLOAT_DTYPES:
         out.copy_(_agreed(recipe, resident, name))
@@ -206,26 +206,30 @@ def _merge_one(
 
 
 def _agreed(recipe: Recipe, resident: ResidentPool, name: str) -> Tensor:
+    """A tensor that cannot be averaged, as all members have it.
+
+    Raises UnsafeInputError when they do not have the same bits.
+    """
     first, *rest = (resident.tensor(member, name) for member in recipe.members)
-    if not all(
-        torch.equal(first.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
-        for other in rest
-    ):
-        kind = resident.pool.template.tensors[name].dtype
-        raise UnsafeInputError(
-            Problem(
-                thing=f"tensor {name!r}",
-                cause=f"is {kind}, which cannot be averaged, and members disagree about it",
-                remedy="Merge the unquantized weights and quantize the result"
-                if kind.startswith("F8")
-                else "Leave those members out",
-            )
+    bits = first.reshape(-1).view(torch.uint8)
+    if all(torch.equal(bits, other.reshape(-1).view(torch.uint8)) for other in rest):
+        return first
+    kind = resident.pool.template.tensors[name].dtype
+    remedy = "Leave those members out"
+    if kind.startswith("F8"):
+        remedy = "Merge the unquantized weights and quantize the result"
+    raise UnsafeInputError(
+        Problem(
+            thing=f"tensor {name!r}",
+            cause=f"is {kind}, which cannot be averaged, and members disagree about it",
+            remedy=remedy,
         )
-    return first
+    )
 
 
 @lru_cache(maxsize=65536)
 def _group_index(groups: tuple[Group, ...], name: str) -> int:
+    """Index of the first group that takes a tensor. Raises UsageError when none does."""
     for index, group in enumerate(groups):
         if re.search(group.match, name):
             return index

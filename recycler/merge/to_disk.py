@@ -1,14 +1,12 @@
-"""Merge straight into files: blocks are merged, written and hashed while they are warm, and no
-output is ever held whole.
+"""Merge straight into files: blocks are merged, written and hashed while they are warm.
 
-Linear methods go by blocks of a tensor, the others by tensors; two buffers are used again and
-again, so that one is written and hashed while the other is filled.
+No output is ever held whole. Linear methods go by blocks of a tensor, the others by tensors; two
+buffers are used again and again, so that one is written and hashed while the other is filled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor
 from recycler.errors import Problem, UnsafeInputError
 from recycler.merge.kernels.blocks import blocks
 from recycler.merge.methods.registry import MERGE_METHODS
-from recycler.merge.stream import SHOWN, _merge_one, check_recipe
+from recycler.merge.stream import SHOWN, check_recipe, merge_one
 from recycler.pool.storage.blocks import all_finite, count_not_finite
 from recycler.pool.storage.gathered import GatheredTensor
 from recycler.pool.storage.hashing import digest_head, tensor_bytes
@@ -34,15 +32,12 @@ from recycler.pool.storage.tensors import (
 from recycler.pool.storage.writer import DEFAULT_SHARD_BYTES, ModelWriter, TensorSpec
 from recycler.types import Pool, Recipe, TensorInfo
 
-STEP_ELEMENTS = (
-    1 << 18
-)  # 512 KiB of bfloat16 a member: read, merged, written and hashed while it is in the cache
+# 512 KiB of bfloat16 per member: read, merged, written and hashed while it is in the cache
+STEP_ELEMENTS = 1 << 18
 
 
 def merged_infos(recipe: Recipe, pool: Pool) -> dict[str, TensorSpec]:
-    """What a merge will hold: safetensors dtype and shape of every tensor of the template, in its
-    order.
-    """
+    """safetensors dtype and shape of every tensor of a merge, in the template's order."""
     target = SAFETENSORS_DTYPES[TORCH_DTYPES[recipe.dtype]]
     return {
         name: (target if info.dtype in FLOAT_DTYPES else info.dtype, info.shape)
@@ -58,8 +53,7 @@ def merge_to_folder(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_not_finite: bool = False,
 ) -> dict[str, str]:
-    """Write the merge's weights into `folder` as safetensors and return the digest of each tensor
-    by name.
+    """Write the merge's weights as safetensors, and return the digest of each tensor by name.
 
     The same bytes as `write_model(merged_tensors(recipe, resident), ...)`, faster and with two
     buffers of a few megabytes (linear methods) or of the largest tensor. Write aside and rename, as
@@ -82,10 +76,9 @@ def merge_to_folder(
             sha = hashlib.sha256(digest_head(dtype, shape))
             whole = not by_block or dtype not in FLOAT_DTYPES
             for elements, out in buffers.parts(DTYPES[dtype], shape, whole=whole):
-                _merge_one(recipe, resident if whole else streamed, name, out, elements)
-                buffers.busy(
-                    worker.submit(_finish, writer, sha, spoiled, name, dtype, elements, out)
-                )
+                merge_one(recipe, resident if whole else streamed, name, out, elements)
+                done = worker.submit(_finish, writer, sha, spoiled, name, dtype, elements, out)
+                buffers.busy(done)
             digests[name] = worker.submit(sha.hexdigest)  # one worker: after the updates
         buffers.wait()
         if spoiled and not allow_not_finite:
@@ -104,6 +97,7 @@ def _finish(
     elements: slice | None,
     out: Tensor,
 ) -> None:
+    """Write, hash and check one part of a tensor; `spoiled` gets the name of one not finite."""
     writer.write_part(name, elements.start if elements is not None else 0, out)
     raw = tensor_bytes(out)
     sha.update(raw)
@@ -112,24 +106,15 @@ def _finish(
 
 
 def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
-    """Whose NaN or infinities these are: a checkpoint's, or those of weights that overflow the
-    dtype.
-    """
-    row = next(
-        row
-        for group, row in zip(recipe.groups, recipe.weights, strict=True)
-        if re.search(group.match, name)
-    )
-    read = [
-        member
-        for member, weight in zip(recipe.members, row, strict=True)
-        if weight != 0.0 or MERGE_METHODS[recipe.method].reads_all
-    ] + ([recipe.base] if recipe.base else [])
-    holders = [
-        checkpoint
-        for checkpoint in read
-        if sum(count_not_finite(_stored(pool.find(checkpoint).tensors[name])))
-    ]
+    """The origin of NaN or infinities: a checkpoint, or weights that overflow the dtype."""
+    row = recipe.weights[recipe.group_of(name)]
+    reads_all = MERGE_METHODS[recipe.method].reads_all
+    holders = []
+    for checkpoint, weight in zip(recipe.members, row, strict=True):
+        if (weight != 0.0 or reads_all) and _holds_not_finite(pool, checkpoint, name):
+            holders.append(checkpoint)
+    if recipe.base and _holds_not_finite(pool, recipe.base, name):
+        holders.append(recipe.base)
     if holders:
         return Problem(
             thing=f"tensor {name!r}",
@@ -146,8 +131,12 @@ def _not_finite(recipe: Recipe, pool: Pool, name: str) -> Problem:
     )
 
 
-def _stored(info: TensorInfo) -> TensorInfo:
-    return info.sources[info.own] if isinstance(info, GatheredTensor) else info
+def _holds_not_finite(pool: Pool, checkpoint: str, name: str) -> bool:
+    """True when a checkpoint's tensor, as it is stored, holds NaN or infinities."""
+    info: TensorInfo = pool.find(checkpoint).tensors[name]
+    if isinstance(info, GatheredTensor):
+        info = info.sources[info.own]
+    return sum(count_not_finite(info)) > 0
 
 
 class _Buffers:
@@ -155,15 +144,13 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._bytes = [torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)]
-        self._done: list[Future | None] = [None, None]
+        self._done: list[Future[None] | None] = [None, None]
         self._turn = 0
 
     def parts(
         self, dtype: torch.dtype, shape: tuple[int, ...], *, whole: bool
     ) -> Iterator[tuple[slice | None, Tensor]]:
-        """(elements, output to fill): once, in its shape, or for consecutive elements of the flat
-        tensor.
-        """
+        """(elements, output to fill): once in its shape, or by parts of the flat tensor."""
         count = torch.Size(shape).numel()
         if whole:
             yield None, self._next(dtype, count).view(shape)
@@ -171,11 +158,12 @@ class _Buffers:
         for elements in blocks(count, STEP_ELEMENTS):
             yield elements, self._next(dtype, elements.stop - elements.start)
 
-    def busy(self, done: Future) -> None:
+    def busy(self, done: Future[None]) -> None:
+        """Keep the last buffer until `done` is."""
         self._done[self._turn] = done
 
     def wait(self) -> None:
-        """Until nothing is busy; raises what went wrong in it."""
+        """Wait until nothing is busy; raises the error of what failed."""
         for waiting in self._done:
             if waiting is not None:
                 waiting.result()
@@ -187,8 +175,7 @@ class _Buffers:
             waiting.result()
         num_bytes = count * dtype.itemsize
         if self._bytes[self._turn].numel() < num_bytes:
-            self._bytes[self._turn] = torch.empty(
-                0, dtype=torch.uint8
-            )  # give the old one back first
+            # give the old one back first
+            self._bytes[self._turn] = torch.empty(0, dtype=torch.uint8)
             self._bytes[self._turn] = torch.empty(num_bytes, dtype=torch.uint8)
         return self._bytes[self._turn][:num_bytes].view(dtype)

@@ -1,5 +1,4 @@
-"""Merges of LoRA adapters of any ranks on one base: what is merged is always the delta s B A, never
-A and B apart.
+"""Merges of LoRA adapters of any ranks on one base: of their deltas s B A, never of A and B apart.
 
 PEFT's `linear`, `ties` and `dare_*` combine the A's and the B's separately, which puts cross terms
 B_i A_j into the result and needs equal ranks; here those names mean the merge of the deltas.
@@ -32,7 +31,7 @@ CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
-    """One wrapped Linear: the weight's delta is scale * up @ down; up `(out, r)`, down `(r, in)`."""
+    """The delta of one Linear: scale * up @ down, with up `(out, r)` and down `(r, in)`."""
 
     up: Tensor
     down: Tensor
@@ -47,7 +46,7 @@ class LowRank:
         return self.up.shape[0], self.down.shape[1]
 
     def delta(self) -> Tensor:
-        """float32 `(out, in)`."""
+        """The delta, float32 `(out, in)`."""
         return (self.up.float() @ self.down.float()).mul_(self.scale)
 
 
@@ -64,7 +63,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, name: str | None = None) -> Adapter:
-    """A PEFT adapter folder.
+    """The adapter in a PEFT folder.
 
     Raises UsageError or UnsafeInputError for what is not plain LoRA: DoRA, biases, saved modules.
     """
@@ -89,9 +88,8 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for module, factors in adapter.modules.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.down.float().contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = (
-            factors.up.float().mul(factors.scale).contiguous()
-        )
+        scaled = factors.up.float().mul(factors.scale)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = scaled.contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     ranks = {module: factors.rank for module, factors in adapter.modules.items()}
     largest = max(ranks.values(), default=1)
@@ -119,41 +117,32 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseWeights:
-    """What some methods must know of the base: how many layers it has, and its weights by tensor
-    name.
-    """
+    """Facts of the base that some methods need."""
 
     num_layers: int
-    tensor: Callable[[str], Tensor]
+    tensor: Callable[[str], Tensor]  # by its name
 
 
-Weights = (
-    Sequence[float] | Mapping[str, Sequence[float]]
-)  # one row for all modules, or one for each
+Weights = Sequence[float] | Mapping[str, Sequence[float]]  # one row for all modules, or one each
 
 
 def cat(adapters: Sequence[Adapter], weights: Weights, name: str = "cat") -> Adapter:
-    """CAT: the exact sum of deltas, sum_k w_k s_k B_k A_k, as one adapter whose rank is the sum of
-    ranks, module by module.
+    """The exact sum of deltas as one adapter, whose rank is the sum of ranks (CAT).
 
-    Factors are put side by side in float32, with w_k s_k in B; adapters of weight 0, or without the
-    module, add no rank.
+    sum_k w_k s_k B_k A_k for each module (arXiv:2410.13025). Factors are put side by side in
+    float32, with w_k s_k in B; adapters of weight 0, or without the module, add no rank.
     """
     merged: dict[str, LowRank] = {}
     for module in modules_of(adapters):
-        parts = [
-            (adapter.modules[module], weight)
-            for adapter, weight in zip(adapters, _row(weights, module, len(adapters)), strict=True)
-            if module in adapter.modules and weight != 0.0
-        ]
-        if parts:
-            merged[module] = LowRank(
-                up=torch.cat(
-                    [part.up.float() * (weight * part.scale) for part, weight in parts], 1
-                ),
-                down=torch.cat([part.down.float() for part, _ in parts], 0),
-                scale=1.0,
-            )
+        ups, downs = [], []
+        row = _row(weights, module, len(adapters))
+        for adapter, weight in zip(adapters, row, strict=True):
+            part = adapter.modules.get(module)
+            if part is not None and weight != 0.0:
+                ups.append(part.up.float() * (weight * part.scale))
+                downs.append(part.down.float())
+        if ups:
+            merged[module] = LowRank(up=torch.cat(ups, 1), down=torch.cat(downs, 0), scale=1.0)
     return Adapter(name=name, modules=merged, base_model=adapters[0].base_model)
 
 
@@ -165,12 +154,11 @@ def merged_deltas(
     seed: int = 0,
     base: BaseWeights | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(module, merged delta) with any merge method: ties, dare_linear, della, ...; what folding
-    first and merging then would give.
+    """(module, merged delta) with any merge method, as folding first and merging then would do.
 
-    float32 `(out, in)`. An adapter without the module takes part with a delta of zeros. Raises
-    UsageError, also for a method that depends on the base (layer_swap and lines on its depth, widen
-    on its weights) without one.
+    Deltas are float32 `(out, in)`. An adapter without the module takes part with a delta of zeros.
+    Raises UsageError, also for a method that depends on the base (layer_swap and lines on its
+    depth, widen on its weights) without one.
     """
     if method not in MERGE_METHODS:
         raise UsageError(
@@ -181,12 +169,8 @@ def merged_deltas(
             )
         )
     for module in modules_of(adapters):
-        yield (
-            module,
-            merged_delta(
-                adapters, _row(weights, module, len(adapters)), module, method, options, seed, base
-            ),
-        )
+        row = _row(weights, module, len(adapters))
+        yield module, merged_delta(adapters, row, module, method, options, seed, base)
 
 
 def merged_delta(
@@ -204,19 +188,17 @@ def merged_delta(
     """
     entry = MERGE_METHODS[method]
     if base is None and (entry.by_depth or entry.reads_base):
+        needed = "number of layers" if entry.by_depth else "own weights"
         raise UsageError(
             Problem(
                 thing=f"method {method!r}",
-                cause="depends on the base's "
-                f"{'number of layers' if entry.by_depth else 'own weights'}",
+                cause=f"depends on the base's {needed}",
                 remedy="Give base: FOLDER",
             )
         )
-    shape = next(adapter.modules[module].shape for adapter in adapters if module in adapter.modules)
-    deltas = [
-        adapter.modules[module].delta() if module in adapter.modules else torch.zeros(shape)
-        for adapter in adapters
-    ]
+    parts = [adapter.modules.get(module) for adapter in adapters]
+    shape = next(part.shape for part in parts if part is not None)
+    deltas = [torch.zeros(shape) if part is None else part.delta() for part in parts]
     out = torch.empty(shape)
     context = TensorContext(
         name=f"{module}.weight",
@@ -225,10 +207,9 @@ def merged_delta(
         num_layers=base.num_layers if base else 0,
     )
     # on deltas the base is zero, which rounds less than adding the base and taking it off again
-    origin = (
-        base.tensor(f"{module}.weight").float() if base and entry.reads_base else torch.zeros(shape)
-    )
-    if entry.reads_base:
+    origin = torch.zeros(shape)
+    if base is not None and entry.reads_base:
+        origin = base.tensor(f"{module}.weight").float()
         deltas = [delta.add_(origin) for delta in deltas]
     entry.function(
         deltas,
@@ -244,8 +225,9 @@ def merged_delta(
 def factor(
     deltas: Mapping[str, Tensor], rank: int, name: str = "svd", base_model: str = ""
 ) -> tuple[Adapter, dict[str, float]]:
-    """The best adapter of this rank for given deltas (SVD; Eckart-Young), and its relative
-    Frobenius error by module.
+    """The best adapter of a rank for given deltas, and its relative Frobenius error by module.
+
+    By SVD (Eckart and Young 1936).
     """
     modules, errors = {}, {}
     for module, delta in deltas.items():
@@ -255,7 +237,7 @@ def factor(
 
 
 def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
-    """The adapter at a lower rank, and the relative Frobenius error by module.
+    """The adapter at a lower rank, and its relative Frobenius error by module.
 
     The SVD is of the small product of both factors' R (QR first), so it costs r^2 (in + out) and
     not in * out.
@@ -272,10 +254,10 @@ def truncate(adapter: Adapter, rank: int) -> tuple[Adapter, dict[str, float]]:
 
 
 def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) pairs of the base with the adapter's deltas added: float32 inside, one
-    rounding to the base's dtype.
+    """(name, tensor) pairs of the base with the adapter's deltas added.
 
-    Raises UsageError at the end when a module of the adapter did not meet its tensor.
+    Computed in float32, and rounded once to the base's dtype. Raises UsageError at the end when a
+    module of the adapter did not meet its tensor.
     """
     open_modules = set(adapter.modules)
     for name, tensor in tensors:
@@ -295,24 +277,22 @@ def fold(tensors: Iterator[tuple[str, Tensor]], adapter: Adapter) -> Iterator[tu
 
 
 def check_fit(adapters: Sequence[Adapter]) -> None:
-    """Raise UnsafeInputError unless the adapters change weights of one shape wherever they change
-    the same module.
-    """
-    first = {module: adapter for adapter in reversed(adapters) for module in adapter.modules}
-    raise_problems(
-        [
-            Problem(
-                thing=f"adapter {adapter.name!r}: {module!r}",
-                cause=f"changes a weight of {list(factors.shape)}, {first[module].name!r} one of "
-                f"{list(first[module].modules[module].shape)}",
-                remedy="They were trained on different bases, and cannot be merged",
-            )
-            for adapter in adapters
-            for module, factors in adapter.modules.items()
-            if factors.shape != first[module].modules[module].shape
-        ][:SHOWN],
-        UnsafeInputError,
-    )
+    """Raise UnsafeInputError when adapters change one module with weights of different shapes."""
+    first: dict[str, tuple[str, tuple[int, int]]] = {}  # module -> adapter, shape
+    problems = []
+    for adapter in adapters:
+        for module, factors in adapter.modules.items():
+            name, shape = first.setdefault(module, (adapter.name, factors.shape))
+            if factors.shape != shape:
+                cause = f"changes a weight of {list(factors.shape)}, {name!r} one of {list(shape)}"
+                problems.append(
+                    Problem(
+                        thing=f"adapter {adapter.name!r}: {module!r}",
+                        cause=cause,
+                        remedy="They were trained on different bases, and cannot be merged",
+                    )
+                )
+    raise_problems(problems[:SHOWN], UnsafeInputError)
 
 
 def modules_of(adapters: Sequence[Adapter]) -> list[str]:
@@ -321,6 +301,7 @@ def modules_of(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def _row(weights: Weights, module: str, count: int) -> Sequence[float]:
+    """A module's weights, one per adapter. Raises UsageError for another number of them."""
     row = weights[module] if isinstance(weights, Mapping) else weights
     if len(row) != count:
         raise UsageError(
@@ -334,6 +315,7 @@ def _row(weights: Weights, module: str, count: int) -> Sequence[float]:
 
 
 def _truncated(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[LowRank, float]:
+    """The factors of the first singular triplets, and the relative error without the others."""
     energy = float(values.square().sum())
     error = math.sqrt(float(values[rank:].square().sum()) / energy) if energy > 0 else 0.0
     root = values[:rank].sqrt()

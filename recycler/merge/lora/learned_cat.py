@@ -1,15 +1,16 @@
-"""Learned CAT: one weight per adapter and wrapped Linear, by gradient or from losses alone
-(arXiv:2410.13025, section 3).
+"""Learned CAT: one weight per adapter and wrapped Linear, by gradient or from losses alone.
 
-alpha = softmax(logits) over adapters in each module, as in the authors' code; logits start at zero,
-not at random, so that training starts from the uniform CAT and a seed decides nothing. Adapters and
-base stay frozen: M x K numbers are trained.
+Prabhakar et al. 2024, arXiv:2410.13025, section 3: alpha = softmax(logits) over adapters in each
+module, as in the authors' code; logits start at zero, not at random, so that training starts from
+the uniform CAT and a seed decides nothing. Adapters and base stay frozen: M x K numbers are
+trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from recycler.errors import Problem, UsageError
 from recycler.merge.lora.factors import Adapter, modules_of
 
-Loss = Callable[
-    [Tensor], Tensor
-]  # weights (M, K), rows in the order of modules_of(adapters) -> scalar
+# weights (M, K), rows in the order of modules_of(adapters) -> scalar
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+Hook: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
 @contextmanager
 def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> Iterator[None]:
-    """Inside, `model` computes with base + sum_k weights[m, k] s_k B_k A_k in module m; gradients
-    reach `weights`. Raises UsageError.
+    """Let `model` compute with base + sum_k weights[m, k] s_k B_k A_k in module m.
+
+    Gradients reach `weights`. Raises UsageError for a module that the model does not have.
     """
     handles = []
     by_name = dict(model.named_modules())
@@ -46,7 +48,8 @@ def attached(model: nn.Module, adapters: Sequence[Adapter], weights: Tensor) -> 
             handle.remove()
 
 
-def _adds(module: str, adapters: Sequence[Adapter], row: Tensor) -> Callable:
+def _adds(module: str, adapters: Sequence[Adapter], row: Tensor) -> Hook:
+    """A hook that adds the adapters' weighted products to a module's output."""
     parts = [
         (index, adapter.modules[module])
         for index, adapter in enumerate(adapters)
@@ -77,9 +80,7 @@ def learn_by_gradient(
     steps: int = 100,
     learning_rate: float = 0.05,
 ) -> Tensor:
-    """Weights `(M, K)` after `steps` of Adam on the logits; the best weights met are returned, so
-    never worse than uniform.
-    """
+    """The best weights `(M, K)` met in `steps` of Adam on the logits, uniform included."""
     logits = torch.zeros(num_modules, num_adapters, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=learning_rate)
     best, best_loss = logits.detach().softmax(1), float("inf")
@@ -104,26 +105,22 @@ def learn_by_spsa(
     epsilon: float = 0.05,
     seed: int = 0,
 ) -> Tensor:
-    """Weights `(M, K)` from losses or scores alone, two evaluations a step:
+    """The best weights `(M, K)` met by SPSA, from losses alone with two evaluations per step.
 
-    SPSA as in MeZO (Malladi et al. 2023, arXiv:2305.17333).
-
-    x -= a_t g z / rms(g), g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t
-    shrinking as in Spall 1998; dividing by the running size of g makes the step the same for losses
-    of any scale. The best point met is returned, uniform included, so it is never worse than the
-    start on this loss.
+    As in MeZO (Malladi et al. 2023, arXiv:2305.17333): x -= a_t g z / rms(g), with
+    g = (L(x + eps z) - L(x - eps z)) / (2 eps), z of random signs, a_t shrinking as in Spall 1998.
+    Dividing by the running size of g makes the step the same for losses of any scale. The uniform
+    start is among the points compared.
     """
     generator = torch.Generator().manual_seed(seed)
     logits, size = torch.zeros(num_modules, num_adapters), 0.0
     with torch.no_grad():
         best, best_loss = logits.softmax(1), float(loss(logits.softmax(1)))
         for step in range(steps):
-            direction = (
-                torch.randint(0, 2, logits.shape, generator=generator).float().mul_(2).sub_(1)
-            )
-            ahead, behind = (
-                float(loss((logits + side * epsilon * direction).softmax(1))) for side in (1, -1)
-            )
+            coins = torch.randint(0, 2, logits.shape, generator=generator)
+            direction = coins.float().mul_(2).sub_(1)
+            ahead = float(loss((logits + epsilon * direction).softmax(1)))
+            behind = float(loss((logits - epsilon * direction).softmax(1)))
             slope = (ahead - behind) / (2 * epsilon)
             size = max(abs(slope), 1e-30) if step == 0 else (0.9 * size**2 + 0.1 * slope**2) ** 0.5
             logits -= learning_rate / (step + 1) ** 0.3 * slope / size * direction

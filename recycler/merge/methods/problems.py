@@ -49,7 +49,7 @@ def method_problems(
     and `("options", NAME)`, where NAME may be NAME@GROUP. The line says which group is meant; a
     recipe without a file is told the whole NAME@GROUP.
     """
-    if method not in methods:
+    if method is None or method not in methods:
         return [
             Problem(
                 thing=f"method {method!r}",
