@@ -103,7 +103,8 @@ def code_eval_in_the_sandbox() -> None:
     As code_eval does it, the tests follow the program in one interpreter; ours runs them apart, so
     equal values show equal verdicts.
     """
-    from recycler.scoring.sandbox.parent import Program, shared_sandbox
+    from recycler.scoring.sandbox.parent import shared_sandbox
+    from recycler.scoring.sandbox.verdict import Program
 
     class CodeEval:
         def compute(

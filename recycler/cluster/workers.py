@@ -18,8 +18,8 @@ from recycler.errors import InfrastructureError, RecyclerError
 from recycler.pool.materialise import materialise
 from recycler.scoring.evaluate import score_recipe, score_side_by_side
 from recycler.scoring.result_cache import ResultCache, surroundings
+from recycler.scoring.sandbox.box import SANDBOX
 from recycler.scoring.sandbox.code import probe_sandbox
-from recycler.scoring.sandbox.parent import SANDBOX
 from recycler.types import Failure, Item, Objective, Pool, Recipe, Role, Scorecard
 
 MAX_ATTEMPTS = 3

@@ -13,7 +13,7 @@ from recycler.scoring import result_cache
 from recycler.scoring.evaluate import score_recipe
 from recycler.scoring.result_cache import ResultCache, surroundings
 from recycler.scoring.sandbox import code
-from recycler.scoring.sandbox.parent import Verdict
+from recycler.scoring.sandbox.verdict import Verdict
 from recycler.testing import make_pico_pool
 from recycler.types import Item, Objective, Recipe
 

@@ -1,5 +1,8 @@
-"""What runs inside the two boxes of a verdict (see sandbox.py): given to `python -c` as text, after
-that of values.py, with the side as its argument.
+"""The two sides of a verdict (see verdict.py), each alone in a box of its own.
+
+Given to `python -c` as text, after those of stand_ins.py, shared.py and values.py, with the side as
+its argument. So all four need the standard library only, and have no `from __future__` import:
+`compile` would hand it on to the program.
 
 The *program* side runs what a model wrote and answers calls. The *tests* side runs the tests, where
 each name that the program defines is a stand-in whose calls go through a pipe, and only values come
@@ -16,30 +19,34 @@ import resource
 import struct
 import sys
 
-try:
-    from recycler.scoring.sandbox.values import Broken, Values
-except ImportError:  # in a box, where nothing of recycler is: its text stands above
-    pass
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing is slow to import, and a verdict starts two boxes
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
-MOST_BYTES = 256 * 1024**2  # of one message
-MOST_PRINTED = 1024**2  # characters that one answer brings along
+if __name__ != "__main__":  # in a box its text stands above
+    from recycler.scoring.sandbox.values import Broken, Values
+
+MAX_MESSAGE_BYTES = 256 * 1024**2
+MAX_PRINTED = 1024**2  # characters that one answer brings along
 
 
 class Wire:
     """Messages of JSON with their length before them, over two descriptors."""
 
-    def __init__(self, inward, outward):
+    def __init__(self, inward: int, outward: int) -> None:
         self.inward, self.outward = inward, outward
 
-    def send(self, message):
+    def send(self, message: object) -> None:
         body = json.dumps(message).encode()
-        body = memoryview(struct.pack(">I", len(body)) + body)
-        while body:
-            body = body[os.write(self.outward, body) :]
+        left = memoryview(struct.pack(">I", len(body)) + body)
+        while left:
+            left = left[os.write(self.outward, left) :]
 
-    def receive(self):
+    def receive(self) -> "Any":
+        """The next message, a dictionary or a text. Raises Broken for anything else."""
         (size,) = struct.unpack(">I", self._read(4))
-        if size > MOST_BYTES:
+        if size > MAX_MESSAGE_BYTES:
             raise Broken("a message too long")
         try:
             message = json.loads(self._read(size))
@@ -49,8 +56,8 @@ class Wire:
             raise Broken("no message")
         return message
 
-    def _read(self, size):
-        parts = []
+    def _read(self, size: int) -> bytes:
+        parts: list[bytes] = []
         while size:
             part = os.read(self.inward, min(size, 1 << 16))
             if not part:
@@ -61,37 +68,46 @@ class Wire:
 
 
 class Peer(Values):
-    """One side of the conversation: asks the other to do something with a thing of its own, and
-    meanwhile does what it asks.
+    """One side of the conversation.
+
+    It asks the other to do something with a thing of its own, and meanwhile does what that asks.
+    `news`: what each answer brings along beside values. `heard`: is given the other side's news.
     """
 
-    def __init__(self, wire, shares_all, news=dict):
-        """`news`: what each answer brings along beside values."""
+    def __init__(
+        self, wire: Wire, shares_all: bool, news: "Callable[[], dict[str, Any]]" = dict
+    ) -> None:
         super().__init__(shares_all)
-        self.wire, self.news, self.count, self.heard = (
-            wire,
-            news,
-            itertools.count(),
-            lambda news: None,
-        )
+        self.wire, self.news, self.count = wire, news, itertools.count()
+        self.heard: Callable[[dict[str, Any]], None] = lambda news: None
 
-    def send(self, message):
-        """With what changed, last: what is encoded may be shared for the first time.
+    def send(self, message: "dict[str, Any]") -> None:
+        """Send a message with what changed, which is read off last: encoding may share more.
 
         The tests' side says what nobody needs any more.
         """
-        contents, forgot = self.contents(), [] if self.shares_all else self.unseen()
+        contents = self.contents()
+        forgot: list[int] = []
+        if not self.shares_all:
+            forgot = self.unseen()
         self.wire.send(message | {"contents": contents, "forgot": forgot})
         self.forget(forgot)
 
-    def receive(self):
+    def receive(self) -> "dict[str, Any]":
         message = self.wire.receive()
         self.take(message["contents"])
-        self.forget(message["forgot"] if self.shares_all else ())
+        if self.shares_all:
+            self.forget(message["forgot"])
         return message
 
-    def ask(self, doing, of, args=(), named=None):
-        """What the other side answers; its exception where it raised one."""
+    def ask(
+        self,
+        doing: str,
+        of: int,
+        args: "Sequence[Any]" = (),
+        named: "Mapping[str, Any] | None" = None,
+    ) -> "Any":
+        """The other side's answer. Raises its exception where it raised one."""
         number = next(self.count)
         self.send(
             {
@@ -108,7 +124,9 @@ class Peer(Values):
             if said["number"] != number:
                 raise Broken("an answer to something else")
             self.heard(said.get("news") or {})
-            error = self.decode_error(said["raised"]) if "raised" in said else None
+            error: BaseException | None = None
+            if "raised" in said:
+                error = self.decode_error(said["raised"])
             value = self.decode(said.get("value"))
         except Exception as found:
             raise Broken("an answer of no kind") from found
@@ -116,23 +134,20 @@ class Peer(Values):
             raise error
         return value
 
-    def answer(self, asked):
-        """Do one thing and tell what came of it."""
+    def answer(self, asked: "dict[str, Any]") -> None:
+        """Do one thing and send the value or the exception that came of it."""
         try:
-            args, named = (
-                [self.decode(value) for value in asked["args"]],
-                {name: self.decode(value) for name, value in asked["named"].items()},
-            )
-            told = {
-                "value": self.encode(self.do(asked["do"], self.things[asked["of"]], args, named))
-            }
+            args = [self.decode(value) for value in asked["args"]]
+            named = {name: self.decode(value) for name, value in asked["named"].items()}
+            value = self.do(asked["do"], self.things[asked["of"]], args, named)
+            outcome = {"value": self.encode(value)}
         except Broken:
             raise
         except BaseException as error:
-            told = {"raised": self.encode_error(error)}
-        self.send(told | {"number": asked["number"], "news": self.news()})
+            outcome = {"raised": self.encode_error(error)}
+        self.send(outcome | {"number": asked["number"], "news": self.news()})
 
-    def serve(self):
+    def serve(self) -> "NoReturn":
         """Do what is asked until the other side ends."""
         while True:
             self.answer(self.receive())
@@ -141,42 +156,37 @@ class Peer(Values):
 # ---------------------------------------------------------------- the program's side
 
 
-def program_side():
-    """Run the program that the tests' side sends, tell what it has of the names asked for, then
-    answer until the pipe closes.
+def program_side() -> "NoReturn":
+    """Run the program that the tests' side sends, then answer until the pipe closes.
+
+    The first message tells what the program has of the names asked for.
     """
     wire = Wire(os.dup(0), os.dup(1))
     asked = wire.receive()
     _close_up(asked["limits"])
     wire.send("here")  # from here on, what happens is the program's doing
-    names, process = (
-        {"__builtins__": builtins},
-        os.getpid(),
-        # as exec(program, {}) has it: lm-eval's code_eval does not run `if __name__ == "__main__"`
-        # either
-    )
+    # no __name__, as exec(program, {}) has it: lm-eval's code_eval does not run what stands under
+    # `if __name__ == "__main__"` either
+    names: dict[str, Any] = {"__builtins__": builtins}
+    process = os.getpid()
     printed = sys.stdout = io.TextIOWrapper(
         io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True
     )
-    told = dict.fromkeys(asked["names"], names)
+    told = dict.fromkeys(asked["names"], names)  # `names` itself stands for nothing
 
-    def news():
-        """What was printed, and names that mean something else by now."""
-        text, changed = (
-            printed.buffer.getvalue(),
-            [name for name in asked["names"] if names.get(name, names) is not told[name]],
-        )
+    def news() -> "dict[str, Any]":
+        """Printed text, and names that mean something else by now."""
+        text = printed.buffer.getvalue()
+        changed = [name for name in asked["names"] if names.get(name, names) is not told[name]]
         printed.buffer.seek(0)
         printed.buffer.truncate()
         told.update({name: names.get(name, names) for name in changed})
-        return {
-            "printed": text[:MOST_PRINTED].decode("utf-8", "replace"),
-            "names": {
-                name: _origin(name, names[name]) or {"value": peer.encode(names[name])}
-                for name in changed
-                if name in names
-            },
+        meanings = {
+            name: _origin(name, names[name]) or {"value": peer.encode(names[name])}
+            for name in changed
+            if name in names
         }
+        return {"printed": text[:MAX_PRINTED].decode("utf-8", "replace"), "names": meanings}
 
     peer = Peer(wire, shares_all=True, news=news)
     exec(compile(asked["program"], "<program>", "exec"), names)
@@ -186,10 +196,8 @@ def program_side():
     peer.serve()
 
 
-def _origin(name, value):
-    """Where the tests' side can get a thing by itself: a module or something of the standard
-    library, under its own name.
-    """
+def _origin(name: str, value: "Any") -> "dict[str, Any] | None":
+    """The module from which the tests' side can get a thing by itself, under its own name."""
     if isinstance(value, type(os)):
         return {"module": name}
     place = getattr(value, "__module__", None)
@@ -203,8 +211,8 @@ def _origin(name, value):
     return None
 
 
-def _close_up(limits):
-    """No way in or out but the pipes, and no more than the limits."""
+def _close_up(limits: "Mapping[str, int]") -> None:
+    """Leave no way in or out but the pipes, and no more than the limits."""
     sys.set_int_max_str_digits(0)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
@@ -224,10 +232,10 @@ def _close_up(limits):
 # ---------------------------------------------------------------- the tests' side
 
 
-def tests_side():
-    """Have the program run, run the tests on stand-ins for what it defines, and give the verdict:
+def tests_side() -> "NoReturn":
+    """Have the program run, and run the tests on stand-ins for what it defines.
 
-    the nonce, or an exit code.
+    The verdict is the nonce where they pass, else an exit code.
     """
     asked = Wire(0, 1).receive()
     verdict, wire = os.dup(1), Wire(*asked["pipes"])
@@ -235,15 +243,17 @@ def tests_side():
     wire.send({"program": asked["program"], "names": asked["names"], "limits": asked["limits"]})
     if wire.receive() != "here":
         raise Broken("no program's side")
-    os.write(verdict, b"\x01")  # sandbox.STARTED: both boxes stand
-    peer, names = Peer(wire, shares_all=False), {"__builtins__": builtins}
+    os.write(verdict, b"\x01")  # verdict.STARTED: both boxes stand
+    peer = Peer(wire, shares_all=False)
+    names: dict[str, Any] = {"__builtins__": builtins}
 
-    def heard(news):
+    def heard(news: "dict[str, Any]") -> None:
         for name, told in news["names"].items():
-            if name in asked["names"]:
-                names.update(
-                    _bound(peer, name, {"module": ""} if name in asked["modules"] else told)
-                )
+            if name not in asked["names"]:
+                continue
+            if name in asked["modules"]:
+                told = {"module": ""}
+            names.update(_bound(peer, name, told))
         sys.stdout.write(news["printed"])
 
     peer.heard = heard
@@ -254,7 +264,7 @@ def tests_side():
     os._exit(0)
 
 
-def _bound(peer, name, told):
+def _bound(peer: Peer, name: str, told: "dict[str, Any]") -> "dict[str, Any]":
     """{name: value} for one name of the program, {} where the tests' side has no such thing.
 
     Of the standard library it takes its own.
@@ -262,11 +272,14 @@ def _bound(peer, name, told):
     ((kind, content),) = told.items()
     if kind == "value":
         return {name: peer.decode(content)}
-    place = name if kind == "module" else content
-    if place.partition(".")[0] not in sys.stdlib_module_names:
+    if kind == "module":
+        content = name
+    if content.partition(".")[0] not in sys.stdlib_module_names:
         return {}
-    __import__(place)
-    return {name: sys.modules[place] if kind == "module" else getattr(sys.modules[place], name)}
+    __import__(content)
+    if kind == "module":
+        return {name: sys.modules[content]}
+    return {name: getattr(sys.modules[content], name)}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from recycler.scoring.sandbox.parent import Program, shared_sandbox
+from recycler.scoring.sandbox.parent import shared_sandbox
+from recycler.scoring.sandbox.verdict import Program
 from recycler.types import Completion, Item, Outcome
 
 PROGRAMS = ("humaneval", "mbpp")  # scorers of answers that are run
@@ -25,16 +26,17 @@ def program_of(item: Item, text: str) -> Program:
 
 
 def may_differ_next_time(item: Item, outcome: Outcome) -> bool:
-    """Whether an outcome hangs on more than the answer: a program that did not pass may have run
-    out of time on a loaded machine.
+    """True when an outcome depends on more than the answer.
+
+    A program that did not pass may have run out of time on a loaded machine.
     """
     return item.scorer in PROGRAMS and not all(value for _, value in outcome.values)
 
 
 def probe_sandbox(items: Iterable[Item]) -> None:
-    """Raise UnsafeInputError where programs would have to run and there is no sandbox for them:
+    """Raise UnsafeInputError when programs would have to run and there is no sandbox for them.
 
-    told before an engine is loaded.
+    To be asked before an engine is loaded.
     """
     if any(item.scorer in PROGRAMS for item in items):
         shared_sandbox()
@@ -43,9 +45,9 @@ def probe_sandbox(items: Iterable[Item]) -> None:
 def score_code(
     items: Sequence[Item], completions: Sequence[Completion]
 ) -> Callable[[], list[dict[str, float]]]:
-    """Start all programs; the function given back waits for them.
+    """Start all programs; the returned function waits for their values.
 
-    Raises UnsafeInputError where there is no sandbox.
+    Raises UnsafeInputError when there is no sandbox.
     """
     sandbox = shared_sandbox()
     futures = [

@@ -1,5 +1,4 @@
-"""Two fences of the box that bubblewrap has not: system calls that are refused, and the memory of
-all its processes together.
+"""Two fences of the box that bubblewrap lacks: refused system calls, and a limit on its memory.
 
 RLIMIT_AS binds one process; thirty-two of them, System V segments or memfds could take many times
 as much. So calls that hold memory which no process's size shows are refused by a seccomp filter,
@@ -34,24 +33,17 @@ _REFUSED = {
     "userfaultfd": (323, 282),
     "perf_event_open": (298, 241),
 }
-_MACHINES = {
-    "x86_64": (0, 0xC000003E),
-    "aarch64": (1, 0xC00000B7),
-}  # column above, AUDIT_ARCH_* of linux/audit.h
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = (
-    0x20,
-    0x15,
-    0x35,
-    0x06,
-)  # linux/bpf_common.h; offset 0 of what is looked at is the call's number, 4 the architecture
+# column above, AUDIT_ARCH_* of linux/audit.h
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+# linux/bpf_common.h; offset 0 of what is looked at is the call's number, 4 the architecture
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _X32 = 0x40000000  # the same calls once more, under other numbers
 
 
 def seccomp_filter(machine: str = "") -> bytes:
-    """A classic BPF program for `bwrap --seccomp`:
+    """A classic BPF program for `bwrap --seccomp`; b'' on a machine whose numbers we do not have.
 
-    EPERM for the calls above and for those of another architecture; b'' on a machine we have no
-    numbers of.
+    It answers EPERM to the calls above and to those of another architecture.
     """
     if (machine or platform.machine()) not in _MACHINES:
         return b""
@@ -71,15 +63,18 @@ def seccomp_filter(machine: str = "") -> bytes:
 
 
 def holds_more_than(root: int, limit: int) -> bool:
-    """Whether the processes below `root` hold more than `limit` bytes; a sum of sizes first, which
-    is cheap and never too small, then of shares.
+    """True when the processes below `root` hold more than `limit` bytes.
+
+    Sizes are added up first, which is cheap and never too little, then shares.
     """
     return sum(map(_resident, _tree(root))) > limit and sum(map(_proportional, _tree(root))) > limit
 
 
 def _tree(root: int) -> list[int]:
-    """`root` and its descendants; whoever leaves its parent in the box comes under the box's own
-    first process, so stays below `root`.
+    """`root` and its descendants.
+
+    A process that leaves its parent in the box comes under the box's own first process, so it stays
+    below `root`.
     """
     found, waiting = [], [root]
     while waiting:

@@ -1,5 +1,4 @@
-"""What the tests of a program take from it by name, and what they have of their own: read off their
-text, before any box is started.
+"""Names that tests take from a program, read off their text before any box is started.
 
 A program may not put its own in place of what judges it. So builtins, modules of the standard
 library that tests look into, and functions that the prompt gave (HumanEval's `poly`,
@@ -15,11 +14,16 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """`wanted` of the program; `modules` among them that are the tests' own where the program has such a name at all; `given` is code that
-    the tests' side runs before them."""
+    """Names that tests take from a program, and code that is the tests' own.
+
+    `wanted` of the program; `modules` among them that are the tests' own where the program has such
+    a name at all; `given` is code that the tests' side runs before them.
+    """
 
     wanted: tuple[str, ...]
     modules: tuple[str, ...]
@@ -28,7 +32,7 @@ class Names:
 
 @lru_cache(maxsize=4096)
 def names_of(tests: str, given: str) -> Names:
-    """What tests want of a program that begins with the trusted text `given`.
+    """Names that tests want of a program that begins with the trusted text `given`.
 
     Tests that are no Python want nothing: they say so when run.
     """
@@ -44,9 +48,9 @@ def names_of(tests: str, given: str) -> Names:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
     wanted = _taken(table) - _module_names(table) - {*dir(builtins), "__builtins__"}
-    wanted = wanted or {
-        _called(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)
-    } - {""}
+    if not wanted:
+        asserted = [node.test for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        wanted = {_called(test) for test in asserted} - {""}
     return Names(
         tuple(sorted(wanted - own)),
         tuple(sorted(looked_into & sys.stdlib_module_names)),
@@ -55,8 +59,9 @@ def names_of(tests: str, given: str) -> Names:
 
 
 def _without_the_task(text: str) -> ast.Module:
-    """The prompt's own code without what is to be written: functions of nothing but a docstring,
-    pass or ..., else the last; nothing where it is no Python.
+    """The prompt's own code without what is to be written; nothing where it is no Python.
+
+    To be written are functions of nothing but a docstring, pass or ..., else the last definition.
     """
     for tail in ("", "\n    pass\n"):
         try:
@@ -64,11 +69,8 @@ def _without_the_task(text: str) -> ast.Module:
         except (SyntaxError, ValueError, RecursionError):
             continue
         kept = [node for node in tree.body if not _is_empty(node)]
-        if (
-            len(kept) == len(tree.body)
-            and kept
-            and isinstance(kept[-1], (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        ):
+        ends_in_definition = kept and isinstance(kept[-1], _DEFINITIONS)
+        if len(kept) == len(tree.body) and ends_in_definition:
             kept.pop()
         return ast.Module(kept, [])
     return ast.Module([], [])
@@ -103,8 +105,11 @@ def _taken(table: symtable.SymbolTable) -> set[str]:
 
 
 def _called(node: ast.AST) -> str:
-    """The innermost function that is called by name in the first part of an assertion: what tests that take nothing else from the program
-    are of, though it be called as a builtin is (MBPP 126, `assert sum(10, 15) == 6`)."""
+    """The innermost function that is called by name in the first part of an assertion.
+
+    Tests that take nothing else from the program are of that one, though it be called as a builtin
+    is (MBPP 126, `assert sum(10, 15) == 6`).
+    """
     inner = ""
     while True:
         if isinstance(node, ast.Compare):

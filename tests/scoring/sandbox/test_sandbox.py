@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from recycler.errors import InfrastructureError, UnsafeInputError
-from recycler.scoring.sandbox import parent as sandbox_module
+from recycler.scoring.sandbox import box as box_module
+from recycler.scoring.sandbox import parent, verdict
+from recycler.scoring.sandbox.box import box_command, is_python_prefix
 from recycler.scoring.sandbox.fence import seccomp_filter
-from recycler.scoring.sandbox.parent import Limits, Program, Sandbox
+from recycler.scoring.sandbox.parent import Sandbox
+from recycler.scoring.sandbox.verdict import Limits, Program
 
 pytestmark = pytest.mark.skipif(
     subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
@@ -231,7 +234,7 @@ def test_the_filter_lets_nothing_through_that_it_names_and_all_else():
 
 @pytest.mark.parametrize("way", ["says why", "is killed"])
 def test_a_box_that_no_longer_starts_is_no_verdict(way, tmp_path, monkeypatch):
-    box, real = Sandbox(workers=1), sandbox_module._command()
+    box, real = Sandbox(workers=1), box_command()
     fake = tmp_path / "bwrap"
     fake.write_text(
         "#!/bin/sh\necho 'bwrap: Creating new namespace failed: No space left on device' >&2\n"
@@ -241,7 +244,7 @@ def test_a_box_that_no_longer_starts_is_no_verdict(way, tmp_path, monkeypatch):
         if os.stat(folder).st_uid == os.getuid():
             folder.chmod(folder.stat().st_mode | 0o755)
     fake.chmod(0o755)
-    monkeypatch.setattr(sandbox_module, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(verdict, "PAUSES", (0.0, 0.0))
     box._command = [str(fake), *real[1:]]
     with pytest.raises(InfrastructureError, match="No space left on device"):
         box.run(Program("", "assert 1 == 1"))
@@ -314,24 +317,24 @@ def test_a_box_is_given_no_folder_that_only_happens_to_hold_an_interpreter(tmp_p
     (home / "bin").mkdir(parents=True)
     (home / "bin/python3").symlink_to("/bin/true")
     assert (
-        not sandbox_module._is_prefix(home)
-        and not sandbox_module._is_prefix(Path("/"))
-        and sandbox_module._is_prefix(Path("/usr"))
+        not is_python_prefix(home)
+        and not is_python_prefix(Path("/"))
+        and is_python_prefix(Path("/usr"))
     )
     (home / "lib/python3.11").mkdir(parents=True)
     (home / "lib/python3.11/os.py").touch()
-    assert sandbox_module._is_prefix(home)
+    assert is_python_prefix(home)
 
 
 def test_without_bubblewrap_it_refuses_with_exit_code_4(monkeypatch):
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(box_module.shutil, "which", lambda name: None)
     with pytest.raises(UnsafeInputError, match="apt-get install bubblewrap") as error:
         Sandbox()
     assert error.value.exit_code == 4
 
 
 def test_a_bubblewrap_that_does_not_start_is_refused(monkeypatch):
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: "/bin/false")
+    monkeypatch.setattr(box_module.shutil, "which", lambda name: "/bin/false")
     with pytest.raises(UnsafeInputError, match="user namespaces"):
         Sandbox()
 
@@ -340,7 +343,7 @@ def test_a_box_that_does_not_hold_is_refused(monkeypatch):
     """Without bwrap in the command the right program passes and so would the probe that looks
     outside: it must not.
     """
-    plain = sandbox_module._command()
-    monkeypatch.setattr(sandbox_module, "_command", lambda: plain[plain.index("-I") - 1 :])
+    plain = box_command()
+    monkeypatch.setattr(parent, "box_command", lambda: plain[plain.index("-I") - 1 :])
     with pytest.raises(UnsafeInputError):
         Sandbox()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from recycler.scoring.sandbox.names import names_of
-from recycler.scoring.sandbox.parent import Limits, Program, Sandbox
+from recycler.scoring.sandbox.parent import Sandbox
+from recycler.scoring.sandbox.verdict import Limits, Program
 
 pytestmark = pytest.mark.skipif(
     subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
