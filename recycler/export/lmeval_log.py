@@ -8,12 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 from recycler.errors import NotFoundError, Problem
+from recycler.export.lm_eval_files import write_lm_eval
 from recycler.io.atomic import atomic_folder
 from recycler.ledger.runs import open_ledger
 from recycler.location import local_path
 from recycler.results.front import Front, choose
 from recycler.scoring.frozen import frozen_suites, read_frozen
-from recycler.scoring.lmeval.log_files import write_lm_eval
 
 
 def log_to_lm_eval(

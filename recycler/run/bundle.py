@@ -20,8 +20,8 @@ from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.shipped import shipped_file
 from recycler.io.strict_yaml import YamlDocument, dump_yaml
 from recycler.location import parse_location
-from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.rows import HUB, data_folders_of, find_data
+from recycler.scoring.suite_file import suite_path
 from recycler.specs.job import JobSpec, read_job
 from recycler.specs.suite import SuiteSpec, read_suite
 

@@ -32,7 +32,7 @@ from recycler.pool.storage.files import local_folder
 from recycler.run import job_checks
 from recycler.run.lora_batch import lora_batch_warnings
 from recycler.run.prepared import PreparedJob
-from recycler.scoring.lmeval.suite import suite_path
+from recycler.scoring.suite_file import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.specs.job import JobSpec, read_job
 from recycler.specs.space import SearchSpace, read_space, resolve

@@ -10,8 +10,8 @@ from recycler.engines import build_engine, default_engine_name, parallel_problem
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.pool.catalog import open_checkpoint
 from recycler.scoring.evaluate import score_recipe
-from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.scorers import item_metrics
+from recycler.scoring.suite_file import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
 from recycler.specs.suite import context_length, few_problems_warnings

@@ -16,8 +16,8 @@ from recycler.digest import canonical_json
 from recycler.errors import NotFoundError, Problem, UnsafeInputError, UsageError
 from recycler.io.atomic import atomic_file
 from recycler.objectives.stats import minimal_detectable_difference
-from recycler.scoring.lmeval.suite import suite_path
 from recycler.scoring.scorers import item_metrics
+from recycler.scoring.suite_file import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.specs.suite import EvalSuite
 from recycler.types import Item

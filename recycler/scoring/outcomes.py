@@ -1,11 +1,11 @@
-"""Outcomes of single items, and the scores that they add up to."""
+"""Outcomes of single items, from an engine's answers, and the scores that they add up to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
 from recycler.objectives.stats import clustered_mean, unseen_events_stderr
-from recycler.scoring.scorers import SCORERS, item_weight
+from recycler.scoring.scorers import SCORERS, Values, item_weight
 from recycler.types import (
     Completion,
     Item,
@@ -15,41 +15,38 @@ from recycler.types import (
     Score,
 )
 
-Values = dict[str, float]
-
 
 def outcomes_of(
     items: Sequence[Item], completions: Sequence[Completion], likelihoods: Sequence[Loglikelihood]
 ) -> tuple[Outcome, ...]:
-    """Outcomes from what an engine answered to `requests_of` these items."""
-    return _outcomes(
-        items,
-        completions,
-        likelihoods,
-        start_texts([item for item in items if item.kind == "generate"], completions),
-    )
+    """Outcomes from an engine's answers to `requests_of` these items."""
+    generating = [item for item in items if item.kind == "generate"]
+    return gather_outcomes(items, completions, likelihoods, start_texts(generating, completions))
 
 
-def _outcomes(
+def gather_outcomes(
     items: Sequence[Item],
     completions: Sequence[Completion],
     likelihoods: Sequence[Loglikelihood],
     finish: Callable[[], list[Values]],
 ) -> tuple[Outcome, ...]:
-    answers, outcomes = iter(likelihoods), {}
+    """Outcomes in the order of the items.
+
+    `finish` waits for the values of the generated answers, whose scoring has begun.
+    """
+    outcomes: dict[str, Outcome] = {}
+    answers = iter(likelihoods)
     for item in items:
         if item.kind == "loglikelihood":
-            values = SCORERS[item.scorer].score_likelihoods(
-                item, [next(answers) for _ in item.continuations]
-            )
+            own = [next(answers) for _ in item.continuations]
+            values = SCORERS[item.scorer].values_of(item, own)
             outcomes[item.id] = Outcome(
                 item=item.id,
                 values=tuple(values.items()),
                 num_tokens=sum(map(len, item.continuations)),
             )
-    for item, completion, values in zip(
-        [item for item in items if item.kind == "generate"], completions, finish(), strict=True
-    ):
+    generating = [item for item in items if item.kind == "generate"]
+    for item, completion, values in zip(generating, completions, finish(), strict=True):
         outcomes[item.id] = Outcome(
             item=item.id,
             values=tuple(values.items()),
@@ -62,29 +59,17 @@ def _outcomes(
 def start_texts(
     items: Sequence[Item], completions: Sequence[Completion]
 ) -> Callable[[], list[Values]]:
-    """Begin to score answers; the function given back waits and gives one dict of values an item,
-    in their order.
-    """
-    values: dict[int, Values] = {}
-    waiting = []
+    """Begin to score generated answers; the returned function waits for the values of each item."""
+    waiting: list[tuple[list[int], Callable[[], list[Values]]]] = []
     for name in {item.scorer for item in items}:
-        scorer, own = (
-            SCORERS[name],
-            [index for index, item in enumerate(items) if item.scorer == name],
+        own = [index for index, item in enumerate(items) if item.scorer == name]
+        wait = SCORERS[name].start(
+            [items[index] for index in own], [completions[index] for index in own]
         )
-        if scorer.start_texts:
-            waiting.append(
-                (
-                    own,
-                    scorer.start_texts(
-                        [items[index] for index in own], [completions[index] for index in own]
-                    ),
-                )
-            )
-        else:
-            values |= {index: scorer.score_text(items[index], completions[index]) for index in own}
+        waiting.append((own, wait))
 
     def finish() -> list[Values]:
+        values: dict[int, Values] = {}
         for own, wait in waiting:
             values.update(zip(own, wait(), strict=True))
         return [values[index] for index in range(len(items))]
@@ -95,7 +80,7 @@ def start_texts(
 def aggregate(
     items: Sequence[Item], outcomes: Iterable[Outcome], objectives: Sequence[Objective]
 ) -> tuple[Score, ...]:
-    """One score an objective from the outcomes of its items.
+    """One score for each objective, from the outcomes of its items.
 
     Raises ValueError when an objective has no items.
     """
@@ -109,19 +94,10 @@ def aggregate(
             and objective.task in (None, item.task)
             and objective.metric in values.get(item.id, {})
         ]
-        figures, clusters = (
-            [values[item.id][objective.metric] for item in own],
-            [item.cluster or item.id for item in own],
-        )
-        value, stderr = clustered_mean(
-            figures, clusters, [item_weight(item, objective.metric) for item in own]
-        )
-        scores.append(
-            Score(
-                objective=objective.name,
-                value=value,
-                stderr=max(stderr, unseen_events_stderr(figures, len(set(clusters)))),
-                n=len(own),
-            )
-        )
+        figures = [values[item.id][objective.metric] for item in own]
+        clusters = [item.cluster or item.id for item in own]
+        weights = [item_weight(item, objective.metric) for item in own]
+        value, stderr = clustered_mean(figures, clusters, weights)
+        stderr = max(stderr, unseen_events_stderr(figures, len(set(clusters))))
+        scores.append(Score(objective=objective.name, value=value, stderr=stderr, n=len(own)))
     return tuple(scores)

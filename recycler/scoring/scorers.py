@@ -1,8 +1,8 @@
-"""From what a model said to figures: one function a scorer, one line in the table.
+"""From a model's answers to figures: one function for each scorer, one line in the table.
 
 Scorers see an item and an answer, nothing else, so a frozen suite scores the same on every machine.
-Those that come from lm-eval give the values of lm-eval 0.4.13; `tests/scoring/lmeval/test_parity.py` holds them to
-it.
+Those that come from lm-eval return the values of lm-eval 0.4.13;
+`tests/scoring/lmeval/test_parity.py` holds them to it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
-from recycler.scoring.lmeval.tasks import process_text
+from recycler.scoring.lmeval.answers import process_text
 from recycler.scoring.sandbox.code import score_code
 from recycler.types import Completion, Item, Loglikelihood, Objective
 
@@ -28,15 +28,16 @@ _INVALID = "[invalid]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """How items of one kind are asked and scored; exactly one of the three functions is given.
+    """A way to ask and score items; exactly one of the three functions is given.
 
     `score_text` and `score_likelihoods` see one item; `start_texts` takes all its items at once and
-    gives a function that waits for their values, so that slow checks run beside decoding.
+    returns a function that waits for their values, so that slow checks run beside decoding.
     `weight_by_bytes` makes the mean a ratio of sums, as bits per byte is. `metrics` are the names
-    it gives; an item whose names depend on its task lists them in its detail (see `item_metrics`).
+    of its values; an item whose names depend on its task lists them in its detail (see
+    `item_metrics`).
     """
 
-    kind: str
+    kind: Literal["generate", "loglikelihood"]
     metrics: tuple[str, ...]
     score_text: Callable[[Item, Completion], Values] | None = None
     score_likelihoods: Callable[[Item, Sequence[Loglikelihood]], Values] | None = None
@@ -45,11 +46,37 @@ class Scorer:
     ) = None
     weight_by_bytes: bool = False
 
+    def start(
+        self, items: Sequence[Item], completions: Sequence[Completion]
+    ) -> Callable[[], list[Values]]:
+        """Begin to score generated answers; the returned function waits for their values.
+
+        Raises TypeError for a scorer of likelihoods.
+        """
+        if self.start_texts is not None:
+            return self.start_texts(items, completions)
+        if self.score_text is None:
+            raise TypeError("a scorer of likelihoods was given texts")
+        pairs = zip(items, completions, strict=True)
+        values = [self.score_text(item, completion) for item, completion in pairs]
+        return lambda: values
+
+    def values_of(self, item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
+        """Values of an item from the likelihoods of its continuations.
+
+        Raises TypeError for a scorer of texts.
+        """
+        if self.score_likelihoods is None:
+            raise TypeError("a scorer of texts was given likelihoods")
+        return self.score_likelihoods(item, likelihoods)
+
 
 def item_metrics(item: Item) -> tuple[str, ...]:
-    """Names of the metrics that an item gives."""
+    """Names of the metrics of an item."""
     own = detail(item, "metrics")
-    return tuple(json.loads(own)) if own else SCORERS[item.scorer].metrics
+    if own:
+        return tuple(json.loads(own))
+    return SCORERS[item.scorer].metrics
 
 
 def items_of(objective: Objective, items: Iterable[Item]) -> list[Item]:
@@ -64,13 +91,16 @@ def items_of(objective: Objective, items: Iterable[Item]) -> list[Item]:
 
 
 def item_weight(item: Item, metric: str) -> float:
-    """Weight of an item in the mean of a metric: bytes for bits per byte, instructions for
-    lm-eval's inst_level_*, else 1.
+    """Weight of an item in the mean of a metric.
+
+    Its bytes for bits per byte, its instructions for lm-eval's inst_level_*, else 1.
     """
     if SCORERS[item.scorer].weight_by_bytes:
         return float(item.num_bytes)
     own = detail(item, "weights")
-    return float(json.loads(own).get(metric, 1.0)) if own else 1.0
+    if not own:
+        return 1.0
+    return float(json.loads(own).get(metric, 1.0))
 
 
 def detail(item: Item, name: str) -> str:
@@ -87,20 +117,18 @@ def exact_match(item: Item, completion: Completion) -> Values:
 
 
 def number_match(item: Item, completion: Completion) -> Values:
-    """1 when the last number in the answer equals the gold number; '$1,234.00' equals '1234'
-    (compared as decimals).
+    """1 when the last number in the answer equals the gold number.
+
+    They are compared as decimals: '$1,234.00' equals '1234'.
     """
-    return {
-        "exact_match": float(
-            _last_number(completion.text) is not None
-            and _last_number(completion.text) == _last_number(item.gold)
-        )
-    }
+    number = _last_number(completion.text)
+    return {"exact_match": float(number is not None and number == _last_number(item.gold))}
 
 
 def bits_per_byte(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
-    """Bits that the model needs for each UTF-8 byte of the gold answer, teacher-forced: -log2
-    p(gold | prompt) / bytes.
+    """Bits that the model needs for each UTF-8 byte of the gold answer, teacher-forced.
+
+    That is -log2 p(gold | prompt) / bytes.
     """
     (gold,) = likelihoods
     return {"bits_per_byte": -gold.logprob / math.log(2) / item.num_bytes}
@@ -108,8 +136,10 @@ def bits_per_byte(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
 
 def _last_number(text: str) -> Decimal | None:
     found = _NUMBER.findall(text)
+    if not found:
+        return None
     try:
-        return Decimal(found[-1].replace(",", "")).normalize() if found else None
+        return Decimal(found[-1].replace(",", "")).normalize()
     except InvalidOperation:
         return None
 
@@ -118,21 +148,19 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
-    """Multiple choice as lm-eval has it:
+    """Multiple choice as lm-eval has it.
 
-    `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text.
-
-    The texts are in the item's detail `choices` (JSON); without them `acc_norm` divides by tokens.
-    The first of equals wins.
+    `acc` takes the likeliest choice, `acc_norm` the likeliest by character of its text. The texts
+    are in the item's detail `choices` (JSON); without them `acc_norm` divides by tokens. The first
+    of equals wins.
     """
     right = int(item.gold)
     sums = [entry.logprob for entry in likelihoods]
     texts = detail(item, "choices")
-    lengths = (
-        [len(text) for text in json.loads(texts)]
-        if texts
-        else [len(entry.token_logprobs) for entry in likelihoods]
-    )
+    if texts:
+        lengths = [len(text) for text in json.loads(texts)]
+    else:
+        lengths = [len(entry.token_logprobs) for entry in likelihoods]
     means = [total / length for total, length in zip(sums, lengths, strict=True)]
     return {
         "acc": float(sums.index(max(sums)) == right),
@@ -141,17 +169,17 @@ def choice(item: Item, likelihoods: Sequence[Loglikelihood]) -> Values:
 
 
 def lm_eval_match(item: Item, completion: Completion) -> Values:
-    """lm-eval's exact_match after each of the task's filters (regex, remove_whitespace,
-    take_first).
+    """lm-eval's exact_match after each of the task's filters.
+
+    The filters are regex, remove_whitespace and take_first.
     """
     settings = _settings(detail(item, "match"))
     gold = _normal(item.gold, settings["exact_match"])
-    return {
-        name: float(
-            _normal(lm_eval_filter(steps, completion.text), settings["exact_match"]) == gold
-        )
-        for name, steps in settings["filters"].items()
-    }
+    values: Values = {}
+    for name, steps in settings["filters"].items():
+        answer = _normal(lm_eval_filter(steps, completion.text), settings["exact_match"])
+        values[name] = float(answer == gold)
+    return values
 
 
 def lm_eval_filter(steps: Sequence[dict[str, Any]], text: str) -> str:
@@ -182,7 +210,9 @@ def _normal(text: str, settings: dict[str, Any]) -> str:
         text = text.lower()
     if settings.get("ignore_punctuation"):
         text = text.translate(_PUNCTUATION)
-    return text.translate(_DIGITS) if settings.get("ignore_numbers") else text
+    if settings.get("ignore_numbers"):
+        text = text.translate(_DIGITS)
+    return text
 
 
 def lm_eval_any(item: Item, completion: Completion) -> Values:

@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.io.strict_yaml import YamlDocument
-from recycler.scoring.lmeval.tasks import LmEvalTask, Question, lm_eval_metrics
+from recycler.scoring.lmeval.definitions import lm_eval_metrics
+from recycler.scoring.lmeval.tasks import LmEvalTask, Question
 from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
 from recycler.specs.suite import (
@@ -63,7 +64,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # noqa: BLE001 - the Rust library raises bare Exceptions for a broken file
+    except Exception as error:
         if not any((folder / name).exists() for name in TOKENIZER_FILES):
             raise UsageError(
                 Problem(

@@ -12,10 +12,10 @@ import sys
 import pytest
 
 from recycler.cli import main
+from recycler.export.lm_eval_files import read_lm_eval_outcomes, read_lm_eval_scores
 from recycler.ledger.runs import open_ledger
 from recycler.results.open import open_front
 from recycler.scoring.frozen import read_frozen
-from recycler.scoring.lmeval.log_files import read_lm_eval_outcomes, read_lm_eval_scores
 from service_runs import OBJECTIVES, make_run
 
 

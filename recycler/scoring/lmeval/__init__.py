@@ -1,1 +1,1 @@
-"""Tasks of lm-eval as suites."""
+"""lm-eval's tasks: their definitions, questions, and answers scored as lm-eval scores them."""

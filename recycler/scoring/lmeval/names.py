@@ -1,5 +1,6 @@
-"""Which YAML of the installed lm-eval defines a task: a quick search by its key, then lm-eval's own
-index.
+"""The YAML of the installed lm-eval that defines a task.
+
+It is searched for by its key, which is quick, then looked up in lm-eval's own index.
 """
 
 from __future__ import annotations
@@ -90,21 +91,20 @@ def _members(name: str, index: Mapping[str, Any], above: frozenset[str] = frozen
     if entry.kind.name in ("TASK", "PY_TASK"):
         return {name}
     named = (entry.cfg or {}).get("task") or sorted(entry.tags)
-    names = [
-        part if isinstance(part, str) else part.get("task") or part.get("group")
-        for part in ([named] if isinstance(named, str) else named)
-    ]
-    return {
-        found
-        for part in names
-        if isinstance(part, str)
-        for found in _members(part, index, above | {name}) or {part}
-    }
+    if isinstance(named, str):
+        named = [named]
+    found: set[str] = set()
+    for part in named:
+        if not isinstance(part, str):
+            part = part.get("task") or part.get("group")
+        if isinstance(part, str):
+            found |= _members(part, index, above | {name}) or {part}
+    return found
 
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # loads torch and transformers
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return TaskManager().task_index

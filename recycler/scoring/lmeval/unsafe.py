@@ -1,11 +1,10 @@
-"""Which tasks of lm-eval would run what a model wrote, in this very process.
+"""Tasks of lm-eval that would run what a model wrote, in this very process.
 
-They are refused before anything of theirs is imported.
-
-Read from the definition: `unsafe_code`, lm-eval's own mark, and the source of every function that
-it names, with the modules beside it that those import. A module that loads `code_eval`, or calls
-exec, eval, a shell, a process or sympy's parsers (which call eval), counts as running code, whether
-or not an answer would get there: a task too many is refused rather than one too few.
+They are refused before anything of theirs is imported, by what is read from their definition:
+`unsafe_code`, lm-eval's own mark, and the source of every function that it names, with the modules
+beside it that those import. A module that loads `code_eval`, or calls exec, eval, a shell, a
+process or sympy's parsers (which call eval), counts as running code, whether or not an answer would
+get there: a task too many is refused rather than one too few.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ _WORDS = ("code_eval", ALLOW)
 
 
 def runs_code(config: Mapping[str, Any], root: Path) -> str:
-    """Why a task, loaded without its functions imported, may run a model's program; '' where it
-    does not. `root` is lm-eval's tasks folder.
+    """The reason for which a task may run a model's program; '' when it does not.
+
+    `config` was loaded without its functions imported; `root` is lm-eval's tasks folder.
     """
     if config.get("unsafe_code"):
         return "is marked unsafe_code by lm-eval"
@@ -56,8 +56,9 @@ def runs_code(config: Mapping[str, Any], root: Path) -> str:
 
 
 def function_name(metric: str) -> str:
-    """The name of a metric that a definition gives as a function ('/folder/utils.pass_at_k' when
-    loaded unresolved); others as they are.
+    """The name of a metric; of a function the last part of it.
+
+    A definition that is loaded unresolved has functions as '/folder/utils.pass_at_k'.
     """
     return metric.rpartition(".")[2] if metric.startswith("/") else metric
 
@@ -76,8 +77,9 @@ def _functions(value: Any) -> Iterator[str]:
 
 
 def _module(stem: Path, root: Path, seen: set[Path]) -> str:
-    """What of the module `stem`.py, or of those of `root` that it imports, may run code; '' for
-    nothing.
+    """The part of the module `stem`.py, or of those it imports, that may run code; '' for nothing.
+
+    Of what it imports, modules of `root` are read.
     """
     path = stem.parent / f"{stem.name.replace('.', '/')}.py"
     if not path.is_file() or path in seen:
@@ -99,8 +101,9 @@ def _module(stem: Path, root: Path, seen: set[Path]) -> str:
 
 
 def _called(function: ast.expr) -> str:
-    """The bare name of what is called; `re.compile` and pandas' `frame.eval` keep their owner's
-    benefit of the doubt for exec and eval only.
+    """The bare name of what is called; '' for exec and eval of another owner than builtins.
+
+    So pandas' `frame.eval` gets the benefit of the doubt.
     """
     if isinstance(function, ast.Name):
         return function.id
@@ -108,14 +111,17 @@ def _called(function: ast.expr) -> str:
         owner = function.value.id if isinstance(function.value, ast.Name) else ""
         if owner == "subprocess":
             return "Popen"
-        return function.attr if function.attr not in ("exec", "eval") or owner == "builtins" else ""
+        if function.attr not in ("exec", "eval") or owner == "builtins":
+            return function.attr
     return ""
 
 
 def _imported(tree: ast.Module, folder: Path, root: Path) -> Iterator[Path]:
     """Modules of lm-eval's tasks that are imported, as paths without .py."""
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
             base = (node.module or "").replace(".", "/")
             if node.level:

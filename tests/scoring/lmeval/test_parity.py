@@ -19,7 +19,9 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install lm-
 
 from places import ROOT
 from recycler.errors import NotFoundError, UnsafeInputError
-from recycler.scoring.lmeval.tasks import LmEvalTask, lm_eval_metrics, process_text
+from recycler.scoring.lmeval.answers import process_text
+from recycler.scoring.lmeval.definitions import lm_eval_metrics
+from recycler.scoring.lmeval.tasks import LmEvalTask
 from recycler.scoring.lmeval.unsafe import runs_code
 from recycler.scoring.outcomes import start_texts
 from recycler.scoring.scorers import SCORERS
@@ -199,7 +201,7 @@ def test_checks_without_their_data_are_refused_by_name():
     pytest.importorskip("langdetect", reason="pip install 'lm-eval[ifeval]'")
     code = (
         "import nltk, nltk.data\nnltk.download = lambda *a, **k: False\nfrom recycler.errors "
-        "import UsageError\nfrom recycler.scoring.lmeval.tasks import PROBE, process_text\n"
+        "import UsageError\nfrom recycler.scoring.lmeval.answers import PROBE, process_text\n"
         "nltk.data.path[:] = []\n"
         "row = {'key': 1, 'prompt': 'p', 'instruction_id_list': "
         "['length_constraints:number_sentences'], 'kwargs': [{'num_sentences': 2, 'relation': "

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from recycler.errors import NotFoundError, UnsafeInputError
-from recycler.scoring.lmeval.log_files import (
+from recycler.export.lm_eval_files import (
     read_lm_eval_outcomes,
     read_lm_eval_scores,
     write_lm_eval,

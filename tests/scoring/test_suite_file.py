@@ -7,8 +7,8 @@ import pytest
 
 from letters import Letters
 from recycler.errors import InfrastructureError, NotFoundError, UsageError
-from recycler.scoring.lmeval.suite import bare_suite, suite_path
-from recycler.scoring.lmeval.tasks import data_settings
+from recycler.scoring.lmeval.definitions import data_settings
+from recycler.scoring.suite_file import bare_suite, suite_path
 from recycler.scoring.tasks import build_suite
 from recycler.specs.job import read_job
 from recycler.specs.suite import read_suite
@@ -98,7 +98,7 @@ def test_a_job_takes_such_a_name(mirror, tmp_path):
 
 def test_a_task_whose_training_rows_are_a_test_split_says_so(mirror, monkeypatch):
     settings = {"dataset_path": "openai/gsm8k", "test_split": "train", "validation_split": "test"}
-    monkeypatch.setattr("recycler.scoring.lmeval.suite.data_settings", lambda task, where: settings)
+    monkeypatch.setattr("recycler.scoring.suite_file.data_settings", lambda task, where: settings)
     assert bare_suite("gsm8k", [mirror])["tasks"]["gsm8k"]["search"]["benchmark_test"] is True
 
 
