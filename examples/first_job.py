@@ -1,4 +1,4 @@
-"""Run a first job: a pool of tiny models, a suite of sums and words, and a front at the end.
+"""Run a first job: a pool of tiny models, a suite of two tasks, and a front at the end.
 
     python examples/first_job.py first-job
 
@@ -21,19 +21,19 @@ from recycler.testing import make_pico_pool
 WORDS = ("the fox", "a lazy dog", "jumps over", "quick", "brown bears")
 SUITE = """\
 version: 1
-description: sums, and words that follow them
+description: words after a sum, in small letters and in capitals
 tasks:
-  sums:
-    data: echo.jsonl
-    prompt: "{question} = "
-    answer: "{sum}"
-    scorer: bits_per_byte
-    search: {rows: [0, 60]}
-    holdout: {rows: [60, 90]}
   words:
     data: echo.jsonl
     prompt: "{question}: "
     answer: "{word}"
+    scorer: bits_per_byte
+    search: {rows: [0, 60]}
+    holdout: {rows: [60, 90]}
+  capitals:
+    data: echo.jsonl
+    prompt: "{question}: "
+    answer: "{capitals}"
     scorer: bits_per_byte
     search: {rows: [0, 60]}
     holdout: {rows: [60, 90]}
@@ -46,8 +46,8 @@ pool:
   base: pool/base
 suites: [echo.yaml]
 objectives:
-  - {suite: echo, task: sums, metric: bits_per_byte, direction: minimize}
   - {suite: echo, task: words, metric: bits_per_byte, direction: minimize}
+  - {suite: echo, task: capitals, metric: bits_per_byte, direction: minimize}
 engine: {name: transformers}
 budget: {trials: 10}
 """
@@ -55,12 +55,13 @@ budget: {trials: 10}
 
 def write_inputs(folder: Path) -> Path:
     """Write the pool, the suite, its data and the job below `folder`; return the job file."""
-    make_pico_pool(folder / "pool", num_members=3)
-    rows = [
-        {"question": f"{k}+{k % 7}", "sum": str(k + k % 7), "word": WORDS[k % len(WORDS)]}
-        for k in range(90)
-    ]
-    (folder / "echo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_pico_pool(folder / "pool", num_members=3, seed=1)
+    lines = []
+    for number in range(90):
+        word = WORDS[number % len(WORDS)]
+        row = {"question": f"{number}+{number % 7}", "word": word, "capitals": word.upper()}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "echo.jsonl").write_text("".join(lines))
     (folder / "echo.yaml").write_text(SUITE)
     (folder / "job.yaml").write_text(JOB)
     return folder / "job.yaml"

@@ -93,7 +93,7 @@ def test_a_run_is_read_into_pandas(first, tmp_path):
     trials = pd.read_parquet(tmp_path / "trials.parquet")
     assert set(trials.loc[trials.kind == "member", "label"]) == set(MEMBERS)
     assert (trials.state == "SCORED").all() and len(trials) >= 15
-    assert trials["search echo:sums/bits_per_byte stderr"].gt(0).all()
+    assert trials["search echo:capitals/bits_per_byte stderr"].gt(0).all()
     run_example("run_to_pandas", first / "run", "--items", "0", "--parquet", tmp_path / "i.parquet")
     items = pd.read_parquet(tmp_path / "i.parquet")
     assert len(items) == 120 and items.bits_per_byte.gt(0).all()
@@ -103,7 +103,7 @@ def test_a_front_is_plotted_without_a_network(first, tmp_path):
     pytest.importorskip("plotly")
     run_example("plot_front", first / "run", tmp_path / "front.html")
     page = (tmp_path / "front.html").read_text()
-    assert "echo:sums" in page and "Plotly.newPlot" in page
+    assert "echo:capitals" in page and "Plotly.newPlot" in page
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', page)
 
 
