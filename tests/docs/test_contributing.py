@@ -34,6 +34,7 @@ def test_a_stranger_adds_a_method_a_scorer_a_sampler_and_an_engine_by_the_page(t
         shutil.copy(path, tmp_path)
     own_tests = apply_page(tmp_path)
     assert len(own_tests) == 4
+    check_style(tmp_path)
     done = run_pytest(tmp_path, [*own_tests, *LAWS, "-k", PARTS])
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 40
@@ -57,6 +58,20 @@ def run_pytest(folder: Path, arguments: list[str]) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
     )
+
+
+def check_style(folder: Path) -> None:
+    """The files of the page pass `make check`, as far as that is quick."""
+    pytest.importorskip("ruff")
+    files = [name for name, _ in BLOCK.findall(PAGE) if not (ROOT / name).exists()]
+    for command in (["format", "--check"], ["check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", *files],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def apply_page(folder: Path) -> list[str]:
