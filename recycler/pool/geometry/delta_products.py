@@ -1,8 +1,8 @@
-"""Inner products of the members' deltas in every tensor, from all of their elements: what exact
-distances are reckoned from.
-"""
+"""Inner products of the members' deltas in every tensor, from all elements, for exact distances."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,27 +16,25 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def delta_products(pool: Pool) -> DeltaProducts:
-    """Read every floating point tensor of the pool and its base once: memory is K + 1 blocks,
-    products are added up in float64.
+    """(K, K) inner products of deltas in each floating point tensor, over the base's squared norm.
 
-    Raises ValueError without a base, UnsafeInputError for files that were changed meanwhile.
+    Every tensor is read once. Memory is K + 1 blocks; products are added up in float64. Raises
+    ValueError without a base, UnsafeInputError for files that were changed meanwhile.
     """
     if pool.base is None:
         raise ValueError("a pool without a base has no deltas")
     names = same_names([pool.base, *pool.members])
     table, power = np.zeros((len(names), len(pool.members), len(pool.members))), 0.0
     for index, name in enumerate(names):
-        own = pool.base.tensors[name]
-        for base, *members in zip(
-            _floats(own), *(_floats(member.tensors[name]) for member in pool.members), strict=True
-        ):
+        streams = [_blocks(one.tensors[name]) for one in (pool.base, *pool.members)]
+        for base, *members in zip(*streams, strict=True):
             deltas = np.stack(members) - base
             table[index] += deltas @ deltas.T
             power += float(base @ base)
     return DeltaProducts(tensors=tuple(names), table=table / (power or 1.0))
 
 
-def _floats(info: TensorInfo):
+def _blocks(info: TensorInfo) -> Iterator[np.ndarray]:
     """float64 blocks of a tensor, each of BLOCK_ELEMENTS elements but the last."""
     for block in tensor_blocks(info, block_bytes=DTYPE_BYTES[info.dtype] * BLOCK_ELEMENTS):
         yield as_float32(block, info.dtype).astype(np.float64)

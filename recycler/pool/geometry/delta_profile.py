@@ -1,5 +1,4 @@
-"""How far members are from their base, tensor by tensor and layer by layer: from a sample of each
-tensor, or from all of it.
+"""Distances of members from their base, by tensor and layer, from a sample or from all elements.
 
 Large deltas decide what a merge may do. DARE drops most of each delta and rescales the rest; that
 works while |delta| stays below about 0.005 (supervised fine-tuning) and breaks near 0.03 (continued
@@ -9,8 +8,9 @@ the abstract of v1).
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +20,17 @@ from recycler.pool.storage.dtypes import as_float32
 from recycler.pool.storage.headers import DTYPE_BYTES
 from recycler.types import Checkpoint, Pool, TensorInfo
 
-RUNS = 8  # a sample is this many stretches, evenly spread over the tensor
+NUM_RANGES = 8  # of a sample: ranges of elements, evenly spread over the tensor
+MAX_LAYERS = 10_000
+ElementRange = tuple[int, int]  # first element of a flat tensor, number of elements
 _BIN_SHIFT = 16  # float32 bits per bin of the histogram: bins 0.8 % wide or less
+_NUM_BINS = 1 << (31 - _BIN_SHIFT)  # without the sign
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorDelta:
-    """|member - base| of one tensor: mean, quantiles (within 1 %) and maximum, over the elements
-    that were read.
-    """
+    """|member - base| of one tensor over the elements that were read; quantiles within 1 %."""
 
     name: str
     mean: float
@@ -39,8 +41,11 @@ class TensorDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberDelta:
-    """One member's delta. Over all tensors, by their number of elements: mean, p50, p99, max of |delta|; `relative` is
-    its norm over the base's; `cosine` that of member and base over matrices. `layers`: mean |delta| of each layer."""
+    """One member's delta over all tensors, each weighted by its number of elements.
+
+    Mean, p50, p99 and max are those of |delta|; `relative` is the delta's norm over the base's;
+    `cosine` is that of member and base over matrices; `layers` has the mean |delta| of each layer.
+    """
 
     member: str
     mean: float
@@ -55,8 +60,7 @@ class MemberDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaProfile:
-    """Deltas of all members to `base` (the pool's, else its first member), and distances of all
-    pairs.
+    """Deltas of all members to `base` (the pool's, else its first member), and all distances.
 
     `names` are the members and candidates; `distances` (N, N) and `to_base` (N) are norms of
     differences over the norm of the base; `cosines` (N, N) are those of deltas. `sample`: elements
@@ -75,109 +79,116 @@ class DeltaProfile:
 def delta_profile(
     pool: Pool, *, sample: int | None = 65_536, candidates: Sequence[Checkpoint] = ()
 ) -> DeltaProfile:
-    """Measure deltas of floating point tensors that all checkpoints share; memory is a few times
-    `sample` per checkpoint.
+    """Measure deltas of the floating point tensors that all checkpoints share.
+
+    Memory is a few times `sample` elements per checkpoint. Raises UnsafeInputError for files that
+    were changed meanwhile.
     """
     base = pool.template
     others = [*(member for member in pool.members if member is not base), *candidates]
-    sums = _Sums(others, base)
-    for name in same_names([base, *others]):
-        sums.add(name, [base.tensors[name], *(other.tensors[name] for other in others)], sample)
+    checkpoints = [base, *others]
+    sums = _DeltaSums(others, base)
+    for name in same_names(checkpoints):
+        sums.add(name, [checkpoint.tensors[name] for checkpoint in checkpoints], sample)
     return sums.profile(base.name, len(others) - len(candidates), sample)
 
 
-class _Sums:
-    """What is added up over tensors: histograms of |delta|, layer sums, and inner products of
-    deltas and base.
-    """
+class _TensorSums:
+    """Sums over the elements of one tensor that were read, of N deltas and their base."""
+
+    def __init__(self, num: int):
+        self.num_read = 0
+        self.counts = np.zeros((num, _NUM_BINS))  # histograms of |delta|
+        self.gram = np.zeros((num + 1, num + 1))  # inner products: deltas, then the base
+        self.sums, self.maxima = np.zeros(num), np.zeros(num)
+
+    def add(self, base: np.ndarray, others: Sequence[np.ndarray]) -> None:
+        """Add some elements of the tensor, (n,) float32 of each checkpoint."""
+        rows = np.stack([*(other - base for other in others), base])
+        self.gram += rows @ rows.T
+        self.num_read += rows.shape[1]
+        for index, row in enumerate(np.abs(rows[:-1])):
+            bins = row.view(np.uint32) >> _BIN_SHIFT
+            self.counts[index] += np.bincount(bins, minlength=_NUM_BINS)[:_NUM_BINS]
+            self.sums[index] += row.sum(dtype=np.float64)
+            self.maxima[index] = max(self.maxima[index], float(row.max()))
+
+    def of_member(self, index: int, name: str) -> TensorDelta:
+        """The figures of one checkpoint's delta."""
+        largest = float(self.maxima[index])
+        return TensorDelta(
+            name=name,
+            mean=float(self.sums[index] / self.num_read),
+            p50=_quantile(self.counts[index], 0.5),
+            p99=min(_quantile(self.counts[index], 0.99), largest),
+            max=largest,
+        )
+
+
+class _DeltaSums:
+    """Sums over tensors, each scaled to all of its elements, of N deltas and their base."""
 
     def __init__(self, others: Sequence[Checkpoint], base: Checkpoint):
-        self.others, self.num = others, len(others)
-        self.histograms = [np.zeros(1 << (31 - _BIN_SHIFT)) for _ in others]
+        self.others, num = others, len(others)
+        num_layers = max(min(base.num_layers, MAX_LAYERS), 1)
+        self.count = 0.0  # of elements
+        self.totals, self.maxima = np.zeros(num), np.zeros(num)
+        self.histograms = np.zeros((num, _NUM_BINS))
+        self.layer_sums, self.layer_counts = np.zeros((num, num_layers)), np.zeros(num_layers)
+        self.gram = np.zeros((num + 1, num + 1))  # inner products: deltas, then the base
+        self.matrices = np.zeros((num, 3))  # over matrices: member.base, |member|^2, |base|^2
         self.tensors: list[list[TensorDelta]] = [[] for _ in others]
-        self.layer_sums, self.layer_counts = (
-            np.zeros((self.num, max(min(base.num_layers, 10_000), 1))),
-            np.zeros(max(min(base.num_layers, 10_000), 1)),
-        )
-        self.totals, self.maxima, self.count = np.zeros(self.num), np.zeros(self.num), 0.0
-        self.gram = np.zeros((self.num + 1, self.num + 1))  # deltas, then the base
-        self.matrices = np.zeros((self.num, 3))  # over matrices: member.base, |member|^2, |base|^2
 
     def add(self, name: str, infos: Sequence[TensorInfo], sample: int | None) -> None:
         """Add one tensor: `infos` of the base first, then of the others."""
-        num = int(np.prod(infos[0].shape, dtype=np.int64))
+        num = math.prod(infos[0].shape)
         if num == 0:
             return
-        counts, gram, read = (
-            [np.zeros(1 << (31 - _BIN_SHIFT)) for _ in self.others],
-            np.zeros_like(self.gram),
-            0,
-        )
-        sums, maxima = np.zeros(self.num), np.zeros(self.num)
-        for values in zip(*(_values(info, sample) for info in infos), strict=True):
-            rows = np.stack([*(value - values[0] for value in values[1:]), values[0]])
-            gram += rows @ rows.T
-            read += rows.shape[1]
-            for index, row in enumerate(np.abs(rows[:-1])):
-                counts[index] += np.bincount(
-                    row.view(np.uint32) >> _BIN_SHIFT, minlength=1 << (31 - _BIN_SHIFT)
-                )[: 1 << (31 - _BIN_SHIFT)]
-                sums[index] += row.sum(dtype=np.float64)
-                maxima[index] = max(maxima[index], float(row.max()))
-        self._keep(name, num / read, counts, gram, sums, maxima, is_matrix=len(infos[0].shape) > 1)
+        found = _TensorSums(len(self.others))
+        for base, *others in zip(*(_values(info, sample) for info in infos), strict=True):
+            found.add(base, others)
+        scale = num / found.num_read
+        self._add_scaled(found, scale)
+        self._add_to_layer(name, found, scale)
+        if len(infos[0].shape) > 1:
+            self._add_matrix(found, scale)
+        for index, tensors in enumerate(self.tensors):
+            tensors.append(found.of_member(index, name))
 
-    def _keep(
-        self,
-        name: str,
-        scale: float,
-        counts: list[np.ndarray],
-        gram: np.ndarray,
-        sums: np.ndarray,
-        maxima: np.ndarray,
-        *,
-        is_matrix: bool,
-    ) -> None:
-        read = max(float(counts[0].sum()) if counts else 1.0, 1.0)
-        self.gram += gram * scale
-        self.count += read * scale
-        self.totals += sums * scale
-        self.maxima = np.maximum(self.maxima, maxima)
-        layer = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.", name)
-        if layer and int(layer[1]) < len(self.layer_counts):
-            self.layer_sums[:, int(layer[1])] += sums * scale
-            self.layer_counts[int(layer[1])] += read * scale
-        for index in range(self.num):
-            self.histograms[index] += counts[index] * scale
-            self.tensors[index].append(
-                TensorDelta(
-                    name=name,
-                    mean=float(sums[index] / read),
-                    p50=_quantile(counts[index], 0.5),
-                    p99=min(_quantile(counts[index], 0.99), float(maxima[index])),
-                    max=float(maxima[index]),
-                )
-            )
-            if is_matrix:
-                dot, base = gram[index, -1] + gram[-1, -1], gram[-1, -1]
-                self.matrices[index] += (
-                    np.array([dot, gram[index, index] + 2 * gram[index, -1] + base, base]) * scale
-                )
+    def _add_scaled(self, found: _TensorSums, scale: float) -> None:
+        self.count += found.num_read * scale
+        self.totals += found.sums * scale
+        self.maxima = np.maximum(self.maxima, found.maxima)
+        self.gram += found.gram * scale
+        self.histograms += found.counts * scale
+
+    def _add_to_layer(self, name: str, found: _TensorSums, scale: float) -> None:
+        match = _LAYER.search(name)
+        if match and int(match[1]) < len(self.layer_counts):
+            self.layer_sums[:, int(match[1])] += found.sums * scale
+            self.layer_counts[int(match[1])] += found.num_read * scale
+
+    def _add_matrix(self, found: _TensorSums, scale: float) -> None:
+        base = found.gram[-1, -1]
+        for index, sums in enumerate(self.matrices):
+            along = found.gram[index, -1]
+            squared = found.gram[index, index] + 2 * along + base  # |base + delta|^2
+            sums += np.array([along + base, squared, base]) * scale
 
     def profile(self, base: str, num_members: int, sample: int | None) -> DeltaProfile:
+        """The profile of the first `num_members`, and the distances of all."""
         norm = float(np.sqrt(self.gram[-1, -1])) or 1.0
-        squares = np.diag(self.gram)[:-1]
-        distances = (
-            np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * self.gram[:-1, :-1], 0.0))
-            / norm
-        )
+        products = self.gram[:-1, :-1]
+        squares = np.diag(products)
+        apart = squares[:, None] + squares[None, :] - 2 * products
+        distances = np.sqrt(np.maximum(apart, 0.0)) / norm
         np.fill_diagonal(distances, 0.0)
         lengths = np.sqrt(np.maximum(squares, 0.0))
-        cosines = self.gram[:-1, :-1] / np.maximum(np.outer(lengths, lengths), 1e-30)
-        members = tuple(self._member(index, norm) for index in range(num_members))
+        cosines = products / np.maximum(np.outer(lengths, lengths), 1e-30)
         return DeltaProfile(
             base=base,
             sample=sample,
-            members=members,
+            members=tuple(self._member(index, norm) for index in range(num_members)),
             names=tuple(other.name for other in self.others),
             to_base=_floats(lengths / norm),
             distances=tuple(map(_floats, distances)),
@@ -187,13 +198,13 @@ class _Sums:
     def _member(self, index: int, norm: float) -> MemberDelta:
         dot, own, base = self.matrices[index]
         layers = self.layer_sums[index] / np.maximum(self.layer_counts, 1.0)
-        histogram = self.histograms[index]
+        largest = float(self.maxima[index])
         return MemberDelta(
             member=self.others[index].name,
             mean=float(self.totals[index] / max(self.count, 1.0)),
-            p50=_quantile(histogram, 0.5),
-            p99=min(_quantile(histogram, 0.99), float(self.maxima[index])),
-            max=float(self.maxima[index]),
+            p50=_quantile(self.histograms[index], 0.5),
+            p99=min(_quantile(self.histograms[index], 0.99), largest),
+            max=largest,
             relative=float(np.sqrt(max(self.gram[index, index], 0.0))) / norm,
             cosine=float(dot / np.sqrt(own * base)) if own * base > 0 else 1.0,
             tensors=tuple(self.tensors[index]),
@@ -205,43 +216,33 @@ def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _values(info: TensorInfo, sample: int | None):
-    """float32 stretches of a tensor: all of it in blocks, or RUNS stretches of sample / RUNS
-    elements.
-    """
-    size, num = DTYPE_BYTES[info.dtype], info.num_bytes // DTYPE_BYTES[info.dtype]
+def _values(info: TensorInfo, sample: int | None) -> Iterator[np.ndarray]:
+    """float32 elements of a tensor: blocks of all of it, or one array of its sampled ranges."""
+    size = DTYPE_BYTES[info.dtype]
     if sample is None:
         for block in tensor_blocks(info, block_bytes=size << 18):
             yield as_float32(block, info.dtype)
         return
-    parts = [
-        read_bytes(info, size * start, size * count) for start, count in stretches_of(num, sample)
-    ]
-    yield as_float32(b"".join(parts), info.dtype)
+    ranges = sampled_ranges(info.num_bytes // size, sample)
+    raw = b"".join(read_bytes(info, size * start, size * count) for start, count in ranges)
+    yield as_float32(raw, info.dtype)
 
 
-def stretches_of(num: int, sample: int) -> list[tuple[int, int]]:
-    """(first element, number) of the stretches that are read of a tensor of `num` elements: all of
-    a small one, else RUNS of them.
-    """
+def sampled_ranges(num: int, sample: int) -> list[ElementRange]:
+    """The ranges that are read of a tensor of `num` elements: NUM_RANGES, or all of a small one."""
     if num <= sample:
         return [(0, num)]
-    length = max(sample // RUNS, 1)
-    return [(run * (num - length) // (RUNS - 1), length) for run in range(RUNS)]
+    length = max(sample // NUM_RANGES, 1)
+    return [(index * (num - length) // (NUM_RANGES - 1), length) for index in range(NUM_RANGES)]
 
 
 def _quantile(histogram: np.ndarray, share: float) -> float:
-    """The value below which `share` of a histogram over float32 bit patterns lies; the bin's
-    middle.
-    """
+    """The middle of the bin, of a histogram over float32 bits, below which `share` of it lies."""
     cumulated = np.cumsum(histogram)
     if cumulated[-1] == 0:
         return 0.0
     index = int(np.searchsorted(cumulated, share * cumulated[-1]))
     if index == 0:
         return 0.0
-    return float(
-        np.array([(index << _BIN_SHIFT) + (1 << (_BIN_SHIFT - 1))], dtype=np.uint32).view(
-            np.float32
-        )[0]
-    )
+    middle = (index << _BIN_SHIFT) + (1 << (_BIN_SHIFT - 1))
+    return float(np.array([middle], dtype=np.uint32).view(np.float32)[0])

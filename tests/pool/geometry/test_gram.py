@@ -90,15 +90,15 @@ def test_members_that_are_in_the_cache_are_read_there(place, tmp_path, chaos):
     release_all()
 
 
-@pytest.mark.parametrize("most_bytes", [1_200_000, 300_000, 150_000])
+@pytest.mark.parametrize("max_bytes", [1_200_000, 300_000, 150_000])
 def test_no_more_is_read_than_the_bound_says_and_what_is_left_still_tells_members_apart(
-    place, tmp_path, chaos, most_bytes, monkeypatch
+    place, tmp_path, chaos, max_bytes, monkeypatch
 ):
     far, near = put_pair(tmp_path, place)
     chaos.log.clear()
-    monkeypatch.setenv("RECYCLER_GRAM_BYTES", str(most_bytes))
+    monkeypatch.setenv("RECYCLER_GRAM_BYTES", str(max_bytes))
     found, whole = np.array(delta_gram(far)), np.array(delta_gram(near, sample=None))
-    assert 0 < bytes_asked(chaos) <= most_bytes
+    assert 0 < bytes_asked(chaos) <= max_bytes
     assert np.array(delta_gram(far)) == pytest.approx(found, rel=0)  # the same elements again
     roots = np.sqrt(np.outer(np.diag(whole), np.diag(whole)))
     assert (
@@ -112,7 +112,7 @@ def test_the_number_of_requests_is_bounded_too_and_all_seeds_together_are_right(
     place, tmp_path, chaos, monkeypatch
 ):
     far, near = put_pair(tmp_path, place)
-    monkeypatch.setattr(gram_module, "MOST_RANGES", 90)
+    monkeypatch.setattr(gram_module, "MAX_RANGES", 90)
     chaos.log.clear()
     found = [np.array(delta_gram(far, seed=seed)) for seed in range(12)]
     assert len(chaos.log) <= 12 * 90 and len({matrix[0, 0] for matrix in found}) > 1
@@ -262,7 +262,7 @@ def test_a_run_that_began_without_a_matrix_goes_on_without(sound, place, tmp_pat
     in_bucket(sound, place)
     monkeypatch.setenv("RECYCLER_GRAM_BYTES", "0")
     release_all()
-    monkeypatch.setattr("recycler.pool.storage.stretches.is_cached", lambda *version: False)
+    monkeypatch.setattr("recycler.pool.storage.byte_ranges.is_cached", lambda *version: False)
     whole = run(job_over(sound, tmp_path / "far", place, 9), tmp_path / "whole")
     matrix, proposed, said = run(job_over(sound, tmp_path / "far", place, 5), tmp_path / "run")
     assert matrix is None and "Raise RECYCLER_GRAM_BYTES" in said
