@@ -72,7 +72,8 @@ def generated_pages() -> dict[str, str]:
     pages["shipped.md"] = shipped_page()
     pages["reference/index.md"] = reference_index()
     for module in public_modules():
-        pages[reference_page(module)] = f"# {module}\n\n::: {module}\n"
+        text = f"# {module}\n\n{exports(module)}::: {module}\n"
+        pages[reference_page(module)] = text
     return pages
 
 
@@ -129,6 +130,26 @@ def reference_nav() -> list[Any]:
             entry = sections[module] = [entry]
         sections[parent].append({name: entry})
     return nav
+
+
+def exports(module: str) -> str:
+    """Links to names that a module loads on first use from the homes that it lists."""
+    homes = lazy_names(public_modules()[module])
+    if not homes:
+        return ""
+    lines = ["| import | defined in |", "|---|---|"]
+    for name, home in homes.items():
+        lines.append(f"| `from {module} import {name}` | [{home}.{name}][] |")
+    return "\n".join(lines) + "\n\n"
+
+
+def lazy_names(path: Path) -> dict[str, str]:
+    """The table `_HOMES` of a module: names that it exports, by the modules that define them."""
+    for node in ast.parse(path.read_text()).body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        if any(getattr(target, "id", "") == "_HOMES" for target in targets):
+            return dict(ast.literal_eval(node.value))
+    return {}
 
 
 def reference_index() -> str:

@@ -167,3 +167,11 @@ def public_names(tree: ast.Module | ast.ClassDef) -> list[str]:
             if isinstance(node, ast.ClassDef):
                 found += [f"{node.name}.{name}" for name in public_names(node)]
     return found
+
+
+def test_names_to_import_lead_to_their_pages(site):
+    import recycler.search
+
+    text = (site / "reference/recycler/search/index.html").read_text()
+    rows = re.findall(r"from recycler\.search import (\w+)</code></td>\s*<td><a [^>]*href=", text)
+    assert sorted(rows) == recycler.search.__all__
