@@ -296,7 +296,7 @@ class Score:
         """Whether it comes from no sample of items, as costs do."""
         return self.n == 0 and self.stderr == 0.0
 
-    def told(self, digits: int = 3) -> str:
+    def text(self, digits: int = 3) -> str:
         """For people: with its standard error, to so many digits; an exact figure as it is, to four
         significant ones.
         """

@@ -15,7 +15,7 @@ import numpy as np
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.objectives.stats import Z90
 from recycler.search.simplex.domain import weight_domain
-from recycler.search.simplex.proposals import around, opening, scattered
+from recycler.search.simplex.proposals import opening, perturb, random_sparse
 from recycler.search.simplex.simplex_gp import PosteriorFront, SimplexGP
 from recycler.search.simplex.surrogate import Observations, observations
 
@@ -62,14 +62,14 @@ def reference(name: str, num_members: int, pool_seed: int) -> tuple[np.ndarray, 
     domain = weight_domain(list(low), bounds=low)
     rng = np.random.default_rng([9, pool_seed])
     points = np.concatenate(
-        [opening(domain, rng), np.eye(num_members), scattered(domain, rng, 300)]
+        [opening(domain, rng), np.eye(num_members), random_sparse(domain, rng, 300)]
     )
     truth = family.truth(points)[:, kept]
     corner = family.truth(np.eye(num_members))[:, kept].min(axis=0) - 1e-6
     if family.lowest < 0 or name == "weight_bumps":
         corner = np.minimum(corner, truth[non_dominated(truth)].min(axis=0))
     for step in range(40 if name in FAMILIES else 10):
-        new = around(domain, rng, points, 400, reach=1.0 if step % 2 else 0.3)
+        new = perturb(domain, rng, points, 400, reach=1.0 if step % 2 else 0.3)
         points, truth = (
             np.concatenate([points, new]),
             np.concatenate([truth, family.truth(new)[:, kept]]),

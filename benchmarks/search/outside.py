@@ -27,7 +27,7 @@ import numpy as np
 
 from recycler.errors import Problem, UsageError
 from recycler.search.simplex.domain import weight_domain
-from recycler.search.simplex.proposals import distinct, opening, scattered
+from recycler.search.simplex.proposals import opening, random_sparse, unique
 
 from .families import NUM_OBJECTIVES, Family
 
@@ -135,7 +135,7 @@ class BoTorch:
         """Half sparse mixtures of anything, half mixtures of a front point with another point,
         (NUM_RAW, K).
         """
-        fresh = scattered(self.domain, rng, NUM_RAW)
+        fresh = random_sparse(self.domain, rng, NUM_RAW)
         worse = (values[:, None] <= values[None]).all(axis=2) & (
             values[:, None] < values[None]
         ).any(axis=2)
@@ -149,7 +149,7 @@ class BoTorch:
         half = NUM_RAW // 2
         step = rng.uniform(0.02, 0.5, (half, 1))
         fresh[:half] = (1 - step) * front[rng.integers(len(front), size=half)] + step * fresh[:half]
-        return distinct(fresh)
+        return unique(fresh)
 
     def tell(self, weights: np.ndarray, value: np.ndarray, stderr: np.ndarray) -> None:
         self.rows.append((weights, value, stderr))
@@ -170,9 +170,9 @@ class Mergenetic:
         self.low, self.size = family.lowest, family.num_members
         rng = np.random.default_rng([11, seed])
         soup = np.full((1, self.size), 1 / self.size)
-        alone = np.eye(self.size) if self.size <= 16 else np.zeros((0, self.size))
+        vertices = np.eye(self.size) if self.size <= 16 else np.zeros((0, self.size))
         first = np.concatenate(
-            [soup, alone, rng.uniform(problem.xl, problem.xu, (POPULATION, self.size))]
+            [soup, vertices, rng.uniform(problem.xl, problem.xu, (POPULATION, self.size))]
         )[:POPULATION]
         self.algorithm = nsga2.NSGA2(pop_size=POPULATION, eliminate_duplicates=True, sampling=first)
         self.algorithm.setup(problem, seed=seed, verbose=False, termination=("n_gen", 10**6))

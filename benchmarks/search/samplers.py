@@ -72,7 +72,7 @@ class Simplex:
         if len(self.slopes) > 2:
             losses, gradients = map(np.array, zip(*self.slopes, strict=True))
             self.losses.fit(np.array([weights for weights, _, _ in self.rows]), losses, gradients)
-            self.proposer.believe(self.losses.chances)
+            self.proposer.set_prior_mean(self.losses.chances)
 
 
 def ablate(proposer: SimplexGP, without: str) -> None:

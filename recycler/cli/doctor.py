@@ -54,7 +54,7 @@ class Check:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """recycler doctor: a line a check; exit code 0, or 5 when one has failed."""
-    looks: list[Callable[[], Iterator[Check]]] = [
+    forecast: list[Callable[[], Iterator[Check]]] = [
         versions,
         gpus,
         lambda: folder(Path(arguments.dir)),
@@ -63,11 +63,11 @@ def doctor(arguments: argparse.Namespace) -> int:
         lambda: ray(arguments.address),
     ]
     if arguments.bucket:
-        looks.append(lambda: bucket(arguments.bucket))
+        forecast.append(lambda: bucket(arguments.bucket))
     if arguments.ledger or os.environ.get("RECYCLER_LEDGER"):
-        looks.append(lambda: ledger(arguments.ledger or os.environ["RECYCLER_LEDGER"]))
+        forecast.append(lambda: ledger(arguments.ledger or os.environ["RECYCLER_LEDGER"]))
     checks = []
-    for look in looks:
+    for look in forecast:
         for check in look():
             checks.append(check if check.level != "ok" else replace(check, remedy=""))
             if not arguments.json:

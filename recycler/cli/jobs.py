@@ -18,7 +18,7 @@ from recycler.cli.tables import front_table, preview_text, why_text
 if TYPE_CHECKING:
     from recycler.results.front import Front
 
-MOST_NAMED = 10  # trials in a message
+MAX_NAMED = 10  # trials in a message
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -115,8 +115,8 @@ def refuse_lost(front: Front, run: str | Path) -> None:
 
     if front.lost:
         numbers = [str(trial.number) for trial in front.lost]
-        named = ", ".join(numbers[:MOST_NAMED]) + (
-            f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else ""
+        named = ", ".join(numbers[:MAX_NAMED]) + (
+            f" and {len(numbers) - MAX_NAMED} more" if len(numbers) > MAX_NAMED else ""
         )
         why = front.lost[-1].failure.reason if front.lost[-1].failure else ""
         raise InfrastructureError(

@@ -106,9 +106,11 @@ class Progress:
                 min(self._done / self._expected, 1.0),
             )
         if event.gain is not None:
-            from recycler.search.outlook import NEXT
+            from recycler.search.outlook import FORECAST_TRIALS
 
-            print(f"recycler: {gain_said(event.gain, NEXT)}", file=sys.stderr, flush=True)
+            print(
+                f"recycler: {gain_said(event.gain, FORECAST_TRIALS)}", file=sys.stderr, flush=True
+            )
         for note in event.notes:
             print(f"recycler: {note}", file=sys.stderr, flush=True)
         if event.what == "failed":

@@ -257,7 +257,7 @@ def _choice_lines(chosen: Mapping[str, Any]) -> list[str]:
         [
             name,
             *(
-                "-" if (score := found[kind]) is None else Score(objective=name, **score).told()
+                "-" if (score := found[kind]) is None else Score(objective=name, **score).text()
                 for kind in kinds
             ),
         ]
@@ -296,7 +296,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(trial: Trial, names: Sequence[str], role: Role) -> list[str]:
     scores = {score.objective: score for score in trial.scores(role)}
-    return [scores[name].told() if name in scores else "-" for name in names]
+    return [scores[name].text() if name in scores else "-" for name in names]
 
 
 def _weights(trial: Trial) -> str:

@@ -22,10 +22,10 @@ GATE_TOKENS = (
 )
 # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
 LOGPROB_FLOOR = -1e4
-LEAST_BYTES = 60
+MIN_BYTES = 60
 # compressed size over size: prose and programs of this length stay above 0.4, a loop falls below
 # 0.2
-MOST_NEW = 0.22
+MAX_NEW = 0.22
 
 
 _REMEDY = "Nothing to do: the sampler is told that this is as bad as the worst"
@@ -51,7 +51,7 @@ def repeats_itself(text: str) -> bool:
     """
     data = text.encode()
     return (
-        len(data) >= LEAST_BYTES and len(zlib.compress(data, 6)) < MOST_NEW * len(data) + 12
+        len(data) >= MIN_BYTES and len(zlib.compress(data, 6)) < MAX_NEW * len(data) + 12
     )  # 12 bytes of zlib's own
 
 

@@ -137,5 +137,5 @@ def _figure(score: Score | None) -> str:
         if score is None
         else f"{score.value:.4g} (by its recipe)"
         if score.is_exact
-        else f"{score.told(4)} (n = {score.n})"
+        else f"{score.text(4)} (n = {score.n})"
     )

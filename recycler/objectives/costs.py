@@ -58,7 +58,9 @@ class Costs:
     objectives: tuple[Objective, ...]
     products: DeltaProducts | None = None
 
-    def reckoner(self, objective: Objective, groups: Sequence[Group]) -> Callable[[Floats], Floats]:
+    def cost_function(
+        self, objective: Objective, groups: Sequence[Group]
+    ) -> Callable[[Floats], Floats]:
         """A function from weights (n, G, K) of linear merges with these groups to what they cost
         (n,).
 
@@ -84,7 +86,7 @@ class Costs:
                 raise ValueError(
                     f"the distance of a merge by {recipe.method} is not told by its weights"
                 )
-            (value,) = self.reckoner(objective, recipe.groups)(np.array([recipe.weights]))
+            (value,) = self.cost_function(objective, recipe.groups)(np.array([recipe.weights]))
             found.append(Score(objective=objective.name, value=float(value), stderr=0.0, n=0))
         return tuple(found)
 
@@ -108,7 +110,7 @@ def costs(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     return tuple(objective for objective in objectives if objective.is_cost)
 
 
-def felt(objective: Objective, values: Floats) -> Floats:
+def clamp_to_bound(objective: Objective, values: Floats) -> Floats:
     """What of figures (n,) tells merges apart: all of them, but for bounds only what is beyond."""
     return (
         np.maximum(values, float(objective.floor))
@@ -117,7 +119,9 @@ def felt(objective: Objective, values: Floats) -> Floats:
     )
 
 
-def corner(objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats) -> Floats:
+def cost_reference(
+    objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats
+) -> Floats:
     """`worst` (T,), to be made large, with the corner of each cost in its place: what costs as much
     adds nothing to a front.
 

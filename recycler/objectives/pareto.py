@@ -87,11 +87,11 @@ def reference_point(
     known = table[~np.isnan(table).any(axis=1)]
     everything = known.max(axis=0) - known.min(axis=0)
     spread = np.where(spread > 0, spread, np.where(everything > 0, everything, 1.0))
-    corner = front.min(axis=0) - margin * spread
+    origin = front.min(axis=0) - margin * spread
     if floors is None:
-        return corner
-    floor = np.broadcast_to(np.asarray(floors, dtype=float), corner.shape)
-    return np.where(np.isnan(floor), corner, floor)
+        return origin
+    floor = np.broadcast_to(np.asarray(floors, dtype=float), origin.shape)
+    return np.where(np.isnan(floor), origin, floor)
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
@@ -106,9 +106,9 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
     arXiv:1510.01963, section 3, with plain guillotine cuts in place of local upper bounds: no
     general-position assumption, ties are harmless, a few more boxes).
     """
-    table, corner = _table(values), np.asarray(reference, dtype=float)
-    table = table[(table > corner).all(axis=1)]  # a NaN compares false
-    table = np.unique(table[non_dominated(table)], axis=0) - corner
+    table, origin = _table(values), np.asarray(reference, dtype=float)
+    table = table[(table > origin).all(axis=1)]  # a NaN compares false
+    table = np.unique(table[non_dominated(table)], axis=0) - origin
     if not len(table):
         return 0.0
     if np.isinf(table).any():  # every side is longer than nothing
@@ -128,10 +128,10 @@ def free_boxes(values: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]
     Upper bounds may be infinite. `volume_gains` sums over them; reuse the boxes when many points
     are asked about.
     """
-    table, corner = _table(values), np.asarray(reference, dtype=float)
-    table = table[(table > corner).all(axis=1)]
+    table, origin = _table(values), np.asarray(reference, dtype=float)
+    table = table[(table > origin).all(axis=1)]
     table = np.unique(table[non_dominated(table)], axis=0)
-    boxes = _Boxes(corner)
+    boxes = _Boxes(origin)
     boxes.cut_all(table[np.argsort(-table[:, -1], kind="stable")])
     return boxes.lower[: boxes.count], boxes.upper[: boxes.count]
 
@@ -219,9 +219,9 @@ class _Boxes:
     copied twice.
     """
 
-    def __init__(self, corner: Floats):
+    def __init__(self, origin: Floats):
         self.count = 1
-        self.lower = np.tile(np.asarray(corner, dtype=float), (64, 1))
+        self.lower = np.tile(np.asarray(origin, dtype=float), (64, 1))
         self.upper = np.full_like(self.lower, np.inf)
 
     def cut_all(self, points: Floats) -> Floats:

@@ -23,18 +23,18 @@ from recycler.objectives.costs import benchmarks
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.objectives.stats import Z90
 from recycler.search.baselines import maximized
-from recycler.search.simplex.proposals import around, distinct, scattered
-from recycler.search.simplex.proposer import LEAST_TRIALS, SimplexProposer
+from recycler.search.simplex.proposals import perturb, random_sparse, unique
+from recycler.search.simplex.proposer import MIN_TRIALS, SimplexProposer
 from recycler.types import Objective, Trial
 
 Floats = NDArray[np.float64]
 
 # members of a merge whose coalitions are all looked at; the smallest weights beyond count as one
-MOST_EXACT = 9
+MAX_EXACT = 9
 NUM_DRAWS, NUM_CANDIDATES, ROUNDS = 64, 200, 3
-MOST_LIKELY = 30
-MOST_TRIALS = 240
-MOST_PAIRS = 3
+MAX_LIKELY = 30
+MAX_TRIALS = 240
+MAX_PAIRS = 3
 MOVE = 0.1  # of a weight
 
 
@@ -95,17 +95,17 @@ class Surrogate:
 
     `trials` are those that it was told, `observed` their points (n, D), D = G K + E.
 
-    Raises ValueError for fewer than LEAST_TRIALS scored trials.
+    Raises ValueError for fewer than MIN_TRIALS scored trials.
     """
 
     def __init__(
         self, proposer: SimplexProposer, trials: Sequence[Trial], objectives: Sequence[Objective]
     ):
-        self.trials, self.observed = proposer.told(telling(trials, objectives))
-        if len(self.trials) < LEAST_TRIALS:
+        self.trials, self.observed = proposer.training_data(telling(trials, objectives))
+        if len(self.trials) < MIN_TRIALS:
             raise ValueError(
                 f"{len(self.trials)} scored trials are too few for a model of the scores, which "
-                f"takes {LEAST_TRIALS}"
+                f"takes {MIN_TRIALS}"
             )
         self.gp, self.objectives = proposer.gp, tuple(objectives)
         self.domain = self.gp.domain
@@ -113,7 +113,7 @@ class Surrogate:
         self.gp.fit(self.observed)
         self.on_deltas = self.domain.scale[0] < self.domain.scale[1]
         self.signs = np.array([objective.sign for objective in objectives])
-        self._lowest = proposer.corner(self.trials)
+        self._lowest = proposer.cost_reference(self.trials)
 
     def covers(self, trial: Trial) -> bool:
         """Whether it is one of the trials that the model was told."""
@@ -123,8 +123,8 @@ class Surrogate:
         """Shapley values of the members of one merge (D,), the largest weight first; knobs stay as they are. Of what it costs no
         share is told: that is no model's guess, and the weights say it."""
         weight, used = self._mean_weights(point), self._used(point)
-        parts = [[index] for index in used[: MOST_EXACT - 1]] + (
-            [used[MOST_EXACT - 1 :]] if len(used) >= MOST_EXACT else []
+        parts = [[index] for index in used[: MAX_EXACT - 1]] + (
+            [used[MAX_EXACT - 1 :]] if len(used) >= MAX_EXACT else []
         )
         coalitions = [
             part for size in range(len(parts) + 1) for part in combinations(range(len(parts)), size)
@@ -158,10 +158,10 @@ class Surrogate:
         )
 
     def pairs(self, point: Floats) -> tuple[Pair, ...]:
-        """The at most MOST_PAIRS pairs of members of one merge (D,) that depend most on one another, by the spread of what was scored; of
-        the MOST_EXACT largest weights."""
+        """The at most MAX_PAIRS pairs of members of one merge (D,) that depend most on one another, by the spread of what was scored; of
+        the MAX_EXACT largest weights."""
         used = self._used(point)
-        leading = used[:MOST_EXACT]
+        leading = used[:MAX_EXACT]
         chosen = list(combinations(leading, 2))
         out = [(), *((index,) for index in leading), *chosen]
         rows = np.array(
@@ -191,7 +191,7 @@ class Surrogate:
                         for name, (value, _) in pair.differs.items()
                     )
                 ),
-            )[:MOST_PAIRS]
+            )[:MAX_PAIRS]
         )
 
     def moves(self, point: Floats) -> tuple[Move, ...]:
@@ -265,32 +265,34 @@ class Surrogate:
         """
         scored = self.observed.weights
         mean = self.gp.predict(scored)[0]
-        alone = mean[[index for index, trial in enumerate(self.trials) if trial.kind == "member"]]
-        corner = np.where(
-            np.isnan(self._lowest), (alone if len(alone) else mean).min(axis=0), self._lowest
+        vertices = mean[
+            [index for index, trial in enumerate(self.trials) if trial.kind == "member"]
+        ]
+        reference = np.where(
+            np.isnan(self._lowest), (vertices if len(vertices) else mean).min(axis=0), self._lowest
         )
         sets = [self._likely(scored, member) for member in (None, *range(len(self.members)))]
         ends = np.cumsum([len(points) for points in sets])
         points = np.concatenate(sets)
         values, doubt = self.gp.predict(points)
         draws = self.gp.draw(points, np.random.default_rng(0), NUM_DRAWS)
-        whole = np.array([_volume(draw[: ends[0]], corner) for draw in draws])
+        whole = np.array([_volume(draw[: ends[0]], reference) for draw in draws])
         if not (whole > 0).all():
             return ()
         used, reach = (
             self._sizes(scored[non_dominated(mean)]) > 0,
-            np.maximum(mean.max(axis=0) - corner, 1e-12),
+            np.maximum(mean.max(axis=0) - reference, 1e-12),
         )
         losses = []
         for index, name in enumerate(self.members):
             own = slice(ends[index], ends[index + 1])
             lost = np.array(
                 [
-                    1.0 - _volume(draw[own], corner) / volume
+                    1.0 - _volume(draw[own], reference) / volume
                     for draw, volume in zip(draws, whole, strict=True)
                 ]
             )
-            best = ends[index] + int(np.argmax(((values[own] - corner) / reach).min(axis=1)))
+            best = ends[index] + int(np.argmax(((values[own] - reference) / reach).min(axis=1)))
             told = {
                 objective.name: (float(sign * value), float(sd))
                 for objective, sign, value, sd in zip(
@@ -318,7 +320,7 @@ class Surrogate:
         return tuple(sorted(losses, key=lambda loss: -loss.hypervolume))
 
     def _likely(self, scored: Floats, without: int | None) -> Floats:
-        """The at most MOST_LIKELY merges (n, D) of the front that the model expects, member
+        """The at most MAX_LIKELY merges (n, D) of the front that the model expects, member
         `without` held at 0.
         """
         rng, domain = np.random.default_rng(1), self.domain
@@ -326,22 +328,22 @@ class Surrogate:
             self._sizes(scored).sum(axis=1) > 0.0
         ]  # the base alone has no proportions to go on from
         points = self._held_out(
-            np.concatenate([known, scattered(domain, rng, NUM_CANDIDATES)]), without
+            np.concatenate([known, random_sparse(domain, rng, NUM_CANDIDATES)]), without
         )
         for _ in range(ROUNDS):
             best = points[non_dominated(self.gp.predict(points)[0])]
-            points = distinct(
+            points = unique(
                 np.concatenate(
                     [
                         best,
                         self._held_out(
-                            around(domain, rng, best, NUM_CANDIDATES, reach=0.5), without
+                            perturb(domain, rng, best, NUM_CANDIDATES, reach=0.5), without
                         ),
                     ]
                 )
             )
         best = points[non_dominated(self.gp.predict(points)[0])]
-        return best if len(best) <= MOST_LIKELY else best[rng.permutation(len(best))[:MOST_LIKELY]]
+        return best if len(best) <= MAX_LIKELY else best[rng.permutation(len(best))[:MAX_LIKELY]]
 
     def _held_out(self, points: Floats, without: int | None) -> Floats:
         """The same merges with member `without` at 0: the others take over its share where the sum
@@ -379,15 +381,15 @@ class Surrogate:
         return np.abs(self.domain.split(points)[0]).sum(axis=1)
 
 
-def _volume(values: Floats, corner: Floats) -> float:
-    return hypervolume(values[non_dominated(values)], corner) if len(values) else 0.0
+def _volume(values: Floats, reference: Floats) -> float:
+    return hypervolume(values[non_dominated(values)], reference) if len(values) else 0.0
 
 
 def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Trial]:
-    """At most MOST_TRIALS scored trials for a model, whose cost is cubic in them: baselines and the front first, then the
+    """At most MAX_TRIALS scored trials for a model, whose cost is cubic in them: baselines and the front first, then the
     best by the sum of their scores over the spread of each."""
     scored = [trial for trial in trials if trial.state == "SCORED"]
-    if len(scored) <= MOST_TRIALS:
+    if len(scored) <= MAX_TRIALS:
         return scored
     values = maximized(scored, objectives)
     merit = (
@@ -399,7 +401,7 @@ def telling(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[Tr
         range(len(scored)),
         key=lambda index: (scored[index].kind == "merge", not front[index], -merit[index]),
     )
-    return [scored[index] for index in sorted(order[:MOST_TRIALS])]
+    return [scored[index] for index in sorted(order[:MAX_TRIALS])]
 
 
 def sentences(

@@ -184,7 +184,7 @@ def read_front(
     )
     uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
     member_values = maximized(members, objectives)
-    worst = costs.corner(objectives, members, pareto.reference_point(member_values))
+    worst = costs.cost_reference(objectives, members, pareto.reference_point(member_values))
     signs = np.array([objective.sign for objective in objectives])
     lost = tuple(
         trial for trial in trials if trial.failure is not None and trial.failure.blame == "system"

@@ -138,7 +138,7 @@ def _figures(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
         for score in trial.scores(role)
     }
     return [
-        scores[key].told(4) if (key := (role, objective.name)) in scores else "–"
+        scores[key].text(4) if (key := (role, objective.name)) in scores else "–"
         for objective in objectives
         for role in ("search", "holdout")
     ]

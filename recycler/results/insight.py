@@ -23,7 +23,7 @@ from recycler.results.documents import choice_document
 from recycler.results.front import choose, read_front
 from recycler.results.measured_costs import read_costs
 from recycler.results.preview import Preview
-from recycler.search.outlook import NEXT, Looks
+from recycler.search.outlook import FORECAST_TRIALS, GainForecast
 from recycler.search.refine import refined_from
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.space import SearchSpace
@@ -62,14 +62,14 @@ def write_preview(
     return now
 
 
-def write_outlook(ledger: Ledger, looks: Looks, trials: Sequence[Trial]) -> float | None:
+def write_outlook(ledger: Ledger, forecast: GainForecast, trials: Sequence[Trial]) -> float | None:
     """Keep what the next trials are expected to add to these, as a share of the front's
     hypervolume.
     """
-    gain = looks.gain(trials)
+    gain = forecast.gain(trials)
     if gain is not None:
         ledger.facts.outlook = Outlook(
-            after_trials=len(trials), next_trials=NEXT, expected_gain=round(gain, 4)
+            after_trials=len(trials), next_trials=FORECAST_TRIALS, expected_gain=round(gain, 4)
         )
     return gain
 

@@ -23,7 +23,7 @@ from recycler.objectives.stats import Z90, clustered_mean
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.search.baselines import maximized
 from recycler.search.simplex.domain import weight_domain
-from recycler.search.simplex.proposals import around, distinct, scattered
+from recycler.search.simplex.proposals import perturb, random_sparse, unique
 from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ CHUNK_BYTES = 14.0
 MODEL_ERROR = 0.5
 USED = 0.05  # share of the weights from which on a member is part of a mixture
 ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
-LEAST_MERGES = 4
+MIN_MERGES = 4
 TOGETHER = 0.5  # rank correlation from which on two benchmarks hardly trade off
 
 
@@ -149,9 +149,9 @@ class Preview:
         first objective first.
         """
         domain, rng = weight_domain(list(self.names)), np.random.default_rng(seed)
-        points = np.concatenate([np.eye(len(self.names)), scattered(domain, rng, NUM_GUESSES)])
+        points = np.concatenate([np.eye(len(self.names)), random_sparse(domain, rng, NUM_GUESSES)])
         for _ in range(ROUNDS):
-            points = distinct(np.concatenate([points, around(domain, rng, points, NUM_GUESSES)]))
+            points = unique(np.concatenate([points, perturb(domain, rng, points, NUM_GUESSES)]))
             values = self._values(points)
             points = points[non_dominated(values)]
         values = self._values(points)
@@ -185,7 +185,7 @@ class Preview:
             and trial.recipe.method == "linear"
             and _is_average(trial)
         }
-        if len(real) < LEAST_MERGES:
+        if len(real) < MIN_MERGES:
             return ()
         found = []
         for objective, table in zip(self.objectives, self._tables, strict=True):

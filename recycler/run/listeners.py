@@ -13,7 +13,7 @@ from recycler.results.notices import Notices
 from recycler.run.loop import Event, Listener
 from recycler.run.run import Run
 from recycler.run.schedule import Planner
-from recycler.search.outlook import EVERY, Looks, last_look
+from recycler.search.outlook import FORECAST_EVERY, GainForecast, last_forecast
 
 Annotator = Callable[[Event], Event]
 
@@ -70,8 +70,8 @@ class NoiseNotices:
 class GainForecasts:
     """Writes a forecast of further gain after every EVERY proposed merges, and tells of it."""
 
-    def __init__(self, run: Run, planner: Planner, looks: Looks, notices: Notices):
-        self._run, self._planner, self._looks, self._notices = run, planner, looks, notices
+    def __init__(self, run: Run, planner: Planner, forecast: GainForecast, notices: Notices):
+        self._run, self._planner, self._looks, self._notices = run, planner, forecast, notices
         known = planner.comparable(run.trials())
         self._proposed = sum(trial.is_proposed and trial.state == "SCORED" for trial in known)
 
@@ -79,9 +79,9 @@ class GainForecasts:
         if not _ends_proposal(event):
             return event
         self._proposed += 1
-        if self._proposed % EVERY:
+        if self._proposed % FORECAST_EVERY:
             return event
-        _, known = last_look(self._planner.comparable(self._run.trials()))
+        _, known = last_forecast(self._planner.comparable(self._run.trials()))
         gain = write_outlook(self._run.ledger, self._looks, known)
         return replace(_with_notes(event, self._notices.of_noise(known)), gain=gain)
 

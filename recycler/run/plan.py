@@ -19,7 +19,7 @@ from recycler.types import Item, Objective, Role
 DISCORDANCE = (
     0.15  # share of items on which two merges of a pool disagree, until members have been scored
 )
-MOST_TRIALS = 60  # of an earlier run that are read for its speed
+MAX_TRIALS = 60  # of an earlier run that are read for its speed
 Outcomes = Mapping[str, Mapping[str, Mapping[str, float]]]  # member -> item -> metric -> value
 
 
@@ -40,7 +40,7 @@ def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
     members, asked = {}, 0
     for trial in [trial for trial in scored if trial.kind == "member"] + [
         trial for trial in scored if trial.kind != "member"
-    ][:MOST_TRIALS]:
+    ][:MAX_TRIALS]:
         outcomes = {
             outcome.item: dict(outcome.values)
             for outcome in ledger.outcomes(trial.number, "search")
@@ -50,7 +50,7 @@ def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
         asked += len(outcomes)
         if trial.kind == "member":
             members[trial.label] = outcomes
-    read = len(members) + min(MOST_TRIALS, len(scored) - len(members))
+    read = len(members) + min(MAX_TRIALS, len(scored) - len(members))
     seconds = ledger.spent()[1]
     return Earlier(
         seconds_per_item=seconds * read / len(scored) / asked if asked and seconds else None,

@@ -12,13 +12,13 @@ from recycler.search.baselines import maximized
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.types import Objective, Trial
 
-LEAST_GAIN = 0.01  # of the front's hypervolume
+MIN_GAIN = 0.01  # of the front's hypervolume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plateau:
     """Says whether the last `patience` proposals raised the posterior hypervolume by less than
-    LEAST_GAIN of it.
+    MIN_GAIN of it.
 
     The posterior's and not the observed one, which goes on rising on luck alone. The corner is the
     members' worst score per objective. Decides from the trials alone, so a resumed run stops where
@@ -37,7 +37,7 @@ class Plateau:
         if len(proposed) < 2 * self.patience:
             return False
         before, now = self._volumes(trials, proposed[-self.patience])
-        return now - before < LEAST_GAIN * now
+        return now - before < MIN_GAIN * now
 
     def _volumes(self, trials: Sequence[Trial], first_late: int) -> tuple[float, float]:
         """Posterior hypervolume of the trials before number `first_late`, and of all."""
@@ -56,10 +56,10 @@ class Plateau:
             for trial in scored
         ]
         members = [trial for trial in scored if trial.kind == "member"]
-        corner = costs.corner(
+        reference = costs.cost_reference(
             self.objectives,
             members or scored,
             maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0),
         )
         early = np.array([trial.number < first_late for trial in scored])
-        return pareto.hypervolume(values[early], corner), pareto.hypervolume(values, corner)
+        return pareto.hypervolume(values[early], reference), pareto.hypervolume(values, reference)

@@ -23,7 +23,7 @@ from recycler.run.plateau import Plateau
 from recycler.run.prepared import PreparedJob
 from recycler.run.run import Run
 from recycler.run.schedule import Planner, Stop
-from recycler.search.outlook import Looks, Spent
+from recycler.search.outlook import GainForecast, SmallGain
 from recycler.search.proposer import make_proposer
 from recycler.search.refine import with_refined
 from recycler.search.simplex.proposer import SimplexProposer
@@ -79,12 +79,12 @@ def wire(run: Run, listen: Listener) -> Parts:
     """Make the parts of a session; `listen` hears each event last, with all notes added."""
     clock = Clock(run)
     write_space(run.ledger, run.space, run.job.method)
-    looks = Looks(proposer=make_smoother(run))
-    planner = make_planner(run, looks)
-    notices = Notices(ledger=run.ledger, proposer=looks.proposer)
+    forecast = GainForecast(proposer=make_smoother(run))
+    planner = make_planner(run, forecast)
+    notices = Notices(ledger=run.ledger, proposer=forecast.proposer)
     preview = MemberPreview(run=run, notices=notices)
     noise = NoiseNotices(run=run, planner=planner, notices=notices)
-    forecasts = GainForecasts(run, planner, looks, notices)
+    forecasts = GainForecasts(run, planner, forecast, notices)
     return Parts(
         run=run,
         clock=clock,
@@ -135,7 +135,7 @@ def make_fidelity(run: Run) -> Fidelity:
     )
 
 
-def make_planner(run: Run, looks: Looks) -> Planner:
+def make_planner(run: Run, forecast: GainForecast) -> Planner:
     """The planner of a run, with the proposer of its sampler and what stops it early."""
     job = run.job
     gram = run.facts.gram if job.sampler == "simplex_gp" else None
@@ -147,7 +147,7 @@ def make_planner(run: Run, looks: Looks) -> Planner:
         objectives=run.objectives,
         num_merges=job.budget.trials,
         seed=job.seed,
-        stops=_make_stops(run, looks),
+        stops=_make_stops(run, forecast),
         needs_members=job.fidelity.items_per_task is not None,
         proposer=make_proposer(
             job.sampler,
@@ -161,14 +161,14 @@ def make_planner(run: Run, looks: Looks) -> Planner:
     )
 
 
-def _make_stops(run: Run, looks: Looks) -> tuple[Stop, ...]:
+def _make_stops(run: Run, forecast: GainForecast) -> tuple[Stop, ...]:
     """Rules that end the search before its budget does."""
     budget, stops = run.job.budget, list[Stop]()
     if budget.plateau:
         smoother = make_smoother(run)
         stops.append(Plateau(patience=budget.plateau, smoother=smoother, objectives=run.objectives))
     if budget.least_gain:
-        stops.append(Spent(least_gain=budget.least_gain, looks=looks))
+        stops.append(SmallGain(least_gain=budget.least_gain, forecast=forecast))
     return tuple(stops)
 
 

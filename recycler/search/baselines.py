@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycler.objectives.costs import benchmarks, felt
+from recycler.objectives.costs import benchmarks, clamp_to_bound
 from recycler.objectives.pareto import Floats, as_maximized
 from recycler.types import Objective, Pool, Recipe, Role, Trial, TrialKind
 
@@ -145,5 +145,5 @@ def maximized(
         ]
     ).reshape(len(trials), len(objectives))
     for column, objective in enumerate(objectives):
-        table[:, column] = felt(objective, table[:, column])
+        table[:, column] = clamp_to_bound(objective, table[:, column])
     return as_maximized(table, [objective.direction for objective in objectives])

@@ -9,14 +9,14 @@ import numpy as np
 
 from recycler.objectives.pareto import Floats, hypervolume, non_dominated
 from recycler.search.simplex.acquisition import contenders, expected_gains
-from recycler.search.simplex.proposals import around, distinct, scattered
-from recycler.search.simplex.proposer import LEAST_TRIALS, SimplexProposer
-from recycler.search.simplex.simplex_gp import MOST_KNOWN, SimplexGP
+from recycler.search.simplex.proposals import perturb, random_sparse, unique
+from recycler.search.simplex.proposer import MIN_TRIALS, SimplexProposer
+from recycler.search.simplex.simplex_gp import MAX_KNOWN, SimplexGP
 from recycler.search.simplex.surrogate import Observations
 from recycler.types import Trial
 
-NEXT = 20  # trials that are looked ahead
-EVERY = 10  # proposed merges between two looks
+FORECAST_TRIALS = 20  # trials that are looked ahead
+FORECAST_EVERY = 10  # proposed merges between two looks
 NUM_CANDIDATES, NUM_NEAR, NUM_DRAWS = 300, 150, 32
 REACHES = (0.6, 0.3)
 
@@ -24,21 +24,21 @@ REACHES = (0.6, 0.3)
 def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
     """`expected_gain` of the next trials of a run; None while there are too few for a model."""
     scored = [trial for trial in trials if trial.state == "SCORED"]
-    if len(scored) < LEAST_TRIALS:
+    if len(scored) < MIN_TRIALS:
         return None
-    told, observed = proposer.told(trials)
+    told, observed = proposer.training_data(trials)
     members = [index for index, trial in enumerate(told) if trial.kind == "member"]
-    return expected_gain(proposer.gp, observed, members, lowest=proposer.corner(told))
+    return expected_gain(proposer.gp, observed, members, lowest=proposer.cost_reference(told))
 
 
-def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
+def last_forecast(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
     """How many proposals were scored when a look was due last (one is after every EVERY), and what
     was scored then; (0, ()) before.
     """
     proposed = sorted(
         trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
     )
-    looked = len(proposed) // EVERY * EVERY
+    looked = len(proposed) // FORECAST_EVERY * FORECAST_EVERY
     return looked, tuple(
         trial
         for trial in trials
@@ -47,7 +47,7 @@ def last_look(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looks:
+class GainForecast:
     """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a
     second.
     """
@@ -65,7 +65,7 @@ class Looks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spent:
+class SmallGain:
     """Says whether the next NEXT proposals are expected to add less than `least_gain` of the
     front's hypervolume.
 
@@ -74,11 +74,11 @@ class Spent:
     """
 
     least_gain: float
-    looks: Looks
+    forecast: GainForecast
 
     def reached(self, trials: Sequence[Trial]) -> bool:
-        looked, known = last_look(trials)
-        gain = self.looks.gain(known) if looked >= 2 * EVERY else None
+        looked, known = last_forecast(trials)
+        gain = self.forecast.gain(known) if looked >= 2 * FORECAST_EVERY else None
         return gain is not None and gain < self.least_gain
 
 
@@ -86,7 +86,7 @@ def expected_gain(
     gp: SimplexGP,
     observed: Observations,
     members: Sequence[int],
-    count: int = NEXT,
+    count: int = FORECAST_TRIALS,
     lowest: Floats | None = None,
 ) -> float:
     """What the best `count` further points would add to the hypervolume of the true front, as a
@@ -99,30 +99,30 @@ def expected_gain(
     gp.fit(observed)
     rng = np.random.default_rng(len(observed.weights))
     mean, sd = gp.predict(observed.weights)
-    corner = mean[list(members)].min(axis=0) if len(members) else mean.min(axis=0)
-    corner = corner if lowest is None else np.where(np.isnan(lowest), corner, lowest)
-    baseline = observed.weights[contenders(mean, sd, rng, MOST_KNOWN)]
+    reference = mean[list(members)].min(axis=0) if len(members) else mean.min(axis=0)
+    reference = reference if lowest is None else np.where(np.isnan(lowest), reference, lowest)
+    baseline = observed.weights[contenders(mean, sd, rng, MAX_KNOWN)]
     front = observed.weights[non_dominated(mean)]
     points = np.concatenate(
         [
-            scattered(gp.domain, rng, NUM_CANDIDATES // 3),
-            around(gp.domain, rng, front, NUM_CANDIDATES),
+            random_sparse(gp.domain, rng, NUM_CANDIDATES // 3),
+            perturb(gp.domain, rng, front, NUM_CANDIDATES),
         ]
     )
     for reach in (*REACHES, 0.0):
-        points = distinct(points, observed.weights)
+        points = unique(points, observed.weights)
         draws = gp.draw(np.concatenate([baseline, points]), rng, NUM_DRAWS)
-        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
+        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], reference, rng)
         best = np.argsort(-gains, kind="stable")
         if reach:
             near = points[best[:count]]
             points = np.concatenate(
-                [points[best[:NUM_NEAR]], around(gp.domain, rng, near, NUM_NEAR, reach=reach)]
+                [points[best[:NUM_NEAR]], perturb(gp.domain, rng, near, NUM_NEAR, reach=reach)]
             )
-    before = np.mean([hypervolume(draw[: len(baseline)], corner) for draw in draws])
+    before = np.mean([hypervolume(draw[: len(baseline)], reference) for draw in draws])
     known, proposals = draws[:, : len(baseline)], draws[:, len(baseline) :]
     for _ in range(count):  # one at a time, or twenty near the same corner would be chosen
-        pick = int(np.argmax(expected_gains(known, proposals, corner, rng)))
+        pick = int(np.argmax(expected_gains(known, proposals, reference, rng)))
         known = np.concatenate([known, proposals[:, pick : pick + 1]], axis=1)
-    after = np.mean([hypervolume(draw, corner) for draw in known])
+    after = np.mean([hypervolume(draw, reference) for draw in known])
     return float((after - before) / before) if before > 0 else float("inf")

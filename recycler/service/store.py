@@ -111,7 +111,7 @@ class Snapshot:
         if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
             return []
         values = maximized(self.front.trials, self.objectives)
-        corner = pareto.as_maximized(
+        reference = pareto.as_maximized(
             [self.front.reference], [objective.direction for objective in self.objectives]
         )[0]
         curve, best = [], values[:0]
@@ -119,7 +119,7 @@ class Snapshot:
             if not (best >= row).all(axis=1).any():
                 best = np.vstack([best[~(best <= row).all(axis=1)], row])
                 curve.append(
-                    {"trial": trial.number, "hypervolume": pareto.hypervolume(best, corner)}
+                    {"trial": trial.number, "hypervolume": pareto.hypervolume(best, reference)}
                 )
         return curve
 

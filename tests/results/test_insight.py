@@ -20,7 +20,7 @@ from recycler.results.insight import (
 )
 from recycler.results.notices import Notices
 from recycler.results.preview import Preview, tradeoffs
-from recycler.search.outlook import Looks, expected_gain
+from recycler.search.outlook import GainForecast, expected_gain
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import observations
@@ -295,13 +295,13 @@ def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
 
 
 def test_the_outlook_is_kept_for_status(run, capsys):
-    looks = Looks(proposer=SimplexProposer(SPACE, OBJECTIVES, seed=0))
+    forecast = GainForecast(proposer=SimplexProposer(SPACE, OBJECTIVES, seed=0))
     with closing(Ledger(run / "ledger.sqlite")) as ledger:
         assert (
-            write_outlook(ledger, looks, ledger.trials()[:5]) is None
+            write_outlook(ledger, forecast, ledger.trials()[:5]) is None
             and ledger.facts.outlook is None
         )
-        gain = write_outlook(ledger, looks, ledger.trials())
+        gain = write_outlook(ledger, forecast, ledger.trials())
     assert gain >= 0.0 and main(["status", str(run)]) == 0
     assert f"the next 20 merges are expected to add {round(gain, 4):.1%}" in capsys.readouterr().out
 

@@ -24,7 +24,7 @@ from recycler.search.floors import floors
 from recycler.search.outlook import outlook
 from recycler.search.proposer import make_proposer
 from recycler.search.simplex.domain import weight_domain
-from recycler.search.simplex.proposals import scattered, thinned
+from recycler.search.simplex.proposals import random_sparse, sparsify
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import observations
@@ -117,12 +117,12 @@ def test_exact_columns_are_neither_learned_nor_drawn():
         return -(points != 0).sum(axis=1).astype(float)
 
     gp = SimplexGP(POOL.names, 3, seed=0, exact={1: price})
-    points = scattered(gp.domain, rng, 20)
+    points = random_sparse(gp.domain, rng, 20)
     told = np.column_stack(
         [points @ rng.random(domain_size), price(points), points @ rng.random(domain_size)]
     )
     gp.fit(observations(points, told, np.full((20, 3), 0.01)))
-    fresh = scattered(gp.domain, rng, 30)
+    fresh = random_sparse(gp.domain, rng, 30)
     mean, sd = gp.predict(fresh)
     draws = gp.draw(fresh, rng, 8)
     assert (
@@ -156,7 +156,7 @@ def test_whether_a_benchmark_is_at_chance_is_judged_without_the_cost():
             ),
             SimplexGP(POOL.names, 2, seed=0),
         )
-        points = scattered(gp.domain, rng, 40)
+        points = random_sparse(gp.domain, rng, 40)
         scores, errors = (
             np.column_stack([points @ rng.random(6), 0.25 + 0.03 * rng.standard_normal(40)]),
             np.full((40, 2), 0.03),
@@ -183,17 +183,17 @@ def test_taking_members_out_keeps_sums_rules_and_zeros():
         {"groups": 2, "scale": (0.5, 2.0), "knobs": [(0.0, 1.0)]},
     ):
         domain, rng = weight_domain(POOL.names, **rules), np.random.default_rng(0)
-        parents = scattered(domain, rng, 1)
+        parents = random_sparse(domain, rng, 1)
         before, after = (
             domain.split(parents)[0],
-            domain.split(points := thinned(domain, rng, parents, 200))[0],
+            domain.split(points := sparsify(domain, rng, parents, 200))[0],
         )
         used = (before != 0).any(axis=1)
         assert domain.contains(points).all() and not (after != 0).any(axis=1)[:, ~used[0]].any()
         counts = (after != 0).any(axis=1).sum(axis=1)
         assert set(counts) >= set(range(1, used.sum()))
-    alone = weight_domain(POOL.names)
-    assert (thinned(alone, np.random.default_rng(0), np.eye(6)[:1], 5) == np.eye(6)[0]).all()
+    vertices = weight_domain(POOL.names)
+    assert (sparsify(vertices, np.random.default_rng(0), np.eye(6)[:1], 5) == np.eye(6)[0]).all()
 
 
 def test_the_front_shows_what_each_further_member_buys(trials):

@@ -16,7 +16,7 @@ from recycler.results.front import read_front
 from recycler.run.loop import search
 from recycler.run.plateau import Plateau
 from recycler.search.floors import floors
-from recycler.search.outlook import Looks, Spent
+from recycler.search.outlook import GainForecast, SmallGain
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.job import ObjectiveSpec
 from recycler.types import Smoothed
@@ -235,7 +235,7 @@ SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
     ("stop", "least"),
     [
         (Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12),
-        (Spent(least_gain=0.02, looks=Looks(proposer=SMOOTHER)), 20),
+        (SmallGain(least_gain=0.02, forecast=GainForecast(proposer=SMOOTHER)), 20),
     ],
 )
 def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path, stop, least):

@@ -38,12 +38,12 @@ def opening(
         )
     first = members <= VERTICES_UP_TO if members_first is None else members_first
     if first:
-        points = np.concatenate([points, alone(domain, rng)])
+        points = np.concatenate([points, vertices(domain, rng)])
     count = num_sparse if num_sparse is not None else (1 if first else 4)
-    return distinct(np.concatenate([points, scattered(domain, rng, count, same_rows=True)]))
+    return unique(np.concatenate([points, random_sparse(domain, rng, count, same_rows=True)]))
 
 
-def alone(domain: WeightDomain, rng: np.random.Generator) -> Floats:
+def vertices(domain: WeightDomain, rng: np.random.Generator) -> Floats:
     """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the
     smallest).
     """
@@ -63,7 +63,7 @@ def _alike(domain: WeightDomain, rows: Floats) -> Floats:
     return domain.join(np.repeat(rows[:, None], domain.groups, axis=1), knobs)
 
 
-def scattered(
+def random_sparse(
     domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False
 ) -> Floats:
     """Sparse random points (count, D):
@@ -85,7 +85,7 @@ def scattered(
     return domain.join(rows, knobs)
 
 
-def around(
+def perturb(
     domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int, reach: float = 1.0
 ) -> Floats:
     """`count` allowed points (count, D) near `parents` (P, D): see `_moved` for the moves; `reach`
@@ -108,7 +108,7 @@ def around(
     return domain.join(new_rows, new_knobs)
 
 
-def thinned(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int) -> Floats:
+def sparsify(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int) -> Floats:
     """`count` allowed points (count, D):
 
     `parents` (P, D) with some members taken out of all rows and the rest scaled to the sum.
@@ -187,7 +187,7 @@ def _moved(
     return moved
 
 
-def distinct(points: Floats, known: Floats | None = None) -> Floats:
+def unique(points: Floats, known: Floats | None = None) -> Floats:
     """`points` (n, D) in order, without repetitions and without those that lie CLOSE to a row of
     `known` (m, D).
     """

@@ -20,7 +20,7 @@ from recycler.specs.space import SearchSpace
 from recycler.types import Objective, Proposal, Smoothed, Trial
 
 Gram = Sequence[Sequence[float]]
-LEAST_TRIALS = 8  # with fewer the model knows no more than the scores themselves
+MIN_TRIALS = 8  # with fewer the model knows no more than the scores themselves
 
 
 class SimplexProposer:
@@ -90,13 +90,13 @@ class SimplexProposer:
     def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
         """Posterior scores by trial number: value and standard error of what each scored trial
         would get on average over fresh items like these, all trials taken together. Empty while
-        there are fewer than LEAST_TRIALS.
+        there are fewer than MIN_TRIALS.
 
         Where all trials answer the same items, their common luck does not average out; it is in the
         standard error.
         """
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
-        if len(scored) < LEAST_TRIALS:
+        if len(scored) < MIN_TRIALS:
             return Smoothed()
         front = self.gp.front(self.observations(scored))
         signs = [objective.sign for objective in self._objectives]
@@ -125,7 +125,7 @@ class SimplexProposer:
             ),
         )
 
-    def told(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
+    def training_data(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
         """The scored trials that the model learns from, and what it sees of them.
 
         Raises ValueError when there is none.
@@ -149,12 +149,12 @@ class SimplexProposer:
             np.array(stderrs),
         )
 
-    def corner(self, trials: Sequence[Trial]) -> Floats:
-        """(T,) of `recycler.objectives.costs.corner`: where the volume of a front begins for each cost; NaN
+    def cost_reference(self, trials: Sequence[Trial]) -> Floats:
+        """(T,) of `recycler.objectives.costs.cost_reference`: where the volume of a front begins for each cost; NaN
         for objectives that are scored.
         """
         members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
-        return costs.corner(
+        return costs.cost_reference(
             self._objectives,
             members or [trial for trial in trials if trial.state == "SCORED"],
             np.full(len(self._objectives), np.nan),
@@ -162,9 +162,10 @@ class SimplexProposer:
 
     def _exact(self, objective: Objective) -> Callable[[Floats], Floats]:
         """The cost of points (n, D), as far as it tells them apart, as something to be made large."""
-        reckoner = self._priced.reckoner(objective, self._space.groups)
+        cost_function = self._priced.cost_function(objective, self._space.groups)
         return lambda points: (
-            objective.sign * costs.felt(objective, reckoner(self.gp.domain.split(points)[0]))
+            objective.sign
+            * costs.clamp_to_bound(objective, cost_function(self.gp.domain.split(points)[0]))
         )
 
     def _in_space(self, trials: Sequence[Trial]) -> list[Trial]:

@@ -30,12 +30,12 @@ from recycler.search.simplex.acquisition import contenders, expected_gains
 from recycler.search.simplex.domain import CLOSE, Exhausted, weight_domain
 from recycler.search.simplex.proposals import (
     GLOBAL_SHARE,
-    alone,
-    around,
-    distinct,
     opening,
-    scattered,
-    thinned,
+    perturb,
+    random_sparse,
+    sparsify,
+    unique,
+    vertices,
 )
 from recycler.search.simplex.surrogate import Exact, Observations, PriorMean, Surrogate
 
@@ -52,11 +52,11 @@ AHEAD = (
     0.6,
     0.3,
 )  # reaches of the rounds in which the predicted front is looked for
-NUM_AHEAD, MOST_AHEAD = 300, 60  # points tried in each, and kept of its front
+NUM_AHEAD, MAX_AHEAD = 300, 60  # points tried in each, and kept of its front
 REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
 NUM_BEST = 12
-MOST_KNOWN = 80  # trials drawn jointly with the candidates
-MOST_PENDING = 64
+MAX_KNOWN = 80  # trials drawn jointly with the candidates
+MAX_PENDING = 64
 # members alone that may be worse than the soup at everything before the others are left to the
 # model
 PATIENCE = 4
@@ -167,7 +167,7 @@ class SimplexGP:
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
         known = waiting if observed is None else np.concatenate([observed.weights, waiting])
-        first = distinct(self._opening(observed), known)
+        first = unique(self._opening(observed), known)
         first = first[self._affordable(first)]
         if len(first) > skip:
             return first[skip]
@@ -178,14 +178,14 @@ class SimplexGP:
             return self._fresh(known, rng)
         self._model.fit(scored)
         return self._best(
-            scored, waiting[-MOST_PENDING:], known, rng, self.margins[number % len(self.margins)]
+            scored, waiting[-MAX_PENDING:], known, rng, self.margins[number % len(self.margins)]
         )
 
-    def believe(self, prior_mean: PriorMean | None) -> None:
+    def set_prior_mean(self, prior_mean: PriorMean | None) -> None:
         """Another prior mean from the next fit on: what is known without scoring may grow with the
         search.
         """
-        self._model.believe(prior_mean)
+        self._model.set_prior_mean(prior_mean)
 
     @one_blas_thread
     def front(self, observed: Observations) -> PosteriorFront:
@@ -235,7 +235,7 @@ class SimplexGP:
         points = opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first)
         if observed is None:
             return points
-        members = alone(self.domain, np.random.default_rng(self.seed))
+        members = vertices(self.domain, np.random.default_rng(self.seed))
         scores = [observed.values_at(point) for point in (points[0], *members[: self.patience])]
         if any(score is None for score in scores) or not all(
             (score <= scores[0]).all() for score in scores[1:]
@@ -263,29 +263,29 @@ class SimplexGP:
         points = points if len(points) else scored.weights
         mean, sd = (table[:, alive] for table in self._model.predict(points))
         front = points[non_dominated(mean)]
-        corner = reference_point(mean, self._guessed_floors()[alive], margin)
-        baseline = np.concatenate([points[contenders(mean, sd, rng, MOST_KNOWN)], waiting])
+        reference = reference_point(mean, self._guessed_floors()[alive], margin)
+        baseline = np.concatenate([points[contenders(mean, sd, rng, MAX_KNOWN)], waiting])
         num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
         wide = [
-            scattered(self.domain, rng, num_global),
-            around(self.domain, rng, front, NUM_CANDIDATES - num_global),
+            random_sparse(self.domain, rng, num_global),
+            perturb(self.domain, rng, front, NUM_CANDIDATES - num_global),
         ]
         wide.append(self._predicted_front(front, alive, rng))
         if self._model.exact:
-            wide.append(thinned(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
-        candidates = self._within(distinct(np.concatenate(wide), known))
+            wide.append(sparsify(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
+        candidates = self._within(unique(np.concatenate(wide), known))
         if not len(candidates):
             return self._fresh(known, rng)
-        gains = self._gains(baseline, candidates, corner, alive, rng)
+        gains = self._gains(baseline, candidates, reference, alive, rng)
         for reach in self.reaches:
             best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
-            near = [around(self.domain, rng, best, NUM_REFINED, reach=reach)]
+            near = [perturb(self.domain, rng, best, NUM_REFINED, reach=reach)]
             if self._model.exact:
                 near.append(
-                    thinned(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2)
+                    sparsify(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2)
                 )
-            candidates = self._within(distinct(np.concatenate([best, *near]), known))
-            gains = self._gains(baseline, candidates, corner, alive, rng)
+            candidates = self._within(unique(np.concatenate([best, *near]), known))
+            gains = self._gains(baseline, candidates, reference, alive, rng)
         return candidates[int(np.argmax(gains))]
 
     def _fresh(self, known: Floats, rng: np.random.Generator) -> Floats:
@@ -293,13 +293,17 @@ class SimplexGP:
         of those drawn is.
         """
         for _ in range(100):
-            points = scattered(self.domain, rng, NUM_BLIND)
+            points = random_sparse(self.domain, rng, NUM_BLIND)
             # few members are a matter of luck among mixtures, and may be all that a floor allows
             if self._model.exact:
                 points = np.concatenate(
-                    [points, thinned(self.domain, rng, points, NUM_BLIND), alone(self.domain, rng)]
+                    [
+                        points,
+                        sparsify(self.domain, rng, points, NUM_BLIND),
+                        vertices(self.domain, rng),
+                    ]
                 )
-            points = self._within(distinct(points, known))
+            points = self._within(unique(points, known))
             if len(points):
                 return points[0]
         raise Exhausted(
@@ -307,16 +311,16 @@ class SimplexGP:
         )
 
     def _predicted_front(self, points: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
-        """At most MOST_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
+        """At most MAX_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
         candidate is dear to work out and its median cheap, so this reaches ends of the front that neighbours of trials do not."""
         found = self._model.median(points)[:, alive]
         for reach in self.ahead:
-            fresh = self._within(around(self.domain, rng, points, NUM_AHEAD, reach=reach))
+            fresh = self._within(perturb(self.domain, rng, points, NUM_AHEAD, reach=reach))
             points, found = (
                 np.concatenate([points, fresh]),
                 np.concatenate([found, self._model.median(fresh)[:, alive]]),
             )
-            kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MOST_AHEAD]
+            kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MAX_AHEAD]
             points, found = points[kept], found[kept]
         return points
 
@@ -362,7 +366,7 @@ class SimplexGP:
         self,
         baseline: Floats,
         candidates: Floats,
-        corner: Floats,
+        reference: Floats,
         alive: Mask,
         rng: np.random.Generator,
     ) -> Floats:
@@ -375,13 +379,13 @@ class SimplexGP:
         # members and shares of right answers have nothing to do with one another: each in the
         # front's own reach
         if self._model.exact:
-            reach = draws.mean(axis=0).max(axis=0) - corner
-            draws, corner = (
-                (draws - corner) / np.where(reach > 0, reach, 1.0),
-                np.zeros_like(corner),
+            reach = draws.mean(axis=0).max(axis=0) - reference
+            draws, reference = (
+                (draws - reference) / np.where(reach > 0, reach, 1.0),
+                np.zeros_like(reference),
             )
-        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], corner, rng)
+        gains = expected_gains(draws[:, : len(baseline)], draws[:, len(baseline) :], reference, rng)
         if gains.max() > 0:
             return gains
         optimistic = draws[:, len(baseline) :].max(axis=0)
-        return (optimistic - corner).min(axis=1) - 1e9
+        return (optimistic - reference).min(axis=1) - 1e9

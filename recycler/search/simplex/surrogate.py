@@ -23,7 +23,7 @@ PriorMean = Callable[[Floats], Floats]
 Exact = Mapping[int, Callable[[Floats], Floats]]
 
 DEPTHS = 5.0  # 15 searches of the bench that were kept reach 4.8
-LEAST_TO_JUDGE = 12  # trials before an objective may be called dead
+MIN_TO_JUDGE = 12  # trials before an objective may be called dead
 # a value beyond is that of a broken merge: infinite, or with squares and products that are
 LARGEST = 1e30
 
@@ -97,7 +97,7 @@ class Surrogate:
         self.prior_mean, self.exact, self.links = prior_mean, dict(exact), LINKS
         self._fitted: bytes | None = None
 
-    def believe(self, prior_mean: PriorMean | None) -> None:
+    def set_prior_mean(self, prior_mean: PriorMean | None) -> None:
         self.prior_mean, self._fitted = prior_mean, None
 
     def fit(self, scored: Observations) -> None:
@@ -161,7 +161,7 @@ class Surrogate:
         """
         values, errors = scored.values[:, self._guessed], _floored(scored.stderrs)[:, self._guessed]
         explained = np.array([gp.explained() for gp in self._gps])
-        if len(values) < LEAST_TO_JUDGE or (errors == 0).any():
+        if len(values) < MIN_TO_JUDGE or (errors == 0).any():
             return np.zeros(scored.values.shape[1], dtype=bool)
         within = (((values - values.mean(axis=0)) / errors) ** 2).sum(axis=0) < chi2.ppf(
             0.99, len(values) - 1

@@ -11,7 +11,7 @@ from benchmarks.search.families import dominated
 from benchmarks.search.samplers import Simplex
 from recycler.search.simplex.gp import Features, WeightGP
 from recycler.search.simplex.linked_gp import LINKS, Link, LinkedGP
-from recycler.search.simplex.proposals import alone
+from recycler.search.simplex.proposals import vertices
 from recycler.search.simplex.simplex_gp import PATIENCE, SimplexGP
 from recycler.search.simplex.surrogate import observations
 
@@ -110,7 +110,7 @@ def opened(best_member: float) -> list[np.ndarray]:
     of the first PATIENCE.
     """
     proposer, rows, values = SimplexGP(NAMES, 2, seed=1), [], []
-    special = alone(proposer.domain, np.random.default_rng(1))[PATIENCE - 1]
+    special = vertices(proposer.domain, np.random.default_rng(1))[PATIENCE - 1]
     for number in range(20):
         point = proposer.ask(observations(rows, values) if rows else None, number=number)
         single = point.max() == 1.0

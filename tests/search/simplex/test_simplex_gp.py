@@ -15,7 +15,7 @@ import pytest
 from recycler.objectives.pareto import hypervolume, non_dominated
 from recycler.search import SimplexGPSampler, posterior_front
 from recycler.search.simplex.domain import weight_domain
-from recycler.search.simplex.proposals import around, opening, scattered
+from recycler.search.simplex.proposals import opening, perturb, random_sparse
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import observations
 
@@ -66,8 +66,8 @@ def play(proposer: SimplexGP, num_trials: int, seed: int = 0):
 def test_every_draw_obeys_sum_bounds_frozen_and_number_of_members(rules):
     domain = weight_domain(NAMES, **rules)
     rng = np.random.default_rng(0)
-    points = np.concatenate([opening(domain, rng), scattered(domain, rng, 200)])
-    points = np.concatenate([points, around(domain, rng, points, 400)])
+    points = np.concatenate([opening(domain, rng), random_sparse(domain, rng, 200)])
+    points = np.concatenate([points, perturb(domain, rng, points, 400)])
     assert domain.contains(points).all()
     rows, knobs = domain.split(points)
     assert rows.shape[1:] == (domain.groups, 8) and knobs.shape[1] == len(rules.get("knobs", ()))
