@@ -1,18 +1,24 @@
-"""Do the checkpoints of a pool agree, as far as headers and configs can tell? Each is compared with
-the template.
+"""Agreement of the checkpoints of a pool, as far as headers and configs tell.
 
-Configs of transformers 4 and 5 spell some things differently (rope_theta beside or inside
-rope_parameters, keys left out when they have their default); they are brought to one spelling
-before they are compared.
+Each checkpoint is compared with the template: the base, or the first member.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from recycler.pool.checks.configs import (
+    COMPUTING,
+    MISSING,
+    differing_keys,
+    flat_config,
+    rope_of,
+    text_config,
+    text_value,
+)
 from recycler.pool.checks.findings import Finding, named, refuse, warn
 from recycler.pool.checks.vocabulary import (
     chat_template_findings,
@@ -20,135 +26,33 @@ from recycler.pool.checks.vocabulary import (
     tokenizer_findings,
 )
 from recycler.pool.storage.headers import FLOAT_DTYPES
-from recycler.types import Checkpoint, Pool
+from recycler.types import Checkpoint, Pool, TensorInfo
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+KNOWN_EMBEDDINGS = (
+    EMBEDDINGS,
+    "transformer.wte.weight",
+    "model.language_model.embed_tokens.weight",
+    "gpt_neox.embed_in.weight",
+)
 ONE_ARCHITECTURE = "Only checkpoints of one architecture can be merged; leave it out"
-COMPUTING = frozenset(
-    (  # config keys that change what equal weights compute
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "hidden_activation",
-        "activation_function",
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "norm_eps",
-        "norm_epsilon",
-        "attention_bias",
-        "mlp_bias",
-        "qkv_bias",
-        "clip_qkv",
-        "sliding_window",
-        "use_sliding_window",
-        "max_window_layers",
-        "layer_types",
-        "no_rope_layers",
-        "sliding_window_pattern",
-        "num_experts",
-        "num_local_experts",
-        "num_experts_per_tok",
-        "n_routed_experts",
-        "n_shared_experts",
-        "norm_topk_prob",
-        "routed_scaling_factor",
-        "scoring_func",
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "decoder_sparse_step",
-        "mlp_only_layers",
-        "logit_scale",
-        "logits_scaling",
-        "final_logit_softcapping",
-        "attn_logit_softcapping",
-        "query_pre_attn_scalar",
-        "embedding_multiplier",
-        "attention_multiplier",
-        "residual_multiplier",
-        "use_qk_norm",
-        "qk_layernorm",
-        "parallel_attn",
-        "alibi",
-        "new_decoder_architecture",
-        "multi_query",
-        "use_parallel_residual",
-        "scale_attn_weights",
-        "scale_embedding",
-    )
-)
-HARMLESS = frozenset(
-    (  # config keys that do not, or that are compared elsewhere
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "use_cache",
-        "architectures",
-        "model_type",
-        "vocab_size",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "tie_word_embeddings",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "rope_interleaved",
-        "partial_rotary_factor",
-        "initializer_range",
-        "attention_dropout",
-        "hidden_dropout",
-        "dropout",
-        "embd_pdrop",
-        "resid_pdrop",
-        "attn_pdrop",
-        "pretraining_tp",
-        "router_aux_loss_coef",
-        "output_router_logits",
-        "gradient_checkpointing",
-        "is_llama_config",
-        "id2label",
-        "label2id",
-        "attn_implementation",
-        "_attn_implementation",
-        "unsloth_version",
-        "unsloth_fixed",
-        "transformers.js_config",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "problem_type",
-        "task_specific_params",
-        "chunk_size_feed_forward",
-        "quantization_config",
-        "compression_config",
-    )
-)
-_MISSING = object()
+MAX_KEYS = 6  # of a config that are told
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 def soundness(checkpoint: Checkpoint) -> list[Finding]:
-    """What is wrong with one checkpoint by itself: quantized, or a config that contradicts its
-    tensors.
-    """
+    """Faults of one checkpoint by itself: quantized, or a config that contradicts its tensors."""
     return [
         *_quantized(checkpoint),
-        *_sizes(checkpoint),
+        *_rows_against_config(checkpoint),
+        *_layers_against_config(checkpoint),
+        *_missing_head(checkpoint),
         *token_range_findings(checkpoint, _rows(checkpoint)),
     ]
 
 
 def compare(pool: Pool) -> list[Finding]:
-    """Every way in which the members differ from the template (base, or first member) that headers
-    and configs show.
-    """
+    """Every difference between members and template that headers and configs show."""
     template = pool.template
     findings: list[Finding] = []
     for member in pool.members:
@@ -167,27 +71,27 @@ def compare(pool: Pool) -> list[Finding]:
 
 
 def _quantized(checkpoint: Checkpoint) -> Iterator[Finding]:
-    packed = [
-        name
-        for name, info in checkpoint.tensors.items()
-        if info.dtype.startswith("F8")
-        or (info.dtype in ("U8", "I8", "I32") and len(info.shape) > 1 and "weight" in name)
-    ]
-    config = [
-        key for key in ("quantization_config", "compression_config") if checkpoint.config.get(key)
-    ]
-    if config or packed:
+    packed = [name for name, info in checkpoint.tensors.items() if _is_packed(name, info)]
+    settings = ("quantization_config", "compression_config")
+    given = [key for key in settings if checkpoint.config.get(key)]
+    if given or packed:
+        said = given[0] if given else named(packed)
         yield refuse(
             "quantized",
             checkpoint,
-            f"is quantized ({config[0] if config else named(packed)})",
+            f"is quantized ({said})",
             "Merge the unquantized weights and quantize the result",
         )
 
 
-def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    text = _text_config(checkpoint.config)
-    rows, vocab_size = _rows(checkpoint), text.get("vocab_size")
+def _is_packed(name: str, info: TensorInfo) -> bool:
+    """True for 8-bit floats, and for integers where weights are expected."""
+    is_integer_matrix = info.dtype in ("U8", "I8", "I32") and len(info.shape) > 1
+    return info.dtype.startswith("F8") or (is_integer_matrix and "weight" in name)
+
+
+def _rows_against_config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    rows, vocab_size = _rows(checkpoint), text_config(checkpoint.config).get("vocab_size")
     if rows is not None and vocab_size is not None and rows != vocab_size:
         yield refuse(
             "vocabulary",
@@ -195,14 +99,14 @@ def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
             f"config.json has vocab_size {vocab_size}, the embeddings have {rows} rows",
             "Save it again with save_pretrained",
         )
-    layers = {
-        int(match[1])
-        for name in checkpoint.tensors
-        if (match := re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.", name))
-        and not name.startswith(("vision", "model.vision", "visual"))
-    }
-    claimed = text.get("num_hidden_layers")
-    if layers and claimed is not None and not (len(layers) == claimed == max(layers) + 1):
+
+
+def _layers_against_config(checkpoint: Checkpoint) -> Iterator[Finding]:
+    claimed = text_config(checkpoint.config).get("num_hidden_layers")
+    layers = _layers(checkpoint.tensors)
+    if not layers or claimed is None:
+        return
+    if len(layers) != claimed or claimed != max(layers) + 1:
         yield refuse(
             "config",
             checkpoint,
@@ -210,13 +114,22 @@ def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
             f"up to number {max(layers)}",
             "A shard is missing, or the config is another model's",
         )
-    tied = text.get("tie_word_embeddings", checkpoint.config.get("tie_word_embeddings"))
-    if (
-        tied is False
-        and EMBEDDINGS in checkpoint.tensors
-        and not any("head" in name or "output" in name for name in checkpoint.tensors)
-        and _is_causal(checkpoint)
-    ):
+
+
+def _layers(names: Iterable[str]) -> set[int]:
+    """Numbers of the layers of the language model."""
+    layers = set()
+    for name in names:
+        match = _LAYER.search(name)
+        if match and not name.startswith(("vision", "model.vision", "visual")):
+            layers.add(int(match[1]))
+    return layers
+
+
+def _missing_head(checkpoint: Checkpoint) -> Iterator[Finding]:
+    is_untied = text_value(checkpoint.config, "tie_word_embeddings") is False
+    has_head = any("head" in name or "output" in name for name in checkpoint.tensors)
+    if is_untied and not has_head and EMBEDDINGS in checkpoint.tensors and _is_causal(checkpoint):
         yield refuse(
             "tied_head",
             checkpoint,
@@ -227,30 +140,20 @@ def _sizes(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _is_causal(checkpoint: Checkpoint) -> bool:
-    return any(
-        str(name).endswith("ForCausalLM") for name in checkpoint.config.get("architectures") or ()
-    )
+    names = checkpoint.config.get("architectures") or ()
+    return any(str(name).endswith("ForCausalLM") for name in names)
 
 
 def _rows(checkpoint: Checkpoint) -> int | None:
     """Rows of the input embeddings, where their name is a known one."""
-    for name in (
-        EMBEDDINGS,
-        "transformer.wte.weight",
-        "model.language_model.embed_tokens.weight",
-        "gpt_neox.embed_in.weight",
-    ):
-        if name in checkpoint.tensors and len(checkpoint.tensors[name].shape) == 2:
-            return checkpoint.tensors[name].shape[0]
+    for name in KNOWN_EMBEDDINGS:
+        info = checkpoint.tensors.get(name)
+        if info is not None and len(info.shape) == 2:
+            return info.shape[0]
     return None
 
 
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, dict) else config
-
-
-# ---------------------------------------------------------------- one checkpoint against the template
+# ---------------------------------------------------------------- a member against the template
 
 
 def _architecture(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
@@ -267,25 +170,9 @@ def _architecture(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]
 
 
 def _tensors(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
-    missing = [name for name in template.tensors if name not in member.tensors]
-    extra = [name for name in member.tensors if name not in template.tensors]
-    ties = tuple(_is_tied(checkpoint) for checkpoint in (member, template))
-    if HEAD in missing or HEAD in extra:
-        tied, untied = (member, template) if HEAD in missing else (template, member)
-        yield refuse(
-            "tied_head",
-            member,
-            f"{untied.name!r} has its own {HEAD}, {tied.name!r} ties it to {EMBEDDINGS!r}",
-            "Save all of them tied, or all untied",
-        )
-    elif ties[0] != ties[1]:
-        yield refuse(
-            "tied_head",
-            member,
-            f"has tie_word_embeddings {ties[0]} where {template.name!r} has {ties[1]}",
-            "Save all of them tied, or all untied",
-        )
-    missing, extra = ([name for name in names if name != HEAD] for names in (missing, extra))
+    yield from _head(member, template)
+    missing = [name for name in template.tensors if name not in member.tensors and name != HEAD]
+    extra = [name for name in member.tensors if name not in template.tensors and name != HEAD]
     if missing:
         yield refuse(
             "tensors",
@@ -302,22 +189,26 @@ def _tensors(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
         )
     common = [name for name in template.tensors if name in member.tensors]
     yield from _shapes(member, template, common)
-    dtypes = [name for name in common if member.tensors[name].dtype != template.tensors[name].dtype]
-    if dtypes:
-        ours, theirs = member.tensors[dtypes[0]].dtype, template.tensors[dtypes[0]].dtype
-        both = ours in FLOAT_DTYPES and theirs in FLOAT_DTYPES
-        remedy = (
-            "Save all checkpoints in one dtype (model.to(dtype).save_pretrained), so that no "
-            "rounding is hidden"
-            if both
-            else "Leave it out: such tensors cannot be merged"
-        )
-        yield refuse(
-            "dtypes",
-            member,
-            f"holds {named(dtypes)} as {ours} where {template.name!r} has {theirs}",
-            remedy,
-        )
+    yield from _dtypes(member, template, common)
+
+
+def _head(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
+    """A head that one of the two has and the other ties to its embeddings."""
+    has_own, template_has = HEAD in member.tensors, HEAD in template.tensors
+    is_tied, template_is_tied = _is_tied(member), _is_tied(template)
+    if has_own != template_has:
+        untied, tied = (member, template) if has_own else (template, member)
+        cause = f"{untied.name!r} has its own {HEAD}, {tied.name!r} ties it to {EMBEDDINGS!r}"
+    elif is_tied != template_is_tied:
+        cause = f"has tie_word_embeddings {is_tied} where {template.name!r} has {template_is_tied}"
+    else:
+        return
+    yield refuse("tied_head", member, cause, "Save all of them tied, or all untied")
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    claimed = text_value(checkpoint.config, "tie_word_embeddings")
+    return HEAD not in checkpoint.tensors if claimed is None else bool(claimed)
 
 
 def _shapes(member: Checkpoint, template: Checkpoint, common: list[str]) -> Iterator[Finding]:
@@ -344,45 +235,29 @@ def _shapes(member: Checkpoint, template: Checkpoint, common: list[str]) -> Iter
         )
 
 
-def _is_tied(checkpoint: Checkpoint) -> bool:
-    claimed = _text_config(checkpoint.config).get(
-        "tie_word_embeddings", checkpoint.config.get("tie_word_embeddings")
+def _dtypes(member: Checkpoint, template: Checkpoint, common: list[str]) -> Iterator[Finding]:
+    differing = [
+        name for name in common if member.tensors[name].dtype != template.tensors[name].dtype
+    ]
+    if not differing:
+        return
+    ours, theirs = member.tensors[differing[0]].dtype, template.tensors[differing[0]].dtype
+    remedy = "Leave it out: such tensors cannot be merged"
+    if ours in FLOAT_DTYPES and theirs in FLOAT_DTYPES:
+        remedy = (
+            "Save all checkpoints in one dtype (model.to(dtype).save_pretrained), so that no "
+            "rounding is hidden"
+        )
+    yield refuse(
+        "dtypes",
+        member,
+        f"holds {named(differing)} as {ours} where {template.name!r} has {theirs}",
+        remedy,
     )
-    return bool(claimed) if claimed is not None else HEAD not in checkpoint.tensors
-
-
-def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters in one spelling (that of transformers 5), whichever version wrote them;
-    empty without rope.
-    """
-    inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(inner, dict):
-        return {"rope_parameters": inner}
-    if inner and all(isinstance(value, dict) for value in inner.values()):  # one set per layer type
-        return {
-            f"{kind}.{key}": value
-            for kind, part in inner.items()
-            for key, value in _one_rope(config, part).items()
-        }
-    return (
-        _one_rope(config, inner)
-        if inner or "rope_theta" in config or "num_attention_heads" in config
-        else {}
-    )
-
-
-def _one_rope(config: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
-    rope = {
-        "rope_theta": config.get("rope_theta") or 10_000.0,
-        "rope_type": inner.get("type", "default"),
-        "partial_rotary_factor": config.get("partial_rotary_factor") or 1.0,
-    }
-    rope |= {key: value for key, value in inner.items() if key != "type" and value is not None}
-    return {key: float(value) if type(value) is int else value for key, value in rope.items()}
 
 
 def _rope(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
-    ours, theirs = rope_of(_text_config(member.config)), rope_of(_text_config(template.config))
+    ours, theirs = rope_of(text_config(member.config)), rope_of(text_config(template.config))
     differing = sorted(
         key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)
     )
@@ -398,25 +273,21 @@ def _rope(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
 
 
 def _config(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
-    ours, theirs = _flat(member.config), _flat(template.config)
-    drift, other = [], []
-    for key in sorted(ours.keys() | theirs.keys()):
-        last = key.rsplit(".", 1)[-1]
-        if (
-            last in HARMLESS
-            or any(part.startswith("rope_") for part in key.split("."))
-            or _same(ours.get(key, _MISSING), theirs.get(key, _MISSING))
-        ):
-            continue
-        (drift if last in COMPUTING else other).append(
-            f"{key} {_shown(ours.get(key, _MISSING))} where {template.name!r} has "
-            f"{_shown(theirs.get(key, _MISSING))}"
-        )
-    if drift:
+    """Other differences of the configs: refused where they change the computation, else told."""
+    ours, theirs = flat_config(member.config), flat_config(template.config)
+    computing: list[str] = []
+    other: list[str] = []
+    for key in differing_keys(member.config, template.config):
+        said = _told_key(key, ours, theirs, template)
+        if key.rpartition(".")[2] in COMPUTING:
+            computing.append(said)
+        else:
+            other.append(said)
+    if computing:
         yield refuse(
             "config",
             member,
-            f"config.json has {'; '.join(drift[:6])}",
+            f"config.json has {'; '.join(computing[:MAX_KEYS])}",
             "Equal weights would compute different things; leave it out, or correct the config "
             "if it is the config that is wrong",
         )
@@ -424,67 +295,42 @@ def _config(member: Checkpoint, template: Checkpoint) -> Iterator[Finding]:
         yield warn(
             "config",
             member,
-            f"config.json has {'; '.join(other[:6])}",
+            f"config.json has {'; '.join(other[:MAX_KEYS])}",
             f"Merges get the config of {template.name!r}",
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and len(prefix) < 200
-            else {f"{prefix}{key}": value}
-        )
-    heads = flat.get(f"{prefix}num_attention_heads")
-    if heads and type(flat.get(f"{prefix}hidden_size")) is int:  # what is left out has these values
-        flat[f"{prefix}head_dim"] = (
-            flat.get(f"{prefix}head_dim") or flat[f"{prefix}hidden_size"] // heads
-        )
-        flat[f"{prefix}num_key_value_heads"] = flat.get(f"{prefix}num_key_value_heads") or heads
-    return flat
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    """Equal, or left out on one side and saying nothing on the other (None, False, all layers with
-    full attention).
-    """
-    if ours is _MISSING or theirs is _MISSING:
-        given = theirs if ours is _MISSING else ours
-        return (
-            given is None
-            or given is False
-            or given in ([], 0)
-            or (isinstance(given, list) and set(map(str, given)) == {"full_attention"})
-        )
-    return ours == theirs
+def _told_key(
+    key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], template: Checkpoint
+) -> str:
+    own, other = _shown(ours.get(key, MISSING)), _shown(theirs.get(key, MISSING))
+    return f"{key} {own} where {template.name!r} has {other}"
 
 
 def _special_ids(member: Checkpoint, template: Checkpoint, pool: Pool) -> Iterator[Finding]:
-    """Among members, another bos or eos is refused; a base often has others than its instruct
-    models, which is told.
+    """Other ids of special tokens.
+
+    Another bos or eos is refused among members; a base often has others than its instruct models,
+    which is only told.
     """
-    first = pool.members[0]
-    reference, level = (template, warn) if member is first else (first, refuse)
+    is_first = member is pool.members[0]
+    reference = template if is_first else pool.members[0]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ours, theirs = (
-            _text_config(checkpoint.config).get(key, checkpoint.config.get(key))
-            for checkpoint in (member, reference)
-        )
+        ours, theirs = text_value(member.config, key), text_value(reference.config, key)
         if ours == theirs:
             continue
-        how = level if key != "pad_token_id" and ours is not None and theirs is not None else warn
-        yield how(
-            "special_ids",
-            member,
-            f"has {key} {_shown(ours)} where {reference.name!r} has {_shown(theirs)}",
-            f"Merges get the {key} of {template.name!r}"
-            if how is warn
-            else "Texts would end or begin with different tokens; give all members the same",
-        )
+        cause = f"has {key} {_shown(ours)} where {reference.name!r} has {_shown(theirs)}"
+        if is_first or key == "pad_token_id" or ours is None or theirs is None:
+            remedy = f"Merges get the {key} of {template.name!r}"
+            yield warn("special_ids", member, cause, remedy)
+        else:
+            remedy = "Texts would end or begin with different tokens; give all members the same"
+            yield refuse("special_ids", member, cause, remedy)
 
 
 def _shown(value: Any) -> str:
-    text = "nothing" if value is _MISSING or value is None else json.dumps(value, default=str)
+    """A value of a config as JSON, cut to 80 characters."""
+    if value is None or value is MISSING:
+        return "nothing"
+    text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from recycler.pool.checks.agreement import compare, rope_of, soundness
+from recycler.pool.checks.agreement import compare, soundness
+from recycler.pool.checks.configs import rope_of
 from recycler.pool.checks.delta_findings import delta_findings
 from recycler.pool.checks.preflight import DEFAULT_OPTIONS
 from recycler.pool.checks.scan import digests_and_values, duplicate_findings
