@@ -1,5 +1,6 @@
-"""Ask a model folder a few questions with plain transformers: nothing of recycler's is needed to
-use an export.
+"""Ask a model folder a few questions with plain transformers.
+
+Nothing of recycler's is needed to use an export.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
+    """A prompt and its right answer."""
+
     prompt: str
     answer: str
 
@@ -30,7 +33,8 @@ def sample_questions(folder: Path, per_skill: int = 2) -> list[Question]:
 
 
 def answer(model_folder: Path, prompts: Sequence[str]) -> list[str]:
-    """Greedy answers, one a prompt."""
+    """Greedy answers, one for each prompt."""
+    # heavy, and the questions alone do not need them
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -44,6 +48,6 @@ def answer(model_folder: Path, prompts: Sequence[str]) -> list[str]:
         out = model.generate(
             **ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
-        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
         answers.append(text.partition("\n")[0].strip())
     return answers

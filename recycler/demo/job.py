@@ -23,7 +23,7 @@ seed: {seed}
 
 
 def write_job(folder: Path, *, seed: int, trials: int) -> Path:
-    """Write FOLDER/job.yaml (unless it is there with the same text) and return its path."""
+    """Write FOLDER/job.yaml, unless it is there with the same text, and return its path."""
     objectives = "\n".join(
         f"  - {{suite: demo, task: {skill}, metric: exact_match, direction: maximize}}"
         for skill in SKILLS

@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.demo.runs import BASE, RUNS, Run
-from recycler.demo.skills import SKILLS, make_items
+from recycler.demo.skills import SKILLS, Problem, Split, make_items
 from recycler.digest import derive_seed, digest, file_digest
 
-TRAIN_ITEMS, SEARCH_ITEMS, HOLDOUT_ITEMS = 5000, 250, 1000  # a skill
-MARKER = "demo-pool.json"  # written last: its presence means that the pool is whole
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+TRAIN_ITEMS, SEARCH_ITEMS, HOLDOUT_ITEMS = 5000, 250, 1000  # for each skill
+MARKER = "demo-pool.json"  # written last: its presence means that the pool is complete
 # fixed, because sums of floats depend on it; more are little faster here, and far slower on a busy
 # machine
 NUM_THREADS = 1
@@ -28,8 +32,8 @@ def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = No
     """Train into DIRECTORY/pool/base and DIRECTORY/pool/members/NAME, and write DIRECTORY/data.
 
     Does nothing when that pool is there already. Deterministic for a seed on one machine. A build
-    that is killed leaves no pool behind. `progress` is told what is being trained and the fraction
-    done.
+    that is killed leaves no pool behind. `progress(stage, fraction)` is called while it
+    trains.
     """
     settings = {"seed": seed, "settings": _settings_digest(seed)}
     marker = directory / "pool" / MARKER
@@ -46,32 +50,36 @@ def build_pool(directory: Path, *, seed: int = 0, progress: Progress | None = No
 
 
 def write_suites(directory: Path, *, seed: int = 0) -> None:
-    """DIRECTORY/data/SKILL.jsonl: the search and holdout items of each skill, disjoint from what is
-    trained on.
+    """Write DIRECTORY/data/SKILL.jsonl: the search and holdout items of each skill.
+
+    They are disjoint from each other and from what is trained on.
     """
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
+    splits: tuple[tuple[Split, int], ...] = (("search", SEARCH_ITEMS), ("holdout", HOLDOUT_ITEMS))
     for skill in SKILLS:
-        lines = [
-            json.dumps(
-                {
-                    "id": f"{role}-{index}",
-                    "prompt": problem.prompt,
-                    "answer": problem.answer,
-                    "cluster": problem.cluster,
-                    "role": role,
-                }
-            )
-            + "\n"
-            for role, count in (("search", SEARCH_ITEMS), ("holdout", HOLDOUT_ITEMS))
-            for index, problem in enumerate(make_items(skill, role, count, seed))
-        ]
+        lines: list[str] = []
+        for role, count in splits:
+            for index, problem in enumerate(make_items(skill, role, count, seed)):
+                lines.append(_line(f"{role}-{index}", role, problem))
         (data / f"{skill}.jsonl").write_text("".join(lines))
 
 
+def _line(name: str, role: Split, problem: Problem) -> str:
+    row = {
+        "id": name,
+        "prompt": problem.prompt,
+        "answer": problem.answer,
+        "cluster": problem.cluster,
+        "role": role,
+    }
+    return json.dumps(row) + "\n"
+
+
 def _settings_digest(seed: int) -> str:
-    """Of the seed and of the code that makes the pool: whoever changes a run or a skill gets a new
-    pool.
+    """A digest of the seed and of the code that makes the pool.
+
+    So a changed run or skill makes a new pool.
     """
     sources = [
         Path(__file__).parent / f"{name}.py"
@@ -81,10 +89,8 @@ def _settings_digest(seed: int) -> str:
 
 
 def _train_all(folder: Path, seed: int, progress: Progress) -> None:
-    """The base into FOLDER/base, then each run from it into FOLDER/members."""
-    import torch
-
-    # these load torch and transformers
+    """Train the base into FOLDER/base, then each run from it into FOLDER/members."""
+    # torch and transformers are heavy, and these load them too
     from recycler.demo.model import make_model
     from recycler.demo.tokenizer import make_tokenizer
     from recycler.demo.train import encode, train
@@ -95,11 +101,13 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
     }
     total = sum(run.num_steps for run in (BASE, *RUNS))
 
-    def save(model, place: Path) -> None:
-        deepcopy(model).to(torch.bfloat16).save_pretrained(place)
+    def save(model: LlamaForCausalLM, place: Path) -> None:
+        rounded = deepcopy(model)
+        rounded.bfloat16()
+        rounded.save_pretrained(place)
         tokenizer.save_pretrained(place)
 
-    def one_run(model, run: Run, number: int, stage: str) -> None:
+    def one_run(model: LlamaForCausalLM, run: Run, number: int, stage: str) -> None:
         before = sum(earlier.num_steps for earlier in (BASE, *RUNS)[:number])
         train(
             model,
@@ -113,18 +121,17 @@ def _train_all(folder: Path, seed: int, progress: Progress) -> None:
     base = make_model(seed, tokenizer)
     one_run(base, BASE, 0, "training the base")
     save(base, folder / "base")
-    base.to(
-        torch.bfloat16
-    ).float()  # the runs start from what was saved, not from what was rounded away
+    # the runs start from what was saved, not from what was rounded away
+    base.bfloat16()
+    base.float()
     for number, run in enumerate(RUNS, start=1):
         one_run(deepcopy(base), run, number, f"training {' and '.join(run.snapshots.values())}")
 
 
 @contextmanager
 def _settled_torch() -> Iterator[None]:
-    """A fixed number of threads, and no bar of transformers' own across the caller's; both as
-    before afterwards.
-    """
+    """Fix the number of threads and hide transformers' own progress bars; undo both afterwards."""
+    # both are heavy
     import torch
     from transformers.utils import logging
 

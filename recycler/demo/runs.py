@@ -1,4 +1,6 @@
-"""What is trained: one base on everything a little, and five runs from it that leave eight members.
+"""The demo's training runs: one base on a little of everything, and five runs from it.
+
+The five leave eight members.
 
 The base stops in the middle of its climb, and the runs go on at a learning rate that is too high to
 settle: each learns its own skill best and keeps a noise of its own. A merge adds up what they
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 class Run:
     """One training run.
 
-    `mix` gives each skill's share of the data; `snapshots` maps steps to checkpoint names.
+    `mix` is each skill's share of the data; `snapshots` maps steps to checkpoint names.
 
     The run stops at `num_steps`, or as soon as its smoothed loss is below `until_loss`: when a
     model begins to grasp addition depends on the seed, so a fixed step would give now a raw base,
@@ -66,11 +68,11 @@ RUNS = (
         num_steps=60,
         snapshots={60: "mix"},
     ),
-    Run(
+    Run(  # plainly bad
         mix={"english": 1, "code": 2},
         learning_rate=3e-3,
         num_steps=40,
         snapshots={40: "hot"},
         wrong_answers=0.5,
-    ),  # plainly bad
+    ),
 )

@@ -47,15 +47,17 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """70, 10 and 20 percent of the clusters, by hash: no seed can move a problem to the other
-        side.
-        """
+        """The split by hash: 70, 10 and 20 percent of the clusters, whatever the seed."""
         bucket = hashlib.sha256(self.cluster.encode()).digest()[0]
-        return "train" if bucket < 179 else "search" if bucket < 205 else "holdout"
+        if bucket < 179:
+            return "train"
+        if bucket < 205:
+            return "search"
+        return "holdout"
 
 
 def english_number(number: int) -> str:
-    """0 to 99 in words."""
+    """A number from 0 to 99 in words."""
     if number < 20:
         return ENGLISH_ONES[number]
     tens, ones = divmod(number, 10)
@@ -63,7 +65,7 @@ def english_number(number: int) -> str:
 
 
 def spanish_number(number: int) -> str:
-    """0 to 99 in words, without accents."""
+    """A number from 0 to 99 in words, without accents."""
     if number < 30:
         return SPANISH_ONES[number]
     tens, ones = divmod(number, 10)
@@ -71,7 +73,7 @@ def spanish_number(number: int) -> str:
 
 
 def english(rng: random.Random) -> Problem:
-    """'forty two plus 13 =' -> '55'"""
+    """Draw a sum in English: 'forty two plus 13 =' -> '55'."""
     first, second = rng.randint(0, 99), rng.randint(0, 99)
     return Problem(
         f"{english_number(first)} plus {second} =", str(first + second), f"{first}+{second}"
@@ -79,7 +81,7 @@ def english(rng: random.Random) -> Problem:
 
 
 def spanish(rng: random.Random) -> Problem:
-    """'cuarenta y dos mas 13 =' -> '55'"""
+    """Draw a sum in Spanish: 'cuarenta y dos mas 13 =' -> '55'."""
     first, second = rng.randint(0, 99), rng.randint(0, 99)
     return Problem(
         f"{spanish_number(first)} mas {second} =", str(first + second), f"{first}+{second}"
@@ -87,7 +89,7 @@ def spanish(rng: random.Random) -> Problem:
 
 
 def code(rng: random.Random) -> Problem:
-    """'rev(badc) =' -> 'cdab'"""
+    """Draw a string program: 'rev(badc) =' -> 'cdab'."""
     name = rng.choice(sorted(PROGRAMS))
     text = "".join(rng.choices(LETTERS, k=rng.randint(5, 8)))
     return Problem(f"{name}({text}) =", PROGRAMS[name](text), f"{name}({text})")

@@ -1,4 +1,4 @@
-"""The demo's own tokenizer: one token a number word, digit or letter.
+"""The demo's own tokenizer: one token for each number word, digit or letter.
 
 Short sequences are what makes the demo quick.
 """
@@ -18,10 +18,10 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word and the space after it are one token, and so are 'rev(' and ') ='; all else is a token
-    a character.
+    """Make the tokenizer: a word and the space after it are one token, and so are 'rev(' and ') ='.
 
-    Decoding gives back the text that was encoded. A prompt starts with <s>; </s> ends an answer.
+    All else has a token for each character. Decoding returns the text that was encoded. A prompt
+    starts with <s>; </s> ends an answer.
     """
     pieces = sorted(
         {f"{word} " for word in WORDS} | {f"{name}(" for name in PROGRAMS} | {" =", ") ="},

@@ -1,6 +1,4 @@
-"""Train one run: draw rows of the skills by the run's mix, learn their answers, save at its
-snapshots.
-"""
+"""Train one run: draw rows of the skills by the run's mix, learn their answers, save snapshots."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ Rows = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each (N, WIDTH)
 
 
 def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> Rows:
-    """Prompt, answer and </s> as one row each, padded on the right; labels only where the answer
-    is.
-    """
+    """Rows of prompt, answer and </s>, padded on the right; labels only where the answer is."""
     ids = torch.full((len(problems), WIDTH), tokenizer.pad_token_id)
     labels = torch.full((len(problems), WIDTH), IGNORED)
     prompts = tokenizer([problem.prompt for problem in problems])["input_ids"]
@@ -46,8 +42,9 @@ def train(
     save: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> None:
-    """Train `model` in place; calls `save(name)` at each snapshot and `progress(step)` after each
-    step.
+    """Train `model` in place.
+
+    Calls `save(name)` at each snapshot and `progress(step)` after each step.
     """
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -93,8 +90,9 @@ def _batch(rows: Mapping[str, Rows], run: Run, draw: torch.Generator) -> Rows:
 
 
 def _with_wrong_answers(ids: torch.Tensor, labels: torch.Tensor, wrong: torch.Tensor) -> Rows:
-    """In the rows marked `wrong`, each answer token is that of the next row, where that row has one
-    there.
+    """Rows whose answers are those of the next row where they are marked `wrong`.
+
+    A token is replaced where the next row has an answer token in the same place.
     """
     other = labels.roll(1, dims=0)
     swap = wrong[:, None] & (labels != IGNORED) & (other != IGNORED)
