@@ -10,14 +10,22 @@ from recycler.types import Group, Recipe
 
 
 def recipe_to_json(recipe: Recipe) -> str:
+    """A recipe as canonical JSON: the same text for equal recipes."""
     return canonical_json(recipe)
 
 
 def recipe_from_json(text: str) -> Recipe:
+    """The recipe of `recipe_to_json`."""
     return recipe_from_plain(json.loads(text))
 
 
 def recipe_from_plain(data: dict[str, Any]) -> Recipe:
+    """A recipe from parsed JSON, whose lists become tuples."""
+    options: list[tuple[str, Any]] = []
+    for name, value in data["options"]:
+        if isinstance(value, list):
+            value = tuple(value)
+        options.append((name, value))
     return Recipe(
         method=data["method"],
         members=tuple(data["members"]),
@@ -26,8 +34,5 @@ def recipe_from_plain(data: dict[str, Any]) -> Recipe:
         seed=data["seed"],
         groups=tuple(Group(**group) for group in data["groups"]),
         weights=tuple(tuple(float(weight) for weight in row) for row in data["weights"]),
-        options=tuple(
-            (name, tuple(value) if isinstance(value, list) else value)
-            for name, value in data["options"]
-        ),
+        options=tuple(options),
     )

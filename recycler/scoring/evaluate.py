@@ -12,15 +12,10 @@ from dataclasses import replace
 from recycler.digest import digest
 from recycler.engines.port import Engine, SideBySide
 from recycler.engines.watch import HopelessError, Watch, refuse_non_finite
-from recycler.scoring.outcomes import (
-    Values,
-    aggregate,
-    gather_outcomes,
-    outcomes_of,
-    start_texts,
-)
+from recycler.scoring.outcomes import aggregate, gather_outcomes, outcomes_of, start_texts
 from recycler.scoring.result_cache import ResultCache
 from recycler.scoring.sandbox.code import may_differ_next_time
+from recycler.scoring.scorers import Values
 from recycler.types import (
     UNMERGED,
     Completion,

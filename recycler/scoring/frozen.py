@@ -27,7 +27,7 @@ _BYTES_PER_TOKEN = 3.5  # English text; only for estimates of length
 
 
 def write_frozen(suite: EvalSuite, path: Path) -> None:
-    """Write a suite to `path`; the file appears whole or not at all."""
+    """Write a suite to `path`, an atomic write."""
     header = {
         "kind": "recycler-suite",
         "schema_version": SCHEMA_VERSION,
@@ -46,7 +46,7 @@ def write_frozen(suite: EvalSuite, path: Path) -> None:
 def read_frozen(path: Path) -> EvalSuite:
     """The suite that `write_frozen` wrote.
 
-    Raises NotFoundError, or UnsafeInputError when it is not what its digest says.
+    Raises NotFoundError, or UnsafeInputError when the file does not match its digest.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -72,17 +72,16 @@ def read_frozen(path: Path) -> EvalSuite:
 
 
 def frozen_suites(run_folder: Path) -> list[Path]:
-    """The files of the suites that a run asks, by name; none where the run's folder is not on this
-    machine.
-    """
+    """Files of a run's suites, by name; none when its folder is not on this machine."""
     return sorted((run_folder / "suites").glob("*.jsonl"))
 
 
 def searched_test_tasks(run_folder: Path) -> dict[str, tuple[str, ...]] | None:
-    """For each suite of a run the tasks whose search items are a published test set, from the
-    headers; None without a folder.
+    """Tasks of each suite of a run whose search items are a published test set.
+
+    They are read from the headers; None when the run's folder is not on this machine.
     """
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for path in frozen_suites(run_folder):
         try:
             with path.open(encoding="utf-8") as file:
@@ -96,45 +95,39 @@ def searched_test_tasks(run_folder: Path) -> dict[str, tuple[str, ...]] | None:
 def suite_build(
     name: str, model: Path, out: Path, *, data_folders: Sequence[Path] = ()
 ) -> EvalSuite:
-    """Build a suite (a shipped name or a path) with the tokenizer of `model` and write it to `out`."""
-    suite = build_suite(
-        suite_path(name, beside=Path(), data_folders=data_folders),
-        load_tokenizer(model),
-        data_folders=data_folders,
-    )
+    """Build a suite with the tokenizer of `model` and write it to `out`.
+
+    `name` is one of the shipped suites, a path, or lm_eval:TASK.
+    """
+    suite = _build(name, model, data_folders)
     write_frozen(suite, out)
     return suite
 
 
+def _build(name: str, model: Path, data_folders: Sequence[Path]) -> EvalSuite:
+    path = suite_path(name, beside=Path(), data_folders=data_folders)
+    return build_suite(path, load_tokenizer(model), data_folders=data_folders)
+
+
 def suite_show(suite: EvalSuite) -> dict[str, Any]:
-    """What a suite asks, ready for JSON: for each task and split items, clusters, tokens, metrics,
-    and what it can tell apart.
+    """A summary of a suite, ready for JSON: each task's metrics, and the size of its splits.
 
     `smallest_visible_difference` is for two models that disagree on 15 % of the items, at 80 %
     power and level 5 %; clusters count as one item. `tokens` are prompt plus expected answer.
     """
-    tasks: dict[str, Any] = {}
+    by_task: dict[str, list[Item]] = {}
     for item in suite.items:
-        own = tasks.setdefault(
-            item.task,
-            {
-                "kind": item.kind,
-                "scorer": item.scorer,
-                "metrics": list(item_metrics(item)),
-                "search_is_test_set": item.task in suite.test_tasks,
-            },
-        )
-        split = own.setdefault(item.role, {"items": 0, "clusters": set(), "tokens": 0})
-        split["items"] += 1
-        split["clusters"].add(item.cluster)
-        split["tokens"] += expected_tokens(item)
-    for own in tasks.values():
-        for role in ("search", "holdout"):
-            split = own[role]
-            split["clusters"] = len(split["clusters"])
-            split["smallest_visible_difference"] = round(
-                minimal_detectable_difference(split["clusters"], discordance=0.15), 4
-            )
+        by_task.setdefault(item.task, []).append(item)
+    tasks: dict[str, Any] = {}
+    for name, items in by_task.items():
+        tasks[name] = {
+            "kind": items[0].kind,
+            "scorer": items[0].scorer,
+            "metrics": list(item_metrics(items[0])),
+            "search_is_test_set": name in suite.test_tasks,
+        }
+        for role in dict.fromkeys(item.role for item in items):
+            tasks[name][role] = _split_size([item for item in items if item.role == role])
     return {
         "schema_version": SCHEMA_VERSION,
         "name": suite.name,
@@ -144,105 +137,102 @@ def suite_show(suite: EvalSuite) -> dict[str, Any]:
     }
 
 
+def _split_size(items: Sequence[Item]) -> dict[str, Any]:
+    num_clusters = len({item.cluster for item in items})
+    visible = minimal_detectable_difference(num_clusters, discordance=0.15)
+    return {
+        "items": len(items),
+        "clusters": num_clusters,
+        "tokens": sum(map(expected_tokens, items)),
+        "smallest_visible_difference": round(visible, 4),
+    }
+
+
 def expected_tokens(item: Item) -> int:
-    """Tokens that an item costs: prompt plus continuations, or prompt plus an answer somewhat
-    longer than the gold one.
+    """Tokens that an item costs: prompt plus continuations, or prompt plus an expected answer.
+
+    An answer is expected to be somewhat longer than the gold one.
     """
     if item.kind == "loglikelihood":
         return sum(len(item.prompt_ids) + len(ids) for ids in item.continuations)
-    return len(item.prompt_ids) + min(
-        item.max_new_tokens, 16 + round(1.5 * len(item.gold.encode()) / _BYTES_PER_TOKEN)
-    )
+    answer = 16 + round(1.5 * len(item.gold.encode()) / _BYTES_PER_TOKEN)
+    return len(item.prompt_ids) + min(item.max_new_tokens, answer)
 
 
 def suite_check(frozen: Path, name: str, model: Path, *, data_folders: Sequence[Path] = ()) -> None:
-    """Build the suite again and compare with the frozen file.
+    """Build the suite again and compare it with the frozen file.
 
     Raises UsageError with the differences.
     """
-    old = read_frozen(frozen)
-    refuse_change(
-        old,
-        build_suite(
-            suite_path(name, beside=Path(), data_folders=data_folders),
-            load_tokenizer(model),
-            data_folders=data_folders,
-        ),
-    )
+    refuse_change(read_frozen(frozen), _build(name, model, data_folders))
 
 
 def refuse_change(old: EvalSuite, new: EvalSuite) -> None:
-    """Raise UsageError that tells how `new` differs from the suite that a job began with."""
-    told = suite_difference(old, new)
-    if told:
-        raise UsageError(
-            [
-                Problem(
-                    thing=f"suite {old.name!r}",
-                    cause=f"is not the one the job began with: {line}",
-                    remedy="Put the suite, its data and lm-eval back, or start a new run",
-                )
-                for line in told
-            ]
+    """Raise UsageError when `new` differs from the suite that a job began with, and say how."""
+    problems = [
+        Problem(
+            thing=f"suite {old.name!r}",
+            cause=f"is not the one the job began with: {line}",
+            remedy="Put the suite, its data and lm-eval back, or start a new run",
         )
+        for line in suite_difference(old, new)
+    ]
+    if problems:
+        raise UsageError(problems)
 
 
 def suite_difference(old: EvalSuite, new: EvalSuite, *, most: int = 10) -> list[str]:
-    """Sentences: items gone, new, moved to the other split, or with other fields; empty when the
-    digests agree.
+    """Sentences about items gone, new or changed, at most `most` of the last kind.
+
+    A move to the other split is a change. Empty when the digests agree.
     """
     if old.digest == new.digest:
         return []
-    before, after = {item.id: item for item in old.items}, {item.id: item for item in new.items}
-    lines = []
-    for word, names in (
-        ("gone", before.keys() - after.keys()),
-        ("new", after.keys() - before.keys()),
-    ):
+    before = {item.id: item for item in old.items}
+    after = {item.id: item for item in new.items}
+    gone, added = before.keys() - after.keys(), after.keys() - before.keys()
+    lines: list[str] = []
+    for word, names in (("gone", gone), ("new", added)):
         if names:
             lines.append(f"{len(names)} items are {word}, such as {min(names)!r}")
-    changed = [
-        (
-            name,
-            [
-                field.name
-                for field in fields(Item)
-                if getattr(before[name], field.name) != getattr(after[name], field.name)
-            ],
-        )
-        for name in sorted(before.keys() & after.keys())
-    ]
-    changed = [(name, names) for name, names in changed if names]
-    lines += [
-        f"item {name!r} has other {', '.join(names)}{_shown(before[name], after[name], names[0])}"
-        for name, names in changed[:most]
-    ]
+    changed: list[str] = []
+    for name in sorted(before.keys() & after.keys()):
+        others = _other_fields(before[name], after[name])
+        if others:
+            shown = _shown(before[name], after[name], others[0])
+            changed.append(f"item {name!r} has other {', '.join(others)}{shown}")
+    lines += changed[:most]
     if len(changed) > most:
         lines.append(f"and {len(changed) - most} more items have changed")
     return lines or ["the same items stand in another order"]
 
 
+def _other_fields(old: Item, new: Item) -> list[str]:
+    """Names of the fields that differ."""
+    names = [field.name for field in fields(Item)]
+    return [name for name in names if getattr(old, name) != getattr(new, name)]
+
+
 def _shown(old: Item, new: Item, field: str) -> str:
-    texts = [repr(getattr(entry, field)) for entry in (old, new)]
-    start = next(
-        (place for place, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts))
-    )
+    """The first place where a field differs: ' (old text, now new text)'."""
+    texts = [repr(getattr(item, field)) for item in (old, new)]
+    start = min(map(len, texts))
+    for place, (one, other) in enumerate(zip(*texts, strict=False)):
+        if one != other:
+            start = place
+            break
     begin = max(0, start - 15)
-    return (
-        " ("
-        + ", now ".join(("..." if begin else "") + text[begin : start + 25] for text in texts)
-        + ")"
-    )
+    dots = "..." if begin else ""
+    return " (" + ", now ".join(dots + text[begin : start + 25] for text in texts) + ")"
 
 
 def _item(data: dict[str, Any]) -> Item:
-    pairs = {
-        "prompt_ids": tuple(data.pop("prompt_ids")),
-        "continuations": tuple(map(tuple, data.pop("continuations"))),
-        "stop": tuple(data.pop("stop")),
-        "detail": tuple((key, value) for key, value in data.pop("detail")),
-    }
-    return Item(**data, **pairs)
+    """An item of a line of the file; JSON has lists where it has tuples."""
+    data["prompt_ids"] = tuple(data["prompt_ids"])
+    data["continuations"] = tuple(map(tuple, data["continuations"]))
+    data["stop"] = tuple(data["stop"])
+    data["detail"] = tuple((key, value) for key, value in data["detail"])
+    return Item(**data)
 
 
 def _broken(path: Path, cause: str) -> UnsafeInputError:

@@ -26,11 +26,8 @@ from recycler.pool.storage.files import local_folder
 from recycler.scoring.sandbox.parent import judge
 from recycler.types import Item, Outcome, Pool
 
-_IDLE = (
-    "_name_or_path",
-    "transformers_version",
-    "_commit_hash",
-)  # of a config: say where a model comes from, not what it answers
+# of a config: say where a model comes from, not what it answers
+_IDLE = ("_name_or_path", "transformers_version", "_commit_hash")
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -44,24 +41,19 @@ _TOKENIZER = (
 
 
 def surroundings(pool: Pool) -> str:
-    """A digest of what an answer and its verdict depend on beside weights, engine and question, for
-    a pool on this machine's disk.
+    """A digest of all else that an answer and its verdict depend on, for a pool on local disk.
 
-    That is the template's config.json and generation_config.json (rope_theta, end-of-text tokens),
-    its tokenizer's files, which turn ids into text again, the version of lm-eval, whose checkers
-    some answers go through, and the Python and rules that programs are judged by.
+    Beside weights, engine and question that is the template's config.json and
+    generation_config.json (rope_theta, end-of-text tokens), its tokenizer's files, which turn ids
+    into text again, the version of lm-eval, whose checkers some answers go through, and the Python
+    and rules that programs are judged by.
     """
     folder = local_folder(pool.template)
     configs = [
         {key: value for key, value in found.items() if key not in _IDLE}
         for found in (pool.template.config, _json(folder / "generation_config.json"))
     ]
-    files = [
-        hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if (folder / name).is_file()
-        else ""
-        for name in _TOKENIZER
-    ]
+    files = [_file_digest(folder / name) for name in _TOKENIZER]
     try:
         lm_eval = version("lm_eval")
     except PackageNotFoundError:
@@ -69,12 +61,22 @@ def surroundings(pool: Pool) -> str:
     return digest([configs, files, lm_eval, judge()])
 
 
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file, '' where there is none."""
+    if not path.is_file():
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return found
 
 
 class ResultCache:
@@ -91,12 +93,14 @@ class ResultCache:
     ) -> dict[str, Outcome]:
         """Known outcomes of `items` by item id."""
         known = self._stored(self._path(weights_digest, fingerprint))
-        found = {item.id: known.get(question_digest(item)) for item in items} if known else {}
-        return {
-            name: replace(outcome, item=name)
-            for name, outcome in found.items()
-            if outcome is not None
-        }
+        if not known:
+            return {}
+        found: dict[str, Outcome] = {}
+        for item in items:
+            outcome = known.get(question_digest(item))
+            if outcome is not None:
+                found[item.id] = replace(outcome, item=item.id)
+        return found
 
     def write(
         self,
@@ -107,11 +111,10 @@ class ResultCache:
     ) -> None:
         """Add the outcomes of `items`."""
         path = self._path(weights_digest, fingerprint)
-        known = self._stored(path) | {
-            key: replace(outcomes[item.id], item=key)
-            for item in items
-            for key in (question_digest(item),)
-        }
+        known = self._stored(path)
+        for item in items:
+            key = question_digest(item)
+            known[key] = replace(outcomes[item.id], item=key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as aside:
             aside.write_bytes(outcomes_to_bytes(known.values()))
@@ -129,7 +132,7 @@ class ResultCache:
 
 
 def question_digest(item: Item) -> str:
-    """All of an item that its outcome depends on; not its name, split or cluster."""
+    """A digest of all of an item that its outcome depends on: not of name, split or cluster."""
     return digest(
         [
             item.kind,

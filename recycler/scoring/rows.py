@@ -44,12 +44,11 @@ def find_data(name: str, folders: Sequence[Path], where: str) -> Path:
 
 
 def data_folders_of(given: Sequence[Path], *beside: Path) -> list[Path]:
-    """Where data files are looked for: --data, RECYCLER_DATA, then beside the job and the suite."""
-    return [
-        *given,
-        *([Path(os.environ["RECYCLER_DATA"])] if os.environ.get("RECYCLER_DATA") else []),
-        *beside,
-    ]
+    """Folders to look for data files in: --data, RECYCLER_DATA, then beside the job and suite."""
+    folders = list(given)
+    if os.environ.get("RECYCLER_DATA"):
+        folders.append(Path(os.environ["RECYCLER_DATA"]))
+    return [*folders, *beside]
 
 
 def has_data(name: str, folders: Sequence[Path]) -> bool:
@@ -63,16 +62,14 @@ def load_rows(
 
     Raises NotFoundError, UnsafeInputError, or InfrastructureError for a hub that cannot be reached.
     """
-    return (
-        _hub_rows(name, where)
-        if name.startswith(HUB)
-        else read_rows(find_data(name, folders, where), columns)
-    )
+    if name.startswith(HUB):
+        return _hub_rows(name, where)
+    return read_rows(find_data(name, folders, where), columns)
 
 
 @lru_cache(maxsize=16)
 def _hub_rows(name: str, where: str) -> list[Row]:
-    import datasets
+    import datasets  # loads pyarrow and pandas
 
     path, config, split = _hub_parts(name, where)
     try:
@@ -119,18 +116,10 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
             )
         )
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if kind == "parquet":
-            rows = _parquet(content)
-        else:
-            text = content.decode("utf-8-sig")
-            rows = (
-                _tsv(text, columns)
-                if kind == "tsv"
-                else _json_lines(text)
-                if kind == "jsonl"
-                else _json(text)
-            )
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        rows = _parse(content, kind, columns)
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is no object with fields, but {str(row)[:40]!r}")
@@ -148,13 +137,24 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
-def _parquet(content: bytes) -> list[Row]:
-    """Numbers stay whole, lists stay lists and nulls are None: not so through a data frame.
+def _parse(content: bytes, kind: str, columns: Sequence[str]) -> list[Row]:
+    if kind == "parquet":
+        return _parquet(content)
+    text = content.decode("utf-8-sig")
+    if kind == "tsv":
+        return _tsv(text, columns)
+    if kind == "jsonl":
+        return _json_lines(text)
+    return _json(text)
 
-    A column of whole numbers with gaps, which a data frame had to write as 1.0, is one of whole
-    numbers again.
+
+def _parquet(content: bytes) -> list[Row]:
+    """Rows of a Parquet file; whole numbers, lists and nulls (None) stay as they are.
+
+    Not so through a data frame. A column of whole numbers with gaps, which a data frame had to
+    write as 1.0, is one of whole numbers again.
     """
-    from pyarrow import BufferReader, parquet
+    from pyarrow import BufferReader, parquet  # heavy, and few suites have Parquet
 
     table = parquet.ParquetFile(BufferReader(content)).read()
     columns = {
@@ -166,16 +166,17 @@ def _parquet(content: bytes) -> list[Row]:
             value is None or isinstance(value, float) and value.is_integer() for value in values
         ):
             columns[name] = [value if value is None else int(value) for value in values]
-    return [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    by_row = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True)) for values in by_row]
 
 
 def _json_lines(text: str) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            rows.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     return rows
@@ -190,24 +191,23 @@ def _json(text: str) -> list[Row]:
 
 
 def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
-    """Fields between tabs, taken as they are (no quotes); every line has as many as there are
-    columns.
+    """Rows of fields between tabs, taken as they are (no quotes).
+
+    `columns` names the fields of a file without a header. Raises ValueError for a line with fewer
+    or more fields than there are columns.
     """
-    lines = [
-        (number, line.removesuffix("\r").split("\t"))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip("\r")
-    ]
-    if (
-        lines
-        and columns
-        and any(field.strip().lower() == name.lower() for field, name in zip(lines[0][1], columns))
-    ):
+    lines: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip("\r"):
+            lines.append((number, line.removesuffix("\r").split("\t")))
+    names = list(columns)
+    if lines and names and _is_header(lines[0][1], names):
         raise ValueError(
             f"line {lines[0][0]} is a header, and columns: is for a file without; leave columns: "
             "out"
         )
-    names = list(columns) or (lines.pop(0)[1] if lines else [])
+    if lines and not names:
+        _, names = lines.pop(0)
     if len(set(names)) != len(names):
         raise ValueError("two columns have one name")
     for number, entries in lines:
@@ -220,9 +220,16 @@ def _tsv(text: str, columns: Sequence[str]) -> list[Row]:
     return [dict(zip(names, entries, strict=True)) for _, entries in lines]
 
 
+def _is_header(fields: Sequence[str], columns: Sequence[str]) -> bool:
+    """True when a field of the first line is the name of its column."""
+    pairs = zip(fields, columns, strict=False)  # another number of fields is refused later
+    return any(field.strip().lower() == name.lower() for field, name in pairs)
+
+
 def _refuse_surrogates(rows: Sequence[Row], content: bytes) -> None:
-    """Raise ValueError for half a character (an escape such as \\ud800 alone), which no tokenizer
-    takes.
+    """Raise ValueError for half a character, which no tokenizer takes.
+
+    An escape such as \\ud800 alone is one.
     """
     if b"\\ud" not in content and b"\\uD" not in content:
         return
@@ -248,52 +255,59 @@ def select_rows(rows: Sequence[Row], split: SplitSpec) -> list[tuple[int, Row]]:
 
 
 def fill(template: str, row: Row, where: str) -> str:
-    """The template with {name}, {name[0]}, {name|strip} and {name|number} taken from the row; {{
-    and }} are braces.
+    """The template with its fields taken from the row.
 
-    Raises UsageError for a field that the row does not have, and for one without a value (null,
-    NaN).
+    A field is {name}, {name[0]}, {name|strip} or {name|number}; {{ and }} are braces. Raises
+    UsageError for a field that the row does not have, and for one without a value (null, NaN).
     """
 
-    def value(match: re.Match) -> str:
+    def value(match: re.Match[str]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
-        field, _, clean = match[1].partition("|")
-        name, _, index = field.partition("[")
-        if name not in row:
-            raise UsageError(
-                Problem(
-                    thing=f"field {name!r}",
-                    cause="not in the data",
-                    remedy=did_you_mean(name, [key for key in map(str, row) if key != FILE]),
-                    where=where,
-                )
-            )
-        if clean not in ("", "strip", "number"):
-            raise UsageError(
-                Problem(
-                    thing=f"'|{clean}'",
-                    cause="unknown",
-                    remedy="Use |strip or |number",
-                    where=where,
-                )
-            )
-        found = _entry(row, name, index, where) if index else row[name]
-        if found is None or isinstance(found, float) and math.isnan(found):
-            raise _unfit(row, field, f"has no value ({'null' if found is None else 'NaN'})", where)
-        entry = str(found)
-        return (
-            entry
-            if not clean
-            else entry.strip()
-            if clean == "strip"
-            else entry.strip().replace(",", "")
-        )
+        return _field(match[1], row, where)
 
     return re.sub(r"\{\{|\}\}|\{([^{}]+)\}", value, template)
 
 
+def _field(asked: str, row: Row, where: str) -> str:
+    """The text for one field of a template, such as 'name[0]|strip'."""
+    field, _, clean = asked.partition("|")
+    name, _, index = field.partition("[")
+    if name not in row:
+        raise UsageError(
+            Problem(
+                thing=f"field {name!r}",
+                cause="not in the data",
+                remedy=did_you_mean(name, [key for key in map(str, row) if key != FILE]),
+                where=where,
+            )
+        )
+    if clean not in ("", "strip", "number"):
+        raise UsageError(
+            Problem(
+                thing=f"'|{clean}'",
+                cause="unknown",
+                remedy="Use |strip or |number",
+                where=where,
+            )
+        )
+    found = row[name]
+    if index:
+        found = _entry(row, name, index, where)
+    if found is None:
+        raise _unfit(row, field, "has no value (null)", where)
+    if isinstance(found, float) and math.isnan(found):
+        raise _unfit(row, field, "has no value (NaN)", where)
+    text = str(found)
+    if clean:
+        text = text.strip()
+    if clean == "number":
+        text = text.replace(",", "")
+    return text
+
+
 def _entry(row: Row, name: str, index: str, where: str) -> object:
+    """One entry of a list in a row; `index` is '0]' for the first."""
     number = index.removesuffix("]")
     if not index.endswith("]") or not number.isdecimal():
         raise UsageError(
@@ -312,11 +326,11 @@ def _entry(row: Row, name: str, index: str, where: str) -> object:
 
 
 def _unfit(row: Row, field: str, cause: str, where: str) -> UsageError:
-    place = "".join(
-        f"{row[key]}, " if key == FILE else f"row {row[key]}, "
-        for key in (FILE, "_row")
-        if key in row
-    )
+    place = ""
+    if FILE in row:
+        place += f"{row[FILE]}, "
+    if "_row" in row:
+        place += f"row {row['_row']}, "
     return UsageError(
         Problem(
             thing=f"{place}field {field!r}",

@@ -1,5 +1,6 @@
-"""Score a trial on some of the frozen search items, with an honest error, and with less of it by
-what the members did.
+"""Score a trial on some of the frozen search items, with an honest error.
+
+Outcomes of the members on all items make that error smaller.
 
 Items are drawn by problem: whole clusters, in a random order that depends on the seed and the suite
 alone. The first n of that order are a subset of the first n + 1, so items are added to a trial
@@ -18,6 +19,7 @@ full is: the two parts are added in `Estimate.at_large`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,8 +37,9 @@ EVENTS_PER_REGRESSOR = 10  # of the rarer answer: fewer fit noise (Peduzzi et al
 
 
 def strata(items: Sequence[Item]) -> tuple[tuple[Item, ...], ...]:
-    """Items by groups of tasks that share no problem with another group, in the order in which they
-    first stand.
+    """Items by groups of tasks that share no problem with another group.
+
+    Groups come in the order of their first items.
     """
     group: dict[str, str] = {}  # task -> a task that stands for its group
 
@@ -62,34 +65,29 @@ def draw(
     least: int = MIN_ITEMS,
     beyond: float = 0.0,
 ) -> tuple[Item, ...]:
-    """The items of about `share` (0 to 1) of the problems of each stratum, never under `least` of a
-    task where it has them.
+    """The items of about `share` (0 to 1) of the problems of each stratum.
 
-    With `beyond` those are left out that a draw of that share already gave. Items keep the order of
-    the suite.
+    Never fewer than `least` of a task that has them. With `beyond` those are left out that a draw
+    of that share returns. Items keep the order of the suite.
     """
     chosen: set[str] = set()
     for stratum in strata(items):
         order = _order(stratum, seed)
-        chosen |= set(
-            order[
-                _count(stratum, order, beyond, least) if beyond > 0 else 0 : _count(
-                    stratum, order, share, least
-                )
-            ]
-        )
+        start = 0
+        if beyond > 0:
+            start = _count(stratum, order, beyond, least)
+        chosen.update(order[start : _count(stratum, order, share, least)])
     return tuple(item for item in items if _unit(item) in chosen)
 
 
 def share_for(items: Sequence[Item], seconds_for_all: float, merge_seconds: float) -> float:
-    """The share at which scoring takes about as long as changing weights, which halves the time of
-    a pair of both at most.
+    """The share at which scoring takes about as long as changing weights.
+
+    A smaller share would save less than half of the time of both.
     """
-    return (
-        1.0
-        if seconds_for_all <= merge_seconds or not items
-        else max(1.0 / len(items), merge_seconds / seconds_for_all)
-    )
+    if seconds_for_all <= merge_seconds or not items:
+        return 1.0
+    return max(1.0 / len(items), merge_seconds / seconds_for_all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +104,7 @@ class Estimate:
 
     @property
     def at_large(self) -> Score:
-        """The score with its error about items at large, which is what trials scored on all items
-        state.
-        """
+        """The score with its error about items at large, as trials scored on all items state it."""
         return replace(self.score, stderr=math.hypot(self.score.stderr, self.luck))
 
 
@@ -118,7 +114,7 @@ def estimate(
     objective: Objective,
     members: Sequence[Mapping[str, float]] = (),
 ) -> Estimate:
-    """What the objective would be on all `items`, from the outcomes of a `draw` of them.
+    """The objective on all `items`, estimated from the outcomes of a `draw` of them.
 
     members: for each control (a member, or any trial scored on all items) item id -> value of the
     objective's metric; those that lack an item are left out. Raises ValueError when no item was
@@ -134,32 +130,32 @@ def estimate(
         for outcome in outcomes
         if objective.metric in dict(outcome.values)
     }
-    whole = [control for control in members if all(item.id in control for item in own)]
+    complete = [control for control in members if all(item.id in control for item in own)]
     total = sum(item_weight(item, objective.metric) for item in own)
     mean = variance = plain_variance = luck = 0.0
     count = 0
     for stratum in strata(own):
         part = sum(item_weight(item, objective.metric) for item in stratum) / total
-        found = _stratum_mean(stratum, values, objective.metric, whole)
-        mean, count = mean + part * found.mean, count + found.num_scored
+        found = _stratum_mean(stratum, values, objective.metric, complete)
         unseen = 1.0 - found.seen
-        variance, plain_variance, luck = (
-            variance + unseen * (part * found.error) ** 2,
-            plain_variance + unseen * (part * found.plain_error) ** 2,
-            luck + found.seen * (part * found.plain_error) ** 2,
-        )
+        mean += part * found.mean
+        count += found.num_scored
+        variance += unseen * (part * found.error) ** 2
+        plain_variance += unseen * (part * found.plain_error) ** 2
+        luck += found.seen * (part * found.plain_error) ** 2
+    variance_ratio = 1.0
+    if plain_variance > 0:
+        variance_ratio = variance / plain_variance
     return Estimate(
         score=Score(objective=objective.name, value=mean, stderr=math.sqrt(variance), n=count),
         luck=math.sqrt(luck),
-        variance_ratio=variance / plain_variance if plain_variance > 0 else 1.0,
+        variance_ratio=variance_ratio,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StratumMean:
-    """What one stratum says: errors as if problems were endless, and the share of its problems that
-    was drawn.
-    """
+    """The mean of one stratum, its errors as if problems were endless, and the share drawn."""
 
     mean: float
     error: float
@@ -174,11 +170,15 @@ def _stratum_mean(
     metric: str,
     controls: Sequence[Mapping[str, float]],
 ) -> _StratumMean:
+    """One stratum's mean, by regression on the controls where that states the smaller error.
+
+    Raises ValueError when no item was scored.
+    """
     scored = np.array([item.id in values for item in stratum])
     if not scored.any():
         raise ValueError(f"no item of task {stratum[0].task!r} was scored")
     weights = np.array([item_weight(item, metric) for item in stratum])
-    y = np.array([values[item.id] for item, have in zip(stratum, scored, strict=True) if have])
+    y = np.array([values[item.id] for item in stratum if item.id in values])
     _, units = np.unique([_unit(item) for item in stratum], return_inverse=True)
     num_drawn, num_all = len(set(units[scored].tolist())), int(units.max()) + 1
     ones = np.ones((len(stratum), 1))
@@ -187,7 +187,7 @@ def _stratum_mean(
         len(stratum), -1
     )
     regressors = _components(matrix, weights, _num_regressors(y, num_drawn))
-    least = unseen_events_stderr(y, num_drawn)
+    least = unseen_events_stderr(y.tolist(), num_drawn)
     error = plain_error = max(plain_error, least)
     if regressors.shape[1]:
         fitted, fitted_error = _regression_mean(
@@ -215,11 +215,10 @@ def _regression_mean(
     y: NDArray[np.float64],
     units: NDArray[np.int64],
 ) -> tuple[float, float]:
-    """Weighted mean over all rows predicted by weighted least squares on the scored rows, and its
-    error for endless problems.
+    """Weighted mean over all rows, predicted by weighted least squares on the scored rows.
 
-    The estimate is linear in y: a . y with a = c (A'WA)^-1 A'W, c the weighted mean row of the
-    whole design.
+    Returns (mean, its error for endless problems). The estimate is linear in y: a . y with
+    a = c (A'WA)^-1 A'W, c the weighted mean row of the whole design.
     """
     a, w = design[scored], weights[scored]
     inverse = np.linalg.pinv(a.T @ (w[:, None] * a))
@@ -229,50 +228,47 @@ def _regression_mean(
     sums = np.bincount(
         units[scored], weights=coefficients * residuals / np.clip(1.0 - leverage, 0.05, None)
     )
-    alone = len(set(units[scored].tolist())) < 2  # one problem says nothing about its spread
-    return float(coefficients @ y), 0.5 if alone else math.sqrt(float((sums**2).sum()))
+    error = 0.5  # one problem says nothing about its spread
+    if len(set(units[scored].tolist())) > 1:
+        error = math.sqrt(float((sums**2).sum()))
+    return float(coefficients @ y), error
 
 
 def _components(
     matrix: NDArray[np.float64], weights: NDArray[np.float64], most: int
 ) -> NDArray[np.float64]:
-    """Scores of all rows on the leading principal components of the controls:
+    """Scores of all rows on the leading principal components of the controls.
 
-    (rows, at most `most`).
+    Shape (rows, at most `most`).
     """
     if matrix.shape[1] == 0 or most < 1:
         return np.empty((len(matrix), 0))
     centred = matrix - weights @ matrix / weights.sum()
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    keep = [
-        index for index in range(min(most, len(sizes))) if sizes[index] > 1e-9 * max(1.0, sizes[0])
-    ]
+    smallest = 1e-9 * max(1.0, sizes[0])
+    keep = [index for index in range(min(most, len(sizes))) if sizes[index] > smallest]
     return left[:, keep] * math.sqrt(len(matrix))
 
 
 def _order(stratum: Sequence[Item], seed: int) -> list[str]:
     """Problems of a stratum in random order, the same for the same seed and problems."""
     units = sorted({_unit(item) for item in stratum})
-    return [
-        units[index]
-        for index in np.random.default_rng(
-            derive_seed(seed, *sorted({_task(item) for item in stratum}))
-        ).permutation(len(units))
-    ]
+    tasks = sorted({_task(item) for item in stratum})
+    rng = np.random.default_rng(derive_seed(seed, *tasks))
+    return [units[index] for index in rng.permutation(len(units))]
 
 
 def _count(stratum: Sequence[Item], order: Sequence[str], share: float, least: int) -> int:
-    """How many problems of the order a share takes: at least enough for `least` items of every task
-    of the stratum.
+    """The number of problems of the order that a share takes.
+
+    At least enough for `least` items of every task of the stratum, where it has them.
     """
     sizes: dict[str, dict[str, int]] = {}
     for item in stratum:
         own = sizes.setdefault(_unit(item), {})
         own[_task(item)] = own.get(_task(item), 0) + 1
-    wanted = {
-        task: min(least, sum(own.get(task, 0) for own in sizes.values()))
-        for task in {_task(item) for item in stratum}
-    }
+    there = Counter(_task(item) for item in stratum)
+    wanted = {task: min(least, number) for task, number in there.items()}
     count = math.ceil(share * len(order))
     have = dict.fromkeys(wanted, 0)
     for place, unit in enumerate(order):

@@ -1,13 +1,11 @@
-"""Build a suite into frozen items: wording and token ids fixed once, hashed, the same in every
-trial.
-"""
+"""Build a suite into frozen items: wording and token ids fixed once, the same in every trial."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
@@ -19,6 +17,7 @@ from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, s
 from recycler.scoring.scorers import SCORERS
 from recycler.specs.suite import (
     EvalSuite,
+    SplitSpec,
     SuiteSpec,
     TaskSpec,
     check_splits,
@@ -38,7 +37,7 @@ TOKENIZER_FILES = (
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer: text to ids, and the chat template."""
+    """A tokenizer as far as suites need it: text to ids, and the chat template."""
 
     bos_token: str | None
 
@@ -58,13 +57,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises UsageError when there is none, UnsafeInputError when it is broken.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # heavy
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
+        return tokenizer
+    except Exception as error:  # the Rust library raises bare Exceptions for a broken file
         if not any((folder / name).exists() for name in TOKENIZER_FILES):
             raise UsageError(
                 Problem(
@@ -104,20 +104,21 @@ def build_suite(
 
 
 def objective_metrics(spec: SuiteSpec) -> dict[str, tuple[str, ...]]:
-    """Metrics that each task of a suite gives, by task name."""
-    return {
-        name: lm_eval_metrics(task.lm_eval)
-        if task.lm_eval
-        else SCORERS[task.scorer].metrics
-        if task.scorer in SCORERS
-        else ()
-        for name, task in spec.tasks.items()
-    }
+    """Metrics of each task of a suite, by task name; none for an unknown scorer."""
+    metrics: dict[str, tuple[str, ...]] = {}
+    for name, task in spec.tasks.items():
+        metrics[name] = ()
+        if task.lm_eval:
+            metrics[name] = lm_eval_metrics(task.lm_eval)
+        elif task.scorer in SCORERS:
+            metrics[name] = SCORERS[task.scorer].metrics
+    return metrics
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids with the tokenizer's own special tokens, unless the text begins with its
-    beginning-of-text token (lm-eval's rule).
+    """Ids with the tokenizer's own special tokens.
+
+    Without them when the text begins with the beginning-of-text token already (lm-eval's rule).
     """
     bos = getattr(tokenizer, "bos_token", None)
     return tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
@@ -126,13 +127,13 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int], str]:
-    """Ids of a context and of what follows it, cut from the ids of both together, and the text that
-    is scored.
+    """Ids of a context and of its continuation, cut from the ids of both together.
 
-    Spaces at the end of the context count as the continuation's, since tokens hold a space before a
-    word, not behind it: lm_eval/api/model.py `_encode_pair`. Where context and continuation melt
-    into as many tokens as the context has alone, nothing would be left to score (lm-eval fails
-    there): then the two are encoded apart.
+    Returns (context ids, continuation ids, the text that is scored). Spaces at the end of the
+    context count as the continuation's, since tokens hold a space before a word, not behind it:
+    lm_eval/api/model.py `_encode_pair`. Where context and continuation melt into as many tokens as
+    the context has alone, nothing would be left to score (lm-eval fails there): then the two are
+    encoded apart.
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
@@ -153,13 +154,8 @@ class _TaskBuilder:
         tokenizer: Tokenizer,
         folders: Sequence[Path],
     ):
-        self._suite, self._name, self._task, self._tokenizer, self._folders = (
-            suite,
-            name,
-            task,
-            tokenizer,
-            folders,
-        )
+        self._suite, self._name, self._task = suite, name, task
+        self._tokenizer, self._folders = tokenizer, folders
         self._where = document.where(("tasks", name))
         if task.lm_eval is None and task.scorer not in SCORERS:
             raise UsageError(
@@ -172,23 +168,28 @@ class _TaskBuilder:
             )
 
     def items(self) -> list[Item]:
-        items = []
-        for role, split in (("search", self._task.search), ("holdout", self._task.holdout)):
-            rows = self._read(split.data or self._task.data)
-            chosen = select_rows(rows, split)
-            questions = (
-                self._lm_eval_questions(rows, chosen, split.data or self._task.data)
-                if self._task.lm_eval
-                else self._own_questions(chosen)
-            )
-            items += [
-                self._item(role, index, row, question)
-                for (index, row), question in zip(chosen, questions, strict=True)
-            ]
+        """Items of both splits; prompts of the holdout are not searched unless the task says so."""
+        items = [
+            *self._items_of("search", self._task.search),
+            *self._items_of("holdout", self._task.holdout),
+        ]
         if self._task.repeated == "refuse":
             return items
         held_out = {item.prompt for item in items if item.role == "holdout"}
         return [item for item in items if item.role == "holdout" or item.prompt not in held_out]
+
+    def _items_of(self, role: Role, split: SplitSpec) -> list[Item]:
+        source = split.data or self._task.data
+        rows = self._read(source)
+        chosen = select_rows(rows, split)
+        if self._task.lm_eval:
+            questions = self._lm_eval_questions(self._task.lm_eval, rows, chosen, source)
+        else:
+            questions = self._own_questions(chosen)
+        return [
+            self._item(role, index, row, question)
+            for (index, row), question in zip(chosen, questions, strict=True)
+        ]
 
     def _read(self, name: str) -> list[Row]:
         rows = load_rows(name, self._folders, self._where, self._task.columns)
@@ -199,7 +200,7 @@ class _TaskBuilder:
     def _own_questions(self, chosen: Sequence[tuple[int, Row]]) -> Iterator[Question]:
         task, where = self._task, self._where
         shots = self._shots()
-        for index, row in chosen:
+        for _, row in chosen:
             gold = fill(task.answer, row, where)
             if task.answer_pattern:
                 found = re.search(task.answer_pattern, gold)
@@ -210,12 +211,10 @@ class _TaskBuilder:
                 gold = found.group(1).strip()
             prompt = shots + fill(task.prompt, row, where)
             if task.chat:
-                turns = [{"role": "system", "content": task.system}] if task.system else []
-                prompt = self._chat(
-                    [*turns, {"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
+                turns = [{"role": "user", "content": prompt}]
+                if task.system:
+                    turns.insert(0, {"role": "system", "content": task.system})
+                prompt = self._chat(turns, tokenize=False, add_generation_prompt=True)
             if not prompt or not gold:
                 raise self._refusal(
                     row, "has an empty prompt or answer", "Mend the data or the template"
@@ -234,40 +233,47 @@ class _TaskBuilder:
         spec = self._task.fewshot
         if spec is None:
             return ""
-        rows = self._read(spec.data or self._task.data)
-        return "".join(
-            fill(self._task.prompt, row, self._where)
-            + fill(spec.answer, row, self._where)
-            + spec.between
-            for row in rows[slice(*spec.rows or (0, None))]
-        )
+        rows = self._read(spec.data or self._task.data)[slice(*spec.rows or (0, None))]
+        shots = ""
+        for row in rows:
+            prompt = fill(self._task.prompt, row, self._where)
+            shots += prompt + fill(spec.answer, row, self._where) + spec.between
+        return shots
 
     def _lm_eval_questions(
-        self, rows: Sequence[Row], chosen: Sequence[tuple[int, Row]], source: str
+        self, name: str, rows: Sequence[Row], chosen: Sequence[tuple[int, Row]], source: str
     ) -> Iterator[Question]:
-        task, shots = self._task, []
+        task = self._task
+        asked = {index for index, _ in chosen}
+        shots: list[dict[str, Any]] = []
         if task.fewshot:
             origin = task.fewshot.data or task.data
-            taken = {index for index, _ in chosen} if origin == source else set()
             pool = self._read(origin)[slice(*task.fewshot.rows or (0, None))]
-            shots = [self._lm_eval_fields(row) for row in pool if row["_row"] not in taken]
-        docs = [self._lm_eval_fields(row) for row in rows[: chosen[-1][0] + 1]] if chosen else []
-        source_task = LmEvalTask(
-            task.lm_eval, docs, shots, num_fewshot=task.num_fewshot, where=self._where
+            if origin == source:
+                pool = [row for row in pool if row["_row"] not in asked]
+            shots = [self._lm_eval_fields(row) for row in pool]
+        docs: list[dict[str, Any]] = []
+        if chosen:
+            last, _ = chosen[-1]
+            docs = [self._lm_eval_fields(row) for row in rows[: last + 1]]
+        lm_eval_task = LmEvalTask(
+            name, docs, shots, num_fewshot=task.num_fewshot, where=self._where
         )
-        return source_task.questions(
+        return lm_eval_task.questions(
             [index for index, _ in chosen],
             chat=self._chat if task.chat else None,
             system=task.system,
             max_new_tokens=task.max_new_tokens,
         )
 
-    def _lm_eval_fields(self, row: Row) -> dict:
-        plain = {key: value for key, value in row.items() if key not in ("_row", FILE)}
-        return plain | {
-            key: None if template is None else fill(template, row, self._where)
-            for key, template in self._task.fields.items()
-        }
+    def _lm_eval_fields(self, row: Row) -> dict[str, Any]:
+        """A row as lm-eval is to see it, with the fields that the suite adds."""
+        found = {key: value for key, value in row.items() if key not in ("_row", FILE)}
+        for key, template in self._task.fields.items():
+            found[key] = None
+            if template is not None:
+                found[key] = fill(template, row, self._where)
+        return found
 
     def _chat(self, turns: list[dict[str, str]], **options: bool) -> str:
         """Turns in the model's chat template.
@@ -277,11 +283,9 @@ class _TaskBuilder:
         try:
             return self._tokenizer.apply_chat_template(turns, **options)
         except (ValueError, TemplateError) as error:
-            cause = (
-                "the model has no chat template"
-                if not getattr(self._tokenizer, "chat_template", None)
-                else f"the model's chat template refuses it ({error})"
-            )
+            cause = f"the model's chat template refuses it ({error})"
+            if not getattr(self._tokenizer, "chat_template", None):
+                cause = "the model has no chat template"
             raise UsageError(
                 Problem(
                     thing=f"task {self._name!r}, chat: true",
@@ -296,12 +300,12 @@ class _TaskBuilder:
     def _item(self, role: Role, index: int, row: Row, question: Question) -> Item:
         task, scorer = self._task, SCORERS[question.scorer]
         own = row.get("id", index)
-        cluster = (task.search if role == "search" else task.holdout).cluster or task.cluster
-        identity = (
-            f"{self._suite}/{self._name}/{own}"
-            if role == "search" or not task.holdout.data
-            else f"{self._suite}/{self._name}/holdout-{own}"
-        )
+        identity = f"{self._suite}/{self._name}/{own}"
+        cluster = task.search.cluster or task.cluster
+        if role == "holdout":
+            cluster = task.holdout.cluster or task.cluster
+        if role == "holdout" and task.holdout.data:
+            identity = f"{self._suite}/{self._name}/holdout-{own}"
         ids, continuations, num_bytes = self._token_ids(question)
         if not ids or not all(continuations):
             raise self._refusal(
@@ -331,25 +335,20 @@ class _TaskBuilder:
         self, question: Question
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], int]:
         """(prompt ids, ids of each continuation, bytes of the gold continuation)."""
+        prompt, gold = question.prompt, question.gold
         if SCORERS[question.scorer].kind == "generate":
-            return tuple(encode(self._tokenizer, question.prompt)), (), len(question.gold.encode())
-        if (
-            self._task.chat and not question.choices
-        ):  # trained this way: prompt and answer tokenised apart
-            return (
-                tuple(encode(self._tokenizer, question.prompt)),
-                (tuple(self._tokenizer.encode(question.gold, add_special_tokens=False)),),
-                len(question.gold.encode()),
-            )
-        pairs = [
-            encode_pair(self._tokenizer, question.prompt, text)
-            for text in question.choices or (question.gold,)
-        ]
-        return (
-            tuple(pairs[0][0]),
-            tuple(tuple(pair[1]) for pair in pairs),
-            len(pairs[0][2].encode()) if not question.choices else 0,
-        )
+            return tuple(encode(self._tokenizer, prompt)), (), len(gold.encode())
+        if self._task.chat and not question.choices:
+            # models are trained this way: prompt and answer tokenised apart
+            ids = self._tokenizer.encode(gold, add_special_tokens=False)
+            return tuple(encode(self._tokenizer, prompt)), (tuple(ids),), len(gold.encode())
+        texts = question.choices or (gold,)
+        pairs = [encode_pair(self._tokenizer, prompt, text) for text in texts]
+        context, _, scored = pairs[0]
+        num_bytes = 0
+        if not question.choices:
+            num_bytes = len(scored.encode())
+        return tuple(context), tuple(tuple(ids) for _, ids, _ in pairs), num_bytes
 
     def _refusal(self, row: Row, cause: str, remedy: str) -> UsageError:
         return UsageError(
