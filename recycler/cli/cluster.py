@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recycler.cli.arguments import Commands, add_command, add_data_flag, add_json_flag
 from recycler.cli.jobs import ledger_url
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 
@@ -20,6 +21,44 @@ if TYPE_CHECKING:
     from recycler.run.bundle import Bundle
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # Ray's own name for it
+
+
+def add_submit(commands: Commands) -> None:
+    """Add `recycler submit`."""
+    parser = add_command(
+        commands,
+        "submit",
+        "start a job's driver on a Ray cluster; the same job again is that job",
+        submit,
+    )
+    parser.add_argument("job", help="job file (YAML)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be sent, and send nothing"
+    )
+    add_data_flag(parser)
+    parser.add_argument(
+        "--ship-code",
+        action="store_true",
+        help="send this recycler along, for nodes that have its dependencies only",
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="show the driver's log and end when it does: 0 when finished, else 1",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
 
 
 def submit(arguments: argparse.Namespace) -> int:
@@ -55,6 +94,41 @@ def submit(arguments: argparse.Namespace) -> int:
     return _after(arguments, cluster, submission)
 
 
+def add_resume(commands: Commands) -> None:
+    """Add `recycler resume`."""
+    parser = add_command(
+        commands,
+        "resume",
+        "one more driver for a job that none drives",
+        resume,
+    )
+    parser.add_argument("job", help="job file, or the id of a job in the ledger")
+    add_data_flag(parser)
+    parser.add_argument(
+        "--ship-code",
+        action="store_true",
+        help="send this recycler along, for nodes that have its dependencies only",
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="show the driver's log and end when it does: 0 when finished, else 1",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
+
+
 def resume(arguments: argparse.Namespace) -> int:
     """recycler resume JOB|ID: one more driver for a job that none drives, from its file or from
     what the ledger keeps.
@@ -79,6 +153,21 @@ def resume(arguments: argparse.Namespace) -> int:
     return _after(arguments, cluster, submission)
 
 
+def add_logs(commands: Commands) -> None:
+    """Add `recycler logs`."""
+    parser = add_command(commands, "logs", "what a job's driver says", logs)
+    parser.add_argument("-f", "--follow", action="store_true", help="until it ends")
+    parser.add_argument("id", help="job id, as recycler submit printed it")
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
+
+
 def logs(arguments: argparse.Namespace) -> None:
     """recycler logs ID [-f]: what the last driver said."""
     cluster = _cluster(arguments)
@@ -90,6 +179,20 @@ def logs(arguments: argparse.Namespace) -> None:
         print(cluster.logs(submission), end="")
 
 
+def add_stop(commands: Commands) -> None:
+    """Add `recycler stop`."""
+    parser = add_command(commands, "stop", "end a job's driver; scored trials are kept", stop)
+    parser.add_argument("id", help="job id, as recycler submit printed it")
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
+
+
 def stop(arguments: argparse.Namespace) -> None:
     """recycler stop ID: end the driver; scored trials are kept."""
     cluster = _cluster(arguments)
@@ -97,6 +200,30 @@ def stop(arguments: argparse.Namespace) -> None:
     if not submission.has_ended:
         submission = cluster.stop(submission)
     _say(f"{arguments.id} {_told(submission)}; recycler resume {arguments.id} goes on with it")
+
+
+def add_list(commands: Commands) -> None:
+    """Add `recycler list`."""
+    parser = add_command(
+        commands,
+        "list",
+        "the jobs of a ledger database and of a cluster",
+        list_jobs,
+    )
+    add_json_flag(parser)
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
 
 
 def list_jobs(arguments: argparse.Namespace) -> None:

@@ -6,14 +6,30 @@ import argparse
 import sys
 from pathlib import Path
 
+from recycler.cli.arguments import Commands, add_command
 from recycler.cli.progress import Progress
-from recycler.cli.tables import align, front_table
+
+
+def add_demo(commands: Commands) -> None:
+    """Add `recycler demo`."""
+    parser = add_command(
+        commands,
+        "demo",
+        "train a small pool, recycle it, export the knee of the front",
+        demo,
+    )
+    parser.add_argument(
+        "--dir", default="demo-run", help="where everything goes (default: demo-run)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=40, help="merges to try (default: 40)")
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """Build the pool, run the job, print the front, export its knee, and let base, best member and
     merge answer.
     """
+    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.demo.job import write_job
     from recycler.demo.pool import build_pool
@@ -57,6 +73,7 @@ def _answers(folder: Path, front) -> str:
     """A few holdout questions, answered side by side by plain transformers: base, best member,
     merge.
     """
+    from recycler.cli.tables import align  # loads numpy and sqlalchemy
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recycler.cli.progress import Progress, gain_said
-from recycler.cli.tables import front_table, preview_text, why_text
+from recycler.cli.arguments import (
+    Commands,
+    add_command,
+    add_data_flag,
+)
+from recycler.cli.progress import Progress
 
 if TYPE_CHECKING:
     from recycler.results.front import Front
@@ -21,8 +22,33 @@ if TYPE_CHECKING:
 MAX_NAMED = 10  # trials in a message
 
 
+def add_run(commands: Commands) -> None:
+    """Add `recycler run`."""
+    parser = add_command(commands, "run", "run or resume a job", run)
+    parser.add_argument("job", help="job file (YAML)")
+    parser.add_argument(
+        "--dir", default="run", help="run folder (default: run); an unfinished run there goes on"
+    )
+    add_data_flag(parser)
+    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    parser.add_argument(
+        "--reuse",
+        metavar="DIR",
+        help="keep answers there, and take those of earlier runs: the same weights, engine "
+        "and question are not asked twice",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
+        "RECYCLER_LEDGER, else a file in the run folder)",
+    )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
+    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+
     front = drive(
         Path(arguments.job),
         Path(arguments.dir),
@@ -33,8 +59,39 @@ def run(arguments: argparse.Namespace) -> None:
     refuse_lost(front, arguments.dir)
 
 
+def add_without(commands: Commands) -> None:
+    """Add `recycler without`."""
+    parser = add_command(
+        commands,
+        "without",
+        "run a run's job again without one member, to know what leaving it out costs",
+        without,
+    )
+    parser.add_argument("run", help="run folder, which must know its job file still")
+    parser.add_argument("member", help="name of a member, as recycler front shows it")
+    parser.add_argument(
+        "--dir",
+        help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file "
+        "goes beside it",
+    )
+    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    parser.add_argument(
+        "--reuse",
+        metavar="DIR",
+        help="keep answers there, and take those of earlier runs: the same weights, engine "
+        "and question are not asked twice",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
+        "RECYCLER_LEDGER, else a file in the run folder)",
+    )
+
+
 def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
+    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
     from recycler.errors import Problem, UsageError
     from recycler.io.atomic import write_atomic
     from recycler.results.open import open_front
@@ -148,108 +205,3 @@ def ledger_url(given: str | None) -> str | None:
         )
     url = given or os.environ.get(ENVIRONMENT)
     return split_place(url)[0] if url else None
-
-
-def status(arguments: argparse.Namespace) -> None:
-    """recycler status RUN: how far, what it cost, and why anything failed."""
-    from recycler.ledger.runs import open_ledger, read_status
-
-    found = read_status(open_ledger(arguments.run))
-    if arguments.json:
-        print(json.dumps(found, indent=2))
-        return
-    counts = ", ".join(f"{number} {state.lower()}" for state, number in found["trials"].items())
-    print(
-        f"{found['name']}: {found['state']}\ntrials: {counts}\ntokens: {found['num_tokens']:,}; "
-        f"worker time {found['worker_seconds']:.0f} s; elapsed {found['elapsed_seconds']:.0f} s"
-    )
-    if found["outlook"]:
-        print(
-            f"outlook after {found['outlook']['after_trials']} trials: "
-            f"{gain_said(found['outlook']['expected_gain'], found['outlook']['next_trials'])}"
-        )
-    for notice in found["notices"]:
-        print(f"note: {notice}")
-    for failure in found["failures"]:
-        print(f"trial {failure['trial']} failed ({failure['blame']}): {failure['reason']}")
-
-
-def front(arguments: argparse.Namespace) -> None:
-    """recycler front RUN: table, JSON or CSV."""
-    from recycler.results.documents import front_document
-    from recycler.results.open import open_front
-
-    found = open_front(arguments.run)
-    role = "holdout" if arguments.holdout else "search"
-    if arguments.json:
-        print(json.dumps(front_document(found), indent=2, sort_keys=True))
-    elif arguments.csv:
-        print(_csv(front_document(found), role), end="")
-    else:
-        print(front_table(found, role), end="")
-
-
-def preview(arguments: argparse.Namespace) -> None:
-    """recycler preview RUN: what the members alone let expect, and how far off that was."""
-    from recycler.results.insight import open_preview
-
-    found = open_preview(arguments.run)
-    print(
-        json.dumps(found, indent=2) if arguments.json else preview_text(found),
-        end="\n" if arguments.json else "",
-    )
-
-
-def why(arguments: argparse.Namespace) -> None:
-    """recycler why RUN: what each member adds to a merge, and what the front would lose without it."""
-    from recycler.results.insight import open_why
-
-    found = open_why(arguments.run, arguments.trial)
-    print(
-        json.dumps(found, indent=2) if arguments.json else why_text(found),
-        end="\n" if arguments.json else "",
-    )
-
-
-def _csv(document: dict, role: str) -> str:
-    names = [objective["name"] for objective in document["objectives"]]
-    members = sorted(
-        {
-            member
-            for entry in document["front"] + document["baselines"]
-            for row in entry["weights"].values()
-            for member in row
-        }
-    )
-    groups = sorted({group for entry in document["front"] for group in entry["weights"]})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "trial",
-            "kind",
-            "label",
-            *[f"{name}:{part}" for name in names for part in ("value", "stderr", "n")],
-            *[f"{group}/{member}" for group in groups for member in members],
-        ]
-    )
-    for entry in document["front"] + document["baselines"]:
-        figures = [
-            (entry["scores"][name][role] or {}).get(part, "")
-            for name in names
-            for part in ("value", "stderr", "n")
-        ]
-        writer.writerow(
-            [
-                entry["trial"],
-                entry["kind"],
-                entry["label"],
-                *figures,
-                *[
-                    entry["weights"].get(group, {}).get(member, 0.0)
-                    for group in groups
-                    for member in members
-                ],
-            ]
-        )
-    return text.getvalue()

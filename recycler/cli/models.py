@@ -7,8 +7,46 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
-MUCH_NOISE = 0.1  # of an adapter's step; above it a person is told
+from recycler.cli.arguments import (
+    Commands,
+    add_allow_flag,
+    add_command,
+    add_data_flag,
+    add_json_flag,
+    add_run_argument,
+    add_shard_flag,
+)
+from recycler.cli.pools import _only_here
+from recycler.types import EngineName
+
+
+def add_export(commands: Commands) -> None:
+    """Add `recycler export`."""
+    parser = add_command(
+        commands,
+        "export",
+        "write a merge of a run as a Hugging Face folder",
+        export,
+    )
+    add_run_argument(parser)
+    parser.add_argument(
+        "--trial", required=True, metavar="N|knee|best:OBJECTIVE", help="which merge"
+    )
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|URL",
+        help="folder to write, which must not exist, or a prefix of a bucket (s3://...)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="dtype of the weights (default: as scored)",
+    )
+    add_shard_flag(parser)
+    add_json_flag(parser)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -33,6 +71,23 @@ def export(arguments: argparse.Namespace) -> None:
         searched=searched_test_tasks(local_path(arguments.run)),
     )
     _tell_export(arguments, {"trial": trial.number, **asdict(done)}, f"trial {trial.number}")
+
+
+def add_merge(commands: Commands) -> None:
+    """Add `recycler merge`."""
+    parser = add_command(
+        commands,
+        "merge",
+        "run one recipe (ours or a mergekit YAML) from disk to disk",
+        merge,
+    )
+    parser.add_argument("recipe", help="recipe file (YAML)")
+    parser.add_argument(
+        "out", help="folder to write, which must not exist, or a prefix of a bucket (s3://...)"
+    )
+    add_allow_flag(parser)
+    add_shard_flag(parser)
+    add_json_flag(parser)
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -79,6 +134,36 @@ def merge(arguments: argparse.Namespace) -> None:
         allow_not_finite="values" in arguments.allow,
     )
     _tell_export(arguments, asdict(done), Path(arguments.recipe).name)
+
+
+def add_score(commands: Commands) -> None:
+    """Add `recycler score`."""
+    parser = add_command(commands, "score", "score one checkpoint on a suite", score)
+    parser.add_argument("model", help="checkpoint folder")
+    parser.add_argument(
+        "--suite", action="append", required=True, help="suite name or file; may be given again"
+    )
+    parser.add_argument(
+        "--role",
+        choices=("search", "holdout"),
+        default="holdout",
+        help="which items (default: holdout)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        help="default: vllm where it and a GPU are present, else transformers",
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="vllm: share the model among N GPUs (default: 1)",
+    )
+    add_data_flag(parser)
+    add_json_flag(parser)
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -135,87 +220,24 @@ def score(arguments: argparse.Namespace) -> None:
         )
 
 
-def inspect(arguments: argparse.Namespace) -> int:
-    """recycler inspect POOL. Gives 4 when something was found that recycler run would refuse."""
-    from recycler.errors import UnsafeInputError
-    from recycler.pool.catalog import open_pool
-    from recycler.pool.checks.inspect import inspect_pool, inspect_table
-
-    found = inspect_pool(open_pool(arguments.pool, arguments.base), deltas=arguments.deltas)
-    print(json.dumps(found, indent=2) if arguments.json else inspect_table(found))
-    return (
-        UnsafeInputError.exit_code
-        if any(finding["level"] == "refuse" for finding in found["findings"])
-        else 0
+def add_suite(commands: Commands) -> None:
+    """Add `recycler suite`."""
+    parser = add_command(
+        commands,
+        "suite",
+        "freeze a suite into items, show them, or check that they are still the same",
+        suite,
     )
-
-
-def fold(arguments: argparse.Namespace) -> None:
-    """recycler fold BASE ADAPTER... --to DIR."""
-    from recycler.pool.adapters.fold import fold_adapter
-    from recycler.pool.catalog import open_pool
-    from recycler.pool.checks.scan import duplicate_findings
-
-    for place in (arguments.base, *arguments.adapters, arguments.to):
-        _only_here("recycler fold", place, "Give folders, and copy what lies in a bucket")
-    folded = [
-        Path(arguments.to) / adapter.resolve().name for adapter in map(Path, arguments.adapters)
-    ]
-    for adapter, out in zip(map(Path, arguments.adapters), folded, strict=True):
-        rounding = fold_adapter(Path(arguments.base), adapter, out)
-        print(out)
-        if rounding.noise > MUCH_NOISE:
-            print(
-                f"recycler: {adapter.name}: rounded to the base's dtype, the weights move "
-                f"{rounding.kept:.2f} of the adapter's step, with noise of {rounding.noise:.2f} "
-                "of its size; "
-                "fold into a float32 base to keep all of it (docs/methods.md)",
-                file=sys.stderr,
-            )
-    for finding in duplicate_findings(open_pool(folded, arguments.base), level="warn")[0]:
-        print(f"recycler: {finding.problem}", file=sys.stderr)
-
-
-def pack(arguments: argparse.Namespace) -> None:
-    """recycler pack POOL --base BASE --to DIR."""
-    from recycler.digest import plain
-    from recycler.pool.catalog import open_pool
-    from recycler.pool.pack_writer import pack_pool
-
-    _only_here(
-        "recycler pack --to",
-        arguments.to,
-        "Give a folder, and copy it to the bucket: recycler reads packs there too",
+    parser.add_argument("action", choices=("build", "show", "check"))
+    parser.add_argument("suite", help="suite name or file; for show, a frozen file")
+    parser.add_argument(
+        "--model",
+        help="checkpoint folder whose tokenizer and chat template are used (build, check)",
     )
-    print(
-        json.dumps(
-            {
-                "schema_version": 1,
-                **plain(
-                    pack_pool(
-                        open_pool(arguments.pool, arguments.base),
-                        Path(arguments.to),
-                        arguments.ratio,
-                    )
-                ),
-            },
-            indent=2,
-        )
+    parser.add_argument(
+        "--frozen", metavar="FILE", help="frozen items to write (build) or to compare with (check)"
     )
-
-
-def unpack(arguments: argparse.Namespace) -> None:
-    """recycler unpack PACKED OUT."""
-    from recycler.pool.pack_writer import unpack as unpack_pool
-
-    for place in (arguments.packed, arguments.out):
-        _only_here(
-            "recycler unpack",
-            place,
-            "Give folders; a pack in a bucket can be merged and searched as it is",
-        )
-    for folder in unpack_pool(Path(arguments.packed), Path(arguments.out)):
-        print(folder)
+    add_data_flag(parser)
 
 
 def suite(arguments: argparse.Namespace) -> None:
@@ -262,21 +284,6 @@ def suite(arguments: argparse.Namespace) -> None:
             Path(arguments.frozen), arguments.suite, Path(arguments.model), data_folders=data
         )
         print("recycler: the items are the same", file=sys.stderr)
-
-
-def _only_here(what: str, place: str, remedy: str) -> None:
-    """Raise UsageError for a URL where only a folder of this machine will do."""
-    from recycler.errors import Problem, UsageError
-    from recycler.location import parse_location
-
-    if parse_location(place).is_url:
-        raise UsageError(
-            Problem(
-                thing=place,
-                cause=f"is a URL, and {what} works with folders of this machine",
-                remedy=remedy,
-            )
-        )
 
 
 def _tell_export(arguments: argparse.Namespace, facts: dict, what: str) -> None:

@@ -10,10 +10,44 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recycler.cli.arguments import (
+    Commands,
+    add_allow_flag,
+    add_command,
+    add_data_flag,
+    add_json_flag,
+)
 from recycler.cli.progress import say_notes
 
 if TYPE_CHECKING:
     from recycler.io.strict_yaml import YamlDocument
+
+
+def add_plan(commands: Commands) -> None:
+    """Add `recycler plan`."""
+    parser = add_command(
+        commands,
+        "plan",
+        "what a job will ask, cost and be able to tell apart, or what a merge will cost; starts "
+        "nothing",
+        plan,
+    )
+    parser.add_argument("job", help="job file, or a recipe (ours or mergekit's)")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        default=1.0,
+        metavar="GB/S",
+        help="of the disk or bucket, for the time of a merge (default: 1)",
+    )
+    add_allow_flag(parser)
+    parser.add_argument(
+        "--dir",
+        metavar="RUN",
+        help="an earlier run over the same items: its speed and its members' spread are used",
+    )
+    add_data_flag(parser)
+    add_json_flag(parser)
 
 
 def plan(arguments: argparse.Namespace) -> None:

@@ -7,15 +7,90 @@ import math
 import sys
 from pathlib import Path
 
+from recycler.cli.arguments import Commands, add_command
 from recycler.cli.jobs import drive, refuse_lost
-from recycler.cli.tables import front_table
 from recycler.errors import Problem, UsageError
+
+
+def add_refine(commands: Commands) -> None:
+    """Add `recycler refine`."""
+    parser = add_command(
+        commands,
+        "refine",
+        "improve a merge of a run by slopes of its loss, as one more trial",
+        refine,
+    )
+    parser.add_argument("run", help="run folder, which must know its job file still")
+    parser.add_argument(
+        "--trial",
+        default="knee",
+        metavar="N|knee|best:OBJECTIVE",
+        help="which merge (default: knee)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("gradient", "spsa"),
+        default="gradient",
+        help="gradient: of linear merges, with transformers; spsa: of any merge, with the job's "
+        "engine (default: gradient)",
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a row of weights for each of N blocks of layers (default: the rows that the merge "
+        "has)",
+    )
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="default: 10")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="items an objective that a step looks at (default: 16)",
+    )
+    parser.add_argument(
+        "--reach",
+        type=float,
+        default=0.03,
+        metavar="X",
+        help="how far a step moves a weight (default: 0.03)",
+    )
+    parser.add_argument(
+        "--prefer",
+        action="append",
+        default=[],
+        metavar="OBJECTIVE=SHARE",
+        help="how much an objective counts; may be given again (default: all the same)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the items of each step, and of SPSA's directions (default: 0)",
+    )
+    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    parser.add_argument(
+        "--reuse",
+        metavar="DIR",
+        help="keep answers there, and take those of earlier runs: the same weights, engine "
+        "and question are not asked twice",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
+        "RECYCLER_LEDGER, else a file in the run folder)",
+    )
 
 
 def refine(arguments: argparse.Namespace) -> None:
     """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and
     the front printed.
     """
+    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
     from recycler.run.prepare import prepare
     from recycler.run.refine import Settings
     from recycler.run.refine import refine as refined

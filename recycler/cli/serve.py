@@ -8,10 +8,68 @@ import socket
 import sys
 from pathlib import Path
 
+from recycler.cli.arguments import Commands, add_command
 from recycler.errors import Problem, UsageError
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
+
+
+def add_serve(commands: Commands) -> None:
+    """Add `recycler serve`."""
+    parser = add_command(
+        commands,
+        "serve",
+        "dashboard and HTTP API over a folder of runs",
+        serve,
+    )
+    parser.add_argument(
+        "--root", default=".", help="folder that holds run folders (default: the current one)"
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="show the jobs of this database too: postgresql://USER@HOST/DATABASE (default: "
+        "RECYCLER_LEDGER)",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default: 127.0.0.1); any other needs the token that is printed",
+    )
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--token", action="store_true", help="need a token on this machine too")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which browsers may ask; may be given again",
+    )
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="believe a proxy at this address about who its users are; may be given again",
+    )
+    parser.add_argument(
+        "--user-header",
+        default="X-Forwarded-User",
+        metavar="NAME",
+        help="header in which that proxy names the user (default: X-Forwarded-User)",
+    )
+    parser.add_argument(
+        "--operators",
+        metavar="A,B",
+        help="users of that proxy who may write; all others may only read",
+    )
+    parser.add_argument(
+        "--exports",
+        metavar="DIR|URL",
+        help="where exports may go besides their run folders: a folder, or a prefix of a bucket "
+        "(s3://...)",
+    )
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -8,8 +8,23 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from recycler.cli.arguments import Commands, add_command, add_run_argument
 from recycler.errors import Problem, UsageError
 from recycler.io.atomic import atomic_file
+
+
+def add_report(commands: Commands) -> None:
+    """Add `recycler report`."""
+    parser = add_command(
+        commands,
+        "report",
+        "a run as one HTML file that opens without network",
+        report,
+    )
+    add_run_argument(parser)
+    parser.add_argument(
+        "--html", required=True, metavar="FILE", help="file to write; an older one is replaced"
+    )
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -40,6 +55,24 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"recycler: wrote {path} ({len(text):,} characters)", file=sys.stderr)
 
 
+def add_study(commands: Commands) -> None:
+    """Add `recycler study`."""
+    parser = add_command(
+        commands,
+        "study",
+        "copy a run into an Optuna study, for optuna-dashboard and optuna's plots",
+        study,
+    )
+    add_run_argument(parser)
+    parser.add_argument(
+        "--storage",
+        required=True,
+        metavar="URL",
+        help="optuna's storage, such as sqlite:///study.db",
+    )
+    parser.add_argument("--name", help="name of the study (default: the job's)")
+
+
 def study(arguments: argparse.Namespace) -> None:
     """recycler study RUN --storage URL: an Optuna study with every closed trial."""
     from recycler.ledger.runs import open_ledger
@@ -50,6 +83,40 @@ def study(arguments: argparse.Namespace) -> None:
         name = arguments.name or job.name or "recycler"
         number = write_study(ledger.trials(), job.objectives, storage=arguments.storage, name=name)
     print(f"recycler: wrote {number} trials as study {name!r}", file=sys.stderr)
+
+
+def add_log(commands: Commands) -> None:
+    """Add `recycler log`."""
+    parser = add_command(
+        commands,
+        "log",
+        "copy a run to MLflow, Weights & Biases, or files of lm-eval",
+        log,
+    )
+    add_run_argument(parser)
+    tracker = parser.add_mutually_exclusive_group(required=True)
+    tracker.add_argument(
+        "--mlflow",
+        metavar="URI",
+        help="MLflow's tracking URI; given again, only what is new is written",
+    )
+    tracker.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="Weights & Biases project; WANDB_MODE=offline writes to ./wandb alone",
+    )
+    tracker.add_argument(
+        "--lm-eval",
+        metavar="DIR",
+        help="new folder for one trial's results_*.json and samples_*.jsonl, below it search/ and "
+        "holdout/",
+    )
+    parser.add_argument(
+        "--trial", metavar="WHICH", help="with --lm-eval: number, knee (default), or best:OBJECTIVE"
+    )
+    parser.add_argument(
+        "--name", help="MLflow experiment, or name of the W&B run (default: the job's)"
+    )
 
 
 def log(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from recycler.cli import doctor as doctor_module
+from recycler.cli import machine_checks, service_checks
 from recycler.cli import main
 
 LEVELS = ("ok", "warn", "fail")
@@ -53,17 +53,17 @@ def test_a_folder_that_cannot_be_written_fails(capsys):
 
 
 def test_a_library_outside_its_window_fails(monkeypatch):
-    monkeypatch.setattr(doctor_module.metadata, "version", lambda name: "99.0")
-    levels = {check.name: check.level for check in doctor_module.versions()}
+    monkeypatch.setattr(machine_checks.metadata, "version", lambda name: "99.0")
+    levels = {check.name: check.level for check in machine_checks.versions()}
     assert levels["transformers"] == "fail" and levels["torch"] == "ok"
 
 
 def test_a_library_that_is_missing_fails_unless_it_is_optional(monkeypatch):
     def missing(name):
-        raise doctor_module.metadata.PackageNotFoundError(name)
+        raise machine_checks.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor_module.metadata, "version", missing)
-    checks = {check.name: check for check in doctor_module.versions()}
+    monkeypatch.setattr(machine_checks.metadata, "version", missing)
+    checks = {check.name: check for check in machine_checks.versions()}
     assert (
         checks["torch"].level == "fail"
         and checks["vllm"].level == "ok"
@@ -78,16 +78,16 @@ def test_a_driver_of_the_gpu_that_fails_is_told(monkeypatch, tmp_path):
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert next(doctor_module.gpus()).level == "fail"
+    assert next(machine_checks.gpus()).level == "fail"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.1, 143771 MiB'\n")
-    monkeypatch.setattr(doctor_module.metadata, "version", lambda name: "2.13.0+cpu")
-    gpu, build = doctor_module.gpus()
+    monkeypatch.setattr(machine_checks.metadata, "version", lambda name: "2.13.0+cpu")
+    gpu, build = machine_checks.gpus()
     assert gpu.level == "ok" and "H200" in gpu.found and build.level == "warn"
 
 
 def test_no_sandbox_is_a_warning_with_a_remedy(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    check = next(doctor_module.sandbox())
+    check = next(machine_checks.sandbox())
     assert check.level == "warn" and check.remedy
 
 
@@ -130,19 +130,19 @@ def test_a_cluster_with_a_token(head, token, code, level, monkeypatch, capsys, t
 def test_a_cluster_without_a_token_fails_even_when_we_have_one(head, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     head.open = True
-    assert next(doctor_module.ray(head.url)).level == "fail"
+    assert next(service_checks.ray(head.url)).level == "fail"
 
 
 def test_the_token_of_a_file_is_used(head, monkeypatch, tmp_path):
     (tmp_path / "token").write_text("right\n")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert next(doctor_module.ray(head.url)).level == "ok"
+    assert next(service_checks.ray(head.url)).level == "ok"
 
 
 def test_a_head_that_is_away_fails(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    assert next(doctor_module.ray("http://127.0.0.1:9")).level == "fail"
+    assert next(service_checks.ray("http://127.0.0.1:9")).level == "fail"
 
 
 # ---------------------------------------------------------------- bucket, ledger
@@ -170,12 +170,12 @@ def test_a_real_s3_server_is_tried_and_left_as_it_was(monkeypatch, tmp_path):
         connection = http.client.HTTPConnection(host, port)
         connection.request("PUT", "/doctors")
         connection.getresponse().read()
-        checks = {check.name: check for check in doctor_module.bucket("s3://doctors/pool/")}
+        checks = {check.name: check for check in service_checks.bucket("s3://doctors/pool/")}
         assert {check.level for check in checks.values()} == {"ok"} and len(checks) == 3
         from recycler.pool.storage.bucket import list_prefix
 
         assert list_prefix("s3://doctors/pool") == ({}, [])
-        assert [check.level for check in doctor_module.bucket("s3://no-such-bucket")][-1] == "fail"
+        assert [check.level for check in service_checks.bucket("s3://no-such-bucket")][-1] == "fail"
 
 
 def test_a_bucket_that_overwrites_is_found(monkeypatch, tmp_path):
@@ -187,13 +187,13 @@ def test_a_bucket_that_overwrites_is_found(monkeypatch, tmp_path):
         return True
 
     monkeypatch.setattr(bucket, "write_new", overwriting)
-    levels = {check.name: check.level for check in doctor_module.bucket(f"file://{tmp_path}")}
+    levels = {check.name: check.level for check in service_checks.bucket(f"file://{tmp_path}")}
     assert levels["conditional write"] == "fail" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "file:///nowhere/at/all"])
 def test_a_url_that_is_no_bucket_never_ends_in_a_traceback(url):
-    assert {check.level for check in doctor_module.bucket(url)} <= set(LEVELS)
+    assert {check.level for check in service_checks.bucket(url)} <= set(LEVELS)
 
 
 def test_a_ledger_that_is_away_fails_without_its_password(monkeypatch, capsys, tmp_path):
