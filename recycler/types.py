@@ -83,6 +83,11 @@ class Pool:
         return (*self.members, self.base) if self.base else self.members
 
     @property
+    def base_first(self) -> tuple[Checkpoint, ...]:
+        """The base where there is one, then the members."""
+        return (self.base, *self.members) if self.base else self.members
+
+    @property
     def template(self) -> Checkpoint:
         """The checkpoint whose config, tokenizer and tensor list an export follows."""
         return self.base or self.members[0]

@@ -1,19 +1,18 @@
-"""What is in a pool, as one JSON document and as a table for people:
-
-`recycler inspect POOL [--base B] [--deltas]`.
-"""
+"""The contents of a pool as a JSON document and as a table: `recycler inspect`."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
-from recycler.pool.checks.agreement import compare, soundness
 from recycler.pool.checks.configs import rope_of
 from recycler.pool.checks.delta_findings import delta_findings
-from recycler.pool.checks.preflight import DEFAULT_OPTIONS
+from recycler.pool.checks.findings import Finding
+from recycler.pool.checks.preflight import DEFAULT_OPTIONS, header_findings
 from recycler.pool.checks.scan import digests_and_values, duplicate_findings
 from recycler.pool.geometry.delta_profile import DeltaProfile, MemberDelta, delta_profile
 from recycler.pool.storage.headers import DTYPE_BYTES
@@ -36,56 +35,38 @@ _BAR_WIDTH = 40
 
 
 def inspect_pool(pool: Pool, *, deltas: bool = False, digests: bool = True) -> dict[str, Any]:
-    """The pool as plain data with `schema_version`: checkpoints, which of them are identical, what
-    does not fit, a base that they were not trained from among it, and with `deltas` how far each is
-    from the base.
+    """The pool as plain data with `schema_version`: its checkpoints, and what does not fit.
 
-    `digests` reads every byte once; without it, headers and a few hundred bytes a tensor, and all
-    of those alone that agree in them. Without a base, deltas are to the first member. Problems do
-    not raise: they are listed, as `recycler run` would refuse them. Raises UnsafeInputError for
-    files that cannot be read.
+    A base that the members were not trained from is among the findings. With `deltas` the document
+    tells how far each member is from the base, or from the first member where there is none.
+    `digests` reads every byte once. Without it headers and a few hundred bytes of each tensor are
+    read, and every byte of those checkpoints alone that agree in them. Problems do not raise: they
+    are listed, as `recycler run` would refuse them. Raises UnsafeInputError for files that cannot
+    be read.
     """
-    checkpoints = (*([pool.base] if pool.base else []), *pool.members)
-    findings = [
-        finding for checkpoint in checkpoints for finding in soundness(checkpoint)
-    ] + compare(pool)
-    made, values = digests_and_values(checkpoints) if digests else ({}, [])
-    findings += values
+    findings = header_findings(pool)
+    made: dict[str, str] = {}
+    if digests:
+        made, values = digests_and_values(pool.base_first)
+        findings += values
     duplicates, found = duplicate_findings(pool, known=made)
     findings += duplicates
     profile = delta_profile(pool) if deltas else None
     if pool.base is not None and (digests or deltas):
-        findings += delta_findings(
-            pool,
-            profile or delta_profile(pool, sample=DEFAULT_OPTIONS["sample"]),
-            "linear",
-            DEFAULT_OPTIONS,
-        )
+        judged = profile or delta_profile(pool, sample=DEFAULT_OPTIONS["sample"])
+        findings += delta_findings(pool, judged, "linear", DEFAULT_OPTIONS)
     return {
         "schema_version": SCHEMA_VERSION,
         "base": pool.base.name if pool.base else None,
-        "checkpoints": [
-            _checkpoint(checkpoint, made.get(checkpoint.name)) for checkpoint in checkpoints
-        ],
+        "checkpoints": [_checkpoint(one, made.get(one.name)) for one in pool.base_first],
         "identical": _identical(found),
-        "findings": [
-            {
-                "check": finding.check,
-                "level": finding.level,
-                "thing": finding.problem.thing,
-                "cause": finding.problem.cause,
-                "remedy": finding.problem.remedy,
-            }
-            for finding in findings
-        ],
+        "findings": list(map(_finding, findings)),
         "deltas": _deltas(profile) if profile else None,
     }
 
 
 def inspect_table(found: dict[str, Any]) -> str:
-    """The document of `inspect_pool` as text: one line a checkpoint, then what was found, then
-    deltas by member and layer.
-    """
+    """The document of `inspect_pool` as text: one line per checkpoint, findings, then deltas."""
     rows = [["checkpoint", "parameters", "size", "dtype", "tensors", "shards", "sha256"]]
     for entry in found["checkpoints"]:
         mark = " (base)" if entry["name"] == found["base"] else ""
@@ -100,24 +81,22 @@ def inspect_table(found: dict[str, Any]) -> str:
                 (entry["weights_digest"] or "-")[:12],
             ]
         )
-    facts = found["checkpoints"][0]["config"]
-    lines = [
-        ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None),
-        "",
-        _align(rows),
-        "",
-    ]
-    lines += [
-        f"{finding['level']}: {finding['thing']} {finding['cause']}. {finding['remedy']}"
-        for finding in found["findings"]
-    ] or ["All checkpoints fit together."]
+    config = found["checkpoints"][0]["config"]
+    told = ", ".join(f"{name} {value}" for name, value in config.items() if value is not None)
+    lines = [told, "", _align(rows), ""]
+    for finding in found["findings"]:
+        lines.append(
+            f"{finding['level']}: {finding['thing']} {finding['cause']}. {finding['remedy']}"
+        )
+    if not found["findings"]:
+        lines.append("All checkpoints fit together.")
     if found["deltas"]:
         lines += ["", *_delta_lines(found["deltas"])]
     return "\n".join(lines) + "\n"
 
 
 def _identical(digests: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Names that have one digest together, two or more each."""
+    """Groups of two or more names that have one digest."""
     groups: dict[str, list[str]] = {}
     for name, digest in digests:
         groups.setdefault(digest, []).append(name)
@@ -125,7 +104,7 @@ def _identical(digests: Iterable[tuple[str, str]]) -> list[list[str]]:
 
 
 def _checkpoint(checkpoint: Checkpoint, weights_digest: str | None) -> dict[str, Any]:
-    dtypes = Counter()
+    dtypes: Counter[str] = Counter()
     for info in checkpoint.tensors.values():
         dtypes[info.dtype] += info.num_bytes
     return {
@@ -143,34 +122,21 @@ def _checkpoint(checkpoint: Checkpoint, weights_digest: str | None) -> dict[str,
     }
 
 
+def _finding(finding: Finding) -> dict[str, str]:
+    return {
+        "check": finding.check,
+        "level": finding.level,
+        "thing": finding.problem.thing,
+        "cause": finding.problem.cause,
+        "remedy": finding.problem.remedy,
+    }
+
+
 def _deltas(profile: DeltaProfile) -> dict[str, Any]:
     return {
         "to": profile.base,
         "sample": profile.sample,
-        "members": [
-            {
-                "member": member.member,
-                "mean": member.mean,
-                "p50": member.p50,
-                "p99": member.p99,
-                "max": member.max,
-                "relative_norm": member.relative,
-                "cosine_to_base": member.cosine,
-                "layers": list(member.layers),
-                "proposed_swap": propose_swap(member),
-                "tensors": [
-                    {
-                        "name": tensor.name,
-                        "mean": tensor.mean,
-                        "p50": tensor.p50,
-                        "p99": tensor.p99,
-                        "max": tensor.max,
-                    }
-                    for tensor in member.tensors
-                ],
-            }
-            for member in profile.members
-        ],
+        "members": list(map(_member, profile.members)),
         "similarity": {
             "names": list(profile.names),
             "delta_cosine": [list(row) for row in profile.cosines],
@@ -180,53 +146,53 @@ def _deltas(profile: DeltaProfile) -> dict[str, Any]:
     }
 
 
+def _member(member: MemberDelta) -> dict[str, Any]:
+    return {
+        "member": member.member,
+        "mean": member.mean,
+        "p50": member.p50,
+        "p99": member.p99,
+        "max": member.max,
+        "relative_norm": member.relative,
+        "cosine_to_base": member.cosine,
+        "layers": list(member.layers),
+        "proposed_swap": propose_swap(member),
+        "tensors": [asdict(tensor) for tensor in member.tensors],
+    }
+
+
 def propose_swap(member: MemberDelta, threshold: float = 1.0) -> dict[str, int]:
-    """Bottom and top layers whose mean |delta| is at least `threshold` times the mean over layers.
+    """Numbers of bottom and top layers with a mean |delta| of at least `threshold` times the mean.
 
     A language expert changes most at both ends, a task expert in the middle; layer swapping takes
     the ends from the first (Bandarkar et al. 2025, arXiv:2410.01335, section 3). The counts are a
     start for a search, not an answer; each end is at most half of the layers.
     """
-    layers = member.layers
-    mean = sum(layers) / max(len(layers), 1)
-    ends = []
-    for ordered in (layers, layers[::-1]):
-        count = next(
-            (index for index, value in enumerate(ordered) if value < threshold * mean), len(layers)
-        )
-        ends.append(min(count, len(layers) // 2))
-    return {"bottom": ends[0], "top": ends[1]}
+
+    mean = sum(member.layers) / max(len(member.layers), 1)
+
+    def end_of(layers: tuple[float, ...]) -> int:
+        large = list(takewhile(lambda value: value >= threshold * mean, layers))
+        return min(len(large), len(layers) // 2)
+
+    return {"bottom": end_of(member.layers), "top": end_of(member.layers[::-1])}
 
 
 def _delta_lines(deltas: dict[str, Any]) -> list[str]:
-    sampled = f", from {deltas['sample']:,} elements of each tensor" if deltas["sample"] else ""
     rows = [["|delta| to " + deltas["to"], "mean", "p50", "p99", "max", "norm / base", "cosine"]]
-    rows += [
-        [
-            member["member"],
-            *(f"{member[key]:.2e}" for key in ("mean", "p50", "p99", "max")),
-            f"{member['relative_norm']:.4f}",
-            f"{member['cosine_to_base']:.4f}",
-        ]
-        for member in deltas["members"]
-    ]
-    lines = [_align(rows), *([f"({sampled[2:]})"] if sampled else [])]
-    names = deltas["similarity"]["names"]
+    for member in deltas["members"]:
+        sizes = [f"{member[key]:.2e}" for key in ("mean", "p50", "p99", "max")]
+        ratios = [f"{member[key]:.4f}" for key in ("relative_norm", "cosine_to_base")]
+        rows.append([member["member"], *sizes, *ratios])
+    lines = [_align(rows)]
+    if deltas["sample"]:
+        lines.append(f"(from {deltas['sample']:,} elements of each tensor)")
+    names, cosines = deltas["similarity"]["names"], deltas["similarity"]["delta_cosine"]
     if len(names) > 1:
-        lines += [
-            "",
-            _align(
-                [
-                    ["cosine of deltas", *names],
-                    *(
-                        [name, *(f"{value:+.2f}" for value in row)]
-                        for name, row in zip(
-                            names, deltas["similarity"]["delta_cosine"], strict=True
-                        )
-                    ),
-                ]
-            ),
-        ]
+        rows = [["cosine of deltas", *names]]
+        for name, row in zip(names, cosines, strict=True):
+            rows.append([name, *(f"{value:+.2f}" for value in row)])
+        lines += ["", _align(rows)]
     for member in deltas["members"]:
         highest = max(member["layers"], default=0.0) or 1.0
         lines += [
@@ -234,20 +200,23 @@ def _delta_lines(deltas: dict[str, Any]) -> list[str]:
             f"{member['member']}: mean |delta| by layer; layer_swap might take bottom "
             f"{member['proposed_swap']['bottom']}, top {member['proposed_swap']['top']}",
         ]
-        lines += [
-            f"  {layer:>3} {value:.2e} {'#' * round(_BAR_WIDTH * value / highest)}"
-            for layer, value in enumerate(member["layers"])
-        ]
+        for layer, value in enumerate(member["layers"]):
+            bar = "#" * round(_BAR_WIDTH * value / highest)
+            lines.append(f"  {layer:>3} {value:.2e} {bar}")
     return lines
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.2f} MB"
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:,.2f} GB"
+    return f"{num_bytes / 1e6:,.2f} MB"
 
 
 def _align(rows: list[list[str]]) -> str:
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

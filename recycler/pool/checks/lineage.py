@@ -1,7 +1,6 @@
-"""Where a checkpoint comes from, as far as the small files beside its weights say: base, adapter,
-training, merge.
+"""Lineage of a checkpoint, as the small files beside its weights tell: base, adapter, training.
 
-Everything here was written by whoever made the checkpoint: told as they wrote it, cut to a line,
+All of it was written by whoever made the checkpoint. It is told as it was written, cut to a line,
 and trusted for nothing.
 """
 
@@ -21,12 +20,11 @@ Facts = dict[str, str]
 
 
 def lineage(location: Location) -> Facts:
-    """{fact: what it says} of a checkpoint's folder on disk; empty where nothing is said, or the
-    folder is elsewhere.
+    """Facts by name about a checkpoint's folder on disk; empty when the folder is elsewhere.
 
-    Read are config.json, adapter_config.json (PEFT), trainer_state.json (transformers' Trainer),
-    README.md's metadata and recycler-manifest.json. Files that cannot be read are passed over: this
-    is for people, nothing depends on it.
+    They come from config.json, adapter_config.json (PEFT), trainer_state.json (transformers'
+    Trainer), the metadata of README.md, and recycler-manifest.json. Files that cannot be read are
+    passed over: the facts are for people, nothing depends on them.
     """
     if isinstance(location, PackLocation):
         return {"packed as": f"{location.name} in {location.pack}"[:MAX_TEXT]}
@@ -38,11 +36,9 @@ def lineage(location: Location) -> Facts:
         try:
             path = folder / name
             if path.is_file() and path.stat().st_size <= MAX_BYTES:
-                found |= {
-                    fact: text
-                    for fact, value in read(path.read_text(errors="replace")).items()
-                    if (text := _line(value))
-                }
+                values = read(path.read_text(errors="replace"))
+                lines = {fact: _line(value) for fact, value in values.items()}
+                found |= {fact: line for fact, line in lines.items() if line}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError, RecyclerError):
             continue
     return found
@@ -107,10 +103,9 @@ _SOURCES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _line(value: Any) -> str:
+    """A value on one line, cut; "" for what is neither text nor number."""
     if isinstance(value, (list, tuple, set)):
         value = ", ".join(map(str, value))
-    return (
-        " ".join(str(value).split())[:MAX_TEXT]
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        else ""
-    )
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    return " ".join(str(value).split())[:MAX_TEXT]

@@ -1,9 +1,8 @@
-"""Can these checkpoints be merged at all? Headers and configs first, then a scan of values; all
-problems at once.
+"""Checks of a pool before it is merged: headers and configs, then values; all problems at once.
 
-Nothing is dropped, padded or converted silently: what differs is named, with what to do about it.
-The parts: `agreement` compares headers, configs and tokenizers; `scan` reads every byte once, for
-NaN and digests; `deltas` measures how far the members are from their base.
+Nothing is dropped, padded or converted silently: every difference is named, with its remedy. The
+parts: `agreement` compares headers, configs and tokenizers; `scan` reads every byte once, for NaN
+and digests; `delta_findings` judges how far the members are from their base.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from recycler.errors import Problem, RecyclerError, UnsafeInputError, UsageError, did_you_mean
+from recycler.errors import Problem, UnsafeInputError, UsageError, did_you_mean
 from recycler.pool.checks.agreement import compare, soundness
 from recycler.pool.checks.delta_findings import delta_findings
-from recycler.pool.checks.findings import Finding
-from recycler.pool.checks.scan import duplicate_findings, value_findings
+from recycler.pool.checks.findings import Finding, Level
+from recycler.pool.checks.scan import Digests, duplicate_findings, value_findings
 from recycler.pool.geometry.delta_profile import DeltaProfile, delta_profile
-from recycler.types import Checkpoint, Pool
+from recycler.types import Pool
 
 CHECKS = {  # every check by name; a name in options["allow"] turns its refusals into warnings
     "quantized": "integer or 8-bit weights, or a quantization_config",
@@ -43,7 +42,7 @@ CHECKS = {  # every check by name; a name in options["allow"] turns its refusals
 DEFAULT_OPTIONS: dict[str, Any] = {
     "allow": (),  # names of CHECKS
     "ignore": (),  # names of CHECKS that are not told at all
-    "override": "",  # the flag with which a person allows a check, told with its refusal
+    "override": "",  # the flag with which the user allows a check, told with its refusal
     # p99 of |delta|: above it, dropping starts to hurt (arXiv:2311.03099v1, abstract)
     "dare_warn": 0.005,
     "dare_refuse": 0.03,  # continued pretraining: dropping breaks the model (same place)
@@ -55,14 +54,17 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolReport:
-    """A pool that passed. `warnings` say what a person should know all the same; `digests` are whole-model SHA-256 (hex)
-    by checkpoint name, of those that had to be read in full to tell them apart; `deltas` is None without a base."""
+    """A pool that passed, and what the user should know all the same (`warnings`).
+
+    `digests` are (checkpoint name, whole-model SHA-256 in hex) of those that had to be read in full
+    to tell them apart; `deltas` is None without a base.
+    """
 
     num_members: int
     num_tensors: int
     num_bytes: int
     warnings: tuple[Problem, ...] = ()
-    digests: tuple[tuple[str, str], ...] = ()
+    digests: Digests = ()
     deltas: DeltaProfile | None = None
 
 
@@ -75,8 +77,7 @@ def check_pool(
     look_inside: Literal["digests", "sample", "headers"] = "digests",
     options: Mapping[str, Any] | None = None,
 ) -> PoolReport:
-    """Compare every checkpoint with the template (base, or first member) and look at the values;
-    raise once, or report.
+    """Compare every checkpoint with the template (base, or first member), then read the values.
 
     Headers, configs and tokenizers come first and take milliseconds; only a pool that passes them
     is read. Then a sample of every tensor gives deltas and likely duplicates, and with
@@ -87,40 +88,38 @@ def check_pool(
     deltas.
     """
     settings = _settings(options)
-    findings = [
-        finding for checkpoint in _all(pool) for finding in soundness(checkpoint)
-    ] + compare(pool)
-    findings = _raise(findings, settings)
-    profile, digests = None, ()
+    findings = _raise_refusals(header_findings(pool), settings)
+    profile: DeltaProfile | None = None
+    digests: Digests = ()
     if look_inside != "headers":
-        profile = (
-            delta_profile(pool, sample=settings["sample"], candidates=settings["candidates"])
-            if pool.base
-            else None
-        )
-        found, digests = duplicate_findings(
-            pool,
-            level="refuse" if duplicates == "refuse" else "warn",
-            read=look_inside == "digests",
-        )
+        if pool.base:
+            profile = delta_profile(
+                pool, sample=settings["sample"], candidates=settings["candidates"]
+            )
+        level: Level = "refuse" if duplicates == "refuse" else "warn"
+        found, digests = duplicate_findings(pool, level=level, read=look_inside == "digests")
         findings += found
     if profile is not None:
         findings += delta_findings(pool, profile, method, settings)
     if scan_values:
         findings += value_findings(pool)
-    findings = _raise(findings, settings)
+    findings = _raise_refusals(findings, settings)
     return PoolReport(
         num_members=len(pool.members),
         num_tensors=len(pool.template.tensors),
-        num_bytes=sum(checkpoint.num_bytes for checkpoint in _all(pool)),
+        num_bytes=sum(checkpoint.num_bytes for checkpoint in pool.checkpoints),
         warnings=tuple(finding.problem for finding in findings),
         digests=digests,
         deltas=profile,
     )
 
 
-def _all(pool: Pool) -> tuple[Checkpoint, ...]:
-    return (*([pool.base] if pool.base else []), *pool.members)
+def header_findings(pool: Pool) -> list[Finding]:
+    """Findings from headers, configs and tokenizers alone."""
+    findings: list[Finding] = []
+    for checkpoint in pool.base_first:
+        findings += soundness(checkpoint)
+    return findings + compare(pool)
 
 
 def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -149,28 +148,25 @@ def _settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**DEFAULT_OPTIONS, **options}
 
 
-def _raise(findings: Iterable[Finding], settings: Mapping[str, Any]) -> list[Finding]:
-    """The findings that are to be told as warnings; raises those that are refusals."""
-    findings = [finding for finding in findings if finding.check not in settings["ignore"]]
+def _raise_refusals(findings: Iterable[Finding], settings: Mapping[str, Any]) -> list[Finding]:
+    """The findings that are told as warnings; raises the refusals that are not allowed."""
+    told = [finding for finding in findings if finding.check not in settings["ignore"]]
     refused = [
         finding
-        for finding in findings
+        for finding in told
         if finding.level == "refuse" and finding.check not in settings["allow"]
     ]
-    if refused:
-        kind: type[RecyclerError] = (
-            UnsafeInputError if any(finding.unsafe for finding in refused) else UsageError
-        )
-        raise kind([_with_override(finding, settings["override"]) for finding in refused])
-    return findings
+    if not refused:
+        return told
+    problems = [_with_override(finding, settings["override"]) for finding in refused]
+    if any(finding.unsafe for finding in refused):
+        raise UnsafeInputError(problems)
+    raise UsageError(problems)
 
 
 def _with_override(finding: Finding, override: str) -> Problem:
-    return (
-        replace(
-            finding.problem,
-            remedy=f"{finding.problem.remedy}. To go on all the same: {override} {finding.check}",
-        )
-        if override
-        else finding.problem
-    )
+    """The problem of a refusal, and the flag that allows it where there is one."""
+    if not override:
+        return finding.problem
+    remedy = f"{finding.problem.remedy}. To go on all the same: {override} {finding.check}"
+    return replace(finding.problem, remedy=remedy)

@@ -1,25 +1,21 @@
-"""Do tokenizers agree? Rows of the embeddings must mean the same tokens in every member."""
+"""Agreement of tokenizers: rows of the embeddings must mean the same tokens in every member."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from recycler.errors import Problem, UnsafeInputError
+from recycler.errors import Problem, UnsafeInputError, raise_problems
 from recycler.pool.checks.findings import Finding, refuse, warn
 from recycler.pool.storage.files import local_folder
 from recycler.pool.storage.hf_folder import parse_json
 from recycler.types import Checkpoint, Pool
 
 MAX_TOKENIZER_BYTES = 200_000_000
-OTHER_FILES = (
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)  # compared by bytes, where tokenizer.json is absent
+# compared by bytes, where tokenizer.json is absent
+OTHER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 ONE_TOKENIZER = (
     "Rows of the embeddings would mean different tokens; give all members one tokenizer, or leave "
@@ -29,7 +25,7 @@ ONE_TOKENIZER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizerFile:
-    """A tokenizer.json: its bytes, what they say, and the id of every token, added ones included."""
+    """A tokenizer.json: its bytes, its JSON, and the id of every token, added ones included."""
 
     source: str
     raw: bytes
@@ -38,15 +34,15 @@ class TokenizerFile:
 
     @classmethod
     def parse(cls, source: str, raw: bytes) -> Self:
-        """Raises UnsafeInputError for what is not a tokenizer, or has ids that are not whole
-        numbers.
+        """The tokenizer in these bytes; `source` names them in errors.
+
+        Raises UnsafeInputError for anything else, and for ids that are not whole numbers.
         """
         data = _parse(source, raw)
         tokens = _tokens(source, data)
-        if wrong := [
-            token for token, index in tokens.items() if type(index) is not int or index < 0
-        ]:
-            raise _unsound(source, f"gives {wrong[0][:40]!r} the id {str(tokens[wrong[0]])[:40]}")
+        for token, index in tokens.items():
+            if type(index) is not int or index < 0:
+                raise _unsound(source, f"gives {token[:40]!r} the id {str(index)[:40]}")
         return cls(source=source, raw=raw, data=data, tokens=tokens)
 
 
@@ -57,107 +53,83 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile | None:
 
 
 def token_range_findings(checkpoint: Checkpoint, rows: int | None) -> Iterator[Finding]:
-    """A tokenizer with ids beyond the embeddings' rows would read past their end."""
+    """Ids of a tokenizer that are beyond the embeddings' rows: they would read past their end."""
     raw = _raw(checkpoint, "tokenizer.json")
     if raw is None or rows is None:
         return
-    tokens = _tokens(_source(checkpoint), _parse(_source(checkpoint), raw))
-    beyond = sorted(
-        (
-            (index, token)
-            for token, index in tokens.items()
-            if not (type(index) is int and 0 <= index < rows)
-        ),
-        key=str,
-    )
+    beyond = []
+    for token, index in _tokens_in(checkpoint, raw).items():
+        if type(index) is not int or not 0 <= index < rows:
+            beyond.append((index, token))
     if beyond:
+        index, token = min(beyond, key=str)
         yield refuse(
             "vocabulary",
             checkpoint,
             f"its tokenizer has {len(beyond)} ids outside the {rows} rows of the embeddings, "
-            f"such as {beyond[0][1][:40]!r}: {beyond[0][0]}",
+            f"such as {token[:40]!r}: {index}",
             "Resize the embeddings, or use the tokenizer it was trained with",
         )
 
 
 def tokenizer_findings(pool: Pool) -> list[Finding]:
-    """Each checkpoint's tokenizer against the first one's that has any: vocabulary, added tokens,
-    merges, the other parts.
-    """
-    checkpoints = (*([pool.base] if pool.base else []), *pool.members)
-    files = {checkpoint.name: _raw(checkpoint, "tokenizer.json") for checkpoint in checkpoints}
-    with_file = [checkpoint for checkpoint in checkpoints if files[checkpoint.name] is not None]
+    """Differences of each tokenizer from the first one: vocabulary, added tokens, merges, parts."""
+    held = _held(pool.base_first, "tokenizer.json")
+    if not held:
+        return _other_files(pool.base_first)
+    (first, reference), *others = held
     findings: list[Finding] = []
-    if files[pool.template.name] is None and with_file:
+    if pool.template.name not in [checkpoint.name for checkpoint, _ in held]:
         findings.append(
             warn(
                 "tokenizer",
                 pool.template,
-                f"has no tokenizer.json, which {with_file[0].name!r} has",
+                f"has no tokenizer.json, which {first.name!r} has",
                 "Merges get the template's files: copy a tokenizer into its folder",
             )
         )
-    for checkpoint in with_file[1:]:
-        if files[checkpoint.name] != files[with_file[0].name]:
-            findings += _compare(
-                checkpoint, with_file[0], files[checkpoint.name], files[with_file[0].name]
-            )
-    if not with_file:
-        findings += _other_files(checkpoints)
+    for checkpoint, raw in others:
+        if raw != reference:
+            findings += _compare(checkpoint, first, raw, reference)
     return findings
 
 
 def check_vocabularies(pool: Pool) -> None:
-    """Raise UnsafeInputError when a row of the embeddings means one token here and another there;
-    nothing else is compared.
+    """Raise UnsafeInputError when a row of the embeddings does not mean one token everywhere.
 
-    Tokens that only some checkpoints have count too: a merge would keep the template's tokenizer
-    and lose them.
+    Nothing else is compared. Tokens that only some checkpoints have count too: a merge would keep
+    the template's tokenizer and lose them.
     """
-    checkpoints = (*([pool.base] if pool.base else []), *pool.members)
-    first, *others = [
-        (checkpoint, raw)
-        for checkpoint in checkpoints
-        if (raw := _raw(checkpoint, "tokenizer.json")) is not None
-    ] or [(None, b"")]
+    held = _held(pool.base_first, "tokenizer.json")
     problems = []
-    for checkpoint, raw in others:
-        if raw != first[1]:
-            ours, theirs = (
-                _tokens(_source(one), _parse(_source(one), its))
-                for one, its in ((checkpoint, raw), first)
-            )
-            differing = sorted(
-                token
-                for token in ours.keys() | theirs.keys()
-                if ours.get(token) != theirs.get(token)
-            )
-            if differing:
-                problems.append(
-                    Problem(
-                        thing=f"checkpoint {checkpoint.name!r}",
-                        cause=f"gives {len(differing)} tokens other ids than {first[0].name!r}, "
-                        f"such as {differing[0][:40]!r}: {ours.get(differing[0])} and "
-                        f"{theirs.get(differing[0])}",
-                        remedy="Rows are merged by their place. In a recipe, tokenizer: union or "
-                        "base puts them in order; else give all one vocabulary "
-                        "(model.resize_token_embeddings in the same order)",
-                    )
+    for checkpoint, raw in held[1:]:
+        first, reference = held[0]
+        if raw == reference:
+            continue
+        ours, theirs = _tokens_in(checkpoint, raw), _tokens_in(first, reference)
+        differing = _differing(ours, theirs)
+        if differing:
+            token = differing[0]
+            problems.append(
+                Problem(
+                    thing=f"checkpoint {checkpoint.name!r}",
+                    cause=f"gives {len(differing)} tokens other ids than {first.name!r}, "
+                    f"such as {token[:40]!r}: {ours.get(token)} and {theirs.get(token)}",
+                    remedy="Rows are merged by their place. In a recipe, tokenizer: union or "
+                    "base puts them in order; else give all one vocabulary "
+                    "(model.resize_token_embeddings in the same order)",
                 )
-    if problems:
-        raise UnsafeInputError(problems)
+            )
+    raise_problems(problems, UnsafeInputError)
 
 
 def chat_template_findings(pool: Pool) -> list[Finding]:
-    """Other chat templates: a warning, since every merge gets the template checkpoint's."""
-    theirs = _chat_template(pool.template)
+    """Warnings of other chat templates, since every merge gets the template checkpoint's."""
+    name, theirs = pool.template.name, _chat_template(pool.template)
+    cause = f"has another chat template than {name!r}"
+    remedy = f"Merges get that of {name!r}; prompts of the suites are built with it"
     return [
-        warn(
-            "chat_template",
-            member,
-            f"has another chat template than {pool.template.name!r}",
-            f"Merges get that of {pool.template.name!r}; prompts of the suites are built with it",
-        )
+        warn("chat_template", member, cause, remedy)
         for member in pool.members
         if member is not pool.template and _chat_template(member) != theirs
     ]
@@ -166,21 +138,17 @@ def chat_template_findings(pool: Pool) -> list[Finding]:
 def _compare(
     checkpoint: Checkpoint, reference: Checkpoint, ours_raw: bytes, theirs_raw: bytes
 ) -> Iterator[Finding]:
+    """A refusal that names what differs between two tokenizers, if anything does."""
     ours, theirs = _parse(_source(checkpoint), ours_raw), _parse(_source(reference), theirs_raw)
-    our_tokens, their_tokens = (
-        _tokens(_source(checkpoint), ours),
-        _tokens(_source(reference), theirs),
-    )
+    our_tokens = _tokens(_source(checkpoint), ours)
+    their_tokens = _tokens(_source(reference), theirs)
     said = []
-    differing = sorted(
-        token
-        for token in our_tokens.keys() | their_tokens.keys()
-        if our_tokens.get(token) != their_tokens.get(token)
-    )
+    differing = _differing(our_tokens, their_tokens)
     if differing:
+        token = differing[0]
         said.append(
-            f"{len(differing)} tokens, such as {differing[0][:40]!r}: "
-            f"{our_tokens.get(differing[0])} and {their_tokens.get(differing[0])}"
+            f"{len(differing)} tokens, such as {token[:40]!r}: "
+            f"{our_tokens.get(token)} and {their_tokens.get(token)}"
         )
     if _added(ours) != _added(theirs) and not differing:
         said.append("properties of added tokens")
@@ -197,27 +165,36 @@ def _compare(
 
 
 def _other_files(checkpoints: tuple[Checkpoint, ...]) -> list[Finding]:
+    """Differences of the older spellings of a vocabulary, file by file."""
     findings = []
     for name in OTHER_FILES:
-        held = [
-            (checkpoint, raw)
-            for checkpoint in checkpoints
-            if (raw := _raw(checkpoint, name)) is not None
-        ]
-        findings += [
-            refuse(
-                "tokenizer",
-                checkpoint,
-                f"its {name} differs from that of {held[0][0].name!r}",
-                ONE_TOKENIZER,
-            )
-            for checkpoint, raw in held[1:]
-            if raw != held[0][1]
-        ]
+        held = _held(checkpoints, name)
+        for checkpoint, raw in held[1:]:
+            first, reference = held[0]
+            if raw != reference:
+                cause = f"its {name} differs from that of {first.name!r}"
+                findings.append(refuse("tokenizer", checkpoint, cause, ONE_TOKENIZER))
     return findings
 
 
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Tokens that have other ids, or are missing on one side, sorted."""
+    tokens = ours.keys() | theirs.keys()
+    return sorted(token for token in tokens if ours.get(token) != theirs.get(token))
+
+
+def _held(checkpoints: Iterable[Checkpoint], name: str) -> list[tuple[Checkpoint, bytes]]:
+    """The checkpoints that have a file of this name, and its bytes."""
+    held = []
+    for checkpoint in checkpoints:
+        raw = _raw(checkpoint, name)
+        if raw is not None:
+            held.append((checkpoint, raw))
+    return held
+
+
 def _raw(checkpoint: Checkpoint, name: str) -> bytes | None:
+    """The bytes of a small file of a checkpoint; None where there is none."""
     path = local_folder(checkpoint) / name
     try:
         if not path.is_file():
@@ -250,20 +227,25 @@ def _parse(source: str, raw: bytes) -> dict[str, Any]:
     return data
 
 
+def _tokens_in(checkpoint: Checkpoint, raw: bytes) -> dict[str, Any]:
+    """Ids by token of a checkpoint's tokenizer.json."""
+    source = _source(checkpoint)
+    return _tokens(source, _parse(source, raw))
+
+
 def _tokens(source: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Token -> id, added tokens included; Unigram vocabularies are lists, in which the place is the
-    id.
+    """Ids by token, added tokens included.
+
+    Vocabularies of Unigram models are lists, in which a token's place is its id.
     """
     vocabulary, added = data["model"].get("vocab", {}), data.get("added_tokens") or []
+    tokens: dict[str, Any] = {}
     try:
-        pairs = (
-            vocabulary.items()
-            if isinstance(vocabulary, dict)
-            else ((entry[0], index) for index, entry in enumerate(vocabulary))
-        )
-        return {str(token): index for token, index in pairs} | {
-            str(token["content"]): token["id"] for token in added
-        }
+        if isinstance(vocabulary, dict):
+            tokens |= {str(token): index for token, index in vocabulary.items()}
+        else:
+            tokens |= {str(entry[0]): index for index, entry in enumerate(vocabulary)}
+        return tokens | {str(token["content"]): token["id"] for token in added}
     except (KeyError, TypeError, IndexError) as error:
         raise _unsound(source, f"has a vocabulary that cannot be read ({error!r})") from None
 
@@ -275,11 +257,9 @@ def _added(data: dict[str, Any]) -> list[str]:
 def _merges(data: dict[str, Any]) -> list[Any]:
     """Merges as pairs, whether they were written 'a b' or ['a', 'b']."""
     merges = data["model"].get("merges") or []
-    return (
-        [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        if isinstance(merges, list)
-        else [merges]
-    )
+    if not isinstance(merges, list):
+        return [merges]
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
 def _canonical(value: Any) -> str:
@@ -291,17 +271,13 @@ def _chat_template(checkpoint: Checkpoint) -> str | None:
     if raw is not None:
         return raw.decode("utf-8", errors="replace")
     raw = _raw(checkpoint, "tokenizer_config.json")
-    config = (
-        parse_json(f"{checkpoint.location}/tokenizer_config.json", raw) if raw is not None else {}
-    )
+    if raw is None:
+        return None
+    config = parse_json(f"{checkpoint.location}/tokenizer_config.json", raw)
     template = config.get("chat_template") if isinstance(config, dict) else None
-    return (
-        None
-        if template is None
-        else _canonical(template)
-        if not isinstance(template, str)
-        else template
-    )
+    if template is None or isinstance(template, str):
+        return template
+    return _canonical(template)
 
 
 def _unsound(source: str, cause: str) -> UnsafeInputError:
