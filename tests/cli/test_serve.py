@@ -20,6 +20,8 @@ from service_runs import make_run
 
 API = "/api/v1"
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -404,6 +404,7 @@ def test_a_token_in_the_address_opens_the_dashboard(browser, root):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 def test_a_real_job_is_followed_from_submit_to_export(page, address, root, sound):
     import yaml
 

@@ -27,6 +27,7 @@ COPIED = ("recycler", "tests", "docs", "search_spaces", "eval_suites", "benchmar
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.png", ".*_cache")
 
 
+@pytest.mark.long
 def test_a_stranger_adds_a_method_a_scorer_a_sampler_and_an_engine_by_the_page(tmp_path):
     for name in COPIED:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=LEFT_OUT)

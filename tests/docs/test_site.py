@@ -26,6 +26,8 @@ from recycler.specs.job import (
 from recycler.specs.space import SpaceSpec
 from recycler.specs.suite import TaskSpec
 
+pytestmark = pytest.mark.long
+
 LOADED = (  # what a browser fetches by itself when it shows a page
     r'<(?:script|img|iframe|source|audio|video|embed|input)\b[^>]*?\bsrc(?:set)?\s*=\s*["\']?([^"\'\s>]+)',
     r'<link\b(?=[^>]*\brel="?[^">]*(?:stylesheet|preload|prefetch|preconnect|icon|manifest))'

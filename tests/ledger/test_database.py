@@ -237,6 +237,7 @@ def test_many_may_open_a_new_ledger_at_once(tmp_path):
             assert process.returncode == 0 and out.strip() == "0 None", err[-1000:]
 
 
+@needs_postgres
 def test_jobs_share_a_database_and_a_reader_makes_none(server, place):
     Ledger(place).set_fact("a", "b")
     other = f"{place}-2"

@@ -19,6 +19,8 @@ from recycler.pool.checks.scan import checkpoint_digest
 from recycler.pool.pack_writer import unpack
 from service_runs import NAMES, make_run
 
+pytestmark = pytest.mark.long
+
 SHAPES = {"model.embed_tokens.weight": (1200, 512), "model.norm.weight": (512,)} | {
     f"model.layers.{layer}.{name}.weight": (512, 1024)
     for layer in range(2)

@@ -10,6 +10,8 @@ import pytest
 
 from handmade import CONFIG, write_checkpoint
 
+pytestmark = pytest.mark.long
+
 ROWS, COLUMNS, NUM_TENSORS, K = 2048, 2048, 10, 3  # 8 MiB a tensor in bfloat16
 LARGEST = 2 * ROWS * COLUMNS
 SLACK = 32 << 20  # blocks, buffers, thread stacks, and what the allocator keeps

@@ -8,7 +8,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from fakes import JobWorkers, fake_scorecard, named_pool
+from cost_job import COSTS, DISTANCE, MEMBERS, figures, ran
+from fakes import fake_scorecard, named_pool
 from recycler.cli import main
 from recycler.errors import UsageError
 from recycler.export.export import export_recipe
@@ -18,23 +19,16 @@ from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.storage.tensors import iterate_tensors
-from recycler.results.html import html_report
 from recycler.results.insight import open_preview, open_why
 from recycler.results.measured_costs import measured_costs, products_from, stored_products
 from recycler.results.open import open_front
-from recycler.run.driver import run_job
 from recycler.run.leave_out import job_without
 from recycler.run.prepare import prepare
 from recycler.run.refine import _shares
-from recycler.service.documents import compare_document, pool_document, trials_document
-from recycler.service.store import _read
-from recycler.service.table import table_document, trial_document
 from recycler.testing import make_pico_pool
-from recycler.types import Group, Objective, Recipe
+from recycler.types import Group, Recipe
 from small_job import JOB, set_job
 
-MEMBERS = Objective(suite="", metric="members", direction="minimize")
-DISTANCE = Objective(suite="", metric="distance", direction="minimize")
 POOL = named_pool(6)
 WHOLE = (Group(name="all"),)
 BLOCKS = (Group(name="attention", match="self_attn"), Group(name="rest"))
@@ -57,13 +51,6 @@ def value(priced, of):
     (score,) = priced.scores(of)
     assert score.stderr == 0.0 and score.n == 0 and score.is_exact
     return score.value
-
-
-def figures(trials, name):
-    return {
-        trial.number: next(score.value for score in trial.search if score.objective == name)
-        for trial in trials
-    }
 
 
 # ---------------------------------------------------------------- the figures
@@ -284,23 +271,6 @@ def test_a_job_without_costs_has_the_digest_it_had(job):
 
 # ---------------------------------------------------------------- a whole job
 
-COSTS = [{"cost": "members"}, {"cost": "distance"}]
-
-
-def ran(folder, name="run", **changes):
-    set_job(
-        folder, **{"objectives": [*JOB["objectives"], *COSTS], "budget": {"trials": 6}} | changes
-    )
-    workers = JobWorkers()
-
-    def make(work, num_workers):
-        workers.work = work
-        return workers
-
-    run_job(folder / "job.yaml", folder / name, make_workers=make)
-    with closing(Ledger(folder / name / "ledger.sqlite")) as ledger:
-        return workers, ledger.trials()
-
 
 def test_a_job_with_costs_from_pool_to_front(job, capsys):
     workers, trials = ran(job)
@@ -343,6 +313,7 @@ def test_a_job_with_costs_from_pool_to_front(job, capsys):
     )
 
 
+@pytest.mark.long
 def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(job, monkeypatch):
     _, whole = ran(job, "whole")
     _, some = ran(job, "run", budget={"trials": 2})
@@ -363,6 +334,7 @@ def test_a_run_resumed_with_costs_measures_nothing_twice_and_goes_on_the_same(jo
         )
 
 
+@pytest.mark.long
 def test_trials_of_a_run_without_costs_get_theirs(job):
     _, before = ran(job, "first", objectives=JOB["objectives"])
     assert all(len(trial.search) == 2 for trial in before)
@@ -425,55 +397,6 @@ def test_subsets_leave_costs_as_they_are(job):
 def test_a_scorecard_without_costs_stays_what_it_was():
     card = fake_scorecard(recipe((1.0, 0, 0, 0, 0, 0)), "search")
     assert Costs(()).added(card, recipe((1.0, 0, 0, 0, 0, 0))) == card
-
-
-def test_the_service_and_a_report_show_costs_without_errors_or_items(job, tmp_path):
-    _, trials = ran(job)
-    with closing(Ledger(job / "run" / "ledger.sqlite")) as ledger:
-        snapshot = _read(ledger, ())
-        outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in trials}
-        status = snapshot.status
-    items = {item.id: item for item in prepare(job / "job.yaml").items}
-    first, second = [trial for trial in trials if trial.state == "SCORED"][:2]
-    compared = compare_document(
-        snapshot,
-        (first, second),
-        "search",
-        [outcomes[first.number], outcomes[second.number]],
-        items,
-    )
-    told = {entry["objective"]: entry for entry in compared["against"][0]["objectives"]}
-    assert (
-        told["cost:distance"]["paired"] is None
-        and told["cost:distance"]["flips"] is None
-        and told["echo:bits/bits_per_byte"]["paired"]
-    )
-    assert (
-        told["cost:distance"]["score_difference"]
-        == figures([second], "cost:distance")[second.number]
-        - figures([first], "cost:distance")[first.number]
-    )
-    table, one = table_document(snapshot, ""), trial_document(snapshot, second)
-    assert [objective.get("exact", False) for objective in table["objectives"]] == [
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert table["scores"]["search"]["cost:members"]["value"] == [
-        float(sum(map(bool, trial.recipe.weights[0]))) for trial in trials
-    ]
-    assert "cost:members" not in one["why"]["holdout_gap"] and not any(
-        "cost" in entry["name"] for entry in one["why"]["against"]
-    )
-    for document in (compared, table, one, trials_document(snapshot, ""), pool_document(snapshot)):
-        assert json.dumps(document, allow_nan=False)
-    page = html_report(snapshot.front, status)
-    assert (
-        "cost:members (minimize), search" in page
-        and "<td>3</td>" in page
-        and "1.0000 ± 0.0000" not in page
-    )
 
 
 def test_refining_leaves_costs_out_and_prefers_none(job):

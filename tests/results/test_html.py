@@ -253,6 +253,7 @@ def test_optuna_finds_the_same_front(study, root):
 
 
 def test_optuna_s_plots_draw_a_study(study):
+    pytest.importorskip("plotly", reason="needs recycler[service]")
     from optuna import visualization as plots
 
     target = {"target": lambda trial: trial.values[0], "target_name": "math"}

@@ -275,6 +275,7 @@ def test_a_member_that_does_nothing_is_given_nothing(run):
     assert lost["idle"] < 0.02 < lost["a"] and lost["idle"] < 0.02 < lost["b"]
 
 
+@pytest.mark.long
 def test_much_is_expected_of_a_young_search_and_little_of_an_old_one():
     """On a smooth truth with two specialists: 4 trials against 40, the same model twice says the
     same.
@@ -320,6 +321,7 @@ def test_the_two_commands(run, capsys):
     assert main(["why", str(run), "--trial", "777"]) == 3
 
 
+@pytest.mark.long
 def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_best(run, capsys):
     """The search's end turns the choice from search scores to posterior ones; what is told turns
     with it.
@@ -379,6 +381,7 @@ def test_a_run_that_kept_no_space_is_looked_at_as_wide_as_it_was_tried(tmp_path)
     assert len(found["losses"]) == len(NAMES) and found["said"]
 
 
+@pytest.mark.long
 def test_why_of_a_refined_merge_is_told_of_the_one_it_comes_from(run, capsys):
     """Waiting would not help: its rows of weights are none that the search proposes."""
     with closing(Ledger(run / "ledger.sqlite")) as ledger:

@@ -8,7 +8,6 @@ import signal
 import time
 from contextlib import closing
 
-import psutil
 import pytest
 
 from bucket_place import put_folder
@@ -16,6 +15,7 @@ from driver_process import finish, front_json, start
 from recycler.ledger import Ledger
 from small_job import write_job
 
+psutil = pytest.importorskip("psutil", reason="see the test extra")
 pytestmark = pytest.mark.ray
 
 

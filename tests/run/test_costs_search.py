@@ -196,6 +196,7 @@ def test_taking_members_out_keeps_sums_rules_and_zeros():
     assert (sparsify(vertices, np.random.default_rng(0), np.eye(6)[:1], 5) == np.eye(6)[0]).all()
 
 
+@pytest.mark.long
 def test_the_front_shows_what_each_further_member_buys(trials):
     """Four members know something, each something else."""
     front = read_front(trials, WITH_MEMBERS, POOL, "bfloat16")
@@ -221,6 +222,7 @@ def test_the_front_shows_what_each_further_member_buys(trials):
     assert np.mean([members <= 4 for members in figures(proposed, "cost:members").values()]) > 0.8
 
 
+@pytest.mark.long
 def test_the_same_budget_finds_better_merges_of_few_members_than_a_search_that_asks_for_none(
     trials, tmp_path
 ):
@@ -270,6 +272,7 @@ def test_volumes_are_measured_from_more_members_than_one(trials):
     ] == [objective.name for objective in OBJECTIVES]
 
 
+@pytest.mark.long
 def test_a_bound_on_distance_is_kept_by_every_proposal_of_the_gp(tmp_path):
     """Deltas at right angles, each of length 1 %: the distance is the length of the weights."""
     products = DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])
@@ -291,6 +294,7 @@ def test_a_bound_on_distance_is_kept_by_every_proposal_of_the_gp(tmp_path):
         SimplexProposer(space(), objectives, seed=0)
 
 
+@pytest.mark.long
 def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
     products = DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])
     bound = replace(DISTANCE, floor="0.008", bound_only=True)
@@ -367,6 +371,7 @@ def test_groups_count_members_that_any_group_uses(tmp_path):
     } == {2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["simplex_gp", "tpe", "nsga2", "gp", "random", "paper"])
 def test_killed_and_restarted_the_search_proposes_the_same(tmp_path, sampler):
     whole = searched(tmp_path / "whole.sqlite", WITH_MEMBERS, sampler=sampler, num_merges=7)

@@ -41,6 +41,7 @@ def test_merges_see_their_own_items_baselines_and_finalists_all_of_them(tmp_path
     assert finalists >= {trial.number for trial in trials if trial.holdout}
 
 
+@pytest.mark.long
 def test_stated_errors_hold_and_members_shrink_them(tmp_path):
     trials, outcomes, _ = run(tmp_path / "run.sqlite", ItemWorkers(), fidelity(), num_merges=40)
     merges = [trial for trial in trials if trial.kind == "merge" and not trial.label]

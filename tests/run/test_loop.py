@@ -231,6 +231,7 @@ def test_floors_are_read_or_refused(text, accepted):
 SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop", "least"),
     [

@@ -80,6 +80,7 @@ def test_what_a_run_was_started_with_is_replaced_whole(job, breaks):
     assert not list((job / "run").glob(".*.tmp"))
 
 
+@pytest.mark.long
 def test_what_more_trials_would_bring_is_worked_out_once_a_look(job, breaks, capsys, monkeypatch):
     """What is told and what may end the search are one figure; a run that goes on looks where it
     would have looked.

@@ -114,6 +114,7 @@ def finished(client, job, seconds=400):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 def test_a_member_is_left_out_for_certain_by_a_job_of_its_own(sound, tmp_path, capsys):
     """Asked for twice it is one job; it is listed with the others, pays for nothing that is known,
     and tells both volumes at its end.

@@ -516,6 +516,7 @@ def test_an_export_does_not_become_a_member_of_its_own_pool(tmp_path, capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 def test_a_real_job_from_submit_to_export(sound, tmp_path):
     import yaml
 

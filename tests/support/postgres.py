@@ -6,16 +6,22 @@ from contextlib import contextmanager
 
 import pytest
 
-from local_cluster import Postgres, postgres_folder
+needs_postgres = pytest.mark.postgres
 
-needs_postgres = pytest.mark.skipif(
-    postgres_folder() is None, reason="PostgreSQL is not installed (apt-get install postgresql)"
-)
+
+def is_installed():
+    try:
+        from local_cluster import postgres_folder  # needs psutil, which a quick install lacks
+    except ModuleNotFoundError:
+        return False
+    return postgres_folder() is not None
 
 
 @contextmanager
 def postgres_server():
     """A running server that is gone afterwards, its data too."""
+    from local_cluster import Postgres  # as above
+
     server = Postgres()
     try:
         server.start()

@@ -123,6 +123,7 @@ def test_truncation_reports_the_error_it_makes_and_none_at_full_rank():
 
 
 def test_written_adapters_read_back_and_peft_computes_the_same(tmp_path):
+    pytest.importorskip("peft", reason="needs peft, see the test extra")
     from peft import PeftModel
 
     write_adapter(cat(ADAPTERS, WEIGHTS), tmp_path / "cat")
@@ -137,6 +138,7 @@ def test_written_adapters_read_back_and_peft_computes_the_same(tmp_path):
 
 
 def test_peft_cat_and_svd_are_ours(tmp_path):
+    pytest.importorskip("peft", reason="needs peft, see the test extra")
     from peft import PeftModel
 
     for entry in ADAPTERS:

@@ -16,6 +16,7 @@ from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.tensors import iterate_tensors
 from recycler.testing import make_pico_pool
 
+pytest.importorskip("peft", reason="needs peft, see the test extra")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

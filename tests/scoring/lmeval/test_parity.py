@@ -28,6 +28,8 @@ from recycler.scoring.scorers import SCORERS
 from recycler.scoring.tasks import build_suite
 from recycler.types import Completion, Item, Loglikelihood
 
+pytestmark = pytest.mark.long
+
 NUM_DOCS = 24
 CASES = {  # lm-eval's task: (our suite, our task, the data's first row there)
     "gsm8k": ("gsm8k", "gsm8k", 0),

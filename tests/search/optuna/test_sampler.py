@@ -59,6 +59,7 @@ def sums(study):
 # ---------------------------------------------------------------- scores and standard errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", [float("inf"), float("-inf"), 1e308, -1e300])
 def test_a_score_beyond_all_bounds_is_that_of_a_failed_trial(broken):
     def objective(trial, told=broken):
@@ -124,6 +125,7 @@ def test_wrong_standard_errors_are_told_at_the_end_of_their_trial_and_do_not_sto
         assert posterior_front(study)
 
 
+@pytest.mark.long
 def test_unknown_standard_errors_are_unknown_however_they_are_written():
     def objective(told):
         def scored(trial):
@@ -142,6 +144,7 @@ def test_unknown_standard_errors_are_unknown_however_they_are_written():
 # ---------------------------------------------------------------- ranges
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "knob, high, total",
     [(("density", 0.1, 1.0), 2.0, (0.3, 2.0)), (("depth", 1.0, 16.0), 1.0, (1.0, 1.0))],
@@ -167,6 +170,7 @@ def test_the_order_of_suggestions_does_not_matter_to_the_sum(knob, high, total):
     assert total[0] == total[1] or np.ptp(sums(first)) > 0.5
 
 
+@pytest.mark.long
 def test_each_member_keeps_to_its_own_range():
     ranges = {"a": (-0.5, 1.0), "b": (0.0, 0.2), "c": (0.1, 0.6), "d": (0.0, 1.0)}
     study = played(
@@ -323,6 +327,7 @@ def test_points_that_killed_processes_had_taken_come_back():
     )
 
 
+@pytest.mark.long
 def test_several_processes_on_one_storage_score_nothing_twice(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(study_name="s", storage=url, directions=["maximize"] * 2)
@@ -379,6 +384,7 @@ def test_trials_without_the_weights_are_left_out_with_a_word():
 # ---------------------------------------------------------------- floors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sign, direction", [(1, "maximize"), (-1, "minimize")])
 def test_what_is_below_a_floor_is_not_shipped(sign, direction):
     def objective(trial):
@@ -407,6 +413,7 @@ def test_a_front_that_keeps_no_floor_is_that_without_floors_and_says_so():
     ]
 
 
+@pytest.mark.long
 def test_a_sampler_with_floors_knows_each_study_by_its_directions():
     used, fresh = (
         SimplexGPSampler(NAMES, seed=0, floors=[0.2, 0.2]),
@@ -507,6 +514,7 @@ def test_a_run_written_as_a_study_has_its_front(tmp_path, groups):
     assert shipped and all(trial.values[0] > 0.48 for trial in shipped)
 
 
+@pytest.mark.long
 def test_the_example_of_the_readme_runs(capsys):
     blocks = [
         block

@@ -131,6 +131,7 @@ def test_one_member_that_is_better_at_something_keeps_all_of_them():
     assert sum(row.max() == 1.0 for row in opened(0.6)[:13]) == len(NAMES)
 
 
+@pytest.mark.long
 def test_a_star_among_the_members_left_out_is_found_all_the_same():
     """On this pool the first members are worse than the soup and the best one, which dominates all
     others, comes late.

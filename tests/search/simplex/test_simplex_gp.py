@@ -77,6 +77,7 @@ def test_every_draw_obeys_sum_bounds_frozen_and_number_of_members(rules):
         assert rows.sum(axis=2) == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_every_proposal_obeys_the_rules_and_none_comes_twice(rules):
     proposer = SimplexGP(NAMES, 3, seed=3, **rules)
@@ -121,6 +122,7 @@ def test_a_proposal_depends_on_observations_pending_number_and_seed_only():
     assert not np.array_equal(SimplexGP(NAMES, 3, seed=6).ask(told, number=20), one)
 
 
+@pytest.mark.long
 def test_pending_trials_are_not_proposed_again():
     proposer = SimplexGP(NAMES, 3, seed=1)
     points, values, _ = play(proposer, 18)
@@ -142,6 +144,7 @@ def test_members_scored_elsewhere_are_not_scored_again():
     assert np.allclose(asked, 1 / 8)  # the uniform soup comes first, the members are known
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf, 1e308])
 def test_failed_trials_teach_nothing_and_are_not_repeated(score):
     proposer = SimplexGP(NAMES, 3, seed=1)
@@ -168,6 +171,7 @@ def test_any_number_of_objectives(num_objectives):
 # ---------------------------------------------------------------- what it is for
 
 
+@pytest.mark.long
 def test_thirty_trials_beat_random_mixtures():
     """Averaged over 5 pools the true hypervolume of what was tried is at least 1.2 times that of
     random Dirichlet.
@@ -287,6 +291,7 @@ def frugal(sign):
     return objective
 
 
+@pytest.mark.long
 def test_an_exact_objective_of_a_study_is_known_and_its_floor_kept_in_either_direction():
     small, large = frugal_study(members_used, 1), frugal_study(minus_members_used, -1)
     small.optimize(frugal(1), n_trials=24)
