@@ -121,6 +121,27 @@ def test_paths_on_the_pages_are_there():
     assert missing == []
 
 
+def test_dotted_names_on_the_pages_are_there():
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")})
+        for name in re.findall(r"`((?:recycler|benchmarks)(?:\.\w+)+)", page.read_text())
+        if not is_there(name)
+    ]
+    assert missing == []
+
+
+def is_there(dotted: str) -> bool:
+    """True for a module, and for a name that the text of its module holds."""
+    path, names = ROOT, dotted.split(".")
+    while names and (path / names[0]).is_dir():
+        path /= names.pop(0)
+    if names and (path / f"{names[0]}.py").exists():
+        path /= f"{names.pop(0)}.py"
+    text = (path if path.is_file() else path / "__init__.py").read_text()
+    return all(re.search(rf"\b{name}\b", text) for name in names)
+
+
 def test_the_map_of_rooms_has_every_folder():
     page = (ROOT / "docs/architecture.md").read_text()
     rooms = page[page.index("    recycler/\n") :].partition("\n\n")[0]
