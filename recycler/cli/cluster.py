@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from recycler.cli.arguments import Commands, add_command, add_data_flag, add_json_flag
 from recycler.cli.jobs import ledger_url
+from recycler.cli.tables import align
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,40 @@ if TYPE_CHECKING:
     from recycler.run.bundle import Bundle
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # Ray's own name for it
+
+
+def _add_driver_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what the start of a driver takes."""
+    add_data_flag(parser)
+    parser.add_argument(
+        "--ship-code",
+        action="store_true",
+        help="send this recycler along, for nodes that have its dependencies only",
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="show the driver's log and end when it does: 0 when finished, else 1",
+    )
+
+
+def _add_ledger_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
+    )
+
+
+def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
+    )
 
 
 def add_submit(commands: Commands) -> None:
@@ -35,30 +70,9 @@ def add_submit(commands: Commands) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be sent, and send nothing"
     )
-    add_data_flag(parser)
-    parser.add_argument(
-        "--ship-code",
-        action="store_true",
-        help="send this recycler along, for nodes that have its dependencies only",
-    )
-    parser.add_argument(
-        "--wait",
-        action="store_true",
-        help="show the driver's log and end when it does: 0 when finished, else 1",
-    )
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
-    )
+    _add_driver_flags(parser)
+    _add_ledger_flag(parser)
+    _add_cluster_flags(parser)
 
 
 def submit(arguments: argparse.Namespace) -> int:
@@ -103,30 +117,9 @@ def add_resume(commands: Commands) -> None:
         resume,
     )
     parser.add_argument("job", help="job file, or the id of a job in the ledger")
-    add_data_flag(parser)
-    parser.add_argument(
-        "--ship-code",
-        action="store_true",
-        help="send this recycler along, for nodes that have its dependencies only",
-    )
-    parser.add_argument(
-        "--wait",
-        action="store_true",
-        help="show the driver's log and end when it does: 0 when finished, else 1",
-    )
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
-    )
+    _add_driver_flags(parser)
+    _add_ledger_flag(parser)
+    _add_cluster_flags(parser)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -158,14 +151,7 @@ def add_logs(commands: Commands) -> None:
     parser = add_command(commands, "logs", "what a job's driver says", logs)
     parser.add_argument("-f", "--follow", action="store_true", help="until it ends")
     parser.add_argument("id", help="job id, as recycler submit printed it")
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
-    )
+    _add_cluster_flags(parser)
 
 
 def logs(arguments: argparse.Namespace) -> None:
@@ -183,14 +169,7 @@ def add_stop(commands: Commands) -> None:
     """Add `recycler stop`."""
     parser = add_command(commands, "stop", "end a job's driver; scored trials are kept", stop)
     parser.add_argument("id", help="job id, as recycler submit printed it")
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
-    )
+    _add_cluster_flags(parser)
 
 
 def stop(arguments: argparse.Namespace) -> None:
@@ -211,19 +190,8 @@ def add_list(commands: Commands) -> None:
         list_jobs,
     )
     add_json_flag(parser)
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE (default: RECYCLER_LEDGER)",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)",
-    )
-    parser.add_argument(
-        "--insecure", action="store_true", help="take a cluster that asks nobody for a token"
-    )
+    _add_ledger_flag(parser)
+    _add_cluster_flags(parser)
 
 
 def list_jobs(arguments: argparse.Namespace) -> None:
@@ -255,7 +223,6 @@ def list_jobs(arguments: argparse.Namespace) -> None:
             json.dumps({"schema_version": 1, "jobs": [rows[job] for job in sorted(rows)]}, indent=2)
         )
         return
-    from recycler.cli.tables import align
 
     print(
         align(

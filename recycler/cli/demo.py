@@ -8,6 +8,7 @@ from pathlib import Path
 
 from recycler.cli.arguments import Commands, add_command
 from recycler.cli.progress import Progress
+from recycler.cli.tables import align
 
 
 def add_demo(commands: Commands) -> None:
@@ -29,7 +30,7 @@ def demo(arguments: argparse.Namespace) -> None:
     """Build the pool, run the job, print the front, export its knee, and let base, best member and
     merge answer.
     """
-    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+    from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.demo.job import write_job
     from recycler.demo.pool import build_pool
@@ -73,7 +74,6 @@ def _answers(folder: Path, front) -> str:
     """A few holdout questions, answered side by side by plain transformers: base, best member,
     merge.
     """
-    from recycler.cli.tables import align  # loads numpy and sqlalchemy
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average
 

@@ -47,7 +47,7 @@ def add_run(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """recycler run JOB: talk on stderr, the front as a table on stdout."""
-    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+    from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
 
     front = drive(
         Path(arguments.job),
@@ -91,7 +91,7 @@ def add_without(commands: Commands) -> None:
 
 def without(arguments: argparse.Namespace) -> None:
     """recycler without RUN MEMBER: the run's job again without a member, and what that costs."""
-    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+    from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.errors import Problem, UsageError
     from recycler.io.atomic import write_atomic
     from recycler.results.open import open_front
@@ -181,8 +181,8 @@ def refuse_lost(front: Front, run: str | Path) -> None:
                 thing=f"run {run}",
                 cause=f"has ended without trial{'s' * (len(numbers) > 1)} {named}, lost through no "
                 f"fault of theirs (trial {numbers[-1]}: {why})",
-                remedy="Mend that and run the same command again, or recycler resume for a job on a "
-                "cluster: both try them once more",
+                remedy="Mend that and run the same command again, or recycler resume for a job on "
+                "a cluster: both try them once more",
             )
         )
 

@@ -204,12 +204,13 @@ def clock() -> Iterator[Check]:
     if adjtimex is None:  # not Linux
         return
     state = adjtimex(ctypes.create_string_buffer(512))
-    told = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    unsynced = state in (UNSYNCED, -1)
+    kept = "not known to be kept" if unsynced else "kept"
     yield Check(
         name="clock",
-        level="warn" if state in (UNSYNCED, -1) else "ok",
-        found=f"{told}, "
-        f"{'not known to be kept by a time service' if state in (UNSYNCED, -1) else 'kept by a time service'}",
+        level="warn" if unsynced else "ok",
+        found=f"{now}, {kept} by a time service",
         remedy="Start chrony or systemd-timesyncd; in a container, on its host",
     )
 

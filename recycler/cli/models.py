@@ -19,6 +19,7 @@ from recycler.cli.arguments import (
     add_shard_flag,
 )
 from recycler.cli.pools import _only_here
+from recycler.cli.tables import align
 from recycler.types import EngineName
 
 
@@ -169,7 +170,6 @@ def add_score(commands: Commands) -> None:
 def score(arguments: argparse.Namespace) -> None:
     """recycler score MODEL --suite S."""
     from recycler.cli.progress import say_notes
-    from recycler.cli.tables import align
     from recycler.run.score_model import score_model
 
     _only_here(

@@ -146,13 +146,15 @@ def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
             )
         )
         return
+    walked = "once"
+    if found.passes > 1:
+        walked = f"{found.passes} times, after the first in the page cache"
     print(
         f"{recipe.method} of {len(recipe.members)} "
         f"members{f' and base {recipe.base}' if recipe.base else ''}: {found.num_tensors:,} "
         f"tensors, {found.num_parameters / 1e9:,.2f} billion parameters\n"
         f"reads {_size(found.bytes_read)}, writes {_size(found.bytes_written)}; each tensor is "
-        "walked "
-        f"{'once' if found.passes == 1 else f'{found.passes} times, after the first in the page cache'}\n"
+        f"walked {walked}\n"
         f"anonymous memory: about {_size(found.peak_bytes)}; largest tensor "
         f"{_size(found.largest_tensor_bytes)}\n"
         f"time at {arguments.bandwidth:g} GB/s of reading and writing: {seconds:,.1f} s "

@@ -75,12 +75,12 @@ class Progress:
         pool = prepared.pool
         self._done = sum(trial.state != "PENDING" for trial in trials)
         self._expected = 2 * len(pool.members) + bool(pool.base) + 1 + prepared.job.budget.trials
+        done = f"; going on after {self._done} trials" if self._done else ""
         print(
             f"recycler: {len(pool.members)} members{' and their base' if pool.base else ''}, "
             f"{len(prepared.objectives)} objectives, "
             f"{sum(item.role == 'search' for item in prepared.items)} search items, "
-            f"{prepared.job.budget.trials} trials with "
-            f"{prepared.job.sampler}{f'; going on after {self._done} trials' if self._done else ''}",
+            f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{done}",
             file=sys.stderr,
         )
         from recycler.run.plan import visible_difference, visible_lines

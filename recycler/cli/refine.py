@@ -90,7 +90,7 @@ def refine(arguments: argparse.Namespace) -> None:
     """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and
     the front printed.
     """
-    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+    from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.run.prepare import prepare
     from recycler.run.refine import Settings
     from recycler.run.refine import refine as refined

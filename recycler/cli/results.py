@@ -14,6 +14,7 @@ from recycler.cli.arguments import (
     add_json_flag,
     add_run_argument,
 )
+from recycler.cli.explanations import preview_text, why_text
 from recycler.cli.progress import gain_said
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def add_front(commands: Commands) -> None:
 
 def front(arguments: argparse.Namespace) -> None:
     """recycler front RUN: table, JSON or CSV."""
-    from recycler.cli.tables import front_table  # loads numpy and sqlalchemy
+    from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.results.documents import front_document
     from recycler.results.open import open_front
 
@@ -93,7 +94,6 @@ def add_preview(commands: Commands) -> None:
 
 def preview(arguments: argparse.Namespace) -> None:
     """recycler preview RUN: what the members alone let expect, and how far off that was."""
-    from recycler.cli.tables import preview_text  # loads numpy and sqlalchemy
     from recycler.results.insight import open_preview
 
     found = open_preview(arguments.run)
@@ -122,8 +122,7 @@ def add_why(commands: Commands) -> None:
 
 
 def why(arguments: argparse.Namespace) -> None:
-    """recycler why RUN: what each member adds to a merge, and what the front would lose without it."""
-    from recycler.cli.tables import why_text  # loads numpy and sqlalchemy
+    """recycler why RUN: contributions of members to a merge, and losses without them."""
     from recycler.results.insight import open_why
 
     found = open_why(arguments.run, arguments.trial)

@@ -6,10 +6,16 @@ import argparse
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.cli.arguments import Commands, add_command
+from recycler.cli.jobs import ledger_url
 from recycler.errors import Problem, UsageError
+
+if TYPE_CHECKING:
+    from recycler.service.proxy import TrustedProxy
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
@@ -73,10 +79,8 @@ def add_serve(commands: Commands) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """recycler serve: loopback without a token; anywhere else tokens are made and told once, as
-    addresses.
-    """
-    try:
+    """recycler serve: loopback without a token; elsewhere tokens, told once in the addresses."""
+    try:  # these load the web framework, which is an extra
         import uvicorn
 
         from recycler.service.app import create_app
@@ -89,8 +93,6 @@ def serve(arguments: argparse.Namespace) -> None:
                 remedy="pip install 'recycler[service]'",
             )
         ) from None
-    from recycler.cli.jobs import ledger_url
-
     root = Path(arguments.root)
     if not root.is_dir():
         raise UsageError(
@@ -101,25 +103,11 @@ def serve(arguments: argparse.Namespace) -> None:
             )
         )
     listening = _listen(arguments.host, arguments.port)
-    proxy = (
-        trusted_proxy(arguments.trusted_proxy, arguments.user_header, arguments.operators or "")
-        if arguments.trusted_proxy
-        else None
-    )
-    if arguments.operators and proxy is None:
-        raise UsageError(
-            Problem(
-                thing="--operators",
-                cause="names users, and no proxy is trusted to name them",
-                remedy="Add --trusted-proxy ADDRESS",
-            )
-        )
+    proxy = _proxy(arguments, trusted_proxy)
     local = proxy is None and arguments.host in LOOPBACK_NAMES and not arguments.allow_host
-    token, viewer = (
-        (None, None)
-        if local and not arguments.token
-        else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
-    )
+    needs_token = arguments.token or not local
+    token, viewer = (secrets.token_urlsafe(32) if needs_token else None for _ in range(2))
+    own_names = [] if local else _names(arguments.host)
     app = create_app(
         root,
         ledger_url=ledger_url(arguments.ledger),
@@ -127,31 +115,11 @@ def serve(arguments: argparse.Namespace) -> None:
         viewer_token=viewer,
         export_place=arguments.exports,
         proxy=proxy,
-        allowed_hosts=[
-            *LOOPBACK_NAMES,
-            *([] if local else _names(arguments.host)),
-            *arguments.allow_host,
-        ],
+        allowed_hosts=[*LOOPBACK_NAMES, *own_names, *arguments.allow_host],
     )
-    host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
-    place = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}/"
-    if token is None:
-        print(
-            f"recycler: serving {root} at {place} to this machine, without a token", file=sys.stderr
-        )
-    else:
-        print(
-            f"recycler: serving {root}; open one of these, they are told once\n  operator: "
-            f"{place}?token={token}\n  viewer:   {place}?token={viewer}",
-            file=sys.stderr,
-        )
+    _say_where(arguments, root, token, viewer)
     if proxy is not None:
-        print(
-            f"recycler: believes {', '.join(map(str, proxy.networks))} about users in "
-            f"{proxy.header}; operators: "
-            f"{', '.join(sorted(proxy.operators)) or 'none, all may only read'}",
-            file=sys.stderr,
-        )
+        _say_proxy(proxy)
     # proxy_headers=False: else X-Forwarded-For could put another address in place of the
     # connection's own
     server = uvicorn.Server(
@@ -165,6 +133,51 @@ def serve(arguments: argparse.Namespace) -> None:
         )
     )
     server.run(sockets=[listening])
+
+
+def _proxy(
+    arguments: argparse.Namespace, trusted_proxy: Callable[..., TrustedProxy]
+) -> TrustedProxy | None:
+    """Build the trusted proxy that the flags name. Raises UsageError for operators without one."""
+    if arguments.trusted_proxy:
+        operators = arguments.operators or ""
+        return trusted_proxy(arguments.trusted_proxy, arguments.user_header, operators)
+    if arguments.operators:
+        raise UsageError(
+            Problem(
+                thing="--operators",
+                cause="names users, and no proxy is trusted to name them",
+                remedy="Add --trusted-proxy ADDRESS",
+            )
+        )
+    return None
+
+
+def _say_where(
+    arguments: argparse.Namespace, root: Path, token: str | None, viewer: str | None
+) -> None:
+    """Print the addresses to open, with their tokens where these are needed."""
+    host = socket.gethostname() if arguments.host in EVERYWHERE else arguments.host
+    shown = f"[{host}]" if ":" in host else host
+    place = f"http://{shown}:{arguments.port}/"
+    if token is None:
+        line = f"recycler: serving {root} at {place} to this machine, without a token"
+    else:
+        line = (
+            f"recycler: serving {root}; open one of these, they are told once\n  operator: "
+            f"{place}?token={token}\n  viewer:   {place}?token={viewer}"
+        )
+    print(line, file=sys.stderr)
+
+
+def _say_proxy(proxy: TrustedProxy) -> None:
+    """Print the proxy that is believed about users, and its operators."""
+    operators = ", ".join(sorted(proxy.operators)) or "none, all may only read"
+    print(
+        f"recycler: believes {', '.join(map(str, proxy.networks))} about users in "
+        f"{proxy.header}; operators: {operators}",
+        file=sys.stderr,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

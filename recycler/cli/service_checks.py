@@ -136,8 +136,8 @@ def bucket(url: str) -> Iterator[Check]:
                 found="a second writer overwrites the first"
                 if again
                 else "of two writers one is refused",
-                remedy="The server ignores If-None-Match: use one that knows it, or two drivers can "
-                "spoil an export",
+                remedy="The server ignores If-None-Match: use one that knows it, or two drivers "
+                "can spoil an export",
             )
             whole = objects.read(probe)
             part = objects.read(probe, 16, 32, etag=whole.etag)

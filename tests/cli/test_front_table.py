@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import OBJECTIVES, named_pool
-from recycler.cli.tables import front_table
+from recycler.cli.front_text import front_table
 from recycler.results.documents import front_document, search_to_holdout
 from recycler.results.front import read_front
 from recycler.search.baselines import fixed_baselines

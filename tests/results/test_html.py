@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from recycler.cli import main
-from recycler.cli.tables import front_table
+from recycler.cli.front_text import front_table
 from recycler.ledger.runs import open_ledger, read_status
 from recycler.location import parse_location
 from recycler.results.documents import front_document

@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks.search.loss_model import LossModel
 from recycler.cli import main
-from recycler.cli.tables import _weights
+from recycler.cli.front_text import weights_text
 from recycler.cluster.workers import LocalWorkers
 from recycler.engines.transformers_engine import TransformersEngine
 from recycler.engines.weight_slopes import weight_slopes
@@ -353,12 +353,12 @@ def test_many_rows_of_weights_are_summed_up_in_the_table():
         groups=tuple(Group(name=f"layers-{row}", match=str(row)) for row in range(5)),
     )
     assert (
-        _weights(Trial(number=0, kind="merge", state="SCORED", recipe=recipe))
+        weights_text(Trial(number=0, kind="merge", state="SCORED", recipe=recipe))
         == "5 rows: a 0.10..0.50 c 0.50..0.50"
     )
     few = replace(recipe, weights=rows[:2], groups=recipe.groups[:2])
     assert (
-        _weights(Trial(number=0, kind="merge", state="SCORED", recipe=few))
+        weights_text(Trial(number=0, kind="merge", state="SCORED", recipe=few))
         == "layers-0: c 0.50 a 0.10; layers-1: c 0.50 a 0.20"
     )
 
