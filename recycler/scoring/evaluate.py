@@ -110,12 +110,12 @@ def score_side_by_side(
     names = engine.side_by_side(recipes)
     loaded = time.monotonic()
     failures = _probe_all(engine, names, items, gated)
-    questions: list[Questions] = []
-    for failure, own, name in zip(failures, items, names, strict=True):
-        questions.append(([], []) if failure else requests_of(own, name))
-    outcomes: list[tuple[Outcome, ...]] = []
-    for failure, own, answers in zip(failures, items, _ask_at_once(engine, questions), strict=True):
-        outcomes.append(() if failure else outcomes_of(own, *answers))
+    asked: list[Sequence[Item]] = []
+    for failure, own in zip(failures, items, strict=True):
+        asked.append(() if failure else own)
+    questions = [requests_of(own, name) for own, name in zip(asked, names, strict=True)]
+    answers = _ask_at_once(engine, questions)
+    outcomes = [outcomes_of(own, *answer) for own, answer in zip(asked, answers, strict=True)]
     merge_seconds = (loaded - started) / len(recipes)
     score_seconds = (time.monotonic() - loaded) / len(recipes)
     results: list[Scorecard | Failure] = []

@@ -1,6 +1,6 @@
 """One box: a process that can touch nothing, with a Python and the text of child.py in it.
 
-Its inmate has an own user, process, mount, network, IPC and host-name namespace, no capabilities,
+It has an own user, process, mount, network, IPC and host-name namespace, no capabilities,
 no way to make further user namespaces; /usr read-only, an empty /tmp and /dev/shm of 16 MB each, no
 /proc, no /etc, no environment. child.py sets limits on CPU time, file size, open files and
 processes, and verdict.py kills all of a box after its wall-clock time. Root drops to uid 65534

@@ -159,7 +159,7 @@ class Peer(Values):
 def program_side() -> "NoReturn":
     """Run the program that the tests' side sends, then answer until the pipe closes.
 
-    The first message tells what the program has of the names asked for.
+    The first message says which of the names asked for the program has.
     """
     wire = Wire(os.dup(0), os.dup(1))
     asked = wire.receive()

@@ -89,6 +89,7 @@ def _tree(root: int) -> list[int]:
 
 
 def _resident(process: int) -> int:
+    """Its size in memory, in bytes; 0 when it has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):
@@ -96,7 +97,7 @@ def _resident(process: int) -> int:
 
 
 def _proportional(process: int) -> int:
-    """Its share of the pages it maps; its size where the kernel does not tell shares."""
+    """Its share of the pages it maps, in bytes; its size where the kernel does not say."""
     try:
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -1,4 +1,4 @@
-"""Lists, dictionaries, sets and all else that can be changed, shared by both boxes.
+"""Lists, dictionaries, sets and all else that can be changed, shared by both sides.
 
 The second of the texts that run alone inside a box (see child.py).
 
@@ -29,16 +29,17 @@ CHANGEABLE: "dict[str, type[Any]]" = {
 
 
 class Shared:
-    """Things under one number on both sides; the program's side gives odd numbers, the other even.
+    """Things under one number on both sides.
 
-    `seen`: what each held at the last message. `keys`: the number of a thing by its `id`.
+    New ones get odd numbers on the program's side and even ones on the other. `seen`: the parts of
+    each at the last message. `keys`: the number of a thing by its `id`.
     """
 
-    def __init__(self, gives_odd: bool) -> None:
+    def __init__(self, odd: bool) -> None:
         self.shared: dict[int, Any] = {}
         self.keys: dict[int, int] = {}
         self.seen: dict[int, Any] = {}
-        self.counted = itertools.count(int(gives_odd), 2)
+        self.counted = itertools.count(int(odd), 2)
 
     def encode(self, value: "Any") -> "Any":
         """A value as JSON; values.py says how."""
@@ -49,9 +50,9 @@ class Shared:
         raise NotImplementedError
 
     def contents(self) -> "list[Any]":
-        """What this side changed or shares for the first time, since the last message.
+        """Changes since the last message, as [number, kind, parts] of each changed thing.
 
-        A list of [number, kind, parts].
+        A thing that is shared for the first time counts as changed.
         """
         found: list[Any] = []
         looked: set[int] = set()

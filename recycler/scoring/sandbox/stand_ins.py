@@ -1,4 +1,4 @@
-"""Stand-ins for things that live in the other box: what is done to one is asked for over there.
+"""Stand-ins for things that live in the other box, which is asked for all that is done to them.
 
 The first of the texts that run alone inside a box (see child.py).
 
@@ -73,7 +73,7 @@ DOINGS: "dict[str, Callable[..., Any]]" = {
 
 
 class StandIn:
-    """Something that lives on the other side; subclasses have the operators that it has there."""
+    """A thing that lives on the other side; subclasses have the operators that it has there."""
 
     __slots__ = ("peer", "of")
 
@@ -127,9 +127,9 @@ def _ask(stand_in: StandIn, doing: str, *args: "Any", **named: "Any") -> "Any":
 
 
 def _forwarding(name: str) -> "Callable[..., Any]":
-    """The method of that name of a stand-in: it is asked for on the other side.
+    """The method of that name of a stand-in: the other side is asked to do it.
 
-    Comparisons are asked for with another stand-in alone.
+    It is asked to compare only with another stand-in.
     """
     if name in COMPARED:
 

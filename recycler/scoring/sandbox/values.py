@@ -50,11 +50,12 @@ class Broken(BaseException):
 class Values(Shared):
     """Values as JSON and back, for one side.
 
-    `shares_all`: the program shows any object by number, the tests functions and iterators alone.
+    `shares_all`: the program's side shows any object by number, the tests' side only functions and
+    iterators.
     """
 
     def __init__(self, shares_all: bool) -> None:
-        super().__init__(gives_odd=shares_all)
+        super().__init__(odd=shares_all)
         self.shares_all = shares_all
         self.things: list[Any] = []
         self.numbers: dict[int, int] = {}

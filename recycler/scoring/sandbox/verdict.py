@@ -1,10 +1,10 @@
 """The verdict on one program: two boxes with a pipe between them (child.py).
 
 One box runs the program and answers calls; the other runs the tests, on stand-ins for what the
-program defines, and sees values alone. So a program can exit, print, walk frames, return objects
-that equal everything or speak to the pipe itself: it passes by answering right, and by nothing
-else. The verdict is a nonce of 32 random bytes that only the tests' box was given, accepted as the
-exact output after its sign of life.
+program defines, and sees nothing but values. So a program can exit, print, walk frames, return
+objects that equal everything or speak to the pipe itself: it passes by answering right, and by
+nothing else. The verdict is a nonce of 32 random bytes that only the tests' box was given, accepted
+as the exact output after its sign of life.
 
 Memory: `memory_bytes` is the address space of one process, and what all of a box's processes hold
 together: this process looks every 20 ms and kills the box beyond it (fence.py), so a box may be
@@ -54,8 +54,7 @@ class Limits:
     """Limits of each of the two boxes.
 
     `memory_bytes` in all, `cpu_seconds` and `file_bytes` for each process or file. `output_bytes`
-    caps what is read of the verdict pipe. Of what a program prints its tests alone hear, should
-    they listen.
+    caps what is read of the verdict pipe. What a program prints is heard by its tests only.
     """
 
     wall_seconds: float = 15.0
@@ -137,7 +136,7 @@ def judge_once(command: Sequence[str], program: Program, limits: Limits) -> Verd
 
 
 def _message(program: Program, limits: Limits, pipes: Sequence[int], nonce: bytes) -> bytes:
-    """All that the tests' box is told, JSON with its length before it."""
+    """The message to the tests' box: JSON with its length before it."""
     names = names_of(program.tests, program.given)
     body = json.dumps(
         {
@@ -218,7 +217,10 @@ def _pipes(box: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _send(selector: selectors.BaseSelector, to_box: IO[bytes], view: memoryview) -> memoryview:
-    """Write what the pipe takes of a message, and close it after the last byte; the rest of it."""
+    """Write as much of a message as the pipe takes, and close it after the last byte.
+
+    Returns the rest of the message.
+    """
     try:
         view = view[os.write(to_box.fileno(), view[:65536]) :]
     except BrokenPipeError:
