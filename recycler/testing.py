@@ -320,7 +320,7 @@ class EngineContract:
         self.engine.apply(self._linear(0.0, 0.0, 0.0))
         assert self.engine.generate([]) == [] and self.engine.loglikelihood([]) == []
 
-    def test_answers_are_handed_on_and_babble_is_given_up(self):
+    def test_answers_are_handed_on_and_degenerate_output_is_given_up(self):
         """Every answer taken for babble: sixteen long ones are given up and leave the engine clean,
         unless one of them ends early.
         """

@@ -1,6 +1,4 @@
-"""What every engine does alike: refuse requests that have no answer, and merge a recipe into live
-weights.
-"""
+"""The work that engines share: refuse requests without an answer, and merge into live weights."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from recycler.types import GenerateRequest, LoglikelihoodRequest, Recipe
 
 
 def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Tensor]) -> str:
-    """Write the merge into `weights` in place and give the digest of what they then hold.
+    """Write the merge into `weights` in place, and return the digest of what they then hold.
 
     The arithmetic stays on the CPU, where the pool lies and an export does it too: the same bits on
     every device.
@@ -34,28 +32,29 @@ def merge_live(recipe: Recipe, resident: ResidentPool, weights: Mapping[str, Ten
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """A part of a checkpoint's tensor and where it lives:
+    """A part of a checkpoint's tensor, and its place in an engine's memory.
 
-    `view`, in an engine's memory, holds `tensor[index]`; all of it where the index is empty.
+    `view` holds `tensor[index]`; all of the tensor where the index is empty.
     """
 
     view: Tensor
     index: tuple[slice, ...] = ()
 
     def of(self, whole: Tensor) -> Tensor:
+        """The part of the whole tensor that belongs into the view."""
         return whole[self.index]
 
 
 def merge_shards(
     recipe: Recipe, resident: ResidentPool, shards: Mapping[str, Sequence[Shard]]
 ) -> str:
-    """Write this rank's parts of the merge in place; give the digest of the whole merge, the same
-    on every rank and in an export.
+    """Write this rank's parts of the merge in place, and return the digest of the whole merge.
 
-    Each rank does the arithmetic of the whole model and keeps its slices: N ranks take N times the
-    CPU time of one, side by side. A rank that merged its slices alone could not do the methods that
-    rank or mask a whole tensor, nor tell the digest of one. What the digest says is what was
-    written: every part is read back and compared.
+    The digest is the same on every rank and in an export. Each rank does the arithmetic of the
+    whole model and keeps its slices: N ranks take N times the CPU time of one, side by side. A rank
+    that merged its slices alone could not do the methods that rank or mask a whole tensor, nor tell
+    the digest of one. What the digest says is what was written: every part is read back and
+    compared.
     """
 
     def written() -> Iterator[tuple[str, Tensor]]:
@@ -73,24 +72,24 @@ def merge_shards(
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors agree in dtype, shape and every bit:
+    """True when two tensors agree in dtype, shape and every bit.
 
-    NaN equals itself, 0.0 is not -0.0.
+    NaN equals itself, and 0.0 is not -0.0.
     """
-    return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and torch.equal(_bits(one), _bits(other))
-    )
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(_bits(one), _bits(other))
 
 
 def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, in host memory."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
 def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bool = True) -> None:
-    """Raise UsageError unless every request has a prompt, asks for a token, fits into `limit`
-    tokens, and, where the live weights are `alone`, asks those.
+    """Raise UsageError for a request without a prompt, for no token, or longer than `limit`.
+
+    Where the live weights are `alone`, also for one that asks another merge.
     """
     _check_merge(requests, alone)
     for request in requests:
@@ -99,17 +98,16 @@ def check_generate(requests: Sequence[GenerateRequest], limit: int, *, alone: bo
                 f"has {len(request.prompt_ids)} prompt tokens and asks for "
                 f"{request.max_new_tokens} new ones"
             )
-    _check_length(
-        max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0),
-        limit,
-    )
+    lengths = [len(request.prompt_ids) + request.max_new_tokens for request in requests]
+    _check_length(max(lengths, default=0), limit)
 
 
 def check_loglikelihood(
     requests: Sequence[LoglikelihoodRequest], limit: int, *, alone: bool = True
 ) -> None:
-    """The same for likelihoods: an empty continuation would be certain, and so would win every
-    comparison.
+    """Raise UsageError for a request of no tokens, after no tokens, or longer than `limit`.
+
+    An empty continuation would be certain, and so would win every comparison.
     """
     _check_merge(requests, alone)
     for request in requests:
@@ -118,16 +116,12 @@ def check_loglikelihood(
                 f"has {len(request.context_ids)} tokens of context and "
                 f"{len(request.continuation_ids)} of continuation"
             )
-    _check_length(
-        max(
-            (len(request.context_ids) + len(request.continuation_ids) for request in requests),
-            default=0,
-        ),
-        limit,
-    )
+    lengths = [len(request.context_ids) + len(request.continuation_ids) for request in requests]
+    _check_length(max(lengths, default=0), limit)
 
 
 def _check_merge(requests: Sequence[GenerateRequest | LoglikelihoodRequest], alone: bool) -> None:
+    """Raise UsageError when a merge is asked for, and the live weights are alone."""
     if alone and (names := {request.merge for request in requests} - {""}):
         raise UsageError(
             Problem(

@@ -1,5 +1,6 @@
-"""The loss that learned LoRA weights are trained on: mean negative log-likelihood of a small mix,
-in nats a token.
+"""The loss that learned LoRA weights are trained on.
+
+It is the mean negative log-likelihood of a small mix, in nats per token.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ Row = tuple[list[int], int]  # token ids; how many of them are the prompt, which
 
 
 class MixLoss:
-    """weights (M, K) -> loss of the base with the weighted adapters on all rows; a batch is in
-    memory at a time.
+    """The loss of the base with weighted adapters, as a function of their weights (M, K).
+
+    It is over all rows; one batch is in memory at a time.
     """
 
     def __init__(
@@ -38,45 +40,45 @@ class MixLoss:
         self.num_tokens = sum(int(counted.sum()) for _, counted in self.batches)
 
     def __call__(self, weights: Tensor) -> Tensor:
-        parts = [
-            checkpoint(self._batch, weights, ids, counted, use_reentrant=False)
-            if weights.requires_grad
-            else self._batch(weights, ids, counted)
-            for ids, counted in self.batches
-        ]
+        parts = []
+        for ids, counted in self.batches:
+            if weights.requires_grad:  # activations are made again on the way back
+                part = checkpoint(self._batch, weights, ids, counted, use_reentrant=False)
+            else:
+                part = self._batch(weights, ids, counted)
+            parts.append(part)
         return torch.stack(parts).sum() / self.num_tokens
 
     def value(self, weights: Tensor) -> float:
+        """The loss as a number, without a gradient."""
         with torch.no_grad():
             return float(self(weights))
 
     def _batch(self, weights: Tensor, ids: Tensor, counted: Tensor) -> Tensor:
+        """Sum of -log p over the counted tokens of one batch, ids (B, T)."""
         with attached(self.model, self.adapters, weights):
             logits = self.model(input_ids=ids).logits[:, :-1].float()
-        return (
-            torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-            )
-            * counted.flatten()
-        ).sum()
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        return (losses * counted.flatten()).sum()
 
 
 def mix_loss(
     base: Path, data: Path, adapters: Sequence[Adapter], *, max_length: int, batch: int
 ) -> MixLoss:
-    """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines, with the base's own
-    tokenizer. Raises UsageError.
+    """The loss over a JSONL file of {"prompt", "completion"} or {"text"} lines.
+
+    Tokens are the base's own. Raises UsageError for a file that cannot be read, or has no answer
+    within `max_length` tokens.
     """
     rows = read_mix(data)
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    model = (
-        AutoModelForCausalLM.from_pretrained(
-            base, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        )
-        .eval()
-        .requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, local_files_only=True, trust_remote_code=False, dtype=torch.float32
     )
+    model.eval().requires_grad_(False)
     tokens: list[Row] = []
     for prompt, completion in rows:
         before = tokenizer.encode(prompt) if prompt else []
@@ -118,39 +120,45 @@ def read_mix(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-            prompt, completion = (
-                (entry["prompt"], entry["completion"])
-                if "completion" in entry
-                else ("", entry["text"])
+        row = _read_row(line)
+        if row is not None:
+            rows.append(row)
+            continue
+        problems.append(
+            Problem(
+                thing="line",
+                cause='is not {"prompt": ..., "completion": ...} or {"text": ...}',
+                remedy="Write one JSON object a line",
+                where=f"{path}:{number}",
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
-            prompt = completion = None
-        if not isinstance(prompt, str) or not isinstance(completion, str):
-            problems.append(
-                Problem(
-                    thing="line",
-                    cause='is not {"prompt": ..., "completion": ...} or {"text": ...}',
-                    remedy="Write one JSON object a line",
-                    where=f"{path}:{number}",
-                )
-            )
-        else:
-            rows.append((prompt, completion))
+        )
     raise_problems(problems[:20])
     return rows
 
 
+def _read_row(line: str) -> tuple[str, str] | None:
+    """(prompt, completion) of one line; None when it holds something else."""
+    try:
+        entry = json.loads(line)
+        if "completion" in entry:
+            prompt, completion = entry["prompt"], entry["completion"]
+        else:
+            prompt, completion = "", entry["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    return prompt, completion
+
+
 def _padded(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T), padded at the right with zeros, and 1.0 for each next token (B, T - 1) that
-    counts.
+    """Token ids (B, T), padded with zeros at the right, and 1.0 for each next token that counts.
+
+    The latter are (B, T - 1).
     """
     longest = max(len(ids) for ids, _ in rows)
-    ids, counted = (
-        torch.zeros(len(rows), longest, dtype=torch.int64),
-        torch.zeros(len(rows), longest - 1),
-    )
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    counted = torch.zeros(len(rows), longest - 1)
     for row, (tokens, num_prompt) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         counted[row, max(num_prompt, 1) - 1 : len(tokens) - 1] = 1.0

@@ -1,7 +1,6 @@
-"""Looking at answers while they are made: each is handed on as it ends, and a merge that only
-babbles is given up.
+"""Watch answers while they are made: hand each on as it ends, and stop at degenerate output.
 
-A broken merge is the dearest of all, since it runs every answer to the token limit. It is
+A broken merge costs more than any other, since it runs every answer to the token limit. It is
 recognised early and strictly: the first answers of those that may grow long are looked at once,
 after GATE_TOKENS tokens; only when all of them still run and repeat themselves is the merge
 hopeless.
@@ -17,28 +16,29 @@ from recycler.errors import Problem, RecyclerError
 from recycler.types import Completion, GenerateRequest, Loglikelihood
 
 GATE_ANSWERS = 16
-GATE_TOKENS = (
-    64  # looked at after so many; answers that may not grow to twice as many are no evidence
-)
+# looked at after this many; answers that may not grow to twice as many are no evidence
+GATE_TOKENS = 64
 # a token of a broken merge whose logits are nan counts as this unlikely: scored low, never an error
 LOGPROB_FLOOR = -1e4
-MIN_BYTES = 60
+MIN_BYTES = 60  # of a text that is judged
 # compressed size over size: prose and programs of this length stay above 0.4, a loop falls below
 # 0.2
-MAX_NEW = 0.22
-
+MAX_COMPRESSED = 0.22
+ZLIB_BYTES = 12  # zlib's own, whatever the text
 
 _REMEDY = "Nothing to do: the sampler is told that this is as bad as the worst"
 
 
 class HopelessError(RecyclerError):
-    """The live weights give nothing worth scoring; a property of the recipe, not of the system."""
+    """The live weights produce nothing worth scoring; the recipe is to blame, not the system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """`done(index, completion)` is called once for each request as it ends, in any order; with
-    `gate` babble raises HopelessError.
+    """A listener for answers as they end.
+
+    `done(index, completion)` is called once for each request, in any order. With `gate`, degenerate
+    output raises HopelessError.
     """
 
     done: Callable[[int, Completion], None] = lambda index, completion: None
@@ -46,13 +46,14 @@ class Watch:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a text says the same again and again, by how well it compresses; a short one never
-    does.
+    """True when a text says the same again and again, by how well it compresses.
+
+    A short one never does.
     """
     data = text.encode()
-    return (
-        len(data) >= MIN_BYTES and len(zlib.compress(data, 6)) < MAX_NEW * len(data) + 12
-    )  # 12 bytes of zlib's own
+    if len(data) < MIN_BYTES:
+        return False
+    return len(zlib.compress(data, 6)) < MAX_COMPRESSED * len(data) + ZLIB_BYTES
 
 
 def refuse_non_finite(likelihoods: Sequence[Loglikelihood]) -> None:
@@ -68,16 +69,15 @@ def refuse_non_finite(likelihoods: Sequence[Loglikelihood]) -> None:
 
 
 def gate_sample(requests: Sequence[GenerateRequest], order: Sequence[int]) -> list[int]:
-    """The first requests in the order of submission that may grow long; none when they are too few
-    to judge by.
+    """The first requests, in the order of submission, that may grow long.
+
+    None when they are too few to judge by.
     """
-    long = [index for index in order if requests[index].max_new_tokens >= 2 * GATE_TOKENS][
-        :GATE_ANSWERS
-    ]
-    return long if len(long) == GATE_ANSWERS else []
+    long = [index for index in order if requests[index].max_new_tokens >= 2 * GATE_TOKENS]
+    return long[:GATE_ANSWERS] if len(long) >= GATE_ANSWERS else []
 
 
-def refuse_babble(texts: Sequence[str]) -> None:
+def refuse_degenerate(texts: Sequence[str]) -> None:
     """Raise HopelessError when every one of these unfinished answers repeats itself."""
     if texts and all(map(repeats_itself, texts)):
         raise HopelessError(

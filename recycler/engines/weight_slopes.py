@@ -1,5 +1,6 @@
-"""The slope of a loss along the weights of a linear merge: one inner product a tensor and member,
-however many weights there are.
+"""The slope of a loss along the weights of a linear merge.
+
+It takes one inner product per tensor and member.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from recycler.types import Recipe
 def weight_slopes(
     gradients: Mapping[str, Tensor], recipe: Recipe, resident: ResidentPool
 ) -> NDArray[np.float64]:
-    """Gradient (G, K) by the recipe's weights, of a loss whose gradient by each tensor of the merge
-    is given.
+    """Gradient (G, K) of a loss by the recipe's weights, from its gradient by each merged tensor.
 
     A merge is b + sum_k w_k (t_k - b), without a base sum_k w_k t_k, so by the chain rule dL/dw_gk
-    is the sum of <dL/dt, t_k - b> over the tensors of group g. In float32 a block, summed in
+    is the sum of <dL/dt, t_k - b> over the tensors of group g. Blocks are float32, summed in
     float64.
     """
     slopes = np.zeros((len(recipe.groups), len(recipe.members)))
@@ -36,8 +36,8 @@ def weight_slopes(
                 own = flat[block].float().cpu()
                 origin = base[block].float() if base is not None else None
                 for index, member in enumerate(members):
-                    delta = (
-                        member[block].float() if origin is None else member[block].float() - origin
-                    )
+                    delta = member[block].float()
+                    if origin is not None:
+                        delta = delta - origin
                     slopes[row, index] += float(own @ delta)
     return slopes

@@ -15,7 +15,7 @@ from recycler.engines.watch import (
     GATE_TOKENS,
     HopelessError,
     gate_sample,
-    refuse_babble,
+    refuse_degenerate,
     repeats_itself,
 )
 from recycler.ledger import Ledger
@@ -57,10 +57,10 @@ def test_loops_are_told_from_prose_and_programs(text, babble):
 
 
 def test_one_answer_that_says_something_keeps_the_gate_open():
-    refuse_babble([*LOOPS, PROSE])
-    refuse_babble([])
+    refuse_degenerate([*LOOPS, PROSE])
+    refuse_degenerate([])
     with pytest.raises(HopelessError, match="first 5 answers repeat themselves"):
-        refuse_babble(LOOPS)
+        refuse_degenerate(LOOPS)
 
 
 def test_short_answers_are_no_evidence():

@@ -1,7 +1,7 @@
 """An engine without a model, and texts that repeat themselves."""
 
 from recycler.engines.watch import (
-    refuse_babble,
+    refuse_degenerate,
 )
 from recycler.types import (
     Completion,
@@ -33,7 +33,7 @@ class Engine:
 
     def generate(self, requests, watch=None):
         if self.babbles and watch.gate:
-            refuse_babble(LOOPS)
+            refuse_degenerate(LOOPS)
         answers = [
             Completion(text=str(index), num_tokens=1, finish="stop")
             for index in range(len(requests))

@@ -1,5 +1,4 @@
-"""Several merges of LoRA adapters in one batch of vLLM: each is one more adapter, of the sum of the
-ranks, on the base.
+"""Several merges of LoRA adapters in one batch of vLLM, each as one more adapter on the base.
 
 A linear merge of members that are the base with an adapter folded in is the base with one adapter:
 CAT, sum_k w_k s_k B_k A_k (Prabhakar et al. 2024, arXiv:2410.13025). It rounds elsewhere than the
@@ -16,58 +15,64 @@ from typing import Any
 
 from recycler.engines.live import same_bits
 from recycler.errors import Problem, UnsafeInputError, UsageError
-from recycler.merge.lora.factors import Adapter, cat, check_fit, read_adapter, write_adapter
+from recycler.merge.lora.factors import (
+    Adapter,
+    cat,
+    check_fit,
+    modules_of,
+    read_adapter,
+    write_adapter,
+)
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Pool, Recipe
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM keeps room for
-NOT_BATCHED = (
-    "lm_head",
-    "embed_tokens",
-)  # vLLM loses an adapter's share of these in likelihoods (its issues 16668 and 51594)
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM keeps room for
+# vLLM loses an adapter's share of these in likelihoods (its issues 16668 and 51594)
+NOT_BATCHED = ("lm_head", "embed_tokens")
 
 
 class MergeAdapters:
-    """The adapters of a pool's members, and those made of them that are loaded into an engine at
-    present.
-    """
+    """The adapters of a pool's members, and the merges of them that an engine holds at present."""
 
-    def __init__(self, pool: Pool, folder: Path, most: int):
-        """Raises UsageError or UnsafeInputError unless each member is the base with the adapter of
-        its name folded in, bit for bit.
+    def __init__(self, pool: Pool, folder: Path, max_loaded: int):
+        """Read the members' adapters from the folders of their names.
+
+        Raises UsageError or UnsafeInputError unless each member is the base with its adapter folded
+        in, bit for bit.
         """
-        self._adapters, self._pool, self.most = read_adapters(pool, folder), pool, most
+        self._adapters, self._pool = read_adapters(pool, folder), pool
+        self._max_loaded = max_loaded
         check_folded(pool, self._adapters)
         self._loaded: dict[str, Any] = {}  # name -> vLLM's LoRARequest
         self._used = 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What vLLM must be built with.
+        """Settings that vLLM must be built with.
 
         Only the adapters' own modules are wrapped: with lm_head among them it fails on likelihoods
         (its issue 29955).
         """
-        modules = {
-            module.rpartition(".")[2] for adapter in self._adapters for module in adapter.modules
-        }
+        needed = rank_sum(self._adapters)
+        modules = {module.rpartition(".")[2] for module in modules_of(self._adapters)}
         return {
             "enable_lora": True,
-            "max_loras": self.most,
-            "max_lora_rank": next(rank for rank in RANKS if rank >= rank_sum(self._adapters)),
+            "max_loras": self._max_loaded,
+            "max_lora_rank": next(rank for rank in RANKS if rank >= needed),
             "lora_target_modules": sorted(modules),
         }
 
     def load(self, recipes: Sequence[Recipe], engine: Any) -> tuple[str, ...]:
-        """Load each recipe's merge into vLLM's engine; their names, "" for one that is the base
-        itself.
-        """
-        from vllm.lora.request import LoRARequest
+        """Load each recipe's merge into vLLM's engine, and return their names.
 
-        if self._loaded or len(recipes) > self.most:
+        The name is "" for a merge that is the base itself.
+        """
+        from vllm.lora.request import LoRARequest  # heavy
+
+        if self._loaded or len(recipes) > self._max_loaded:
             raise RuntimeError(
                 f"{len(self._loaded)} adapters are loaded and {len(recipes)} are to be, of "
-                f"{self.most} at most"
+                f"{self._max_loaded} at most"
             )
         names = []
         with tempfile.TemporaryDirectory(prefix="recycler-adapters-") as aside:
@@ -83,13 +88,14 @@ class MergeAdapters:
         return tuple(names)
 
     def unload(self, engine: Any) -> None:
+        """Remove every merge from vLLM's engine; their names are gone for good."""
         while self._loaded:
             name, request = self._loaded.popitem()
             if not engine.remove_lora(request.lora_int_id):
                 raise RuntimeError(f"vLLM did not remove adapter {name}")
 
     def request(self, name: str) -> Any:
-        """What vLLM is told with a prompt: the adapter of that name, None for the live weights."""
+        """vLLM's request for the adapter of that name; None for the live weights."""
         if name and name not in self._loaded:
             raise UsageError(
                 Problem(
@@ -103,35 +109,31 @@ class MergeAdapters:
     def merge_of(self, recipe: Recipe) -> Adapter:
         """A linear recipe over the pool as one adapter. Raises UsageError for any other recipe."""
         base = self._pool.base.name if self._pool.base else None
-        if (
-            recipe.method != "linear"
-            or recipe.base != base
-            or any(value for _, value in recipe.options)
-        ):
+        has_options = any(value for _, value in recipe.options)
+        if recipe.method != "linear" or recipe.base != base or has_options:
+            with_options = " with options" if recipe.options else ""
             raise UsageError(
                 Problem(
                     thing="recipe",
-                    cause=f"is {recipe.method!r}{' with options' if recipe.options else ''}, and "
-                    "only plain linear merges on the base are sums of adapters",
+                    cause=f"is {recipe.method!r}{with_options}, and only plain linear merges on "
+                    "the base are sums of adapters",
                     remedy="Merge it densely",
                 )
             )
         own = dict(zip(self._pool.names, self._adapters, strict=True))
         chosen = [own[name] for name in recipe.members]
-        return cat(
-            chosen,
-            {
-                module: recipe.weights[recipe.group_of(f"{module}.weight")]
-                for adapter in chosen
-                for module in adapter.modules
-            },
-        )
+        rows = {
+            module: recipe.weights[recipe.group_of(f"{module}.weight")]
+            for module in modules_of(chosen)
+        }
+        return cat(chosen, rows)
 
 
 def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
     """The adapter of each member, from the folder of its name in `folder`.
 
-    Raises UsageError or UnsafeInputError.
+    Raises UsageError or UnsafeInputError for a pool without a base, a missing adapter, and adapters
+    that vLLM cannot hold or answers wrongly with.
     """
     if pool.base is None:
         raise UsageError(
@@ -165,12 +167,7 @@ def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
             )
         )
     outside = sorted(
-        {
-            module
-            for adapter in adapters
-            for module in adapter.modules
-            if module.rpartition(".")[2] in NOT_BATCHED
-        }
+        module for module in modules_of(adapters) if module.rpartition(".")[2] in NOT_BATCHED
     )
     if outside:
         raise UsageError(
@@ -185,25 +182,25 @@ def read_adapters(pool: Pool, folder: Path) -> tuple[Adapter, ...]:
 
 def rank_sum(adapters: Sequence[Adapter]) -> int:
     """The largest rank that a module of their concatenation can have."""
-    return sum(
-        max((factors.rank for factors in adapter.modules.values()), default=0)
-        for adapter in adapters
-    )
+    total = 0
+    for adapter in adapters:
+        total += max((factors.rank for factors in adapter.modules.values()), default=0)
+    return total
 
 
 def check_folded(pool: Pool, adapters: Sequence[Adapter]) -> None:
-    """Raise UnsafeInputError unless each member is the base with its adapter folded in, bit for
-    bit: else a sum of adapters is another model than the merge.
+    """Raise UnsafeInputError unless each member is the base with its adapter folded in.
+
+    Every bit is compared: otherwise a sum of adapters is another model than the merge.
     """
     resident = ResidentPool(pool)
     for member, adapter in zip(pool.members, adapters, strict=True):
         unknown = [module for module in adapter.modules if f"{module}.weight" not in member.tensors]
         for name in member.tensors:
-            base, factors = (
-                resident.tensor(pool.template.name, name),
-                adapter.modules.get(name.removesuffix(".weight")),
-            )
-            expected = base if factors is None else factors.delta().add_(base).to(base.dtype)
+            expected = base = resident.tensor(pool.template.name, name)
+            factors = adapter.modules.get(name.removesuffix(".weight"))
+            if factors is not None:
+                expected = factors.delta().add_(base).to(base.dtype)
             if unknown or not same_bits(expected, resident.tensor(member.name, name)):
                 raise UnsafeInputError(
                     Problem(

@@ -1,15 +1,15 @@
-"""The map from checkpoint names to the live parameters of one of vLLM's ranks: fused, padded, and
-cut among ranks.
+"""The map from checkpoint names to the live parameters of one of vLLM's ranks.
 
-How a parameter is cut is read off the vLLM layer that owns it; comparing every bit with the
-checkpoint is the judge.
+Parameters are fused, padded, and cut among ranks. How a parameter is cut is read off the vLLM layer
+that owns it; comparing every bit with the checkpoint is the judge.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,7 @@ SHOWN = 20  # problems that are told; a wrong architecture has hundreds of the s
 
 
 def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard, ...]]:
-    """Checkpoint name -> the parts of that tensor that this rank holds, with a view of the live
-    memory of each.
+    """Checkpoint name -> the parts of that tensor that this rank holds, as views of live memory.
 
     A fused parameter (qkv_proj, gate_up_proj) is cut into rows in the order the model itself
     declares; an embedding padded to a round vocabulary gives its first rows. A tensor that is fused
@@ -40,11 +39,10 @@ def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard
     shards: dict[str, tuple[Shard, ...]] = {}
     problems: list[Problem] = []
     for name, info in template.tensors.items():
-        pieces = (
-            _stored_alone(name, model, parameters)
-            if name in parameters
-            else _stored_apart(name, template, model, parameters, packed)
-        )
+        if name in parameters:
+            pieces = _stored_alone(name, model, parameters)
+        else:
+            pieces = _stored_apart(name, template, model, parameters, packed)
         if not pieces or not all(_fits(piece, info.shape) for piece in pieces):
             problems.append(_misfit(name, "has no place in vLLM's model"))
         else:
@@ -58,7 +56,7 @@ def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard
 def check_shards(
     shards: Mapping[str, tuple[Shard, ...]], resident: ResidentPool, dtype: torch.dtype
 ) -> None:
-    """Raise UnsafeInputError unless every part holds, bit for bit, what the pool's template says."""
+    """Raise UnsafeInputError unless every part holds the template's numbers, bit for bit."""
     template = resident.pool.template
     problems = []
     for name, pieces in shards.items():
@@ -83,55 +81,54 @@ def _misfit(name: str, cause: str) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Of `whole` rows in the checkpoint a rank holds `held`, from `start` on."""
+    """The rows of a tensor that a rank holds: `held` of `whole`, from `start` on."""
 
     whole: int
     held: int
     start: int = 0
 
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """The rows as an index of the checkpoint's tensor; empty for all of them."""
+        return () if self.held == self.whole else (slice(self.start, self.start + self.held),)
 
-def _layer(model: nn.Module, path: str) -> nn.Module:
+
+def _layer(model: nn.Module, path: str) -> Any:
     """The layer itself, where vLLM has wrapped it for adapters too."""
     module = model.get_submodule(path)
     return getattr(module, "base_layer", module)
 
 
 def _kinds(module: nn.Module) -> set[str]:
-    """Names of a layer's class and of those it inherits from: vLLM's own are known by these,
-    wherever it keeps them.
-    """
+    """Names of a layer's class and of its bases, by which vLLM's own layers are known."""
     return {kind.__name__ for kind in type(module).__mro__}
 
 
-def _rows(module: nn.Module) -> list[_Rows] | None:
-    """How vLLM cuts the rows of a layer, part by part where it is fused; None for a layer that
-    every rank holds whole.
+def _rows(layer: Any) -> list[_Rows] | None:
+    """The rows of one of vLLM's layers that this rank holds, part by part where it is fused.
+
+    None for a layer that every rank holds whole.
     """
-    kinds = _kinds(module)
+    kinds = _kinds(layer)
     if "VocabParallelEmbedding" in kinds:
-        held = module.shard_indices
-        return [_Rows(module.org_vocab_size, held.num_org_elements, held.org_vocab_start_index)]
+        held = layer.shard_indices
+        return [_Rows(layer.org_vocab_size, held.num_org_elements, held.org_vocab_start_index)]
     if "QKVParallelLinear" in kinds:
-        kv_rank = (
-            module.tp_rank // module.num_kv_head_replicas
-        )  # ranks in excess of the kv heads share them
+        kv_rank = layer.tp_rank // layer.num_kv_head_replicas  # ranks may share a kv head
         heads = (
-            (module.total_num_heads, module.num_heads, module.head_size, module.tp_rank),
-            (module.total_num_kv_heads, module.num_kv_heads, module.head_size, kv_rank),
-            (module.total_num_kv_heads, module.num_kv_heads, module.v_head_size, kv_rank),
+            (layer.total_num_heads, layer.num_heads, layer.head_size, layer.tp_rank),
+            (layer.total_num_kv_heads, layer.num_kv_heads, layer.head_size, kv_rank),
+            (layer.total_num_kv_heads, layer.num_kv_heads, layer.v_head_size, kv_rank),
         )
         return [
             _Rows(total * size, held * size, rank * held * size)
             for total, held, size, rank in heads
         ]
     if "ColumnParallelLinear" in kinds:
-        sizes = (
-            module.output_sizes if "MergedColumnParallelLinear" in kinds else [module.output_size]
-        )
-        return [
-            _Rows(size, size // module.tp_size, module.tp_rank * (size // module.tp_size))
-            for size in sizes
-        ]
+        is_fused = "MergedColumnParallelLinear" in kinds
+        sizes = layer.output_sizes if is_fused else [layer.output_size]
+        held_of = [(size, size // layer.tp_size) for size in sizes]
+        return [_Rows(size, held, layer.tp_rank * held) for size, held in held_of]
     return None
 
 
@@ -140,41 +137,33 @@ def _stored_alone(
 ) -> tuple[Shard, ...]:
     """The parts of a tensor that the checkpoint and vLLM both keep under one name."""
     parameter = parameters[name].data
-    module = _layer(model, name.rpartition(".")[0])
-    if (
-        "RowParallelLinear" in _kinds(module) and parameter.ndim > 1 and module.tp_size > 1
-    ):  # its bias is whole everywhere
-        start = module.tp_rank * module.input_size_per_partition
-        return (
-            Shard(parameter, (slice(None), slice(start, start + module.input_size_per_partition))),
-        )
-    rows = _rows(module) if parameter.ndim else None
+    layer = _layer(model, name.rpartition(".")[0])
+    is_bias = parameter.ndim <= 1  # of a row-parallel layer it is whole everywhere
+    if "RowParallelLinear" in _kinds(layer) and not is_bias and layer.tp_size > 1:
+        start = layer.tp_rank * layer.input_size_per_partition
+        columns = slice(start, start + layer.input_size_per_partition)
+        return (Shard(parameter, (slice(None), columns)),)
+    rows = _rows(layer) if parameter.ndim else None
     if rows is None:
         return (Shard(parameter),)
     if all(part.held == part.whole for part in rows):
         return (Shard(parameter[: sum(part.held for part in rows)]),)
     pieces, live, stored = [], 0, 0
     for part in rows:
-        pieces.append(
-            Shard(
-                parameter[live : live + part.held],
-                (slice(stored + part.start, stored + part.start + part.held),),
-            )
-        )
+        first = stored + part.start
+        view = parameter[live : live + part.held]
+        pieces.append(Shard(view, (slice(first, first + part.held),)))
         live, stored = live + part.held, stored + part.whole
     return tuple(pieces)
 
 
 def _packed_parts(mapping: Mapping[str, list[str]]) -> dict[str, tuple[str, list[str]]]:
-    """'q_proj' -> ('qkv_proj', ['q_proj', 'k_proj', 'v_proj']) for every part of every fused
-    module.
-    """
-    return {
-        part: (fused, list(parts))
-        for fused, parts in mapping.items()
-        if len(parts) > 1
-        for part in parts
-    }
+    """'q_proj' -> ('qkv_proj', ['q_proj', 'k_proj', 'v_proj']), and so on for all fused modules."""
+    packed: dict[str, tuple[str, list[str]]] = {}
+    for fused, parts in mapping.items():
+        if len(parts) > 1:
+            packed.update(dict.fromkeys(parts, (fused, list(parts))))
+    return packed
 
 
 def _stored_apart(
@@ -197,83 +186,70 @@ def _stored_apart(
         return ()
     stored = [template.tensors[sibling].shape[0] for sibling in siblings]
     rows = _rows(_layer(model, f"{parent}{fused}")) or [_Rows(size, size) for size in stored]
-    if [part.whole for part in rows] != stored or sum(
-        part.held for part in rows
-    ) != parameter.shape[0]:
+    held = [own.held for own in rows]
+    if [own.whole for own in rows] != stored or sum(held) != parameter.shape[0]:
         return ()
-    own = rows[parts.index(part)]
-    first = [0, *accumulate(part.held for part in rows)][parts.index(part)]
-    view = parameter.data[first : first + own.held]
-    return (
-        Shard(view)
-        if own.held == own.whole
-        else Shard(view, (slice(own.start, own.start + own.held),)),
-    )
+    place = parts.index(part)
+    first = sum(held[:place])
+    return (Shard(parameter.data[first : first + held[place]], rows[place].index),)
 
 
-# ---------------------------------------------------------------- every tensor once, and nothing left over
+# ---------------------------------------------------------------- every tensor once, none left over
 
 
 def _fits(shard: Shard, shape: tuple[int, ...]) -> bool:
-    """Whether the part that the view holds has the view's shape and lies within the tensor."""
-    cut = tuple(
-        len(range(*part.indices(size))) for part, size in zip(shard.index, shape, strict=False)
-    )
-    return len(shard.index) <= len(shape) and tuple(shard.view.shape) == cut + tuple(
-        shape[len(cut) :]
-    )
+    """True when the view has the shape of its part, and the part lies within the tensor."""
+    if len(shard.index) > len(shape):
+        return False
+    held = list(shape)
+    for axis, part in enumerate(shard.index):
+        held[axis] = len(range(*part.indices(shape[axis])))
+    return list(shard.view.shape) == held
 
 
 def _views(shards: Mapping[str, tuple[Shard, ...]]) -> Iterator[tuple[str, Tensor]]:
-    return (
-        (name, piece.view)
-        for name, pieces in shards.items()
-        for piece in pieces
-        if piece.view.numel()
-    )
+    """(checkpoint name, live memory) of every part that is not empty."""
+    for name, pieces in shards.items():
+        for piece in pieces:
+            if piece.view.numel():
+                yield name, piece.view
 
 
 def _overlaps(shards: Mapping[str, tuple[Shard, ...]]) -> list[Problem]:
     """Names whose memory another name fills too: tied weights that the checkpoint stores twice."""
     seen: dict[int, str] = {}
-    return [
-        Problem(
-            thing=f"tensor {name!r}",
-            cause=f"is tied to {other!r}, yet the checkpoint stores both",
-            remedy="Save the checkpoint again with save_pretrained, which keeps one of them",
+    problems = []
+    for name, view in _views(shards):
+        other = seen.setdefault(view.data_ptr(), name)
+        if other == name:
+            continue
+        problems.append(
+            Problem(
+                thing=f"tensor {name!r}",
+                cause=f"is tied to {other!r}, yet the checkpoint stores both",
+                remedy="Save the checkpoint again with save_pretrained, which keeps one of them",
+            )
         )
-        for name, view in _views(shards)
-        if (other := seen.setdefault(view.data_ptr(), name)) != name
-    ]
+    return problems
 
 
 def _uncovered(
     shards: Mapping[str, tuple[Shard, ...]], model: nn.Module, parameters: Mapping[str, Tensor]
 ) -> list[Problem]:
-    """Live parameters of which some element belongs to no tensor of the checkpoint; padding rows do
-    not count.
+    """Live parameters with elements that belong to no tensor of the checkpoint.
+
+    Padding rows do not count.
     """
-    filled: dict[int, int] = {}
+    filled: Counter[int] = Counter()  # memory of a parameter -> elements that tensors fill
     for _, view in _views(shards):
-        filled[view.untyped_storage().data_ptr()] = (
-            filled.get(view.untyped_storage().data_ptr(), 0) + view.numel()
-        )
-    padding = {
-        f"{path}.{kind}": module.shard_indices
-        for path, module in model.named_modules(remove_duplicate=False)
-        if "VocabParallelEmbedding" in _kinds(module)
-        for kind in ("weight", "bias")
-    }
+        filled[view.untyped_storage().data_ptr()] += view.numel()
+    num_rows = _unpadded_rows(model)
     problems = []
     for name, parameter in parameters.items():
         wanted = parameter.numel()
-        if name in padding:
-            wanted = (
-                wanted
-                // parameter.shape[0]
-                * (padding[name].num_org_elements + padding[name].num_added_elements)
-            )
-        if filled.get(parameter.untyped_storage().data_ptr(), 0) != wanted:
+        if name in num_rows:
+            wanted = wanted // parameter.shape[0] * num_rows[name]
+        if filled[parameter.untyped_storage().data_ptr()] != wanted:
             problems.append(
                 Problem(
                     thing=f"vLLM's parameter {name!r}",
@@ -282,3 +258,14 @@ def _uncovered(
                 )
             )
     return problems
+
+
+def _unpadded_rows(model: nn.Module) -> dict[str, int]:
+    """Rows of every embedding's parameters that are not padding, by the parameter's name."""
+    rows: dict[str, int] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "VocabParallelEmbedding" in _kinds(module):
+            held: Any = module.shard_indices
+            for kind in ("weight", "bias"):
+                rows[f"{path}.{kind}"] = held.num_org_elements + held.num_added_elements
+    return rows

@@ -1,5 +1,6 @@
-"""What crosses between the engine and vLLM's workers, which may be other processes: the pool,
-answers and errors, as JSON.
+"""JSON between the engine and vLLM's workers, which may be other processes.
+
+The pool crosses to them; answers and errors come back.
 """
 
 from __future__ import annotations
@@ -44,20 +45,22 @@ def write_answer(work: Callable[[], str]) -> str:
 
 
 def read_answer(answer: str) -> str:
-    """The result that `write_answer` packed; raises the error that it packed, RuntimeError with its
-    traceback if it is not one of ours.
+    """The result that `write_answer` packed.
+
+    Raises the error that it packed, or RuntimeError with the traceback of one that is not ours.
     """
     found = json.loads(answer)
     if "bug" in found:
         raise RuntimeError(f"in vLLM's worker: {found['bug']}")
     if "problems" in found:
-        raise KINDS.get(found["kind"], RecyclerError)(
+        kind = KINDS.get(found["kind"], RecyclerError)
+        raise kind(
             [
                 Problem(thing=thing, cause=cause, remedy=remedy, where=where)
                 for thing, cause, remedy, where in found["problems"]
             ]
         )
-    return found["result"]
+    return str(found["result"])
 
 
 def pool_to_json(pool: Pool) -> str:

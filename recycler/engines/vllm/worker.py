@@ -1,5 +1,4 @@
-"""What runs inside vLLM's worker, one a rank: the pool, mapped to this rank's live parameters, and
-the merge into them.
+"""The part inside vLLM's workers, one per rank: it maps the pool to live weights and merges it.
 
 vLLM imports this by name in each of its worker processes before a model is loaded, adds
 `RecyclerWorker` to its worker's base classes and calls its methods by name; only strings cross
@@ -8,7 +7,9 @@ processes.
 
 from __future__ import annotations
 
-from recycler.engines.live import merge_live, merge_shards
+from typing import Any
+
+from recycler.engines.live import Shard, merge_live, merge_shards
 from recycler.engines.vllm.patches import patch_vllm
 from recycler.engines.vllm.shards import check_shards, live_shards
 from recycler.engines.vllm.wire import pool_from_json, write_answer
@@ -21,17 +22,19 @@ patch_vllm()  # here, since nothing else of ours runs in a worker before the wei
 class RecyclerWorker:
     """Mixed into vLLM's worker, whose `model_runner` holds the model.
 
-    Names are prefixed: vLLM refuses clashes.
+    Names are prefixed, since vLLM refuses clashes. Each method returns what `read_answer` reads.
     """
 
+    model_runner: Any
+    _recycler_pool: ResidentPool
+    _recycler_shards: dict[str, tuple[Shard, ...]]
+
     def recycler_start(self, pool_json: str, dtype: str) -> str:
-        """Open the pool, map its tensors to live weights and prove the map by comparing every bit."""
+        """Open the pool, and map its tensors to live weights; every bit is compared."""
         return write_answer(lambda: self._recycler_map(pool_json, dtype))
 
     def recycler_apply(self, recipe_json: str) -> str:
-        """Merge a recipe into the live weights; gives the digest of the merge, of which they then
-        hold this rank's part.
-        """
+        """Merge a recipe into the live weights; the answer is the digest of the whole merge."""
         return write_answer(lambda: self._recycler_merge(recipe_json))
 
     def _recycler_map(self, pool_json: str, dtype: str) -> str:
@@ -43,8 +46,8 @@ class RecyclerWorker:
 
     def _recycler_merge(self, recipe_json: str) -> str:
         recipe, shards = recipe_from_json(recipe_json), self._recycler_shards
-        if any(shard.index for pieces in shards.values() for shard in pieces):
+        is_cut = any(shard.index for pieces in shards.values() for shard in pieces)
+        if is_cut:
             return merge_shards(recipe, self._recycler_pool, shards)
-        return merge_live(
-            recipe, self._recycler_pool, {name: whole.view for name, (whole,) in shards.items()}
-        )
+        weights = {name: whole.view for name, (whole,) in shards.items()}
+        return merge_live(recipe, self._recycler_pool, weights)
