@@ -1,6 +1,4 @@
-"""The model card: where a merge comes from, how it was made, and how it scored; search and holdout
-apart.
-"""
+"""The model card: a merge's parents, its recipe, and its scores on search and on holdout items."""
 
 from __future__ import annotations
 
@@ -20,18 +18,19 @@ def model_card(
     mergekit: str = "",
     searched: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """README.md of an export, with the metadata that model hubs read; `mergekit` says whether its
-    words were found for the recipe.
+    """README.md of an export, with the metadata that model hubs read.
 
-    searched: for each suite of the run the tasks whose search items are a published test set; None
-    where that is not known.
+    `mergekit` is a sentence on the recipe in mergekit's words. `searched` has, for each suite of
+    the run, the tasks whose search items are a published test set; it is None where that is not
+    known.
     """
     used = used_members(recipe)
-    parents = [pool.find(name) for name in (*used, *([recipe.base] if recipe.base else []))]
+    parents = [pool.find(name) for name in used]
+    if recipe.base:
+        parents.append(pool.find(recipe.base))
+    names = [str(parent.config.get("_name_or_path") or parent.name) for parent in parents]
     metadata = {
-        "base_model": [
-            str(parent.config.get("_name_or_path") or parent.name) for parent in parents
-        ],
+        "base_model": names,
         "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["merge", "recycler"],
@@ -61,25 +60,18 @@ def model_card(
             *_score_rows(trial.search, trial.holdout),
             "",
         ]
-    lines += [
-        "## Recipe",
-        "",
-        "```yaml",
-        recipe_text.rstrip(),
-        "```",
-        "",
-        *([mergekit, ""] if mergekit else []),
-    ]
+    lines += ["## Recipe", "", "```yaml", recipe_text.rstrip(), "```", ""]
+    if mergekit:
+        lines += [mergekit, ""]
     return "\n".join(lines)
 
 
 def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -> list[str]:
-    """Whether the search went by rows of a benchmark's test set, or by train, validation or other
-    rows.
-    """
+    """A sentence on the rows that were searched: a benchmark's test set, or others."""
     if searched is None:
         return []
-    names, on_test = [score.objective for score in trial.search if not score.is_exact], []
+    names = [score.objective for score in trial.search if not score.is_exact]
+    on_test = []
     for name in names:
         suite, _, task = name.partition("/")[0].partition(":")
         if task in searched.get(suite, ()) or not task and searched.get(suite):
@@ -90,40 +82,34 @@ def _searched_note(trial: Trial, searched: Mapping[str, Sequence[str]] | None) -
             "validation or other rows were searched.",
             "",
         ]
-    return [
+    note = (
         f"Search items of {', '.join(on_test)} come from a benchmark's published test set: "
         "compare these scores with nobody's."
-        + (
-            ""
-            if len(on_test) == len(names)
-            else " The other search items come from train, validation or other rows."
-        ),
+    )
+    if len(on_test) < len(names):
+        note += " The other search items come from train, validation or other rows."
+    return [note, ""]
+
+
+def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
+    """A sentence for weights in another dtype than the one that was scored."""
+    if recipe.dtype == trial.recipe.dtype:
+        return []
+    return [
+        f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in "
+        f"{recipe.dtype}.",
         "",
     ]
 
 
-def _dtype_note(recipe: Recipe, trial: Trial) -> list[str]:
-    return (
-        []
-        if recipe.dtype == trial.recipe.dtype
-        else [
-            f"The scores are those of the merge in {trial.recipe.dtype}; these weights are in "
-            f"{recipe.dtype}.",
-            "",
-        ]
-    )
-
-
 def used_members(recipe: Recipe) -> list[str]:
     """Members with a non-zero weight in some group, in the pool's order."""
-    return [
-        name
-        for index, name in enumerate(recipe.members)
-        if any(row[index] != 0.0 for row in recipe.weights)
-    ]
+    columns = zip(recipe.members, zip(*recipe.weights, strict=True), strict=True)
+    return [name for name, column in columns if any(column)]
 
 
 def _score_rows(search: Sequence[Score], holdout: Sequence[Score]) -> list[str]:
+    """Lines of the table of scores."""
     held = {score.objective: score for score in holdout}
     return [
         f"| {score.objective} | {_figure(score)} | {_figure(held.get(score.objective))} |"
@@ -132,10 +118,8 @@ def _score_rows(search: Sequence[Score], holdout: Sequence[Score]) -> list[str]:
 
 
 def _figure(score: Score | None) -> str:
-    return (
-        "not scored"
-        if score is None
-        else f"{score.value:.4g} (by its recipe)"
-        if score.is_exact
-        else f"{score.text(4)} (n = {score.n})"
-    )
+    if score is None:
+        return "not scored"
+    if score.is_exact:
+        return f"{score.value:.4g} (by its recipe)"
+    return f"{score.text(4)} (n = {score.n})"

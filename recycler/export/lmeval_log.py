@@ -1,5 +1,6 @@
-"""One trial of a run as the files that lm-eval writes: its results and every answer, for search and
-for holdout.
+"""One trial of a run as the files that lm-eval writes: its results and every answer.
+
+Search and holdout items have a folder each.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from recycler.scoring.frozen import frozen_suites, read_frozen
 def log_to_lm_eval(
     front: Front, run: str | Path, which: str, folder: Path, *, name: str | None = None
 ) -> tuple[int, int]:
-    """Write search/ and, once scored, holdout/ of a trial into `folder`, whole or not at all;
-    (trial, number of files).
+    """Write search/ and, once scored, holdout/ of a trial into a new folder.
 
-    Only items that the trial was asked are told: after a subset the figures are plain means of
+    Returns the trial's number and the number of files; the folder appears whole or not at all. Only
+    items that the trial was asked are told: after a subset the figures are plain means of
     those, not the run's estimate. Raises UsageError where the folder exists, NotFoundError for a
     trial or the run's frozen suites.
     """
@@ -38,7 +39,7 @@ def log_to_lm_eval(
     trial = choose(front, which)
     items = [item for path in paths for item in read_frozen(path).items]
     with closing(open_ledger(run)) as ledger:
-        told = {
+        outcomes_of = {
             role: ledger.outcomes(trial.number, role)
             for role in ("search", "holdout")
             if trial.scores(role)
@@ -46,13 +47,9 @@ def log_to_lm_eval(
         job = ledger.facts.require_job()
     model = f"{name or job.name or 'recycler'} trial {trial.number}"
     with atomic_folder(folder) as aside:
-        for role, outcomes in told.items():
-            asked = {outcome.item for outcome in outcomes}
-            write_lm_eval(
-                aside / role,
-                [item for item in items if item.role == role and item.id in asked],
-                outcomes,
-                model=model,
-            )
+        for role, outcomes in outcomes_of.items():
+            ids = {outcome.item for outcome in outcomes}
+            asked = [item for item in items if item.role == role and item.id in ids]
+            write_lm_eval(aside / role, asked, outcomes, model=model)
         number = sum(path.is_file() for path in aside.rglob("*"))
     return trial.number, number

@@ -1,4 +1,4 @@
-"""Where an export may not go: to where its own pool would find it as one more member.
+"""Refuse to export to a place where the run's own pool would find one more member.
 
 The next `recycler inspect` or `run` of the pool would count it, and the run itself could not go on,
 its pool having changed. A pool that names its members one by one finds nothing new, so beside those
@@ -18,8 +18,9 @@ from recycler.run.started import read_started
 
 
 def refuse_in_pool(run: str | Path, target: str) -> None:
-    """Raise UsageError when an entry of the run's pool would list `target`, a folder or a prefix of
-    a bucket.
+    """Raise UsageError when an entry of the run's pool would list `target`.
+
+    `target` is a folder, or a prefix of a bucket.
     """
     entry = next((entry for entry in _entries(run) if would_list(entry, target)), None)
     if entry is not None:
@@ -35,9 +36,7 @@ def refuse_in_pool(run: str | Path, target: str) -> None:
 
 
 def _entries(run: str | Path) -> list[str]:
-    """The pool's entries as the run's job names them; where no job file is at hand, the folders
-    that its members lie in.
-    """
+    """The pool's entries as the run's job names them; else the folders that its members lie in."""
     started = read_started(local_path(run))
     if started is not None:
         return [started.beside(entry) for entry in started.job.pool.members]

@@ -1,5 +1,6 @@
-"""A run as one Weights & Biases run: scores by trial, a table of all trials, the front in its
-summary. Needs recycler[wandb].
+"""A run as one Weights & Biases run: scores by trial, a table of all, the front in its summary.
+
+Needs recycler[wandb].
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from recycler.types import Trial
 def log_to_wandb(
     front: Front, trials: Sequence[Trial], *, project: str, run: str, name: str
 ) -> int:
-    """Write every closed trial into a new W&B run and give their number.
+    """Write every closed trial into a new W&B run, and return their number.
 
-    WANDB_MODE=offline writes to ./wandb alone.
-
-    Raises UsageError without wandb or a login, InfrastructureError when its server cannot be
-    reached.
+    WANDB_MODE=offline writes to ./wandb alone. Raises UsageError without wandb or a login,
+    InfrastructureError when its server cannot be reached.
     """
     try:
-        import wandb
+        import wandb  # heavy, and an extra
     except ModuleNotFoundError as error:
         raise UsageError(
             Problem(
@@ -39,36 +38,16 @@ def log_to_wandb(
         for trial in closed
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    objectives = [{"name": goal.name, "direction": goal.direction} for goal in front.objectives]
+    config = {"run": run, "objectives": objectives}
     try:
-        with wandb.init(
-            project=project,
-            name=name,
-            job_type="recycler",
-            config={
-                "run": run,
-                "objectives": [
-                    {"name": o.name, "direction": o.direction} for o in front.objectives
-                ],
-            },
-        ) as live:
+        with wandb.init(project=project, name=name, job_type="recycler", config=config) as live:
             live.define_metric("trial")
             live.define_metric("*", step_metric="trial")
             for trial in closed:
-                weights = {
-                    key: value
-                    for key, value in trial_params(trial).items()
-                    if key.startswith("weight/")
-                    and isinstance(value, float)
-                    and math.isfinite(value)
-                }
-                live.log({"trial": trial.number, **trial_metrics(trial), **weights})
-            live.log(
-                {
-                    "trials": wandb.Table(
-                        columns=columns, data=[[row.get(key) for key in columns] for row in rows]
-                    )
-                }
-            )
+                live.log({"trial": trial.number, **trial_metrics(trial), **_weights(trial)})
+            data = [[row.get(key) for key in columns] for row in rows]
+            live.log({"trials": wandb.Table(columns=columns, data=data)})
             live.summary["front"] = [trial.number for trial in front.front]
             live.summary["knee"] = knee(front).number
     except wandb.errors.UsageError as error:
@@ -88,3 +67,12 @@ def log_to_wandb(
             )
         ) from None
     return len(closed)
+
+
+def _weights(trial: Trial) -> dict[str, float]:
+    """The weights among a trial's parameters that are finite."""
+    weights = {}
+    for key, value in trial_params(trial).items():
+        if key.startswith("weight/") and isinstance(value, float) and math.isfinite(value):
+            weights[key] = value
+    return weights
