@@ -1,12 +1,14 @@
 """recycler: search, score and export merges of checkpoints you already have.
 
-    types errors digest yamls        values: standard library only
-    job space suite pareto stats     rules: pure, no I/O beyond reading YAML
-    pool merge engines scoring       adapters: one outside library behind one file
-    search ledger cluster export     the loop, what it remembers, where it runs, what comes out
-    cli                              the door
+    types errors digest recipe_json    small frozen values: standard library only
+    io objectives specs                files, fronts and costs, what a person writes
+    ledger pool merge search           what happened, checkpoints, merges, samplers
+    engines scoring                    live models; frozen items and scorers
+    cluster results run                workers, the front and its report, a job from start to end
+    export service dashboard cli demo  folders that anyone can serve, and the doors
 
-Importing this package loads none of torch, ray, vllm, optuna or transformers.
+Imports go down this list only. Importing this package loads none of torch, ray, vllm, optuna or
+transformers.
 """
 
 __version__ = "0.1.0"

@@ -1,11 +1,12 @@
-"""Samplers: who proposes the next weights.
+"""Samplers: they propose the next weights.
+
+    proposer   the port that every sampler fills, Optuna's samplers, and the table of all
+    baselines  members, soups and base, which are scored first
+    grid cma   evenly spaced merges of two members; CMA-ES on the average
+    simplex/   a Gaussian process on the weights, noisy expected hypervolume improvement
+    optuna/    the same as a sampler for Optuna, and the trials to ship of its study
 
 Names load on first use, so importing this package loads nothing heavy.
-
-simplex_gp      ask / tell core: GP on the weights, noisy expected hypervolume improvement
-gp acquisition  its mathematics
-domain proposals  which weights are allowed, and where new ones are drawn
-optuna_sampler optuna_front  the same as an Optuna sampler, and what to ship of its study
 """
 
 from __future__ import annotations
