@@ -67,8 +67,9 @@ def build_engine(name: str, pool: Pool, **settings: Any) -> Engine:
 
 
 def parallel_problems(pool: Pool, num_ranks: int, where: str = "") -> Iterator[Problem]:
-    """Why the pool's architecture cannot be shared by so many tensor-parallel ranks: each holds
-    whole attention heads, all alike.
+    """The reasons why N tensor-parallel ranks cannot share the pool's architecture.
+
+    Each rank holds whole attention heads, and all hold the same number.
     """
     config = pool.template.config
     heads = int(config.get("num_attention_heads") or num_ranks)
@@ -82,7 +83,7 @@ def parallel_problems(pool: Pool, num_ranks: int, where: str = "") -> Iterator[P
         if not fits:
             yield Problem(
                 thing="engine.tensor_parallel",
-                cause=f"is {num_ranks}, and so many ranks cannot share {count} {what} evenly",
+                cause=f"is {num_ranks}, and {num_ranks} ranks cannot share {count} {what} evenly",
                 remedy="Take another number, 1 in doubt",
                 where=where,
             )
@@ -92,6 +93,6 @@ def default_engine_name() -> str:
     """vllm where it and a GPU are present, else transformers."""
     if find_spec("vllm") is None:
         return "transformers"
-    import torch
+    import torch  # heavy
 
     return "vllm" if torch.cuda.is_available() else "transformers"

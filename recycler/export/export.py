@@ -109,7 +109,7 @@ def export_to(
     allow_not_finite: bool = False,
     searched: Mapping[str, Sequence[str]] | None = None,
 ) -> Export:
-    """Do `export_recipe` to a folder, or to a prefix of a bucket.
+    """Export a recipe to a folder, or to a prefix of a bucket.
 
     For a bucket it is merged on this machine's disk first, uploaded with the manifest last, read
     back and compared. Started again after an interruption, the upload goes on where it was. Raises

@@ -233,7 +233,7 @@ class VLLMEngine:
 
         Closed early, it leaves nothing behind.
         """
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # heavy, and reads the environment
         from vllm.sampling_params import RequestOutputKind
 
         engine, adapters = self._llm.llm_engine, self._adapters(requests)
@@ -267,7 +267,7 @@ class VLLMEngine:
 
     @_raise_if_dead
     def loglikelihood(self, requests: Sequence[LoglikelihoodRequest]) -> list[Loglikelihood]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # heavy, and reads the environment
 
         self._check_clean()
         check_loglikelihood(requests, self._limit, alone=self._merges is None)
@@ -330,7 +330,7 @@ class VLLMEngine:
 
     def _salted(self, prompt: Sequence[int]) -> Any:
         """A prompt that shares cached blocks with prompts to the same weights only."""
-        from vllm import TokensPrompt
+        from vllm import TokensPrompt  # heavy, and reads the environment
 
         return TokensPrompt(prompt_token_ids=list(prompt), cache_salt=f"version-{self._version}")
 

@@ -31,7 +31,7 @@ def patch_vllm() -> None:
 
     Raises UnsafeInputError when vLLM is not as we know it and merges would be computed wrongly.
     """
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # heavy, and not installed everywhere
 
     if current_platform.is_cpu():
         _keep_cpu_weights()
@@ -78,7 +78,7 @@ def _keep_cpu_weights() -> None:
     Raises UnsafeInputError when it is elsewhere, or takes other parameters.
     """
     try:
-        from vllm.model_executor.layers import utils
+        from vllm.model_executor.layers import utils  # heavy
 
         packing = utils.dispatch_cpu_unquantized_gemm
     except (ImportError, AttributeError) as error:
@@ -106,7 +106,7 @@ def _count_ranks_at_once() -> None:
     vLLM compiles this one line, which takes half a minute per process on a CPU. Only speed is at
     stake, so an unknown version keeps its own.
     """
-    import vllm
+    import vllm  # heavy
     from vllm.v1.sample import sampler
 
     if _is_ours(sampler, "batched_count_greater_than"):
@@ -145,7 +145,7 @@ def _multiply_once_an_adapter() -> None:
     adapter, for the last one. Raises UnsafeInputError when a kernel is missing or takes other
     parameters.
     """
-    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.lora.punica_wrapper import punica_cpu  # heavy
 
     if all(_is_ours(punica_cpu, name) for name in KERNELS):
         return

@@ -27,9 +27,9 @@ def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard
     """Checkpoint name -> the parts of that tensor that this rank holds, as views of live memory.
 
     A fused parameter (qkv_proj, gate_up_proj) is cut into rows in the order the model itself
-    declares; an embedding padded to a round vocabulary gives its first rows. A tensor that is fused
-    in the checkpoint too has a part for each of its own. Raises UnsafeInputError when a tensor has
-    no place, two share one, or live memory is left that no tensor fills.
+    declares; an embedding padded to a round vocabulary has it in its first rows. A tensor that is
+    fused in the checkpoint too has a part for each of its own. Raises UnsafeInputError when a
+    tensor has no place, two share one, or live memory is left that no tensor fills.
     """
     parameters = {
         name.replace(".base_layer.", "."): parameter

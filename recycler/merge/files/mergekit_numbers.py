@@ -19,14 +19,14 @@ from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import Group, OptionValue
 
 IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here
-SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit gives these methods no weights
+SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit has no weights for these methods
 MAX_FILTERS = 6
 AFTER_THE_LAYERS = r"^(?!.*(^|\.)(layers|h|blocks)\.\d+\.)(?=.*(norm|ln_f|lm_head|embed_out|score))"
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """All that holds for one group: a weight per member, and the options that the file gives."""
+    """All that holds for one group: a weight per member, and the options in the file."""
 
     weights: tuple[float, ...]
     options: Options
@@ -147,7 +147,7 @@ def _row(
 def _option_names(
     reader: Reader, method: str, members: Sequence[str], slices: Sequence[Slice]
 ) -> list[str]:
-    """Options that the file gives.
+    """Options that stand in the file.
 
     Refused by name: unknown ones, and those of the whole merge under a single model.
     """

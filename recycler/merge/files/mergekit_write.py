@@ -206,7 +206,10 @@ def _settles(names: Sequence[str], left: Mapping[str, int]) -> int:
 
 
 def _pieces(name: str) -> set[str]:
-    """Parts of a name that may serve as a filter: all of it, words, 'layers.N.', 'layers.N.mlp.'"""
+    """Parts of a name that may serve as a filter.
+
+    They are all of it, its words, and the likes of 'layers.N.' and 'layers.N.mlp.'.
+    """
     parts = name.split(".")
     pieces = {name}
     for index, part in enumerate(parts):

@@ -3,7 +3,7 @@
 A counter is hashed instead of a generator's state being advanced, so shards, order, block sizes,
 threads and devices cannot change a mask. Two rounds of a 32-bit integer mixer (`lowbias32`: C.
 Wellons, "Prospecting for hash functions", public domain) with a 32-bit key before each; one hash
-gives the 16 bits of two neighbouring elements.
+makes the 16 bits of two neighbouring elements.
 """
 
 from __future__ import annotations
