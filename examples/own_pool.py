@@ -67,8 +67,7 @@ def job_for(pool: Pool) -> dict:
 
 def place_of(checkpoint: Checkpoint) -> str:
     """Its URL, or its full path: paths in a job file are relative to that file."""
-    place = checkpoint.location
-    return place if "://" in place else str(Path(place).absolute())
+    return str(checkpoint.location.absolute())
 
 
 def parse_arguments() -> argparse.Namespace:

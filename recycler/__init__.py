@@ -1,6 +1,6 @@
 """recycler: search, score and export merges of checkpoints you already have.
 
-    types errors digest recipe_json    small frozen values: standard library only
+    types location errors digest       small frozen values: standard library only
     io objectives specs                files, fronts and costs, what a person writes
     ledger pool merge search           what happened, checkpoints, merges, samplers
     engines scoring                    live models; frozen items and scorers

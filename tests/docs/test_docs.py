@@ -151,6 +151,8 @@ def test_the_map_of_rooms_has_every_folder():
         if path.parent != ROOT / "recycler"
     }
     assert [name for name in sorted(folders) if f"{name}/" not in rooms] == []
+    modules = {path.stem for path in (ROOT / "recycler").glob("*.py")}
+    assert [name for name in sorted(modules) if name[0] != "_" and name not in rooms] == []
 
 
 def test_the_study_of_the_samplers_page_can_be_made():
