@@ -1,7 +1,7 @@
 """recycler: search, score and export merges of checkpoints you already have.
 
     types location errors digest       small frozen values: standard library only
-    io objectives specs                files, fronts and costs, what a person writes
+    io objectives recipe_json specs    files, fronts and costs, what the user writes
     ledger pool merge search           what happened, checkpoints, merges, samplers
     engines scoring                    live models; frozen items and scorers
     cluster results run                workers, the front and its report, a job from start to end
