@@ -12,14 +12,13 @@ from itertools import combinations
 from typing import Any
 
 from recycler.errors import did_you_mean
-from recycler.merge.files.mergekit_settings import filters_in, first, has_gradient
+from recycler.merge.files.mergekit_settings import WITHOUT_WEIGHTS, filters_in, first, has_gradient
 from recycler.merge.files.mergekit_structure import Reader, Slice
 from recycler.merge.methods.options import PER_MEMBER, Options
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import Group, OptionValue
 
 IGNORED_PARAMETERS = frozenset({"int8_mask"})  # saves memory there, has no meaning here
-SHARED_BY_NATURE = {"karcher", "model_stock", "sce"}  # mergekit has no weights for these methods
 MAX_FILTERS = 6
 AFTER_THE_LAYERS = r"^(?!.*(^|\.)(layers|h|blocks)\.\d+\.)(?=.*(norm|ln_f|lm_head|embed_out|score))"
 
@@ -136,7 +135,7 @@ def _row(
         )
         return 0.0
 
-    if method in SHARED_BY_NATURE:
+    if method in WITHOUT_WEIGHTS:
         return (1.0,) * len(members)
     if method == "slerp":
         t = value("t", None)
@@ -153,7 +152,7 @@ def _option_names(
     """
     known = MERGE_METHODS[method].options
     weight = {"weight"}
-    if method in SHARED_BY_NATURE:
+    if method in WITHOUT_WEIGHTS:
         weight = set()
     elif method == "slerp":
         weight = {"t"}

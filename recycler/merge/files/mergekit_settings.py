@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+WITHOUT_WEIGHTS = frozenset({"karcher", "model_stock", "sce"})  # mergekit has no weights for these
 MAX_NESTING = 3  # a filter, its value, a gradient inside
 Matches = Callable[[str], bool]  # True when this filter matches the tensor at hand
 

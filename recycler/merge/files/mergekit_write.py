@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from recycler.errors import Problem, UsageError
 from recycler.io.strict_yaml import dump_yaml
+from recycler.merge.files.mergekit_settings import WITHOUT_WEIGHTS
 from recycler.merge.methods.options import options_of
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.types import OptionValue, Recipe
@@ -32,7 +33,6 @@ SAME_THERE = frozenset(
     }
 )
 MAX_COMPARED = 20_000_000  # pairs of a filter and a tensor's name: seconds
-WITHOUT_WEIGHTS = frozenset({"karcher", "model_stock", "sce"})
 # (filter, index of its group): the first that matches wins, and the last, '', takes all the rest
 Filtered: TypeAlias = list[tuple[str, int]]
 
@@ -147,11 +147,7 @@ def _setting(values: Sequence[OptionValue], filters: Filtered) -> Any:
 
 
 def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
-    """Substrings that tell the groups apart, found greedily.
-
-    Each is the one that settles most of the tensors that are still open. Raises UsageError when
-    there are none, or too many tensors to look for them.
-    """
+    """Substrings of the tensors' names that tell groups of different settings apart."""
     kinds = [
         (row, tuple(sorted(options_of(recipe.options, group.name).items())))
         for group, row in zip(recipe.groups, recipe.weights, strict=True)
@@ -159,42 +155,39 @@ def _filters(recipe: Recipe, tensors: Sequence[str]) -> Filtered:
     if len(set(kinds)) == 1:
         return [("", 0)]
     if not tensors:
-        raise UsageError(
-            Problem(
-                thing="groups",
-                cause="need the names of the tensors to be written as mergekit's filters",
-                remedy="Pass tensors=",
-            )
+        raise _no_filters(
+            "need the names of the tensors to be written as mergekit's filters", "Pass tensors="
         )
     first_equal = [kinds.index(kind) for kind in kinds]
-    pieces = set().union(*map(_pieces, tensors))
-    if len(pieces) * len(tensors) > MAX_COMPARED:
-        pieces -= set(tensors)  # names of single tensors as filters are what makes it quadratic
-    if len(pieces) * len(tensors) > MAX_COMPARED:
-        raise UsageError(
-            Problem(
-                thing="groups",
-                cause=f"of {len(tensors):,} tensors are too many to find mergekit's filters for",
-                remedy="Keep our own recipe.yaml",
-            )
-        )
-    holders = {piece: [name for name in tensors if piece in name] for piece in pieces}
+    return _tell_apart({name: first_equal[recipe.group_of(name)] for name in tensors})
+
+
+def _no_filters(cause: str, remedy: str = "Keep our own recipe.yaml") -> UsageError:
+    return UsageError(Problem(thing="groups", cause=cause, remedy=remedy))
+
+
+def _tell_apart(left: dict[str, int]) -> Filtered:
+    """Filters that give every tensor its group, found greedily; takes `left` (name -> group) apart.
+
+    Each is the one that settles most of the tensors that are still open. Raises UsageError when
+    there are none, or too many tensors to look for them.
+    """
+    names = list(left)
+    pieces = set().union(*map(_pieces, names))
+    if len(pieces) * len(names) > MAX_COMPARED:
+        pieces -= set(names)  # names of single tensors as filters are what makes it quadratic
+    if len(pieces) * len(names) > MAX_COMPARED:
+        raise _no_filters(f"of {len(names):,} tensors are too many to find mergekit's filters for")
+    holders = {piece: [name for name in names if piece in name] for piece in sorted(pieces)}
     found: Filtered = []
-    left = {name: first_equal[recipe.group_of(name)] for name in tensors}
     while len(set(left.values())) > 1:
-        counts = {piece: _settles(names, left) for piece, names in holders.items()}
-        best = max(sorted(counts), key=lambda piece: (counts[piece], -len(piece)))
+        counts = {piece: _settles(held, left) for piece, held in holders.items()}
+        best = max(counts, key=lambda piece: (counts[piece], -len(piece)))
         if counts[best] == 0:
-            raise UsageError(
-                Problem(
-                    thing="groups",
-                    cause="cannot be told apart by substrings of names",
-                    remedy="Keep our own recipe.yaml",
-                )
-            )
-        hit = [name for name in holders[best] if name in left]
-        found.append((best, left[hit[0]]))
-        for name in hit:
+            raise _no_filters("cannot be told apart by substrings of names")
+        settled = [name for name in holders[best] if name in left]
+        found.append((best, left[settled[0]]))
+        for name in settled:
             del left[name]
     return [*found, ("", next(iter(left.values())))]
 
