@@ -62,7 +62,7 @@ def create_app(
     app.add_middleware(AllowedHosts, names=allowed_hosts)
     app.add_middleware(GZipMiddleware, minimum_size=2_000, compresslevel=4)
     app.add_middleware(SafeHeaders)
-    app.include_router(api_router(jobs))
+    app.include_router(api_router())
     app.include_router(pages_router(lambda job: jobs.store.run(job).place is not None))
 
     @app.get("/healthz", summary="Whether the root can be read")
