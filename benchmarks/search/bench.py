@@ -93,8 +93,11 @@ def run(
     num_items: int = NUM_ITEMS,
     controls: bool = False,
 ) -> list[dict[str, object]]:
-    """Rows at each checkpoint up to `budget`: true hypervolume of the shipped, the observed and the best possible front, and
-    the stated one of the shipped front, 1 = long run; share of the shipped scores whose stated 90 % interval has the truth."""
+    """Rows at each checkpoint up to `budget`, volumes as shares of a long run's.
+
+    True hypervolume of the shipped, the observed and the best possible front, and the stated one of
+    the shipped front; share of the shipped scores whose stated 90 % interval holds the truth.
+    """
     family = pool(name, num_members, pool_seed)
     corner, best = reference(name, num_members, pool_seed)
     proposer = SAMPLERS[sampler](family, seed)
@@ -156,6 +159,6 @@ def ship(family: Family, told: Observations) -> PosteriorFront:
     same GP.
     """
     names = [f"m{index}" for index in range(family.num_members)]
-    bounds = {name: (-10.0, 10.0) for name in names}
+    bounds = dict.fromkeys(names, (-10.0, 10.0))
     picker = SimplexGP(names, NUM_OBJECTIVES, seed=0, bounds=bounds, gram=family.gram)
     return picker.front(told)

@@ -18,13 +18,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from unittest.mock import patch
+from dataclasses import replace
 
 import numpy as np
 import optuna
 
 from recycler.objectives.pareto import hypervolume, non_dominated
-from recycler.search.simplex import simplex_gp
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import Observations, observations
 
@@ -82,6 +81,9 @@ def _asker(arm: str, family: Family, seed: int) -> Ask:
         names, NUM_OBJECTIVES + (arm != "blind"), seed=seed, gram=family.gram, exact=exact
     )
 
+    if arm == "no thinning":
+        gp.settings = replace(gp.settings, num_sparsified=2)
+
     def ask(
         points: list[np.ndarray], values: list[np.ndarray], stderrs: list[np.ndarray], number: int
     ) -> np.ndarray:
@@ -91,10 +93,7 @@ def _asker(arm: str, family: Family, seed: int) -> Ask:
                 np.column_stack([told[0], cheap(np.array(points))]),
                 np.column_stack([told[1], np.zeros(len(points))]),
             )
-        with patch.object(
-            simplex_gp, "NUM_THINNED", 2 if arm == "no thinning" else simplex_gp.NUM_THINNED
-        ):
-            return gp.ask(observations(points, *told), number=number)
+        return gp.ask(observations(points, *told), number=number)
 
     return ask
 

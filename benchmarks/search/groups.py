@@ -5,7 +5,7 @@ weights first. Really trained tiny networks (see `networks`), G groups of tensor
 scores are known beforehand, as in a job. Arms, at equal trials:
 
     global    one row of weights for all tensors, to the end
-    cold      G rows from the first trial on; members and uniform soup are known, which have all rows alike
+    cold      G rows from the first trial on; members and uniform soup are known (equal rows)
     warm N    one row for the first N trials, then G rows, told all there is
 
 Each arm ships by its own model. Figures are true hypervolumes on items held out, as shares of the
@@ -87,8 +87,11 @@ class GroupedPool:
 def search(
     pool: GroupedPool, switch: int, budget: int, scale: tuple[float, float], seed: int
 ) -> tuple[np.ndarray, dict[int, list[int]], float]:
-    """One row up to trial `switch`, then as many as there are groups. Returns all points (n, G K), known ones first, what is
-    shipped after so many trials, and seconds a proposal."""
+    """Search with one row up to trial `switch`, then with as many as there are groups.
+
+    Returns all points (n, G K), known ones first, the shipped ones after N trials, and seconds per
+    proposal.
+    """
     names, many = [f"m{index}" for index in range(pool.num_members)], pool.groups
     samplers = {
         rows: SimplexGP(names, NUM_OBJECTIVES, seed=seed, scale=scale, gram=pool.gram, groups=rows)

@@ -32,8 +32,8 @@ class LossModel:
     """Gaussian process with the kernel v0 + v1 z.z' + v2 (z.z')^2 on z = w @ metric, one per
     objective.
 
-    `metric` (K, R) maps weights to coordinates of the merge: `recycler.search.simplex.gp.gram_root` of the
-    deltas' Gram matrix, or the identity. Curvature and noise are chosen by marginal likelihood
+    `metric` (K, R) maps weights to coordinates of the merge: `gram_root` of the deltas' Gram
+    matrix, or the identity. Curvature and noise are chosen by marginal likelihood
     among a few; with at most FIRST + BEST gradients the cost of a fit does not grow with the
     search.
     """

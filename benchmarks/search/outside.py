@@ -1,7 +1,9 @@
 """Samplers of other people's libraries, behind the bench's ask and tell; imported only when one of
 them is asked for.
 
-    python -m pip install botorch pymoo==0.6.1.3 cma     # botorch 0.18.1, gpytorch 1.15.2, cma 4.5.0 when measured
+    python -m pip install botorch pymoo==0.6.1.3 cma
+
+botorch 0.18.1, gpytorch 1.15.2 and cma 4.5.0 were measured.
 
 - `botorch`: qLogNEHVI, a `SingleTaskGP` per objective that is told the noise, on the weights
 themselves with their sum as
@@ -94,8 +96,11 @@ class BoTorch:
         return self.domain.repair(found.detach().numpy())[0]
 
     def _acquisition(self, points, values, stderrs, seed: int):
-        """qLogNEHVI over `points` (n, K), `values` and `stderrs` (n, T); reference point as BoTorch infers it. One batch of T GPs:
-        each with its own hyperparameters, as in a list of models but three times as fast."""
+        """qLogNEHVI over `points` (n, K), `values` and `stderrs` (n, T).
+
+        The reference point is the one that BoTorch infers. One batch of T GPs, each with its own
+        hyperparameters, as in a list of models but three times as fast.
+        """
         models, transforms = (
             library("botorch.models", "botorch"),
             library("botorch.models.transforms.outcome", "botorch"),
@@ -156,8 +161,11 @@ class BoTorch:
 
 
 class Mergenetic:
-    """pymoo's NSGA-II as mergenetic calls it, asked one individual at a time; soup and members are in its first population
-    (at most 16 members, as for the others), the rest of that is random."""
+    """pymoo's NSGA-II as mergenetic calls it, asked for one point at a time.
+
+    Soup and members (at most 16, as for the others) are in its first population, the rest of that
+    is random.
+    """
 
     def __init__(self, family: Family, seed: int):
         nsga2, problems = (

@@ -10,6 +10,7 @@ weights may be negative the box is the weights' own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -43,7 +44,7 @@ class Simplex:
         slopes: bool = False,
     ):
         names = [f"m{index:02d}" for index in range(family.num_members)]
-        bounds = {name: (family.lowest, 1.0) for name in names} if family.lowest < 0 else None
+        bounds = dict.fromkeys(names, (family.lowest, 1.0)) if family.lowest < 0 else None
         gram = None if without == "gram" else family.gram
         self.proposer = SimplexGP(
             names,
@@ -76,8 +77,12 @@ class Simplex:
 
 
 def ablate(proposer: SimplexGP, without: str) -> None:
-    """Take one ingredient away: length (of the merge, as a feature), linear (kernel), link (scale of the objective), corners (two in
-    turn), ahead (candidates from the predicted front), rounds (of refinement), patience (to stop scoring members alone)."""
+    """Take one ingredient away.
+
+    length (of the merge, as a feature), linear (kernel), link (scale of the objective), corners
+    (two reference points in turn), ahead (points from the predicted front), rounds (of
+    refinement), patience (to stop scoring vertices).
+    """
     features = proposer._model.features
     if without == "length":
         proposer._model.features = _Shortened(**vars(features))
@@ -86,13 +91,13 @@ def ablate(proposer: SimplexGP, without: str) -> None:
     elif without == "link":
         proposer._model.links = ()
     elif without == "ahead":
-        proposer.ahead = ()
+        proposer.settings = replace(proposer.settings, ahead=())
     elif without == "patience":
-        proposer.patience = len(proposer.domain.members)
+        proposer.settings = replace(proposer.settings, patience=len(proposer.domain.members))
     elif without == "corners":
-        proposer.margins = (0.1,)
+        proposer.settings = replace(proposer.settings, margins=(0.1,))
     elif without == "rounds":
-        proposer.reaches = (0.4,)
+        proposer.settings = replace(proposer.settings, reaches=(0.4,))
     elif without not in ("", "gram"):
         raise ValueError(f"nothing to take away is called {without!r}")
 

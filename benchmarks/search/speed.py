@@ -13,7 +13,7 @@ import numpy as np
 
 from recycler.search.simplex.proposals import opening
 from recycler.search.simplex.simplex_gp import SimplexGP
-from recycler.search.simplex.surrogate import observations
+from recycler.search.simplex.surrogate import Observations, observations
 
 from .families import NUM_OBJECTIVES, bumps
 
@@ -33,19 +33,16 @@ def main() -> None:
         )
         for gram in (family.gram, None):
             proposer = SimplexGP(names, NUM_OBJECTIVES, seed=0, gram=gram)
-            spent = [
-                _seconds(lambda number=number: proposer.ask(told, number=number))
-                for number in (trials, trials + 1)
-            ]
+            spent = [_seconds(proposer, told, number) for number in (trials, trials + 1)]
             print(
                 f"| {trials} | {'no' if gram is None else 'yes'} | {spent[0]:.2f} | "
                 f"{spent[1]:.2f} |"
             )
 
 
-def _seconds(call) -> float:
+def _seconds(proposer: SimplexGP, observed: Observations, number: int) -> float:
     start = time.process_time()
-    call()
+    proposer.ask(observed, number=number)
     return time.process_time() - start
 
 

@@ -1,8 +1,7 @@
-"""Costs of a merge, told by its recipe alone: how many members it uses, how far it lies from the
-base. Always made small.
+"""Costs of a merge, known from its recipe: number of members, distance from the base.
 
-Exact: no engine is asked, no item is drawn, and nobody has to guess the cost of a merge that has
-not been made. What that is worth to a sampler is told in docs/design/search.md.
+Costs are minimised and exact: no engine is asked, no item is drawn, and no model guesses the cost
+of a merge that has not been made. docs/design/search.md tells what that is worth to a sampler.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ FARTHEST = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeltaProducts:
-    """Inner products (N, K, K) of the members' deltas in each of N tensors, over the squared norm
-    of the whole base.
+    """Inner products (N, K, K) of the members' deltas in each of N tensors.
+
+    They are divided by the squared norm of the whole base.
 
     Tensor by tensor, since groups of tensors may have weights of their own, and refined merges have
     other groups than the search.
@@ -51,9 +51,7 @@ class DeltaProducts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """The costs among a job's objectives, and what they are reckoned from; `products` only where
-    distances are asked for.
-    """
+    """The costs among a job's objectives, and the products that distances need."""
 
     objectives: tuple[Objective, ...]
     products: DeltaProducts | None = None
@@ -61,8 +59,7 @@ class Costs:
     def cost_function(
         self, objective: Objective, groups: Sequence[Group]
     ) -> Callable[[Floats], Floats]:
-        """A function from weights (n, G, K) of linear merges with these groups to what they cost
-        (n,).
+        """Make a function from weights (n, G, K) of linear merges to their costs (n,).
 
         members: those with a weight other than 0 in some group. distance: |merge - base| / |base|,
         Frobenius norms over all merged tensors before the merge is rounded to its dtype. Raises
@@ -76,7 +73,7 @@ class Costs:
         return lambda rows: np.sqrt(np.maximum(np.einsum("ngk,gkl,ngl->n", rows, grams, rows), 0.0))
 
     def scores(self, recipe: Recipe) -> tuple[Score, ...]:
-        """What a merge costs: no items, no error.
+        """Scores of a merge's costs: no items, no error.
 
         Raises ValueError for the distance of one that is not linear in its deltas.
         """
@@ -96,7 +93,7 @@ class Costs:
 
 
 def is_linear(recipe: Recipe) -> bool:
-    """Whether the merge is the base plus the weighted sum of the members' deltas, and nothing else."""
+    """True when the merge is the base plus the weighted sum of the members' deltas."""
     return recipe.method == "linear" and recipe.base is not None and not recipe.option("normalize")
 
 
@@ -111,7 +108,10 @@ def costs(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
 
 
 def clamp_to_bound(objective: Objective, values: Floats) -> Floats:
-    """What of figures (n,) tells merges apart: all of them, but for bounds only what is beyond."""
+    """Clamp figures (n,) of a cost that is only bounded to the part beyond its bound.
+
+    Other costs stay as they are.
+    """
     return (
         np.maximum(values, float(objective.floor))
         if objective.bound_only and objective.floor
@@ -122,8 +122,9 @@ def clamp_to_bound(objective: Objective, values: Floats) -> Floats:
 def cost_reference(
     objectives: Sequence[Objective], members: Sequence[Trial], worst: Floats
 ) -> Floats:
-    """`worst` (T,), to be made large, with the corner of each cost in its place: what costs as much
-    adds nothing to a front.
+    """`worst` (T,), maximised, with the reference point of each cost in its place.
+
+    A merge that costs as much adds nothing to a front.
 
     A pool's members cost one member each, which is no nadir to measure merges from. So it is one
     member more than the bound, else than the pool has; for distances the bound, else FARTHEST times

@@ -1,5 +1,4 @@
-"""Fronts as arithmetic: who is non-dominated, how much a front covers, where its knee lies, how
-sure that is.
+"""Pareto fronts as arithmetic: dominance, hypervolume, knee, uncertainty.
 
 Everything here *maximises*; `as_maximized` turns minimised columns round first. Arrays are (n, T):
 n points (trials) by T objectives. numpy only, so the front of a ledger can be read without torch,
@@ -38,8 +37,9 @@ def as_maximized(values: ArrayLike, directions: Sequence[Direction]) -> Floats:
 
 
 def non_dominated(values: ArrayLike) -> Mask:
-    """True for each row of `values` (n, T) that no other row dominates: at least as good
-    everywhere, better somewhere.
+    """True for each row of `values` (n, T) that no other row dominates.
+
+    A row dominates another when it is at least as good everywhere and better somewhere.
 
     Equal rows do not dominate each other, so duplicates stay or go together. A row with a NaN is a
     trial without a score: it is never on the front and dominates nothing. Infinities are ordinary
@@ -60,7 +60,7 @@ def non_dominated(values: ArrayLike) -> Mask:
 
 
 def _prey(columns: Floats, point: Floats) -> Mask:
-    """Which of the points, a column each of (T, m), `point` (T,) dominates."""
+    """Mask of the points, a column each of (T, m), that `point` (T,) dominates."""
     other = point[:, None]
     return (columns <= other).all(axis=0) & (columns < other).any(axis=0)
 
@@ -68,14 +68,13 @@ def _prey(columns: Floats, point: Floats) -> Mask:
 def reference_point(
     values: ArrayLike, floors: ArrayLike | None = None, margin: float = 0.1
 ) -> Floats:
-    """The corner (T,) that hypervolume is measured from: nadir of the front minus `margin` of the
-    front's range.
+    """Reference point (T,) of hypervolume: the front's nadir minus `margin` of its range.
 
-    Only the non-dominated rows of `values` (n, T) speak, so one hopeless trial cannot pull the
-    corner, and with it the search, to where nobody wants to be (the "1.1 x worst observed value"
-    rule has that flaw). An objective on which the front has no range takes the range of all rows,
-    else 1. Where `floors` (T,) is given and not NaN it is the corner. Raises ValueError when no row
-    is without NaN.
+    Only the non-dominated rows of `values` (n, T) count, so one hopeless trial cannot pull the
+    reference point, and with it the search, to where nobody wants to be (the "1.1 x worst observed
+    value" rule has that flaw). An objective on which the front has no range takes the range of all
+    rows, else 1. Where `floors` (T,) is given and not NaN it is the reference point. Raises
+    ValueError when no row is without NaN.
     """
     table = _table(values)
     front = table[non_dominated(table)]
@@ -95,8 +94,9 @@ def reference_point(
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """Exact volume that the rows of `values` (n, T) dominate above `reference` (T,); rows not above
-    it add nothing.
+    """Exact volume that the rows of `values` (n, T) dominate above `reference` (T,).
+
+    Rows that are not above it add nothing.
 
     It is infinite where a row above the reference is infinite in an objective, or the reference
     itself is minus infinity there.
@@ -122,8 +122,9 @@ def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
 
 
 def free_boxes(values: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]:
-    """Disjoint boxes (lower (B, T), upper (B, T)) that fill the space above `reference` no row of
-    `values` dominates.
+    """Disjoint boxes of the space above `reference` that no row of `values` dominates.
+
+    Lower (B, T) and upper (B, T) bounds.
 
     Upper bounds may be infinite. `volume_gains` sums over them; reuse the boxes when many points
     are asked about.
@@ -137,8 +138,9 @@ def free_boxes(values: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]
 
 
 def volume_gains(points: ArrayLike, boxes: tuple[Floats, Floats]) -> Floats:
-    """Hypervolume (M,) that each row of `points` (M, T) would add alone to the front behind `boxes`
-    of `free_boxes`.
+    """Hypervolume (M,) that each row of `points` (M, T) would add to the front by itself.
+
+    `boxes` are those of `free_boxes`.
     """
     table, (lower, upper) = _table(points), boxes
     gains = np.ones((len(table), len(lower)))
@@ -149,8 +151,9 @@ def volume_gains(points: ArrayLike, boxes: tuple[Floats, Floats]) -> Floats:
 
 
 def knee(values: ArrayLike) -> int:
-    """Index of the front member that bulges most: a little more of one objective would cost much of
-    another.
+    """Index of the front member that bulges most.
+
+    A little more of one objective would cost much of another.
 
     Each objective is scaled to 0 at the front's nadir and 1 at its ideal; the knee maximises the
     distance to the hyperplane sum = 1, that is the sum of scaled objectives (Das 1999, "On
@@ -172,8 +175,9 @@ def knee(values: ArrayLike) -> int:
 def probability_non_dominated(
     values: ArrayLike, stderrs: ArrayLike, *, seed: int, num_samples: int = 512
 ) -> Floats:
-    """Chance (n,) that each row is on the true front when row i is off by independent Gaussian
-    errors `stderrs` (n, T).
+    """Probability (n,) that each row is on the true front.
+
+    Row i is off by independent Gaussian errors `stderrs` (n, T).
 
     The share of `num_samples` draws in which the row is non-dominated; its own standard error is
     below 0.5 / sqrt(num_samples). A NaN standard error counts as 0, a NaN value gives probability
@@ -190,8 +194,9 @@ def probability_non_dominated(
 
 
 def _without_easy_prey(table: Floats, num_rounds: int = 12) -> NDArray[np.intp]:
-    """Indices (m,) of the rows that no good all-rounder dominates: all non-dominated rows and some
-    more, none with a NaN.
+    """Indices (m,) of the rows that no good all-rounder dominates.
+
+    All non-dominated rows and some more, none with a NaN.
 
     A dominator may be any row, so which ones are taken matters for speed alone; dominance is
     transitive, so what a dropped row dominates is dropped by the same one or stays for
@@ -215,8 +220,9 @@ def _without_easy_prey(table: Floats, num_rounds: int = 12) -> NDArray[np.intp]:
 
 
 class _Boxes:
-    """Disjoint boxes above a corner, cut by one point after another; slots are reused so nothing is
-    copied twice.
+    """Disjoint boxes above a reference point, cut by one point after another.
+
+    Slots are reused so that nothing is copied twice.
     """
 
     def __init__(self, origin: Floats):
@@ -225,8 +231,9 @@ class _Boxes:
         self.upper = np.full_like(self.lower, np.inf)
 
     def cut_all(self, points: Floats) -> Floats:
-        """Take from the boxes what each point dominates; returns the volume (n,) each took (inf
-        only without corner).
+        """Take from the boxes what each point dominates; return the volume (n,) each took.
+
+        It is infinite only without a reference point.
         """
         return np.array([self.cut(point) for point in points])
 

@@ -28,8 +28,9 @@ def clustered_mean(
     *,
     population_clusters: int | None = None,
 ) -> tuple[float, float]:
-    """Weighted mean sum(w x) / sum(w) and its standard error with clusters as the units that were
-    sampled.
+    """Weighted mean and its standard error, with clusters as the units sampled.
+
+    The mean is sum(w x) / sum(w).
 
     Linearised (sandwich) variance of a ratio, with the small-sample factor m / (m - 1) for m
     clusters: Miller 2024, arXiv:2411.00640, eq. 4; with one item a cluster and equal weights it is
@@ -58,7 +59,7 @@ def clustered_mean(
 
 
 def coverage(num_clusters: int) -> float:
-    """How often a mean over so many clusters lies within 1.96 of its standard errors (Student's t):
+    """Coverage of mean ± 1.96 standard errors over `clusters` clusters (Student's t).
 
     0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed.
     """
@@ -68,8 +69,7 @@ def coverage(num_clusters: int) -> float:
 
 
 def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
-    """Least standard error of a mean of noughts and ones over that many clusters; 0 for other
-    values.
+    """Least standard error of a mean of zeros and ones over n clusters; 0 for other values.
 
     A sample without a single success has no spread, and yet says little: its rate is taken as half
     an event in one item more (Jeffreys' prior; Brown, Cai & DasGupta 2001), so that 0 of 32 is 0.00
@@ -83,8 +83,9 @@ def unseen_events_stderr(values: Sequence[float], num_clusters: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """A minus B on common items: mean, standard error (clusters as units), 95 % interval, two-sided
-    p value, items.
+    """A minus B on common items.
+
+    Mean, standard error (clusters as units), 95 % interval, two-sided p value, items.
     """
 
     difference: float
@@ -96,7 +97,7 @@ class PairedDifference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the 95 % interval leaves 0 out."""
+        """True when the 95 % interval excludes 0."""
         return self.low > 0.0 or self.high < 0.0
 
 
@@ -145,8 +146,9 @@ def paired_difference(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flips:
-    """Items right for A only and for B only, and the exact two-sided McNemar p value (McNemar 1947;
-    binomial, not chi-square).
+    """Items right for A only and for B only, with the exact two-sided McNemar p value.
+
+    McNemar 1947; binomial, not chi-square.
     """
 
     a_only: tuple[Hashable, ...]
@@ -192,8 +194,9 @@ def bootstrap_means(
     draws: int = 2000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Means of every trial in each of `draws` resamples of clusters, the same clusters for all
-    trials: (draws, trials).
+    """Means (draws, trials) in each of `draws` resamples of clusters.
+
+    The clusters are the same for all trials.
 
     matrix: (trials, items) values. Differences between columns of one draw are paired, so they may
     be compared directly: the share of draws in which A beats B, or in which nobody dominates A.
@@ -220,8 +223,9 @@ def bootstrap_difference(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(2.5 % quantile, 97.5 % quantile, share of draws with A above B, ties counted half) of A
-    minus B on common items.
+    """Bootstrap of A minus B on common items: 2.5 % and 97.5 % quantiles, share above 0.
+
+    The share is of draws with A above B, ties counted half.
     """
     items = _common(a, b)
     matrix = np.array([[a[item] for item in items], [b[item] for item in items]], dtype=float)
@@ -260,8 +264,9 @@ def probability_non_dominated(
 def minimal_detectable_difference(
     n: int, *, discordance: float = 0.15, power: float = 0.8
 ) -> float:
-    """Smallest true difference d that a paired test at level 5 % finds with this power on n
-    independent items.
+    """Smallest difference that a paired test at level 5 % detects with this power.
+
+    On n independent items.
 
     d = (z_0.975 + z_power) sqrt((q - d^2) / n) for the discordance q, solved for d (Miller 2024,
     eq. 9; Connor 1987). n must be 1 or more, power 0.8 or 0.9.
@@ -271,8 +276,9 @@ def minimal_detectable_difference(
 
 
 def shrunken(values: Sequence[float], stderrs: Sequence[float]) -> NDArray[np.float64]:
-    """Scores pulled to their mean by how noisy they are: what the best of many will score on new
-    items (winner's curse).
+    """Scores shrunk to their mean by their noise: expected scores on new items.
+
+    The best of many is lucky (winner's curse).
 
     Empirical Bayes with a normal prior whose variance is var(values) - mean(stderr^2), at least 0
     (Efron & Morris 1973): with noise alone everything shrinks to the mean. (n,) in, (n,) out.

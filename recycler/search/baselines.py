@@ -1,5 +1,6 @@
-"""What every search must beat, scored first on the same items: members, base, uniform soup, greedy
-soup, best of each task.
+"""Baselines: members, base, uniform soup, greedy soup, best of each task.
+
+They are scored first, on the same items, and every search must beat them.
 
 Pure functions of the ledger's trials, so that a restarted driver goes on where the last one was.
 """
@@ -28,9 +29,7 @@ class Planned:
 
 
 def blend(pool: Pool, dtype: str, weights: dict[str, float]) -> Recipe:
-    """A linear recipe over the whole pool with one global weight for each named member, 0 for the
-    rest.
-    """
+    """Linear recipe over the whole pool with one weight per named member, 0 for the rest."""
     row = tuple(float(weights.get(name, 0.0)) for name in pool.names)
     return Recipe(
         method="linear",
@@ -69,7 +68,7 @@ def merge_best(
 
 
 def best_member(trials: Sequence[Trial], objective: Objective) -> Trial:
-    """The scored member that is best at one objective by search score; the earlier one of equals."""
+    """Scored member that is best at one objective by search score; the earlier of equals."""
     sign = objective.sign
     members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
     return max(members, key=lambda trial: (sign * _value(trial, objective), -trial.number))
@@ -78,8 +77,9 @@ def best_member(trials: Sequence[Trial], objective: Objective) -> Trial:
 def greedy_soup(
     pool: Pool, dtype: str, trials: Sequence[Trial], objectives: Sequence[Objective]
 ) -> Planned | Trial | None:
-    """The next step of the greedy soup: a trial to open, None while one is pending, the finished
-    soup's trial at the end.
+    """Next step of the greedy soup: a trial to open, or the finished soup's trial.
+
+    Returns None while a step is pending.
 
     Members are tried from best to worst by macro-average and kept when the soup with them is no
     worse (Wortsman et al. 2022, recipe 1); the average is of scores scaled to the members' range,
@@ -110,8 +110,9 @@ def greedy_soup(
 
 
 def macro_average(trial: Trial, trials: Sequence[Trial], objectives: Sequence[Objective]) -> float:
-    """Mean over objectives of the search score scaled to the members' range: 0 the worst member, 1
-    the best. Costs are no scores.
+    """Mean over objectives of the search score, scaled to the members' range.
+
+    0 is the worst member, 1 the best. Costs are left out.
     """
     objectives = benchmarks(objectives)
     members = [other for other in trials if other.kind == "member" and other.state == "SCORED"]
@@ -131,8 +132,10 @@ def _value(trial: Trial, objective: Objective) -> float:
 def maximized(
     trials: Sequence[Trial], objectives: Sequence[Objective], role: Role = "search"
 ) -> Floats:
-    """Scores of trials as an (n, T) array in which more is better, columns in the order of the objectives. What lies within a cost's
-    bound is all the same where the cost is only bounded."""
+    """Scores of trials as an (n, T) array in which more is better.
+
+    Columns are in the order of the objectives. A cost that is only bounded is clamped to its bound.
+    """
     table = np.array(
         [
             [

@@ -21,8 +21,11 @@ SIGMA = 1 / 6  # of the unit box, as mergekit-evolve starts
 
 
 class CmaProposer:
-    """Asks for one point at a time: every full population of scored trials, by number, moves the distribution, which the
-    next proposal is drawn from. So nothing waits for the slowest worker, and a resumed run proposes the same."""
+    """Propose one point at a time from a CMA-ES distribution.
+
+    Every full population of scored trials, by number, moves the distribution that the next proposal
+    is drawn from. Nothing waits for the slowest worker, and a resumed run proposes the same.
+    """
 
     def __init__(self, space: SearchSpace, objectives: Sequence[Objective], *, seed: int):
         self._space, self._objectives, self._seed = space, tuple(objectives), seed

@@ -14,17 +14,16 @@ from recycler.types import FLOOR, Objective, Trial
 
 
 def floors(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Floats:
-    """(T,) the worst value allowed, more being better; NaN where there is no floor or its anchor
-    has no score yet.
+    """Worst values allowed (T,), more being better.
+
+    NaN where there is no floor, or where its anchor has no score yet.
     """
     signs = np.array([objective.sign for objective in objectives])
     return signs * np.array([_floor(objective, trials) for objective in objectives], dtype=float)
 
 
 def above_floors(values: Floats, lowest: Floats) -> Mask:
-    """(n,) True for rows of `values` (n, T), to be made large, that keep every floor of `lowest`
-    (T,).
-    """
+    """True (n,) for rows of `values` (n, T), maximised, that keep every floor of `lowest` (T,)."""
     return (np.asarray(values) >= np.where(np.isnan(lowest), -np.inf, lowest)).all(axis=1)
 
 

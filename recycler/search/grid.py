@@ -1,8 +1,7 @@
-"""`grid`: evenly spaced merges along the line between two members, coarse first: ends, middle,
-quarters, eighths.
+"""`grid`: evenly spaced merges between two members, coarse first.
 
-So a search that is cut short has looked everywhere alike, and one that ends has looked at as many
-points as its budget says.
+Ends, middle, quarters, eighths: a search that is cut short has looked everywhere alike, and one
+that ends has looked at as many points as its budget says.
 """
 
 from __future__ import annotations
@@ -15,8 +14,12 @@ from recycler.types import Proposal, Trial
 
 
 class GridProposer:
-    """Asks for the next of `num_points` points of a space of two members with one row of weights and a fixed sum. What was scored
-    already, such as a member alone, is not asked for again. Raises Exhausted when all were, ValueError for another space."""
+    """Propose `num_points` points between two members, the coarse ones first.
+
+    The space has one row of weights and a fixed sum. A point that is scored already, such as a
+    member alone, is not proposed again. Raises Exhausted when none is left, ValueError for another
+    space.
+    """
 
     def __init__(self, space: SearchSpace, num_points: int):
         if (
@@ -55,9 +58,7 @@ class GridProposer:
 
 
 def refining(count: int) -> list[int]:
-    """0 to `count` - 1 in an order that refines: both ends, then by the van der Corput sequence
-    (1935) in base 2.
-    """
+    """Order 0 to `count` - 1 so that it refines: both ends, then van der Corput (1935), base 2."""
     places = dict.fromkeys([0, count - 1][:count])
     parts = 2
     while len(places) < count:

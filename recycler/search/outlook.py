@@ -1,4 +1,4 @@
-"""What more trials would bring: the gain in hypervolume that the model expects of the next ones."""
+"""Gain forecast: the hypervolume that the model expects of the next trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recycler.objectives.pareto import Floats, hypervolume, non_dominated
 from recycler.search.simplex.acquisition import contenders, expected_gains
 from recycler.search.simplex.proposals import perturb, random_sparse, unique
 from recycler.search.simplex.proposer import MIN_TRIALS, SimplexProposer
-from recycler.search.simplex.simplex_gp import MAX_KNOWN, SimplexGP
+from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import Observations
 from recycler.types import Trial
 
@@ -22,7 +22,7 @@ REACHES = (0.6, 0.3)
 
 
 def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
-    """`expected_gain` of the next trials of a run; None while there are too few for a model."""
+    """Expected gain of the next trials of a run; None while there are too few for a model."""
     scored = [trial for trial in trials if trial.state == "SCORED"]
     if len(scored) < MIN_TRIALS:
         return None
@@ -32,8 +32,9 @@ def outlook(proposer: SimplexProposer, trials: Sequence[Trial]) -> float | None:
 
 
 def last_forecast(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
-    """How many proposals were scored when a look was due last (one is after every EVERY), and what
-    was scored then; (0, ()) before.
+    """Number of scored proposals at the last due forecast, and the trials scored then.
+
+    One is due after every FORECAST_EVERY proposals; (0, ()) before the first.
     """
     proposed = sorted(
         trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
@@ -48,9 +49,7 @@ def last_forecast(trials: Sequence[Trial]) -> tuple[int, tuple[Trial, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GainForecast:
-    """`outlook` of a run's trials, worked out once for the same ones, whoever asks: a look takes a
-    second.
-    """
+    """Expected gain of a run's trials, computed once for the same trials: it takes a second."""
 
     proposer: SimplexProposer
     _seen: dict[tuple[int, ...], float | None] = field(
@@ -66,8 +65,9 @@ class GainForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmallGain:
-    """Says whether the next NEXT proposals are expected to add less than `least_gain` of the
-    front's hypervolume.
+    """Stop once the next proposals are expected to add less than `least_gain`.
+
+    A share of the front's hypervolume, of the next FORECAST_TRIALS proposals.
 
     By the last look, from the second on. Decides from the trials alone, so a resumed run stops
     where it would have stopped.
@@ -89,9 +89,10 @@ def expected_gain(
     count: int = FORECAST_TRIALS,
     lowest: Floats | None = None,
 ) -> float:
-    """What the best `count` further points would add to the hypervolume of the true front, as a
-    share of it, on the mean over joint draws of the posterior, above the worst posterior scores of
-    the rows `members` (of all, when there are none), or above `lowest` (T,) where that is not NaN.
+    """Expected gain in hypervolume of the best `count` further points, as a share of it.
+
+    The mean over joint draws of the posterior. The reference point is the worst posterior score of
+    the rows `members` (of all, when there are none), or `lowest` (T,) where that is not NaN.
 
     A little low where the search would learn on the way, since all `count` are chosen at once; a
     little high where the model is too unsure, as with few trials.
@@ -101,7 +102,7 @@ def expected_gain(
     mean, sd = gp.predict(observed.weights)
     reference = mean[list(members)].min(axis=0) if len(members) else mean.min(axis=0)
     reference = reference if lowest is None else np.where(np.isnan(lowest), reference, lowest)
-    baseline = observed.weights[contenders(mean, sd, rng, MAX_KNOWN)]
+    baseline = observed.weights[contenders(mean, sd, rng, gp.settings.max_known)]
     front = observed.weights[non_dominated(mean)]
     points = np.concatenate(
         [

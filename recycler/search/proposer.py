@@ -38,8 +38,9 @@ class Proposer(Protocol):
 
 
 class OptunaProposer:
-    """TPE, NSGA-II, NSGA-III or Optuna's GP on softmax logits of each group's weights, and the log
-    of their sum.
+    """Optuna's samplers on softmax logits of each group's weights, and the log of their sum.
+
+    TPE, NSGA-II, NSGA-III, or Optuna's GP.
     """
 
     def __init__(
@@ -183,10 +184,11 @@ def make_proposer(
     priced: Costs | None = None,
     num_merges: int = 0,
 ) -> Proposer:
-    """The proposer that a job names; `gram` (K, K) holds the inner products of the members' deltas,
-    where known, and `priced` tells `simplex_gp` what merges cost before they are made. The others
-    are told with the scores; `paper` averages scores alone. `grid` is told how many merges it may
-    ask for.
+    """Make the proposer that a job names.
+
+    `gram` (K, K) holds the inner products of the members' deltas, where known; with `priced`, the
+    costs, `simplex_gp` knows what merges cost before they are made, while the other samplers learn
+    it from scores. `paper` averages scores only. `grid` proposes at most `num_merges` merges.
     """
     task = SearchTask(
         space=space,
@@ -265,8 +267,9 @@ def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def _generation_tag(sampler: str, index: int) -> dict[str, int]:
-    """Optuna's genetic samplers ignore trials without this tag, and with it warm starts count (seen
-    in Optuna 5.0.0).
+    """Attributes without which Optuna's genetic samplers ignore a trial (seen in 5.0.0).
+
+    With them warm starts count.
     """
     names = {"nsga2": "NSGAIISampler", "nsga3": "NSGAIIISampler"}
     return {f"{names[sampler]}:generation": index // NSGA_POPULATION} if sampler in names else {}

@@ -1,5 +1,4 @@
-"""Refine the weights of a merge that a search has found: small steps down its loss, by gradient or
-by SPSA.
+"""Refinement: small steps of a merge's weights down its loss, by gradient or by SPSA.
 
     start (G, K)  ->  steps  ->  weights (G, K), and the (seed, scalar) pairs that lead there again
 
@@ -49,8 +48,9 @@ class Step:
 
 
 def direction(seed: int, space: SearchSpace) -> Floats:
-    """Random signs (G, K); 0 for frozen members, and summing to 0 in each row where the sum of the
-    weights is fixed.
+    """Random signs (G, K).
+
+    0 for frozen members; they sum to 0 in each row where the sum of the weights is fixed.
     """
     return _allowed(
         np.random.default_rng(seed).choice((-1.0, 1.0), (len(space.groups), len(space.members))),
@@ -59,9 +59,7 @@ def direction(seed: int, space: SearchSpace) -> Floats:
 
 
 def _allowed(step: Floats, space: SearchSpace) -> Floats:
-    """What of a step (G, K) keeps frozen members where they are, and the sum of each row where that
-    is fixed.
-    """
+    """Project a step (G, K): frozen members stay, and so does the sum of rows where it is fixed."""
     free = (np.array(space.low) < np.array(space.high)).astype(float)
     if space.total[0] == space.total[1]:
         step = step * free
@@ -77,8 +75,11 @@ def moved(weights: Floats, step: Floats, space: SearchSpace) -> Floats:
 def spsa(
     loss: Loss, start: Floats, space: SearchSpace, *, steps: int, reach: float, seed: int
 ) -> tuple[Floats, tuple[Step, ...]]:
-    """Weights after `steps` steps of SPSA and the steps; two losses a step, on the same items. A step of usual slope moves each
-    weight by `reach`, later ones by less."""
+    """Weights after `steps` steps of SPSA, and the steps (Spall 1992).
+
+    Two losses per step, on the same items. A step of usual slope moves each weight by `reach`,
+    later ones by less.
+    """
     weights, taken, squares = np.array(start, dtype=float), [], []
     for index in range(steps):
         own = seed * 1_000_003 + index
@@ -107,9 +108,7 @@ def replay(start: Floats, steps: Sequence[Step], space: SearchSpace) -> Floats:
 def descend(
     slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float
 ) -> tuple[Floats, tuple[float, ...]]:
-    """Weights after `steps` steps of Adam of length about `reach` a weight, and the loss before
-    each.
-    """
+    """Weights after `steps` steps of Adam, each about `reach` per weight, and their losses."""
     weights, mean, square, losses = np.array(start, dtype=float), 0.0, 0.0, []
     for index in range(steps):
         loss, slope = slopes(weights, index)
@@ -131,8 +130,12 @@ def refined_from(trial: Trial) -> int | None:
 
 
 def with_refined(smoothed: Smoothed, trials: Sequence[Trial]) -> Smoothed:
-    """Posterior scores with those of refined trials, whose rows of weights the search's model does not know: those of the trial
-    they come from, plus the difference of their search scores, in which the luck of common items cancels."""
+    """Posterior scores, with those of refined trials added.
+
+    The search's model does not know their rows of weights. They get the posterior score of the
+    trial that they come from plus the difference of the search scores, in which the luck of common
+    items cancels.
+    """
     by_number = {trial.number: trial for trial in trials if trial.state == "SCORED"}
     scores = dict(smoothed.scores)
     for number, trial in sorted(by_number.items()):

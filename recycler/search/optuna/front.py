@@ -1,5 +1,6 @@
-"""What to ship of an Optuna study whose parameters are merge weights: the trials that its model,
-and not luck, puts on the front.
+"""Posterior front of an Optuna study whose parameters are merge weights.
+
+The model puts trials on it, and not a lucky score.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from recycler.search.simplex.simplex_gp import SimplexGP
 def posterior_front(
     study: Study, members: Sequence[str] | None = None, floors: ArrayLike | None = None
 ) -> list[FrozenTrial]:
-    """The complete trials of `study` to ship: non-dominated by the GP's posterior mean, best first
-    objective first.
+    """Return the complete trials of `study` that are non-dominated by posterior mean.
+
+    The best at the first objective comes first.
 
     Works for a study of any sampler whose parameters are weights. `members` and `floors` (T,) in
     the study's own directions default to those of the study's `SimplexGPSampler` (its knobs then
@@ -89,8 +91,9 @@ def posterior_front(
 
 
 def _weights(study: Study, complete: Sequence[FrozenTrial]) -> tuple[str, ...]:
-    """The parameters that are weights: those that the study names, else all floats that its
-    complete trials share.
+    """Names of the parameters that are weights.
+
+    Those that the study names, else all floats that its complete trials share.
     """
     if WEIGHTS in study.user_attrs:
         return tuple(study.user_attrs[WEIGHTS])

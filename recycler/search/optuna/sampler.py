@@ -103,9 +103,7 @@ class SimplexGPSampler(BaseSampler):
         )  # so that a contradiction is told before the study starts
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled without its lock and caches, which are made anew: nothing a proposal depends on
-        is lost.
-        """
+        """Pickle without lock and caches: they are made anew, and no proposal depends on them."""
         return {**self.__dict__, "_lock": None, "_proposers": {}, "_plans": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -130,8 +128,9 @@ class SimplexGPSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """The planned weight of `param_name`; the whole row is planned when its first member is
-        suggested.
+        """Return the planned weight of `param_name`.
+
+        The whole row is planned when its first member is suggested.
         """
         if param_name not in self.names:
             return self._other(trial.number, param_name).sample_independent(
@@ -182,8 +181,9 @@ class SimplexGPSampler(BaseSampler):
         """Nothing to reseed: proposals depend on the trial's number."""
 
     def _other(self, number: int, name: str) -> RandomSampler:
-        """For a parameter that the model does not see: by seed, trial and name, so that neither
-        resuming nor other processes repeat draws.
+        """Draw a parameter that the model does not see, by seed, trial and name.
+
+        Neither resuming nor other processes repeat draws.
         """
         return RandomSampler(
             seed=int(
@@ -245,8 +245,9 @@ class SimplexGPSampler(BaseSampler):
     def _ranges(
         self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]
     ) -> Ranges:
-        """Range of each member that is not frozen, as far as trials have suggested it: this one's
-        word counts first, then the latest's.
+        """Range of each member that is not frozen, as far as trials have suggested it.
+
+        This trial's range counts first, then the latest one's.
         """
         free, found = [name for name in self.members if name not in self.frozen], {}
         for told in (
@@ -266,8 +267,9 @@ class SimplexGPSampler(BaseSampler):
     def _row(
         self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges
     ) -> dict[str, float]:
-        """A weight for each member and a value for each knob; those that this trial has already, or
-        has been given, as they are.
+        """A weight for each member and a value for each knob.
+
+        Those that this trial has already, or has been given, stay as they are.
         """
         proposer = self._proposer(study.directions, ranges)
         _, observed = observed_trials(trials, self.names, study.directions, self.frozen)
@@ -311,8 +313,11 @@ class SimplexGPSampler(BaseSampler):
     def _in_flight(
         self, study: Study, trials: Sequence[FrozenTrial], number: int
     ) -> tuple[Floats, int]:
-        """Points (p, D) of the trials under way, and how many running trials of lower number have not said theirs: they do so in other
-        processes, unless that many later ones have ended that their process must have been killed."""
+        """Points (p, D) of running trials, and the number of earlier ones without a point.
+
+        Those have not suggested anything yet: they do so in other processes, unless so many later
+        trials have ended that their process must have been killed.
+        """
         rows, untold = [], 0
         ended = np.array([other.number for other in trials if other.state.is_finished()], dtype=int)
         for other in trials:
@@ -426,7 +431,7 @@ class SimplexGPSampler(BaseSampler):
 
 
 def _fixed(trial: FrozenTrial) -> dict[str, Any]:
-    """What a trial's parameters are, or will be since it was enqueued with them."""
+    """Parameters of a trial as they are, or as it was enqueued with them."""
     return {**trial.system_attrs.get(FIXED, {}), **trial.params}
 
 

@@ -125,8 +125,9 @@ def write_study(
 
 
 def _searched(closed: Sequence[Trial]) -> Recipe | None:
-    """A recipe with the groups that the search proposes weights for: baselines and refined merges
-    may have others.
+    """A recipe with the groups that the search proposes weights for.
+
+    Baselines and refined merges may have others.
     """
     proposed = [trial for trial in closed if trial.is_proposed] or closed
     groups = Counter(trial.recipe.groups for trial in proposed).most_common(1)
@@ -138,8 +139,10 @@ def _searched(closed: Sequence[Trial]) -> Recipe | None:
 
 
 def _weights(recipe: Recipe, searched: Recipe) -> dict[str, float]:
-    """Weights by parameter: one row for all groups is the same merge as equal rows, and a member
-    that is not in the recipe has weight 0.
+    """Weights by parameter.
+
+    One row for all groups is the same merge as equal rows; a member that is not in the recipe has
+    weight 0.
     """
     same = len(recipe.groups) == 1 or recipe.groups == searched.groups
     groups, rows = (

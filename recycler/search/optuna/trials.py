@@ -1,5 +1,6 @@
-"""What the trials of an Optuna study say, read with distrust: a score may be infinite, a standard
-error may be a word.
+"""Trials of an Optuna study, read with distrust.
+
+A score may be infinite, a standard error may be a word.
 
 observed_trials   points, values and standard errors of the finished trials, all to be made large
 stderrs_of        the standard errors of one trial; the reason, where they are none
@@ -50,8 +51,11 @@ def floors_of(floors: ArrayLike | None, directions: Sequence[StudyDirection]) ->
 
 
 def stderrs_of(trial: FrozenTrial, num_objectives: int) -> list[float]:
-    """Standard errors (T,) of a trial from its user attribute "stderr", 0 where unknown: one number for all objectives, or one each;
-    None, NaN, 0 and infinity mean unknown. Raises ValueError that names the trial and the attribute for anything else."""
+    """Standard errors (T,) of a trial from its user attribute "stderr", 0 where unknown.
+
+    One number for all objectives, or one each; None, NaN, 0 and infinity mean unknown. Raises
+    ValueError that names the trial and the attribute for anything else.
+    """
     told = trial.user_attrs.get(STDERR)
     each = list(told) if isinstance(told, (list, tuple, np.ndarray)) else [told] * num_objectives
     cause = ""
@@ -77,8 +81,9 @@ def observed_trials(
     directions: Sequence[StudyDirection],
     given: Mapping[str, float] | None = None,
 ) -> tuple[list[FrozenTrial], Observations]:
-    """Finished trials that have all of `names`, and what they say, maximised; failed and pruned
-    ones have NaN values.
+    """Finished trials that have all of `names`, and their observations, maximised.
+
+    Failed and pruned ones have NaN values.
 
     `given` tells parameters that need not be suggested. Standard errors that are none count as
     unknown, with a warning: a finished trial can never be mended, and shall not stop its study.
@@ -112,9 +117,7 @@ def _stderrs_or_unknown(trial: FrozenTrial, num_objectives: int) -> list[float]:
 def missing_names(
     trials: Sequence[FrozenTrial], names: Sequence[str], given: Mapping[str, float]
 ) -> str:
-    """Which of `names` are not parameters of how many of these trials, in words: the first three of
-    them.
-    """
+    """Sentence on the first three of `names` that trials do not have as parameters."""
     lacking = {
         name: sum(name not in trial.params for trial in trials)
         for name in names

@@ -1,5 +1,4 @@
-"""How much a proposal is expected to add to the front when nothing about the front is known
-exactly.
+"""Noisy expected hypervolume improvement of proposals.
 
 Noisy expected hypervolume improvement (Daulton, Balandat and Bakshy 2021, arXiv:2105.08195): draw
 the objectives of earlier trials, pending trials and candidates jointly from the posterior, and
@@ -20,8 +19,9 @@ NUM_DIRECTIONS = 128
 def expected_gains(
     known: Floats, candidates: Floats, reference: Floats, rng: np.random.Generator
 ) -> Floats:
-    """Mean hypervolume gain (M,) of candidates over S joint draws, above `reference` (T,), all
-    maximised.
+    """Mean hypervolume gain (M,) of candidates over S joint draws, maximised.
+
+    The volume is above `reference` (T,).
 
     `known` (S, n, T) are draws of the trials, `candidates` (S, M, T) of the proposals. With more
     than EXACT_UP_TO objectives an estimate by random directions is returned, proportional to
@@ -40,8 +40,9 @@ def expected_gains(
 def contenders(
     means: Floats, deviations: Floats, rng: np.random.Generator, most: int, num_draws: int = 64
 ) -> np.ndarray:
-    """Indices of the at most `most` trials with a chance to be on the true front, likeliest first
-    (ties by index).
+    """Indices of the at most `most` trials that may be on the true front, likeliest first.
+
+    Ties go by index.
 
     Pruning the baseline keeps the joint draws small: their cost is cubic in the number of points.
     Errors are drawn independently per trial, from posterior `means` and `deviations` (n, T).
@@ -59,8 +60,11 @@ def _directions(num_objectives: int, rng: np.random.Generator) -> Floats:
 
 
 def _direction_gains(trials: Floats, proposals: Floats, directions: Floats) -> Floats:
-    """Hypervolume as the mean of max_y min_t (y_t / l_t)^T over directions l (Golovin and Zhang 2020, arXiv:2006.04655,
-    lemma 5, without its constant); the gain of each proposal (M,) is what it adds to that mean."""
+    """Gain (M,) of each proposal in hypervolume, estimated along random directions.
+
+    Hypervolume is the mean over directions l of max_y min_t (y_t / l_t)^T (Golovin and Zhang 2020,
+    arXiv:2006.04655, lemma 5, without its constant).
+    """
     power = trials.shape[1]
 
     def lengths(points: Floats) -> Floats:

@@ -1,5 +1,4 @@
-"""Which weights may be proposed: sums, ranges, frozen members, few non-zeros; and how to bring a
-row back inside.
+"""Domain of the weights: sums, ranges, frozen members, few non-zeros; and its repair.
 
 A point is a vector (D,) with D = G K + E: G rows of K member weights, then E method knobs (a
 density, a layer count).
@@ -68,8 +67,7 @@ class WeightDomain:
         return np.concatenate([weights, np.clip(knobs, self.knob_low, self.knob_high)], axis=1)
 
     def repair(self, rows: Floats) -> Floats:
-        """The allowed rows (n, K) that `rows` (n, K) mean: clipped, thinned to the largest weights,
-        scaled to the sum.
+        """Nearest allowed rows (n, K): clipped, sparsified to the largest, scaled to the sum.
 
         Rows that are allowed already come back as they are, apart from negligible weights. Zeros
         stay zeros unless the sum cannot be reached without them. Scaling is by a common factor as
@@ -86,7 +84,7 @@ class WeightDomain:
         return repaired
 
     def _to_sum(self, rows: Floats, strength: Floats) -> Floats:
-        """Thin each row to the members of most `strength` (n, K), then bring its sum into `scale`."""
+        """Keep the members of most `strength` (n, K) in each row, then bring its sum into `scale`."""
         kept = self._kept(strength)
         rows = np.where(kept, rows, 0.0)
         target = np.clip(rows.sum(axis=1), *self.scale)
@@ -116,8 +114,9 @@ class WeightDomain:
         return (self.low <= 0) & (self.high >= 0)
 
     def _kept(self, strength: Floats) -> NDArray[np.bool_]:
-        """The at most `max_nonzero` members of each row that may differ from 0: those that must,
-        then the strongest.
+        """Mask of the members of each row that may differ from 0, at most `max_nonzero`.
+
+        Those that must, then the strongest.
         """
         if self.max_nonzero >= self.num_members:
             return np.ones_like(strength, dtype=bool)
@@ -138,9 +137,7 @@ class WeightDomain:
         return np.where(free, np.clip(rows * factor[:, None], self.low, self.high), rows)
 
     def _shifted(self, rows: Floats, free: NDArray[np.bool_], target: Floats) -> Floats:
-        """Close what is left of the gap to `target`, each free weight giving in proportion to the
-        room it has.
-        """
+        """Close the gap to `target`, each free weight in proportion to the room it has."""
         gap = target - rows.sum(axis=1)
         edge = np.where(
             gap[:, None] > 0, self.high, np.where(rows > 0, np.maximum(self.low, 0.0), self.low)
@@ -218,7 +215,7 @@ def weight_domain(
 
 
 def _contradictions(low: Floats, high: Floats, scale: tuple[float, float], most: int) -> list[str]:
-    """Why no row can obey these ranges, sums and number of non-zeros; empty when one can."""
+    """Reasons why no row can obey these ranges, sums and non-zeros; empty when one can."""
     must = (low > 0) | (high < 0)
     if must.sum() > most or most < 1:
         return [f"{int(must.sum())} members must be non-zero but max_nonzero is {most}"]

@@ -1,19 +1,20 @@
-"""A Gaussian process on merge weights: one objective, noise told per trial, a second or less at a
-thousand trials.
+"""Gaussian process on merge weights, one objective, with a known noise per trial.
 
-    Features   points (n, D) -> what the kernel measures distance on (weights, or deltas' geometry; mean and groups)
-    WeightGP   fit, predict, draw: exact GP regression with analytic gradients of the marginal likelihood
+    Features   points (n, D) -> coordinates in which the kernel measures distances
+    WeightGP   fit, predict, draw: exact regression, gradients of the marginal likelihood
 
-Kernel on features, after scaling the values to mean 0 and standard deviation 1:
+A fit takes a second or less at a thousand trials. The kernel on features, after scaling the values
+to mean 0 and standard deviation 1, is
 
-    k(x, x') = s^2 M(|shared(x) - shared(x')|_l) + s_g^2 / G sum_g M(|row_g(x) - row_g(x')| / l_g) +
-    v <lin(x), lin(x')> + c
+    k(x, x') = s^2 M(|shared(x) - shared(x')|_l)
+             + s_g^2 / G sum_g M(|row_g(x) - row_g(x')| / l_g)
+             + v <lin(x), lin(x')> + c
 
 with M the Matern-5/2 function (Rasmussen and Williams 2006, eq. 4.17). The linear term says that a
 merge scores about like the weighted average of its members, plus a multiple of the merge's own
 squared length: to second order, and with one curvature for all directions, the loss at sum w_i d_i
-is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2) where weights sum to 1. The rest is what
-merging itself gives or takes.
+is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2) where weights sum to 1. The other terms
+are the gain or loss of merging itself.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ class Features:
         return np.concatenate([rows.mean(axis=1) @ self.metric, knobs], axis=1)
 
     def rows(self, points: Floats) -> Floats:
-        """(G, n, R): each group's row in the metric; no groups at all where one row holds for every
-        tensor.
+        """Each group's row in the metric (G, n, R).
+
+        Empty (0, n, 1) where one row holds for every tensor.
         """
         rows = self._rows(points)
         return (
@@ -89,8 +91,11 @@ class Features:
         )
 
     def linear(self, points: Floats) -> Floats:
-        """(n, L): features whose inner products are the linear kernel: mean row, its squared length in the metric, knobs,
-        and apart from these the groups' deviations."""
+        """Features (n, L) whose inner products are the linear kernel.
+
+        Mean row, its squared length in the metric, knobs, and with groups their deviations from the
+        mean row.
+        """
         rows = self._rows(points)
         mean = rows.mean(axis=1)
         length = ((mean @ self.metric) ** 2).sum(axis=1, keepdims=True)
@@ -101,8 +106,9 @@ class Features:
         return np.concatenate([mean, length, knobs] + ([apart] if self.groups > 1 else []), axis=1)
 
     def lengthscale_index(self, num_shared: int) -> NDArray[np.intp]:
-        """Which lengthscale each shared feature takes: its own (ARD), or one for the weights and
-        one per knob.
+        """Index of the lengthscale that each shared feature takes.
+
+        Its own (ARD), or one for the weights and one per knob.
         """
         if self.ard:
             return np.arange(num_shared)
@@ -116,8 +122,9 @@ class Features:
 
 
 def gram_root(gram: Floats) -> Floats:
-    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w'), scaled to unit-simplex
-    size.
+    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w').
+
+    They are scaled to the size of the unit simplex.
 
     `gram` (K, K) holds the inner products of the members' deltas, so near-duplicate members
     coincide and one lengthscale is enough. Scaled so that members lie sqrt(2) apart in root mean
@@ -155,8 +162,9 @@ class WeightGP:
     def fit(
         self, points: Floats, values: Floats, stderrs: Floats, most: int = MAX_FIT_POINTS
     ) -> WeightGP:
-        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown;
-        hyperparameters from at most `most`.
+        """Learn from points (n, D), values (n,) and standard errors (n,), 0 where unknown.
+
+        Hyperparameters come from at most `most` trials.
 
         `evidence` is then the log posterior density of the hyperparameters, up to a constant, over
         the values of the trials `chosen` for them.
@@ -183,9 +191,7 @@ class WeightGP:
         return self._kernel(points, self.points) @ self._alpha * self.unit + self.mean
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not
-        included.
-        """
+        """Posterior mean (n,) and standard deviation (n,) of the true objective, without noise."""
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         variance = self._prior_variance(points) - (half**2).sum(axis=0)
@@ -194,9 +200,7 @@ class WeightGP:
         ) * self.unit
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
-        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n,
-        S).
-        """
+        """Joint posterior draws (n, S) of the true objective from standard normals (n, S)."""
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
         covariance = self._kernel(points, points) - half.T @ half
@@ -208,15 +212,17 @@ class WeightGP:
 
     @property
     def common_noise(self) -> float:
-        """Share of a trial's noise variance that all trials have in common (they answer the same
-        items), 0 to 1.
+        """Share of a trial's noise variance that all trials have in common, 0 to 1.
+
+        They answer the same items.
         """
         _, (_, _, factor, _), _ = self._unpack(self.theta)
         return float(np.clip(1.0 - factor, 0.0, 1.0))
 
     def explained(self) -> float:
-        """Share of the trials' variance that the other trials predict: 1 - (leave-one-out squared
-        error) / variance.
+        """Share of the trials' variance that the other trials predict.
+
+        1 - (leave-one-out squared error) / variance.
 
         Leave-one-out residuals are alpha_i / (K^-1)_ii (Rasmussen and Williams 2006, eq. 5.12). At
         most 1, negative where the mean of the others would have predicted better.
@@ -236,9 +242,7 @@ class WeightGP:
         return [length] * scales + [SIGNAL, LINEAR, NOISE, EXCESS] + group
 
     def _learn(self) -> tuple[Floats, float]:
-        """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials, and their
-        evidence.
-        """
+        """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials."""
         priors = self._priors()
         start = np.array([prior.mean for prior in priors])
         problem = _Evidence(
@@ -260,8 +264,10 @@ class WeightGP:
     # ------------------------------------------------------------ kernel
 
     def _unpack(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
-        """exp of: lengthscales per shared feature; signal, linear, noise factor, excess; group
-        length and signal.
+        """Hyperparameters from their logarithms `theta`.
+
+        Lengthscales per shared feature; signal, linear, noise factor, excess; group length and
+        signal.
         """
         scales = int(self._scale_of.max()) + 1
         return (
@@ -295,8 +301,9 @@ class WeightGP:
 
 
 class _Evidence:
-    """Negative log marginal likelihood plus priors, with gradient, as a function of the log
-    hyperparameters.
+    """Negative log marginal likelihood plus priors, with its gradient.
+
+    A function of the log hyperparameters.
 
     Gradient: -1/2 tr((alpha alpha' - K^-1) dK/dtheta) (Rasmussen and Williams 2006, eq. 5.9); for a
     lengthscale the sum over pairs is rearranged so that no (n, n, D) array is built.
@@ -355,8 +362,9 @@ def _matern(squared: Floats) -> Floats:
 
 
 def _matern_and_slope(squared: Floats) -> tuple[Floats, Floats]:
-    """Matern-5/2 of a squared distance r^2, and s with d M / d ln(l) = s r^2 for a lengthscale in r
-    = |x| / l.
+    """Matern-5/2 of a squared distance r^2, and its slope s in the log lengthscale.
+
+    d M / d ln(l) = s r^2 for r = |x| / l.
     """
     distance = ROOT5 * np.sqrt(squared)
     decay = np.exp(-distance)
@@ -364,7 +372,7 @@ def _matern_and_slope(squared: Floats) -> tuple[Floats, Floats]:
 
 
 def _root(covariance: Floats) -> Floats:
-    """Lower Cholesky factor, with as much jitter as it takes; a diagonal root when even that fails."""
+    """Lower Cholesky factor, with the jitter that it needs; else a diagonal root."""
     jitter = 0.0
     for _ in range(8):
         root, failed = dpotrf(covariance + jitter * np.eye(len(covariance)), lower=1, clean=1)
@@ -375,8 +383,9 @@ def _root(covariance: Floats) -> Floats:
 
 
 def _spread_subset(targets: Floats, size: int) -> NDArray[np.intp]:
-    """At most `size` indices: the best half by value, since the front is what matters, and the rest
-    evenly over ranks.
+    """At most `size` indices: the best half by value, the rest evenly over ranks.
+
+    The front depends on the best.
     """
     if len(targets) <= size:
         return np.arange(len(targets))

@@ -1,12 +1,11 @@
-"""The scale on which an objective is smooth: its own values, or the logarithm of how far they stand
-above a floor.
+"""Linked Gaussian process: an objective on the scale on which it is smooth.
 
-An answer is right when each of its tokens is, so the chance of it is about exp(-loss), and the loss
-is what is smooth in the weights: near its best merge it is a quadratic, which the kernel knows,
-where the score itself is a bump with flat ground around it, which no stationary kernel fits well.
-Which scale a benchmark has is not asked: the evidence of the trials decides between it and LINKS,
-by the likelihood of the values with the Jacobian of the map (Snelson, Rasmussen and Ghahramani
-2004, "Warped Gaussian processes", eq. 5).
+That scale is its own values, or the logarithm of their distance above a floor. An answer is right
+when each of its tokens is, so its probability is about exp(-loss), and the loss is smooth in the
+weights: near its best merge it is a quadratic, which the kernel knows, where the score itself is a
+bump with flat ground around it, which no stationary kernel fits well. The evidence of the trials
+decides between the objective's own scale and LINKS, by the likelihood of the values with the
+Jacobian of the map (Snelson, Rasmussen and Ghahramani 2004, "Warped Gaussian processes", eq. 5).
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ SHARES = SHARES / SHARES.sum()
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """z = log(1 + (y - low) / depth), or z = y where `depth` is infinite; `high` is the largest y
-    that comes back.
+    """Map z = log(1 + (y - low) / depth), or z = y where `depth` is infinite.
+
+    `high` is the largest y that the inverse returns.
     """
 
     low: float
@@ -108,9 +108,7 @@ class LinkedGP:
         return self
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
-        """Posterior mean and standard deviation (n,), (n,) of the true objective, noise not
-        included.
-        """
+        """Posterior mean (n,) and standard deviation (n,) of the true objective, without noise."""
         mean, sd = self._gp.predict(points)
         if self.link.is_identity:
             return mean, sd
@@ -119,15 +117,11 @@ class LinkedGP:
         return mean, np.sqrt(SHARES @ (values - mean) ** 2)
 
     def median(self, points: Floats) -> Floats:
-        """Posterior median (n,) of the true objective: cheaper than its mean, and in the same
-        order.
-        """
+        """Posterior median (n,) of the true objective: cheaper than its mean, in the same order."""
         return self.link.back(self._gp.mean_at(points))
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
-        """Joint posterior draws (n, S) of the true objective at `points` from standard normals (n,
-        S).
-        """
+        """Joint posterior draws (n, S) of the true objective from standard normals (n, S)."""
         return self.link.back(self._gp.draw(points, normals))
 
     @property

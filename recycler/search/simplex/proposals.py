@@ -1,5 +1,4 @@
-"""Where to look next: an opening design, and random neighbours of good recipes on the simplex and
-its faces.
+"""Random points: an opening design, and neighbours of good recipes on the simplex.
 
 Nothing here knows a score. Every function draws from the generator it is given, so equal seeds give
 equal proposals.
@@ -22,11 +21,11 @@ def opening(
     num_sparse: int | None = None,
     members_first: bool | None = None,
 ) -> Floats:
-    """The first points (n, D): uniform soup, at two scales where that is searched, members alone,
-    sparse mixtures.
+    """Opening design (n, D): uniform soup, members, sparse mixtures.
 
-    Members alone if `members_first`, by default for at most VERTICES_UP_TO of them. `num_sparse`
-    mixtures follow: 1, or 4 where the members are left out.
+    The uniform soup comes at two scales where the sum is searched. Members come if `members_first`,
+    by default for at most VERTICES_UP_TO of them. `num_sparse` mixtures follow: 1, or 4 where the
+    members are left out.
     """
     low, high = domain.scale
     unit = _unit(domain)
@@ -44,8 +43,9 @@ def opening(
 
 
 def vertices(domain: WeightDomain, rng: np.random.Generator) -> Floats:
-    """Each member alone (K, D), in random order, at the largest allowed sum not above 1 (else the
-    smallest).
+    """Vertices of the simplex (K, D): each member by itself, in random order.
+
+    Their sum is the largest allowed one not above 1, else the smallest.
     """
     return _alike(
         domain, np.eye(domain.num_members)[rng.permutation(domain.num_members)] * _unit(domain)
@@ -66,7 +66,7 @@ def _alike(domain: WeightDomain, rows: Floats) -> Floats:
 def random_sparse(
     domain: WeightDomain, rng: np.random.Generator, count: int, same_rows: bool = False
 ) -> Floats:
-    """Sparse random points (count, D):
+    """Sparse random points (count, D).
 
     Dirichlet proportions of random concentration, log-uniform sums, uniform knobs.
     """
@@ -88,11 +88,10 @@ def random_sparse(
 def perturb(
     domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int, reach: float = 1.0
 ) -> Floats:
-    """`count` allowed points (count, D) near `parents` (P, D): see `_moved` for the moves; `reach`
-    scales their length.
+    """`count` allowed points (count, D) near `parents` (P, D).
 
-    With groups a move changes all rows alike, one row, or some; knobs move a little in half of the
-    points.
+    `_random_move` has the moves; `reach` scales their length. With groups a move changes all rows
+    alike, one row, or some; knobs move a little in half of the points.
     """
     rows, knobs = domain.split(parents)
     first, second = rng.integers(len(parents), size=count), rng.integers(len(parents), size=count)
@@ -100,7 +99,7 @@ def perturb(
     width = domain.knob_high - domain.knob_low
     for index in range(count):
         touched = _touched_rows(domain.groups, rng)
-        new_rows[index, touched] = _moved(
+        new_rows[index, touched] = _random_move(
             domain, rng, rows[first[index]][touched], rows[second[index]][touched], reach
         )
         if len(width) and rng.random() < 0.5:
@@ -109,13 +108,11 @@ def perturb(
 
 
 def sparsify(domain: WeightDomain, rng: np.random.Generator, parents: Floats, count: int) -> Floats:
-    """`count` allowed points (count, D):
+    """`count` allowed points (count, D): `parents` (P, D) with fewer members.
 
-    `parents` (P, D) with some members taken out of all rows and the rest scaled to the sum.
-
-    How many stay is drawn evenly, who stays by its weight: merges of few members are faces of the
-    simplex, which no small step inside it reaches. Parents of one member or none come back as they
-    are.
+    Some members are taken out of all rows, and the others scaled to the sum. The number that stays
+    is uniform, and members stay by their weights: merges of few members are faces of the simplex,
+    which no small step inside it reaches. Parents of one member or none come back as they are.
     """
     rows, knobs = domain.split(parents[rng.integers(len(parents), size=count)])
     sizes = np.abs(rows).sum(axis=1)
@@ -142,11 +139,12 @@ def _touched_rows(groups: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(groups)[: rng.integers(2, groups + 1)]
 
 
-def _moved(
+def _random_move(
     domain: WeightDomain, rng: np.random.Generator, rows: Floats, other: Floats, reach: float
 ) -> Floats:
-    """Neighbours (g, K) of `rows` (g, K) by one random move, the same for each row; not yet
-    repaired.
+    """Neighbours (g, K) of `rows` (g, K) by one random move, the same for each row.
+
+    They are not yet repaired.
     """
     kind, members = rng.random(), domain.num_members
     total = rows.sum(axis=1, keepdims=True)
@@ -188,9 +186,7 @@ def _moved(
 
 
 def unique(points: Floats, known: Floats | None = None) -> Floats:
-    """`points` (n, D) in order, without repetitions and without those that lie CLOSE to a row of
-    `known` (m, D).
-    """
+    """Unique rows of `points` (n, D) in order, less those CLOSE to a row of `known` (m, D)."""
     cells = np.round(points / CLOSE)
     _, first = np.unique(cells, axis=0, return_index=True)
     points = points[np.sort(first)]

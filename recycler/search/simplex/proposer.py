@@ -1,5 +1,6 @@
-"""The default sampler in the job's terms: trials in, a proposal out; and scores smoothed over all
-trials.
+"""The default sampler in the job's terms: trials in, a proposal out.
+
+Scores are smoothed over all trials.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ MIN_TRIALS = 8  # with fewer the model knows no more than the scores themselves
 
 
 class SimplexProposer:
-    """Simplex GP over a resolved space; members, soups and every other linear trial of the pool
-    count as observations.
+    """SimplexGP over a resolved space.
 
-    `gram` (K, K): inner products of the members' deltas (`recycler.pool.geometry.delta_profile.delta_gram`). With
-    it distances are measured between merges, else between weights. `priced` reckons the costs among
-    the objectives; without it only those that need no measuring can be told. Raises ValueError for
+    Members, soups and every other linear trial of the pool are observations. `gram` (K, K) holds
+    the inner products of the members' deltas (`recycler.pool.geometry.gram.delta_gram`): with it
+    distances are measured between merges, else between weights. `priced` has the costs among the
+    objectives; without it only costs that need no measuring are known. Raises ValueError for
     others.
     """
 
@@ -88,12 +89,11 @@ class SimplexProposer:
         )
 
     def smoothed(self, trials: Sequence[Trial]) -> Smoothed:
-        """Posterior scores by trial number: value and standard error of what each scored trial
-        would get on average over fresh items like these, all trials taken together. Empty while
-        there are fewer than MIN_TRIALS.
+        """Posterior scores by trial number, from all trials together.
 
-        Where all trials answer the same items, their common luck does not average out; it is in the
-        standard error.
+        Value and standard error of the score that a trial would have on average over fresh items
+        like these. Empty while there are fewer than MIN_TRIALS. Where all trials answer the same
+        items, their common luck does not average out; it is in the standard error.
         """
         scored = [trial for trial in self._in_space(trials) if trial.state == "SCORED"]
         if len(scored) < MIN_TRIALS:
@@ -126,7 +126,7 @@ class SimplexProposer:
         )
 
     def training_data(self, trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], Observations]:
-        """The scored trials that the model learns from, and what it sees of them.
+        """The scored trials that the model learns from, and its observations of them.
 
         Raises ValueError when there is none.
         """
@@ -150,8 +150,9 @@ class SimplexProposer:
         )
 
     def cost_reference(self, trials: Sequence[Trial]) -> Floats:
-        """(T,) of `recycler.objectives.costs.cost_reference`: where the volume of a front begins for each cost; NaN
-        for objectives that are scored.
+        """Reference point (T,) of the costs, NaN for objectives that are scored.
+
+        See `recycler.objectives.costs.cost_reference`.
         """
         members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
         return costs.cost_reference(
@@ -161,7 +162,7 @@ class SimplexProposer:
         )
 
     def _exact(self, objective: Objective) -> Callable[[Floats], Floats]:
-        """The cost of points (n, D), as far as it tells them apart, as something to be made large."""
+        """Make the cost function of points (n, D), maximised; a bound clamps it."""
         cost_function = self._priced.cost_function(objective, self._space.groups)
         return lambda points: (
             objective.sign

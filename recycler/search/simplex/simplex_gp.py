@@ -1,13 +1,12 @@
-"""`simplex_gp`: find the front of merges with few trials, by Gaussian processes that live on the
-weights themselves.
+"""`simplex_gp`: find the front of merges with few trials.
 
-    opening design -> GP per objective -> candidates near the posterior front -> noisy expected
-    hypervolume improvement
+    opening design -> GP per objective -> points near the posterior front
+    -> noisy expected hypervolume improvement
 
-No map from a box to the simplex: a map that is kind to one face distorts another, and duplicates
-dimensions. A proposal is a function of what has been observed, what is pending, the trial's number
-and the seed, and of nothing else, so a killed search that is started again proposes what it would
-have proposed.
+Gaussian processes live on the weights themselves. There is no map from a box to the simplex: a map
+that suits one face distorts another, and duplicates dimensions. A proposal is a function of the
+observations, the pending points, the trial's number and the seed, and of nothing else, so a killed
+search that is started again proposes the same points.
 """
 
 from __future__ import annotations
@@ -39,39 +38,52 @@ from recycler.search.simplex.proposals import (
 )
 from recycler.search.simplex.surrogate import Exact, Observations, PriorMean, Surrogate
 
-NUM_DRAWS = 16
-NUM_BLIND = 64  # random points drawn for one proposal that no model has a say in
-NUM_CANDIDATES = 400
-NUM_REFINED = 160
-NUM_THINNED = 80  # candidates with fewer members, where that may be worth something in itself
-AHEAD = (
-    1.0,
-    0.6,
-    0.3,
-    1.0,
-    0.6,
-    0.3,
-)  # reaches of the rounds in which the predicted front is looked for
-NUM_AHEAD, MAX_AHEAD = 300, 60  # points tried in each, and kept of its front
-REACHES = (0.6, 0.4, 0.2)  # each round looks around the best dozen so far, ever nearer
-NUM_BEST = 12
-MAX_KNOWN = 80  # trials drawn jointly with the candidates
-MAX_PENDING = 64
-# members alone that may be worse than the soup at everything before the others are left to the
-# model
-PATIENCE = 4
-# The hypervolume's corner lies this share of the front's range below its nadir, taking turns by
-# trial number. At 0.1 alone
-# what extends the front beyond its own nadir counts nothing, so an early front around the knee
-# confirms itself; a wide
-# corner alone spends trials on ends that hardly trade off (both measured in
-# benchmarks/search/RESULTS.md).
-MARGINS = (0.1, 1.0)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Numbers that shape a proposal. Each was measured in benchmarks/search/RESULTS.md."""
+
+    num_draws: int = 16
+    """Joint posterior draws over which a gain is averaged."""
+    num_blind: int = 64
+    """Random points drawn for one proposal that no model is asked about."""
+    num_candidates: int = 400
+    """Points whose gain is computed in the first round."""
+    num_refined: int = 160
+    """Points in each later round, near the best so far."""
+    num_best: int = 12
+    """Points that a later round starts from."""
+    num_sparsified: int = 80
+    """Points with fewer members, where that may be worth something in itself."""
+    reaches: tuple[float, ...] = (0.6, 0.4, 0.2)
+    """Reach of each later round, ever nearer."""
+    ahead: tuple[float, ...] = (1.0, 0.6, 0.3, 1.0, 0.6, 0.3)
+    """Reaches of the rounds in which the predicted front is looked for."""
+    num_ahead: int = 300
+    """Points tried in each of these rounds."""
+    max_ahead: int = 60
+    """Points kept of the predicted front."""
+    max_known: int = 80
+    """Trials drawn jointly with the candidates."""
+    max_pending: int = 64
+    """Pending points drawn jointly with the candidates."""
+    patience: int = 4
+    """Vertices that may be worse than the soup at everything before the others are left out."""
+    margins: tuple[float, ...] = (0.1, 1.0)
+    """Distances of the reference point below the front's nadir, as shares of the front's range.
+
+    They take turns by trial number. At 0.1, points that extend the front beyond its own nadir
+    count nothing, so an early front around the knee confirms itself; a wide margin for every
+    trial spends trials on ends that hardly trade off.
+    """
+
+
+SETTINGS = Settings()
 
 
 @dataclass(frozen=True, eq=False)
 class PosteriorFront:
-    """The trials to ship: non-dominated by posterior mean, which a lucky score does not fool.
+    """The trials to ship: non-dominated by posterior mean, and not by a lucky score.
 
     `indices` point into the observations, best first objective first. `mean` and `sd` (n, T) are
     for all observations (NaN where a trial had no score): sd is what matters between trials.
@@ -90,23 +102,33 @@ class PosteriorFront:
 
 
 class SimplexGP:
-    """Proposes weights for `members` (K names) that are expected to push the front of
-    `num_objectives` benchmarks out.
+    """Propose weights that are expected to push the front out.
 
-    scale      the sum of a row of weights: (1, 1) for a plain average, (0.3, 3) to search it
-    (weights act on deltas) bounds     range per member, else (0, scale[1]); a negative lower bound
-    allows negative weights frozen     weights that are fixed max_nonzero  at most so many members
-    in one row gram       (K, K) inner products of the members' deltas: distances between merges
-    instead of between weights floors     (T,) reference point of the hypervolume, NaN for "from the
-    front"; merges below a floor are worth nothing groups     G rows of weights; knobs: ranges of E
-    method parameters, appended to the point prior_mean predicted values (n, T) of points (n, D),
-    known without scoring; calibrated per objective exact      by column of the objectives, a
-    function from points (n, D) to their values (n,), to be made large, that nobody has to
-               guess: what a merge costs. No GP learns these columns and no draw moves them; floors
-               of theirs are kept by every proposal, as far as the rules allow
-    opening    members alone first (None: up to 16 of them), and how many sparse mixtures after that
-    (None: 1, or 4); the
-               members end early when the soup beats the first PATIENCE of them at everything
+    Args:
+        members: K names.
+        num_objectives: T benchmarks.
+        seed: of all random draws.
+        scale: the sum of a row of weights: (1, 1) for a plain average, (0.3, 3) to search it
+            (weights act on deltas).
+        bounds: range per member, else (0, scale[1]); a negative lower bound allows negative
+            weights.
+        frozen: weights that are fixed.
+        max_nonzero: number of members in one row at most.
+        gram: (K, K) inner products of the members' deltas: distances between merges instead of
+            between weights.
+        floors: (T,) reference point of the hypervolume, NaN for "from the front"; merges below a
+            floor are worth nothing.
+        groups: G rows of weights.
+        knobs: ranges of E method parameters, appended to the point.
+        prior_mean: predicted values (n, T) of points (n, D), known without scoring; calibrated per
+            objective.
+        exact: by column of the objectives, a function from points (n, D) to their values (n,),
+            maximised, that are known: the cost of a merge. No GP learns these columns and no draw
+            moves them; every proposal keeps their floors, as far as the rules allow.
+        opening: members first (None: up to 16 of them), and the number of sparse mixtures after
+            that (None: 1, or 4). The members end early when the soup beats the first
+            `settings.patience` of them at everything.
+        settings: numbers that shape a proposal.
 
     Points are (D,), D = G K + E, thus simply the K weights without groups and knobs. Raises
     ValueError when the rules contradict each other.
@@ -129,6 +151,7 @@ class SimplexGP:
         prior_mean: PriorMean | None = None,
         exact: Exact | None = None,
         opening: tuple[bool | None, int | None] = (None, None),
+        settings: Settings = SETTINGS,
     ):
         self.domain = weight_domain(
             members,
@@ -140,13 +163,7 @@ class SimplexGP:
             knobs=knobs,
         )
         self.num_objectives, self.seed, self.floors = num_objectives, seed, floors
-        self.margins, self.reaches, self.ahead, self.patience, self.opening = (
-            MARGINS,
-            REACHES,
-            AHEAD,
-            PATIENCE,
-            opening,
-        )
+        self.opening, self.settings = opening, settings
         self._model = Surrogate(
             self.domain,
             None if gram is None else np.asarray(gram, dtype=float),
@@ -158,11 +175,11 @@ class SimplexGP:
     def ask(
         self, observed: Observations | None, pending: ArrayLike = (), number: int = 0, skip: int = 0
     ) -> Floats:
-        """The next point (D,) to score, given scored trials, points (p, D) still in flight, and the
-        trial's number.
+        """Propose the next point (D,) to score.
 
-        Never a point that is already observed or pending. The opening design comes first, less what
-        is known of it and less its next `skip` points, which others take at this moment.
+        The arguments are the scored trials, points (p, D) still in flight, and the trial's number.
+        A point that is observed or pending is never proposed. The opening design comes first, less
+        what is known of it and less its next `skip` points, which others take at this moment.
         """
         domain = self.domain
         waiting = np.asarray(pending, dtype=float).reshape(-1, domain.size)
@@ -177,19 +194,20 @@ class SimplexGP:
         if scored is None or len(scored.values) < 3:
             return self._fresh(known, rng)
         self._model.fit(scored)
-        return self._best(
-            scored, waiting[-MAX_PENDING:], known, rng, self.margins[number % len(self.margins)]
-        )
+        margins = self.settings.margins
+        waiting = waiting[-self.settings.max_pending :]
+        return self._best(scored, waiting, known, rng, margins[number % len(margins)])
 
     def set_prior_mean(self, prior_mean: PriorMean | None) -> None:
-        """Another prior mean from the next fit on: what is known without scoring may grow with the
-        search.
+        """Set another prior mean from the next fit on.
+
+        Knowledge without scoring may grow with the search.
         """
         self._model.set_prior_mean(prior_mean)
 
     @one_blas_thread
     def front(self, observed: Observations) -> PosteriorFront:
-        """What to ship, and how sure that is; see `PosteriorFront`.
+        """Posterior front of the observations, with its uncertainty.
 
         Raises ValueError without a complete trial.
         """
@@ -211,8 +229,9 @@ class SimplexGP:
 
     @one_blas_thread
     def fit(self, observed: Observations) -> None:
-        """Fit the model to the trials of `observed` that have all their scores; `predict` and
-        `draw` speak of the last fit.
+        """Fit the model to the trials of `observed` that have all their scores.
+
+        `predict` and `draw` use the last fit.
         """
         self._model.fit(observed.complete())
 
@@ -229,21 +248,27 @@ class SimplexGP:
     # ------------------------------------------------------------ choosing
 
     def _opening(self, observed: Observations | None) -> Floats:
-        """The opening design (n, D). Once the soup has beaten the first PATIENCE members at everything, good merges lie inside
-        the hull and further members alone would tell little: then the design is the one without members."""
+        """Opening design (n, D).
+
+        Once the soup has beaten the first `settings.patience` members at everything, good merges
+        lie inside the hull and further vertices would tell little: then the design is the one
+        without members.
+        """
         members_first, num_sparse = self.opening
         points = opening(self.domain, np.random.default_rng(self.seed), num_sparse, members_first)
         if observed is None:
             return points
         members = vertices(self.domain, np.random.default_rng(self.seed))
-        scores = [observed.values_at(point) for point in (points[0], *members[: self.patience])]
+        scores = [
+            observed.values_at(point) for point in (points[0], *members[: self.settings.patience])
+        ]
         if any(score is None for score in scores) or not all(
             (score <= scores[0]).all() for score in scores[1:]
         ):
             return points
         return np.concatenate(
             [
-                members[: self.patience],
+                members[: self.settings.patience],
                 opening(
                     self.domain, np.random.default_rng(self.seed), num_sparse, members_first=False
                 ),
@@ -264,42 +289,54 @@ class SimplexGP:
         mean, sd = (table[:, alive] for table in self._model.predict(points))
         front = points[non_dominated(mean)]
         reference = reference_point(mean, self._guessed_floors()[alive], margin)
-        baseline = np.concatenate([points[contenders(mean, sd, rng, MAX_KNOWN)], waiting])
-        num_global = int(NUM_CANDIDATES * GLOBAL_SHARE)
+        baseline = np.concatenate(
+            [points[contenders(mean, sd, rng, self.settings.max_known)], waiting]
+        )
+        num_global = int(self.settings.num_candidates * GLOBAL_SHARE)
         wide = [
             random_sparse(self.domain, rng, num_global),
-            perturb(self.domain, rng, front, NUM_CANDIDATES - num_global),
+            perturb(self.domain, rng, front, self.settings.num_candidates - num_global),
         ]
         wide.append(self._predicted_front(front, alive, rng))
         if self._model.exact:
-            wide.append(sparsify(self.domain, rng, np.concatenate([front, *wide]), NUM_THINNED))
+            wide.append(
+                sparsify(
+                    self.domain, rng, np.concatenate([front, *wide]), self.settings.num_sparsified
+                )
+            )
         candidates = self._within(unique(np.concatenate(wide), known))
         if not len(candidates):
             return self._fresh(known, rng)
         gains = self._gains(baseline, candidates, reference, alive, rng)
-        for reach in self.reaches:
-            best = candidates[np.argsort(-gains, kind="stable")[:NUM_BEST]]
-            near = [perturb(self.domain, rng, best, NUM_REFINED, reach=reach)]
+        for reach in self.settings.reaches:
+            best = candidates[np.argsort(-gains, kind="stable")[: self.settings.num_best]]
+            near = [perturb(self.domain, rng, best, self.settings.num_refined, reach=reach)]
             if self._model.exact:
                 near.append(
-                    sparsify(self.domain, rng, np.concatenate([best, *near]), NUM_THINNED // 2)
+                    sparsify(
+                        self.domain,
+                        rng,
+                        np.concatenate([best, *near]),
+                        self.settings.num_sparsified // 2,
+                    )
                 )
             candidates = self._within(unique(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, reference, alive, rng)
         return candidates[int(np.argmax(gains))]
 
     def _fresh(self, known: Floats, rng: np.random.Generator) -> Floats:
-        """A sparse random point that is not `known`, within the floors of exact columns where one
-        of those drawn is.
+        """A sparse random point that is not `known`.
+
+        It keeps the floors of exact columns where one of those drawn does.
         """
         for _ in range(100):
-            points = random_sparse(self.domain, rng, NUM_BLIND)
+            points = random_sparse(self.domain, rng, self.settings.num_blind)
             # few members are a matter of luck among mixtures, and may be all that a floor allows
             if self._model.exact:
                 points = np.concatenate(
                     [
                         points,
-                        sparsify(self.domain, rng, points, NUM_BLIND),
+                        sparsify(self.domain, rng, points, self.settings.num_blind),
                         vertices(self.domain, rng),
                     ]
                 )
@@ -311,22 +348,28 @@ class SimplexGP:
         )
 
     def _predicted_front(self, points: Floats, alive: Mask, rng: np.random.Generator) -> Floats:
-        """At most MAX_AHEAD points (n, D) on the front of what the model predicts, looked for from `points` on: the gain of a
-        candidate is dear to work out and its median cheap, so this reaches ends of the front that neighbours of trials do not."""
+        """At most `max_ahead` points (n, D) on the front of the model's predictions.
+
+        They are looked for from `points` on. The gain of a point is expensive and its median is
+        cheap, so this reaches ends of the front that neighbours of trials do not.
+        """
         found = self._model.median(points)[:, alive]
-        for reach in self.ahead:
-            fresh = self._within(perturb(self.domain, rng, points, NUM_AHEAD, reach=reach))
+        for reach in self.settings.ahead:
+            fresh = self._within(
+                perturb(self.domain, rng, points, self.settings.num_ahead, reach=reach)
+            )
             points, found = (
                 np.concatenate([points, fresh]),
                 np.concatenate([found, self._model.median(fresh)[:, alive]]),
             )
-            kept = rng.permutation(np.flatnonzero(non_dominated(found)))[:MAX_AHEAD]
+            kept = rng.permutation(np.flatnonzero(non_dominated(found)))[: self.settings.max_ahead]
             points, found = points[kept], found[kept]
         return points
 
     def _guessed_floors(self) -> Floats:
-        """Floors (T,) of what has to be scored, NaN elsewhere: those of exact columns are kept
-        outright and need no corner.
+        """Floors (T,) of objectives that are scored, NaN elsewhere.
+
+        Floors of exact columns are kept outright and need no reference point.
         """
         lowest = (
             np.full(self.num_objectives, np.nan)
@@ -337,8 +380,9 @@ class SimplexGP:
         return lowest
 
     def _missing(self, points: Floats) -> Floats:
-        """How far (n,) points are below the floors of exact columns, as shares of these floors, the
-        worst of them; 0 where none is.
+        """Distance (n,) of points below the floors of exact columns, as shares of these floors.
+
+        The worst of them; 0 where none is missed.
         """
         found = np.zeros(len(points))
         lowest = (
@@ -358,7 +402,7 @@ class SimplexGP:
         return self._missing(points) <= 0.0
 
     def _within(self, candidates: Floats) -> Floats:
-        """Those that keep the floors of exact columns; the nearest to that where none does."""
+        """Points that keep the floors of exact columns; the nearest to that where none does."""
         missing = self._missing(candidates)
         return candidates[missing <= missing.min()] if len(candidates) else candidates
 
@@ -370,12 +414,10 @@ class SimplexGP:
         alive: Mask,
         rng: np.random.Generator,
     ) -> Floats:
-        """Expected gain (M,); where no draw gains anything, a small optimistic score that still
-        ranks.
-        """
-        draws = self._model.draw(np.concatenate([baseline, candidates]), rng, NUM_DRAWS)[
-            :, :, alive
-        ]
+        """Expected gain (M,); an optimistic score that still ranks where no draw gains anything."""
+        draws = self._model.draw(
+            np.concatenate([baseline, candidates]), rng, self.settings.num_draws
+        )[:, :, alive]
         # members and shares of right answers have nothing to do with one another: each in the
         # front's own reach
         if self._model.exact:

@@ -1,8 +1,7 @@
-"""What the trials say about points that nobody has scored: one Gaussian process per objective on
-the same features.
+"""Surrogate: one Gaussian process per objective on the same features.
 
-Observations   what has been scored Surrogate      fit, predict, median, draw over all objectives;
-those known exactly are passed through
+Observations   scored points
+Surrogate      fit, predict, median, draw over all objectives; exact ones pass through
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LARGEST = 1e30
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """Scored trials: points (n, D), values (n, T) to be made large, their standard errors (n, T).
+    """Scored trials: points (n, D), values (n, T), maximised, and standard errors (n, T).
 
     A standard error that is NaN or 0 means "unknown". A trial with a NaN among its values (a failed
     merge), or with one that is infinite or beyond LARGEST (a broken one), teaches nothing but is
@@ -52,7 +51,7 @@ class Observations:
         return (np.abs(self.values) < LARGEST).all(axis=1)  # a NaN compares false
 
     def values_at(self, point: Floats) -> Floats | None:
-        """What `point` (D,) scored (T,), None where it has not."""
+        """Scores (T,) of `point` (D,), None where it has none."""
         there = (np.abs(self.weights - point).max(axis=1) <= CLOSE) & self.scored
         return self.values[there][0] if there.any() else None
 
@@ -78,8 +77,9 @@ def observations(
 
 
 class Surrogate:
-    """One LinkedGP per objective on the same features, none for `exact` ones; remembers the last
-    fit so that a batch is fitted once.
+    """One LinkedGP per objective on the same features, none for `exact` ones.
+
+    The last fit is remembered, so that a batch is fitted once.
     """
 
     def __init__(
@@ -152,12 +152,12 @@ class Surrogate:
         return found
 
     def dead(self, scored: Observations) -> Mask:
-        """(T,) True for an objective whose scores spread no more than their standard errors say
-        *and* which no trial predicts of another: a benchmark at chance, whose luck would promote
-        bad merges. Two objectives stay at least, one of them no exact one.
+        """True (T,) for uninformative objectives, which no weights move beyond their noise.
 
-        The spread alone would not do: where trials share items their differences are surer than
-        their standard errors.
+        The scores spread no more than their standard errors say *and* no trial predicts another: a
+        benchmark at chance, whose luck would promote bad merges. Two objectives stay at least, one
+        of them not exact. The spread is not enough: where trials share items their differences are
+        surer than their standard errors.
         """
         values, errors = scored.values[:, self._guessed], _floored(scored.stderrs)[:, self._guessed]
         explained = np.array([gp.explained() for gp in self._gps])
@@ -205,8 +205,9 @@ class Surrogate:
 
 
 def _floored(stderrs: Floats) -> Floats:
-    """Standard errors with a floor of a third of their median: 200 right out of 200 is luck, not
-    certainty.
+    """Standard errors with a floor of a third of their median.
+
+    200 right out of 200 is luck, not certainty.
     """
     floor = [
         np.median(column[column > 0]) / 3 if (column > 0).any() else 0.0 for column in stderrs.T
@@ -215,16 +216,21 @@ def _floored(stderrs: Floats) -> Floats:
 
 
 def _caught(values: Floats) -> Floats:
-    """Values (n, T) of which none lies further below its column's median than DEPTHS times the way from there to the best, or to the
-    lower quartile: a merge that broke is bad, and how bad (a perplexity of 1e6) shall not hide what sets the good ones apart."""
+    """Values (n, T) with the worst ones raised to a limit below their column's median.
+
+    The limit lies DEPTHS times the distance from the median to the best, or to the lower quartile,
+    below the median. A merge that broke is bad; how bad (a perplexity of 1e6) shall not hide the
+    differences among the good ones.
+    """
     quarter, middle, best = np.quantile(values, (0.25, 0.5, 1.0), axis=0)
     reach = DEPTHS * np.maximum(best - middle, middle - quarter)
     return np.where(reach > 0, np.maximum(values, middle - reach), values)
 
 
 def _slope(prior: Floats, values: Floats) -> float:
-    """Ridge slope of values on the prior mean, drawn towards 1; the GP takes the level. 0 for a
-    constant prior.
+    """Ridge slope of values on the prior mean, shrunk towards 1; 0 for a constant prior.
+
+    The GP takes the level.
     """
     centred, target = prior - prior.mean(), values - values.mean()
     power = float(centred @ centred)

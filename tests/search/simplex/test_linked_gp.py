@@ -12,7 +12,7 @@ from benchmarks.search.samplers import Simplex
 from recycler.search.simplex.gp import Features, WeightGP
 from recycler.search.simplex.linked_gp import LINKS, Link, LinkedGP
 from recycler.search.simplex.proposals import vertices
-from recycler.search.simplex.simplex_gp import PATIENCE, SimplexGP
+from recycler.search.simplex.simplex_gp import SETTINGS, SimplexGP
 from recycler.search.simplex.surrogate import observations
 
 FEATURES = Features(np.eye(6), 1, np.zeros(0), np.zeros(0), ard=False)
@@ -107,10 +107,10 @@ NAMES = [f"m{index:02d}" for index in range(12)]
 
 def opened(best_member: float) -> list[np.ndarray]:
     """What is proposed first where the soup scores 0.5 at everything and members 0.3, but for one
-    of the first PATIENCE.
+    of the first SETTINGS.patience.
     """
     proposer, rows, values = SimplexGP(NAMES, 2, seed=1), [], []
-    special = vertices(proposer.domain, np.random.default_rng(1))[PATIENCE - 1]
+    special = vertices(proposer.domain, np.random.default_rng(1))[SETTINGS.patience - 1]
     for number in range(20):
         point = proposer.ask(observations(rows, values) if rows else None, number=number)
         single = point.max() == 1.0
@@ -124,7 +124,9 @@ def opened(best_member: float) -> list[np.ndarray]:
 
 
 def test_members_that_the_soup_beats_at_everything_end_the_opening():
-    assert sum(row.max() == 1.0 for row in opened(0.4)[: PATIENCE + 6]) == PATIENCE
+    assert (
+        sum(row.max() == 1.0 for row in opened(0.4)[: SETTINGS.patience + 6]) == SETTINGS.patience
+    )
 
 
 def test_one_member_that_is_better_at_something_keeps_all_of_them():
@@ -142,7 +144,7 @@ def test_a_star_among_the_members_left_out_is_found_all_the_same():
     for _ in range(30):
         tried.append(search.ask())
         search.tell(tried[-1], *pool.score(tried[-1], noise))
-    assert sum(weights.max() == 1.0 for weights in tried) <= PATIENCE + 2, (
+    assert sum(weights.max() == 1.0 for weights in tried) <= SETTINGS.patience + 2, (
         "the opening was to end early here"
     )
     assert (
