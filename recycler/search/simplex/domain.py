@@ -84,7 +84,7 @@ class WeightDomain:
         return repaired
 
     def _to_sum(self, rows: Floats, strength: Floats) -> Floats:
-        """Keep the members of most `strength` (n, K) in each row, then bring its sum into `scale`."""
+        """Keep the members of most `strength` (n, K) in each row, then scale its sum."""
         kept = self._kept(strength)
         rows = np.where(kept, rows, 0.0)
         target = np.clip(rows.sum(axis=1), *self.scale)
