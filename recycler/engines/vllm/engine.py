@@ -21,7 +21,7 @@ from collections.abc import Callable, Container, Generator, Sequence
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ from recycler.engines.vllm.lora import MergeAdapters
 from recycler.engines.vllm.patches import patch_vllm
 from recycler.engines.vllm.start import (
     context_lengths,
+    engine_facts,
     parallel_settings,
     set_environment,
     start,
@@ -49,10 +50,13 @@ from recycler.types import (
 )
 
 WORKER = "recycler.engines.vllm.worker.RecyclerWorker"
-Method = TypeVar("Method", bound=Callable[..., Any])
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
-def _raise_if_dead(method: Method) -> Method:
+def _raise_if_dead(
+    method: Callable[Concatenate[VLLMEngine, P], Result],
+) -> Callable[Concatenate[VLLMEngine, P], Result]:
     """Let a method raise RuntimeError when one of vLLM's processes has died.
 
     A worker builds a new engine then. vLLM itself notices within seconds, ends the other ranks, and
@@ -60,7 +64,7 @@ def _raise_if_dead(method: Method) -> Method:
     """
 
     @wraps(method)
-    def guarded(self: VLLMEngine, *arguments: Any, **named: Any) -> Any:
+    def guarded(self: VLLMEngine, *arguments: P.args, **named: P.kwargs) -> Result:
         try:
             return method(self, *arguments, **named)
         except Exception as error:
@@ -70,7 +74,7 @@ def _raise_if_dead(method: Method) -> Method:
                 ) from error
             raise
 
-    return guarded  # type: ignore[return-value]
+    return guarded
 
 
 class VLLMEngine:
@@ -93,10 +97,7 @@ class VLLMEngine:
         self._limit, room = context_lengths(pool, max_model_len)
         on_cpu = not torch.cuda.is_available()
         set_environment(on_cpu, kv_cache_gib, tensor_parallel)
-        import vllm  # after the environment that it reads
-        from vllm.platforms import current_platform
-
-        patch_vllm()
+        patch_vllm()  # imports vLLM, after the environment that it reads
         self._llm: Any = start(
             model=str(local_folder(pool.template).absolute()),
             dtype=dtype,
@@ -118,19 +119,7 @@ class VLLMEngine:
         except BaseException:
             self.close()
             raise
-        device = current_platform.get_device_name() or current_platform.device_type
-        config = self._llm.llm_engine.vllm_config
-        batch = config.scheduler_config
-        facts = [
-            f"vllm {vllm.__version__}",
-            f"torch {torch.__version__}",
-            dtype,
-            device,
-            f"context {room}",
-            f"batch {batch.max_num_batched_tokens}/{batch.max_num_seqs}",
-            f"block {config.cache_config.block_size}",
-            "eager" if on_cpu else "compiled",
-        ]
+        facts = engine_facts(self._llm.llm_engine.vllm_config, dtype, room, on_cpu)
         if tensor_parallel > 1:  # sums are added in another order
             facts.append(f"tensor parallel {tensor_parallel}")
         if lora_batch > 1:

@@ -99,3 +99,21 @@ def set_environment(on_cpu: bool, kv_cache_gib: int, num_ranks: int) -> None:
         threads_per_rank = max(1, torch.get_num_threads() // num_ranks)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def engine_facts(config: Any, dtype: str, context: int, on_cpu: bool) -> list[str]:
+    """Versions, device and settings that may change an answer, from vLLM's own config."""
+    import vllm  # heavy, and reads the environment
+    from vllm.platforms import current_platform
+
+    batch = config.scheduler_config
+    return [
+        f"vllm {vllm.__version__}",
+        f"torch {torch.__version__}",
+        dtype,
+        current_platform.get_device_name() or current_platform.device_type,
+        f"context {context}",
+        f"batch {batch.max_num_batched_tokens}/{batch.max_num_seqs}",
+        f"block {config.cache_config.block_size}",
+        "eager" if on_cpu else "compiled",
+    ]

@@ -108,6 +108,7 @@ def check_keys(reader: Reader) -> None:
 
 
 def _check_names(reader: Reader) -> None:
+    """Add a problem for each key that we do not have."""
     for key in reader.data.keys() - set(KEYS):
         remedy = did_you_mean(str(key), KEYS)
         if key == "modules":
@@ -123,6 +124,7 @@ def _check_names(reader: Reader) -> None:
 
 
 def _check_kinds(reader: Reader) -> None:
+    """Add a problem for each key whose value is of another kind."""
     data = reader.data
     for key in SCALARS:
         if not isinstance(data.get(key), str | None):
@@ -159,6 +161,7 @@ def _check_kinds(reader: Reader) -> None:
 
 
 def _check_method(reader: Reader) -> None:
+    """Add the problems of the method and of its base."""
     method = reader.data.get("merge_method")
     if method == "passthrough":
         reader.refuse(

@@ -195,6 +195,7 @@ def _problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
 
 
 def _method_problems(entry: _RecipeFile, document: YamlDocument) -> list[Problem]:
+    """Mistakes in the method, its base, and its options."""
     places = {group.name: index for index, group in enumerate(entry.groups or [])}
 
     def where(key_path: KeyPath) -> str:
@@ -236,6 +237,7 @@ def _word_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Probl
 
 
 def _checkpoint_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
+    """Mistakes in the names of the members and of the base."""
     if not entry.members:
         yield Problem(
             thing="members",
@@ -253,6 +255,7 @@ def _checkpoint_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator
 
 
 def _group_problems(entry: _RecipeFile, document: YamlDocument) -> Iterator[Problem]:
+    """Mistakes in the groups: none or too many of them, their names, their regexes."""
     groups = entry.groups or []
     if (entry.weights is None) == (entry.groups is None) or entry.groups == []:
         yield Problem(

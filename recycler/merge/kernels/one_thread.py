@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
-def one_thread(function: Function) -> Function:
+def one_thread(function: Callable[P, Result]) -> Callable[P, Result]:
     """Run `function` with one thread inside PyTorch, and put the caller's number back after it."""
 
     @wraps(function)
-    def with_one_thread(*arguments: Any, **keywords: Any) -> Any:
+    def with_one_thread(*arguments: P.args, **keywords: P.kwargs) -> Result:
         before = torch.get_num_threads()
         if before == 1:
             return function(*arguments, **keywords)
@@ -28,4 +29,4 @@ def one_thread(function: Function) -> Function:
         finally:
             torch.set_num_threads(before)
 
-    return with_one_thread  # type: ignore[return-value]
+    return with_one_thread

@@ -92,6 +92,7 @@ def _keep_the_middle(
     num_members: int,
     rescale: bool,
 ) -> MakeSparsify:
+    """Keep the elements of middle magnitude, by each member's density and gamma."""
     densities = per_member("density", density, num_members)
     gammas = per_member("gamma", gamma, num_members)
 

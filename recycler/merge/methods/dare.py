@@ -88,6 +88,7 @@ def dare_ties(
 def _drop_at_random(
     context: TensorContext, density: float | Sequence[float], num_members: int, rescale: bool
 ) -> MakeSparsify:
+    """Keep each element with its member's density, and rescale what is kept."""
     densities = per_member("density", density, num_members)
 
     def make_sparsify(index: int, delta: DeltaBlocks) -> Sparsify | None:

@@ -102,6 +102,7 @@ def _drop_by_rank(
     base: Tensor,
     rescale: bool,
 ) -> MakeSparsify:
+    """Keep each element with the probability of its rank. Raises UsageError outside (0, 1)."""
     densities = per_member("density", density, len(tensors))
     epsilons = per_member("epsilon", epsilon, len(tensors))
     for index, (middle, half) in enumerate(zip(densities, epsilons, strict=True)):
