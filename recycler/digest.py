@@ -1,4 +1,7 @@
-"""Names for content: the same value has the same digest on every machine. Standard library only."""
+"""Digests of content: the same value has the same digest on every machine.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value made of dicts, lists and scalars, ready for JSON; dataclasses lose their type, tuples
-    become lists.
+    """The value as dicts, lists and scalars, ready for JSON.
+
+    Dataclasses lose their type, tuples become lists.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -45,13 +49,13 @@ def file_digest(path: Path) -> str:
 
 
 def weights_digest(tensors: Iterable[tuple[str, str]]) -> str:
-    """Digest of a whole model from its (name, tensor digest) pairs, whatever their order or shard."""
+    """Digest of a model from its (name, tensor digest) pairs, whatever their order or shard."""
     return digest(sorted(tensors))
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed that depends on every part and nothing else:
+    """A 32-bit seed that depends on every part and nothing else.
 
-    (job seed, trial number) gives a trial's seed.
+    A trial's seed, for example, is derived from (job seed, trial number).
     """
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""Every error a user can cause, and the exit code it ends with.
+"""Errors that a user can cause or meet, and the exit codes they end with.
 
     RecyclerError            1  failed
     +-- UsageError           2  the job, a flag or a file is wrong: nothing was started
@@ -19,7 +19,7 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The thing, the cause, the remedy; and where, as file:line, when it stands in a file."""
+    """A thing, the cause, the remedy; `where` is file:line when it stands in a file."""
 
     thing: str
     cause: str
@@ -68,7 +68,7 @@ def raise_problems(problems: Sequence[Problem], kind: type[RecyclerError] = Usag
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'did you mean X?' for a near miss, else the list of what is known."""
+    """'Did you mean X?' for a near miss, else the list of known words."""
     known = sorted(known)
     close = get_close_matches(word, known, n=1)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."

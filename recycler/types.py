@@ -1,4 +1,4 @@
-"""The small frozen values that travel between modules. Standard library only.
+"""Small frozen values that travel between modules. Standard library only.
 
 A *recipe* says how to merge, an *item* says what to ask, a *scorecard* says how it went. None of
 them holds a tensor. Shapes: weights are ``(G, K)``: G groups of tensors by K pool members.
@@ -30,7 +30,7 @@ SamplerName = Literal[  # recycler.search.proposer.SAMPLERS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies: read from a safetensors header, never from the data."""
+    """The place and shape of one tensor, read from a safetensors header, never from the data."""
 
     name: str
     dtype: str  # safetensors spelling: BF16, F16, F32, I64 ...
@@ -39,7 +39,7 @@ class TensorInfo:
     start: int  # byte offset in that file
     num_bytes: int
     file_bytes: int = 0  # size of that file when its header was read
-    etag: str = ""  # of an object in a bucket: which version of it the header was read from
+    etag: str = ""  # of an object in a bucket: the version of it whose header was read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def positions(self) -> int | None:
-        """Longest context it was made for, in tokens; None when its config does not say."""
+        """The longest context it was made for, in tokens; None when its config does not say."""
         found = self.config.get("max_position_embeddings")
         return int(found) if found else None
 
@@ -105,8 +105,9 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A named set of tensors that share one row of weights; `match` is a regex searched in the
-    tensor's name.
+    """A named set of tensors that share one row of weights.
+
+    `match` is a regular expression, searched in the tensor's name.
     """
 
     name: str
@@ -160,9 +161,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What a proposer asks to have scored: decoded weights and options, plus the raw parameters for
-    its own memory.
-    """
+    """Weights and options that a proposer wants scored, and the raw parameters for its memory."""
 
     number: int
     weights: tuple[tuple[float, ...], ...]
@@ -177,9 +176,8 @@ class Proposal:
 class Item:
     """One frozen question. The same item has the same prompt in every trial, subset and split.
 
-    `scorer` names a function of `recycler.scoring.scorers.SCORERS`; `kind` says what the engine
-    must do for it: generate greedily from the prompt, or give log-likelihoods of `continuations`
-    after the prompt.
+    `scorer` names a function of `recycler.scoring.scorers.SCORERS`; `kind` is the engine's part:
+    generate greedily from the prompt, or return log-likelihoods of `continuations` after it.
     """
 
     id: str
@@ -196,9 +194,7 @@ class Item:
     cluster: str = ""  # items of one problem (its translations, say) are not independent
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
-    detail: tuple[
-        tuple[str, str], ...
-    ] = ()  # what the scorer needs besides: unit tests, an entry point
+    detail: tuple[tuple[str, str], ...] = ()  # more for the scorer: unit tests, an entry point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,9 +202,7 @@ class GenerateRequest:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    merge: str = (
-        ""  # which of several merges that the engine holds side by side; "" for the live weights
-    )
+    merge: str = ""  # one of the merges that the engine holds side by side; "" for live weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +223,9 @@ class LoglikelihoodRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loglikelihood:
-    """Natural-log probability of a continuation; `is_greedy` when each of its tokens is the most
-    likely one.
+    """Natural-log probability of a continuation.
+
+    `is_greedy` says that each of its tokens is the most likely one.
     """
 
     logprob: float
@@ -240,18 +235,17 @@ class Loglikelihood:
 
 # ---------------------------------------------------------------- scores
 
-FLOOR = re.compile(
-    r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII
-)  # matches "" too: a floor is not empty
+# matches "" too: a floor is not empty
+FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """One benchmark figure to be made large or small; `name` is SUITE/METRIC, or SUITE:TASK/METRIC
-    for one task of it.
+    """One benchmark figure to be made large or small.
 
-    A cost has no suite and so no items: its `metric` is a name of `recycler.objectives.costs.COSTS`, `name` is
-    cost:METRIC, and the recipe alone tells its figure, which has no error.
+    Its `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of the suite. A cost has no suite
+    and so no items: its `metric` is a name of `objectives.costs.COSTS`, `name` is cost:METRIC, and
+    the recipe alone tells its figure, which has no error.
 
     `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a
     number, or one relative to the base or to the best member, such as "base - 0.01". With
@@ -273,22 +267,21 @@ class Objective:
     def name(self) -> str:
         if self.is_cost:
             return f"cost:{self.metric}"
-        return (
-            f"{self.suite}:{self.task}/{self.metric}"
-            if self.task
-            else f"{self.suite}/{self.metric}"
-        )
+        if self.task:
+            return f"{self.suite}:{self.task}/{self.metric}"
+        return f"{self.suite}/{self.metric}"
 
     @property
     def sign(self) -> float:
-        """What its figures are multiplied with so that more is better: 1 or -1."""
+        """The factor by which more of its figures is better: 1 or -1."""
         return 1.0 if self.direction == "maximize" else -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A figure with its uncertainty: standard error over clusters of items, and the number of
-    items; a cost has neither.
+    """A figure with its standard error over clusters of items, and the number of items.
+
+    A cost has neither.
     """
 
     objective: str
@@ -298,24 +291,26 @@ class Score:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it comes from no sample of items, as costs do."""
+        """True when it comes from no sample of items, as costs do."""
         return self.n == 0 and self.stderr == 0.0
 
     def text(self, digits: int = 3) -> str:
-        """For people: with its standard error, to so many digits; an exact figure as it is, to four
-        significant ones.
+        """The figure for people, with its standard error, to `digits` decimal places.
+
+        An exact figure has four significant digits.
         """
-        return (
-            f"{self.value:.4g}"
-            if self.is_exact
-            else f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
-        )
+        if self.is_exact:
+            return f"{self.value:.4g}"
+        return f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothed:
-    """Posterior scores by trial number, what all trials together say of each; `dead` names the objectives that no weights
-    move, whose scores differ by noise alone. False while there are none."""
+    """Posterior scores by trial number, as all trials together tell them; False without any.
+
+    `dead` names the uninformative objectives: no weights move them, and their scores differ by
+    noise alone.
+    """
 
     scores: Mapping[int, tuple[Score, ...]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
@@ -329,7 +324,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one item gave: one value per metric, and what the model said."""
+    """The result of one item: one value per metric, and the model's text."""
 
     item: str
     values: tuple[tuple[str, float], ...]
@@ -337,13 +332,13 @@ class Outcome:
     num_tokens: int = 0
 
 
-# what a digest begins with where adapters were scored side by side and no weights were merged
+# the start of a digest where adapters were scored side by side and no weights were merged
 UNMERGED = "unmerged:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorecard:
-    """What comes back from a worker for one trial on one split."""
+    """A worker's answer for one trial on one split."""
 
     role: Role
     scores: tuple[Score, ...]
@@ -357,8 +352,9 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a trial has no scorecard, and who is to blame: the system (retried) or the recipe
-    (final).
+    """The reason for a trial without a scorecard, and who is to blame.
+
+    It is the system, and the trial is retried, or the recipe, and the failure is final.
     """
 
     blame: Literal["system", "recipe"]
@@ -387,14 +383,15 @@ class Trial:
 
     @property
     def is_unmerged(self) -> bool:
-        """Whether its scores are of adapters beside the base and not of merged weights: near the
-        same, and no export can be held to them.
+        """True when its scores are of adapters beside the base and not of merged weights.
+
+        They are nearly the same, and no export can be held to them.
         """
         return self.weights_digest.startswith(UNMERGED)
 
     @property
     def is_proposed(self) -> bool:
-        """Whether a sampler asked for it: baselines, and merges of earlier runs, have a label."""
+        """True when a sampler asked for it: baselines and merges of earlier runs have a label."""
         return self.kind == "merge" and not self.label
 
     def scores(self, role: Role) -> tuple[Score, ...]:

@@ -15,7 +15,8 @@ from recycler.io.strict_yaml import load_yaml
 from recycler.location import PACK_MANIFEST, parse_location
 from recycler.merge.files.mergekit_yaml import read_mergekit, read_tokenizer_policy
 from recycler.merge.files.recipe_yaml import read_recipe, recipe_to_yaml
-from recycler.pool.adapters.fold import _read_config, fold_adapter
+from recycler.pool.adapters.config import read_adapter_config
+from recycler.pool.adapters.fold import fold_adapter
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.checks.agreement import compare, soundness
 from recycler.pool.pack_writer import pack_pool, unpack
@@ -149,7 +150,7 @@ class Targets:
 
     def adapter_config(self, data: bytes) -> None:
         (self.place / "adapter" / "adapter_config.json").write_bytes(data)
-        _read_config(self.place / "adapter")
+        read_adapter_config(self.place / "adapter")
         shutil.rmtree(self.place / "folded", ignore_errors=True)
         fold_adapter(self.place / "base", self.place / "adapter", self.place / "folded")
 

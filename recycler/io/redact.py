@@ -1,6 +1,4 @@
-"""Secrets never leave the environment: passwords in URLs and the values of secret variables are
-shown as ***.
-"""
+"""Redaction: passwords in URLs and the values of secret variables are shown as ***."""
 
 from __future__ import annotations
 
@@ -13,26 +11,25 @@ _QUERY_PASSWORD = re.compile(
     r"([?&](?:password|passwd|sslpassword|secret|token)=)[^&\s'\"]*", re.IGNORECASE
 )
 _SECRET_NAME = re.compile(
-    r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|SAS_KEY|CONNECTION_STRING|\APGPASSWORD\Z"
+    r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|STORAGE_KEY|SAS_KEY"
+    r"|CONNECTION_STRING|\APGPASSWORD\Z"
 )
-SHORTEST = 6  # a shorter value would be found in innocent words
+_NO_SECRET = ("_PATH", "_FILE", "_PARALLELISM")  # ends of names of variables
+MIN_LENGTH = 6  # of a secret: a shorter one would be found in innocent words
 
 
 def redacted(text: str) -> str:
-    """`text` without the passwords of URLs and without the value of any variable whose name says
-    that it is a secret.
+    """`text` without the passwords of URLs and the values of secret variables.
+
+    A variable is secret when its name says so.
     """
     text = _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
-    secrets = {
-        value
-        for name, value in os.environ.items()
-        if _SECRET_NAME.search(name.upper())
-        and len(value) >= SHORTEST
-        and not name.endswith(("_PATH", "_FILE", "_PARALLELISM"))
-    }
-    for secret in sorted(
-        secrets | {quote(value, safe="") for value in secrets}, key=len, reverse=True
-    ):
+    secrets: set[str] = set()
+    for name, value in os.environ.items():
+        is_secret = _SECRET_NAME.search(name.upper()) and not name.endswith(_NO_SECRET)
+        if is_secret and len(value) >= MIN_LENGTH:
+            secrets |= {value, quote(value, safe="")}
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 

@@ -1,6 +1,4 @@
-"""Find the YAML files that people copy and edit: beside the job first, then those that ship with
-recycler.
-"""
+"""Find the YAML files that users copy and edit: beside the job, else among those that ship."""
 
 from __future__ import annotations
 
@@ -9,30 +7,22 @@ from pathlib import Path
 
 from recycler.errors import NotFoundError, Problem, did_you_mean
 
-ROOTS = (
-    Path(__file__).resolve().parents[2],
-    Path(sys.prefix) / "share" / "recycler",
-)  # a checkout, then an installed wheel
+# a checkout, then an installed wheel
+ROOTS = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share" / "recycler")
 
 
 def shipped_file(folder: str, name: str, *, beside: Path | None = None, where: str = "") -> Path:
-    """The file that `name` means: a path (relative to `beside`), or a bare name from `folder`, with
-    or without .yaml.
+    """The file of a name: a path (relative to `beside`), or a bare name from `folder`.
 
-    Raises NotFoundError that lists the shipped names.
+    The ending .yaml may be left out. Raises NotFoundError that lists the shipped names.
     """
-    choices = (
-        [Path(name)]
-        if Path(name).is_absolute()
-        else [(beside or Path()) / name, (beside or Path()) / f"{name}.yaml"]
-    )
+    near = beside or Path()
+    choices = [near / name]
+    if not Path(name).is_absolute():
+        choices.append(near / f"{name}.yaml")
     for root in ROOTS:
-        choices += [
-            root / name,
-            root / f"{name}.yaml",
-            root / folder / name,
-            root / folder / f"{name}.yaml",
-        ]
+        for place in (root, root / folder):
+            choices += [place / name, place / f"{name}.yaml"]
     for path in choices:
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""Strict YAML: every key known, every mistake told at once with its file and line.
+"""Strict YAML: every key is known, every mistake is told at once with its file and line.
 
 Duplicate keys, anchors, aliases and tags are refused: the first hides a mistake, the next two let a
 small file become a large one, and a tag asks for a type that nothing here makes.
@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YamlDocument:
-    """Plain data plus the line (from 1) of every key and list entry, by its path."""
+    """Plain data, and the line (from 1) of every key and list entry by its path."""
 
     path: str
     data: Any
@@ -38,10 +38,10 @@ class YamlDocument:
 
 
 def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlDocument:
-    """Read one YAML document; one that was read already is given back, so that a file is read once
-    and all see the same of it.
+    """Read one YAML document; one that was read already is returned as it is.
 
-    Raises UsageError with file:line for syntax, duplicate keys, anchors, tags, depth and size.
+    So a file is read once, and everybody sees the same of it. Raises UsageError with file:line for
+    syntax, duplicate keys, anchors, tags, depth and size.
     """
     if isinstance(path, YamlDocument):
         return path
@@ -55,20 +55,7 @@ def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlD
     lines: dict[KeyPath, int] = {}
     try:
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _refusal(
-                    path,
-                    event.start_mark.line + 1,
-                    "uses an anchor or alias",
-                    "Write the value out",
-                )
-            if getattr(event, "tag", None):
-                raise _refusal(
-                    path,
-                    event.start_mark.line + 1,
-                    f"uses the tag {_short(event.tag)}",
-                    "Write the plain value; text goes in quotes",
-                )
+            _check_event(path, event)
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -84,6 +71,22 @@ def load_yaml(path: Path | str | YamlDocument, text: str | None = None) -> YamlD
         ) from None
     data = None if node is None else _plain(path, node, (), lines)
     return YamlDocument(path=str(path), data=data, lines=lines)
+
+
+def _check_event(path: Path, event: yaml.Event) -> None:
+    """Raise UsageError for an anchor, an alias or a tag."""
+    line = _line_of(event)
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+        raise _refusal(path, line, "uses an anchor or alias", "Write the value out")
+    tag = getattr(event, "tag", None)
+    if tag:
+        remedy = "Write the plain value; text goes in quotes"
+        raise _refusal(path, line, f"uses the tag {_short(tag)}", remedy)
+
+
+def _line_of(part: yaml.Event | yaml.Node) -> int:
+    """The line, from 1, on which a part of a document starts."""
+    return part.start_mark.line + 1 if part.start_mark else 1
 
 
 def parse_model(model: type[Model], document: YamlDocument) -> Model:
@@ -132,12 +135,13 @@ def _refusal(path: Path, line: int, cause: str, remedy: str) -> UsageError:
 
 
 def _short(tag: str) -> str:
-    """A tag as it is commonly written: !!set, not tag:yaml.org,2002:set."""
+    """A tag as it is commonly written: !!set for tag:yaml.org,2002:set."""
     return tag.replace("tag:yaml.org,2002:", "!!")[:80]
 
 
 def _plain(path: Path, node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, int]) -> Any:
-    line = node.start_mark.line + 1
+    """The data of a node; `lines` receives the line of every key and list entry below it."""
+    line = _line_of(node)
     lines.setdefault(key_path, line)
     if len(key_path) > MAX_DEPTH:
         raise _refusal(path, line, "is nested too deeply", "A job or a recipe needs few levels")
@@ -156,20 +160,18 @@ def _plain(path: Path, node: yaml.Node, key_path: KeyPath, lines: dict[KeyPath, 
     mapping: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = _plain(path, key_node, (*key_path, "?"), {})
+        key_line = _line_of(key_node)
         if isinstance(key, (list, dict)):
-            raise _refusal(
-                path, key_node.start_mark.line + 1, "has a key that is not a word", "Quote it"
-            )
+            raise _refusal(path, key_line, "has a key that is not a word", "Quote it")
         if key in mapping:
-            raise _refusal(
-                path, key_node.start_mark.line + 1, f"has the key {key!r} twice", "Keep one of them"
-            )
-        lines[(*key_path, key)] = key_node.start_mark.line + 1
+            raise _refusal(path, key_line, f"has the key {key!r} twice", "Keep one of them")
+        lines[(*key_path, key)] = key_line
         mapping[key] = _plain(path, value_node, (*key_path, key), lines)
     return mapping
 
 
 def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str, Any]) -> Problem:
+    """A mistake that pydantic found, with the line of the key it is about."""
     loc = tuple(entry["loc"])
     key_path = tuple(key for key in loc if not _is_tag(key))
     name = ".".join(map(str, key_path)) or document.path
@@ -193,16 +195,19 @@ def _problem(model: type[BaseModel], document: YamlDocument, entry: Mapping[str,
             remedy="Write a list, of one entry too: [...]",
             where=where,
         )
+    message = entry["msg"].removeprefix("Value error, ")
+    if len(shown) >= 80:
+        shown = shown[:77] + "..."
     return Problem(
         thing=f"key {name!r}",
-        cause=f"{entry['msg'].removeprefix('Value error, ')[0].lower()}{entry['msg'].removeprefix('Value error, ')[1:]}",
-        remedy=f"It is {shown if len(shown) < 80 else shown[:77] + '...'} now",
+        cause=message[0].lower() + message[1:],
+        remedy=f"It is {shown} now",
         where=where,
     )
 
 
 def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
-    """Field names of the model that sits at `key_path` inside `model`."""
+    """Field names of the model that stands at `key_path` inside `model`."""
     parts: list[type[BaseModel]] = []
     for key in key_path:
         if _is_tag(key):
@@ -210,24 +215,21 @@ def _fields_at(model: type[BaseModel], key_path: KeyPath) -> list[str]:
         field = model.model_fields.get(key) if isinstance(key, str) else None
         if field is None:
             continue  # an index or a union tag: stay at the same model
-        parts = [
-            part
-            for part in _annotations(field.annotation)
-            if isinstance(part, type) and issubclass(part, BaseModel)
-        ]
-        model = next(iter(parts), model)
+        parts = _models_in(field.annotation)
+        model = parts[0] if parts else model
     return list(model.model_fields)
 
 
 def _is_tag(key: str | int) -> bool:
-    """Whether a part of an error's place names the model that was meant, as <MODEL>, and no key of
-    the file.
-    """
+    """True for a part of an error's place that names a model, as <MODEL>, and not a key."""
     return isinstance(key, str) and key.startswith("<")
 
 
-def _annotations(annotation: Any) -> list[Any]:
-    parts = [annotation]
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type, outermost first."""
+    parts = []
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        parts.append(annotation)
     for inner in get_args(annotation):
-        parts += _annotations(inner)
+        parts += _models_in(inner)
     return parts

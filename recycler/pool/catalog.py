@@ -1,7 +1,6 @@
-"""Open checkpoints and pools from folders: headers and configs only, milliseconds for any size.
+"""Open checkpoints and pools: headers and configs only, milliseconds for any size.
 
-What a checkpoint says about itself is compared with what its files hold; nothing is believed that
-does not add up.
+The claims of a checkpoint are compared with its files; nothing is trusted that does not add up.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 from recycler.errors import Problem, RecyclerError, UsageError, raise_problems
@@ -59,6 +59,7 @@ def open_checkpoint(place: str | Path | Location, name: str | None = None) -> Ch
 
 
 def _open_folder(folder: Path, name: str | None) -> Checkpoint:
+    """The checkpoint in a folder of this machine. Raises UsageError, UnsafeInputError."""
     name = name or folder.resolve().name
     if not _is_folder(folder):
         raise UsageError(
@@ -77,6 +78,7 @@ def _open_folder(folder: Path, name: str | None) -> Checkpoint:
 
 
 def _is_folder(path: Path) -> bool:
+    """True for a folder; False for whatever cannot be one."""
     try:
         return path.is_dir()
     except (OSError, ValueError):  # longer than a file name may be, or with a zero byte
@@ -176,25 +178,20 @@ def would_list(entry: str | Location, place: str | Location) -> bool:
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a glob finds a resolved path; links in the part of it that is no pattern are
-    followed.
-    """
-    plain = next(
-        (index for index, part in enumerate(pattern) if glob.has_magic(part)), len(pattern)
-    )
-    whole = (*Path(*pattern[:plain]).resolve().parts, *pattern[plain:])
-    return len(whole) == len(parts) and all(
-        _matches_part(part, wanted) for part, wanted in zip(parts, whole, strict=True)
-    )
+    """True when a glob finds a resolved path; links before its first pattern are followed."""
+    plain = list(takewhile(lambda part: not glob.has_magic(part), pattern))
+    whole = (*Path(*plain).resolve().parts, *pattern[len(plain) :])
+    if len(whole) != len(parts):
+        return False
+    return all(map(_matches_part, parts, whole))
 
 
 def _matches_part(part: str, wanted: str) -> bool:
-    """As `glob` does: a pattern finds no name with a leading dot unless it has one."""
-    return (
-        part == wanted
-        if not glob.has_magic(wanted)
-        else fnmatchcase(part, wanted) and (wanted[0] == "." or part[0] != ".")
-    )
+    """True as `glob` has it: a pattern finds no name with a leading dot unless it has one."""
+    if not glob.has_magic(wanted):
+        return part == wanted
+    is_shown = wanted[0] == "." or part[0] != "."
+    return is_shown and fnmatchcase(part, wanted)
 
 
 def _named(locations: Sequence[Location]) -> list[tuple[str, Location]]:
@@ -202,20 +199,24 @@ def _named(locations: Sequence[Location]) -> list[tuple[str, Location]]:
 
     'base' is kept for the base.
     """
-    parts = [_parts(location) for location in locations]
-    names: list[str] = []
-    for own in parts:
-        length = 1
-        while length < len(own) and (
-            any(other != own and other[-length:] == own[-length:] for other in parts)
-            or own[-length:] == ["base"]
-        ):
-            length += 1
-        names.append("-".join(own[-length:]))
-    return [
-        (name if names.index(name) == index else f"{name}-{index}", location)
-        for index, (name, location) in enumerate(zip(names, locations, strict=True))
-    ]
+    parts = list(map(_parts, locations))
+    named: list[tuple[str, Location]] = []
+    taken: set[str] = set()
+    for index, location in enumerate(locations):
+        name = _short_name(parts[index], parts)
+        named.append((f"{name}-{index}" if name in taken else name, location))
+        taken.add(name)
+    return named
+
+
+def _short_name(own: list[str], parts: Sequence[list[str]]) -> str:
+    """The end of a path that no other path has, and that is not 'base'; at worst all of it."""
+    others = [other for other in parts if other != own]
+    for length in range(1, len(own)):
+        end = own[-length:]
+        if end != ["base"] and all(other[-length:] != end for other in others):
+            return "-".join(end)
+    return "-".join(own)
 
 
 def _parts(location: Location) -> list[str]:

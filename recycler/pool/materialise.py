@@ -1,10 +1,8 @@
-"""A pool on this machine's disk: what an engine loads.
+"""A pool on this machine's disk, as engines load it.
 
-Checkpoints in buckets come through the local cache, once a node.
-
-Processes of one node share the copies: a lock lets one of them fetch while the others wait. Every
-byte is of the version whose header was read, and a copy is compared with the digest that an
-export's manifest promises.
+Checkpoints in buckets come through the local cache, once per node. Processes of one node share the
+copies: a lock lets one of them fetch while the others wait. Every byte is of the version whose
+header was read, and a copy is compared with the digest that an export's manifest promises.
 """
 
 from __future__ import annotations
@@ -28,12 +26,11 @@ Value = TypeVar("Value")
 
 
 def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
-    """The same pool with every location and file on this machine's disk; a bucket that is away is
-    waited for.
+    """The same pool with every location and file on this machine's disk.
 
-    Raises InfrastructureError when an object has been overwritten since the pool was opened, when a
-    local folder is not on this machine, or when the bucket stays away; UnsafeInputError when a copy
-    is not what it should be.
+    A bucket that is away is waited for, `patience` seconds. Raises InfrastructureError when an
+    object has been overwritten since the pool was opened, when a local folder is not on this
+    machine, or when the bucket stays away; UnsafeInputError when a copy is not what it should be.
     """
 
     def local(checkpoint: Checkpoint) -> Checkpoint:
@@ -45,27 +42,29 @@ def materialise(pool: Pool, *, patience: float = PATIENCE_SECONDS) -> Pool:
 
 
 def patiently(act: Callable[[], Value], patience: float) -> Value:
-    """Call `act`, again after a pause as long as it raises InfrastructureError and `patience`
-    seconds have not passed.
+    """Call `act`, and again after a pause while it raises InfrastructureError.
+
+    It is raised on after `patience` seconds, or when waiting cannot help.
     """
     start, pause = time.monotonic(), 1.0
     while True:
         try:
             return act()
         except InfrastructureError as error:
-            lasting = any(
-                "overwritten" in problem.cause
-                or "may hold" in problem.cause
-                or "not on this machine" in problem.cause
-                for problem in error.problems
-            )
-            if lasting or time.monotonic() - start + pause > patience:
+            if _is_lasting(error) or time.monotonic() - start + pause > patience:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 15.0)
 
 
+def _is_lasting(error: InfrastructureError) -> bool:
+    """True for an error that waiting does not mend."""
+    causes = " ".join(problem.cause for problem in error.problems)
+    return any(word in causes for word in ("overwritten", "may hold", "not on this machine"))
+
+
 def _local(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint on this machine's disk, fetched where it must be."""
     if isinstance(checkpoint.location, HubLocation):
         return replace(
             open_checkpoint(local_folder(checkpoint), checkpoint.name), name=checkpoint.name
@@ -107,10 +106,7 @@ def _refuse_elsewhere(checkpoint: Checkpoint) -> None:
 
 
 def _linked_folder(checkpoint: Checkpoint, shards: Mapping[Location, Path]) -> Path:
-    """A folder of links: the checkpoint's small files and its shards, under their own names.
-
-    Named after their versions.
-    """
+    """A folder of links to a checkpoint's small files and shards, named after their versions."""
     small = local_folder(checkpoint)
     key = cache_key(
         str(checkpoint.location),
@@ -132,8 +128,9 @@ def _shard_name(file: Location) -> str:
 
 
 def _link(source: Path, place: Path) -> None:
-    """A symbolic link, made by whichever process comes first; it holds although the file itself was
-    fetched anew.
+    """Make a symbolic link, unless another process was first.
+
+    It holds although the file itself is fetched again.
     """
     if place.is_symlink() and os.readlink(place) == str(source):
         return

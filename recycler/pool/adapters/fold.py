@@ -1,17 +1,15 @@
 """Fold a LoRA adapter into its base: the full checkpoint that a merge needs.
 
-W + scale * B @ A in float32, rounded once to the base tensor's dtype; one tensor at a time. What
-cannot be folded exactly is refused: an adapter with more than plain LoRA in it would silently lose
-that.
+W + scale * B @ A in float32, rounded once to the base tensor's dtype, one tensor at a time. An
+adapter with more than plain LoRA in it is refused, for it would silently lose that.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,42 +19,21 @@ from torch import Tensor
 
 from recycler.errors import Problem, UnsafeInputError, UsageError, raise_problems
 from recycler.io.atomic import atomic_folder, copy_companions
-from recycler.pool.adapters.patterns import compile_patterns
+from recycler.pool.adapters.config import (
+    ADAPTER_CONFIG,
+    BY_PEFT,
+    module_scales,
+    read_adapter_config,
+)
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.storage.headers import FLOAT_DTYPES, read_header
-from recycler.pool.storage.hf_folder import read_json
 from recycler.pool.storage.tensors import iterate_tensors
 from recycler.pool.storage.writer import write_model
 from recycler.types import Checkpoint
 
 SHOWN = 20  # problems that are told
-MAX_NUMBER = 1e9  # of ranks and alphas
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-BY_PEFT = "Merge this adapter with PEFT, and give the result"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
-# options of PEFT that change what an adapter computes, or that changed the base it was trained on
-# (pissa, olora, loftq);
-# any value other than these is more than plain LoRA
-_PLAIN: Mapping[str, tuple[object, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "alora_invocation_tokens": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "velora_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +46,20 @@ class Factors:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(out, in) of the tensor that they change."""
         return self.up.shape[0], self.down.shape[1]
 
     def delta(self) -> Tensor:
+        """The float32 tensor that is added, (out, in)."""
         return (self.up.float() @ self.down.float()).mul_(self.scale)
 
 
 @dataclass(slots=True)
 class Rounding:
-    """What rounding to the base's dtype leaves of an adapter, over all tensors: sums of squares of
-    its step, of what is left beside it, and their product.
+    """Sums over all tensors of an adapter's step, and of the move that rounding leaves of it.
+
+    The weights' dtype is that of the base. `step` and `error` are sums of squares of the step and
+    of move - step; `product` sums their products move * step.
     """
 
     step: float = 0.0
@@ -86,16 +67,16 @@ class Rounding:
     error: float = 0.0
 
     def add(self, delta: Tensor, before: Tensor, after: Tensor) -> None:
-        moved = (
-            after.float() - before
-        )  # a float32 tensor is its own .float(): nothing may be done to it in place
+        """Add one tensor before and after folding `delta` into it."""
+        # a float32 tensor is its own .float(): nothing may be done to it in place
+        moved = after.float() - before
         self.step += float(delta.square().sum())
         self.product += float((moved * delta).sum())
         self.error += float(moved.sub_(delta).square().sum())
 
     @property
     def kept(self) -> float:
-        """How far the weights moved along the adapter's step, as a share of it."""
+        """The share of the adapter's step that the weights moved along it."""
         return self.product / self.step if self.step else 1.0
 
     @property
@@ -105,23 +86,22 @@ class Rounding:
 
 
 def fold_adapter(base: Path, adapter: Path, out: Path) -> Rounding:
-    """Write `base` with `adapter` folded in to the new folder `out`, which appears whole or not at
-    all; tell what rounding left of it.
+    """Write `base` with `adapter` folded in to the new folder `out`, atomically.
 
-    Raises UsageError or UnsafeInputError, with every problem, when the adapter is not plain LoRA or
-    does not fit the base.
+    Returns what rounding left of the adapter. Raises UsageError or UnsafeInputError, with every
+    problem, when the adapter is not plain LoRA or does not fit the base.
     """
     checkpoint = open_checkpoint(base, "base")
     factors = match_factors(read_factors(adapter)[0], checkpoint, adapter.name)
     infos = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
     with atomic_folder(out) as aside:
-        write_model(_folded(checkpoint, factors, rounding := Rounding()), infos, aside)
+        write_model(_folded_tensors(checkpoint, factors, rounding := Rounding()), infos, aside)
         shutil.copyfile(base / "config.json", aside / "config.json")
         copy_companions(base, aside)
     return rounding
 
 
-def _folded(
+def _folded_tensors(
     checkpoint: Checkpoint, factors: Mapping[str, Factors], rounding: Rounding
 ) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in iterate_tensors(checkpoint):
@@ -180,7 +160,7 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
 
     Raises UsageError or UnsafeInputError.
     """
-    config = _read_config(adapter)
+    config = read_adapter_config(adapter)
     path = adapter / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UsageError(
@@ -190,10 +170,26 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
                 remedy="Save the adapter with save_pretrained; pickles are not read",
             )
         )
+    pairs = _pairs(path)
+    scales = module_scales(pairs, config, adapter / ADAPTER_CONFIG)
+    factors: dict[str, Factors] = {}
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for module, pair in pairs.items():
+            down, up = file.get_tensor(pair["A"]), file.get_tensor(pair["B"])
+            factors[f"{module}.weight"] = _factors(down, up, module, *scales[module], path)
+    return factors, config
+
+
+def _pairs(path: Path) -> dict[str, dict[str, str]]:
+    """Tensor names by side, A and B, for each module of an adapter.
+
+    Raises UnsafeInputError for other tensors, and for modules with one side only.
+    """
     pairs: dict[str, dict[str, str]] = {}
     problems = []
     for name, info in read_header(path).items():
-        if (place := _NAME.fullmatch(name)) is None:
+        match = _NAME.fullmatch(name)
+        if match is None:
             problems.append(_no_factor(path, name))
         elif info.dtype not in FLOAT_DTYPES:
             problems.append(
@@ -205,41 +201,28 @@ def read_factors(adapter: Path) -> tuple[dict[str, Factors], dict[str, Any]]:
                 )
             )
         else:
-            pairs.setdefault(place["module"], {})[place["side"]] = name
-    problems += [
-        Problem(
-            thing=f"{path}: {module!r}",
-            cause="has only one of its two factors",
-            remedy="Save the adapter again",
-        )
-        for module, pair in pairs.items()
-        if len(pair) != 2
-    ]
+            pairs.setdefault(match["module"], {})[match["side"]] = name
+    for module, pair in pairs.items():
+        if len(pair) != 2:
+            problems.append(
+                Problem(
+                    thing=f"{path}: {module!r}",
+                    cause="has only one of its two factors",
+                    remedy="Save the adapter again",
+                )
+            )
     if not pairs and not problems:
         problems.append(
             Problem(thing=str(path), cause="holds no tensor", remedy="Save the adapter again")
         )
     raise_problems(problems[:SHOWN], UnsafeInputError)
-    scales = _scales(pairs, config, adapter / ADAPTER_CONFIG)
-    with safe_open(path, framework="pt", device="cpu") as file:
-        return {
-            f"{module}.weight": _factors(
-                file.get_tensor(pair["A"]),
-                file.get_tensor(pair["B"]),
-                module,
-                *scales[module],
-                path,
-            )
-            for module, pair in pairs.items()
-        }, config
+    return pairs
 
 
 def _no_factor(path: Path, name: str) -> Problem:
-    if name.endswith(
-        ".base_layer.weight"
-        # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as
-        # before
-    ):
+    """The problem of a tensor in an adapter that is no factor of plain LoRA."""
+    # PEFT adds it for embeddings and heads, by itself when it cannot tell that they are as before
+    if name.endswith(".base_layer.weight"):
         return Problem(
             thing=f"{path}: {name!r}",
             cause="is the base's own weight, which PEFT saves along with an adapter on embeddings "
@@ -255,6 +238,7 @@ def _no_factor(path: Path, name: str) -> Problem:
 
 
 def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, path: Path) -> Factors:
+    """A pair of factors. Raises UnsafeInputError when they do not fit, or are not finite."""
     if rank < 1 or down.ndim != 2 or up.ndim != 2 or not down.shape[0] == up.shape[1] == rank:
         raise UnsafeInputError(
             Problem(
@@ -275,117 +259,3 @@ def _factors(down: Tensor, up: Tensor, module: str, rank: int, scale: float, pat
                 )
             )
     return Factors(down, up, scale)
-
-
-def _scales(
-    modules: Iterable[str], config: Mapping[str, Any], path: Path
-) -> dict[str, tuple[int, float]]:
-    """(rank, scale) of each module: what a pattern of the configuration says about it, else the
-    common value.
-    """
-    found = {}
-    key = "rank_pattern"
-    try:
-        own_rank = compile_patterns(config[key])
-        key = "alpha_pattern"
-        own_alpha = compile_patterns(config[key])
-        for module in modules:
-            key = "rank_pattern"
-            rank = own_rank(module)
-            key = "alpha_pattern"
-            alpha = own_alpha(module)
-            rank, alpha = (
-                config["r"] if rank is None else rank,
-                config["lora_alpha"] if alpha is None else alpha,
-            )
-            found[module] = (
-                rank,
-                alpha / (math.sqrt(rank) if config["use_rslora"] else rank) if rank > 0 else 0.0,
-            )
-    except ValueError as error:
-        raise UnsafeInputError(
-            Problem(
-                thing=f"{path}: {key}",
-                cause=str(error),
-                remedy="Write the modules' names, or plain patterns of them",
-            )
-        ) from None
-    return found
-
-
-def _read_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json with the values that matter here checked and filled in.
-
-    Raises UsageError or UnsafeInputError, with file and key.
-    """
-    path = adapter / ADAPTER_CONFIG
-    if not os.path.lexists(path):
-        raise UsageError(
-            Problem(
-                thing=str(adapter),
-                cause=f"has no {ADAPTER_CONFIG}",
-                remedy="Give the folder of a PEFT adapter",
-            )
-        )
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UnsafeInputError(
-            Problem(thing=str(path), cause="is not a JSON object", remedy="Save the adapter again")
-        )
-    absent: dict[str, Any] = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    checked = {**config, **{key: value for key, value in absent.items() if config.get(key) is None}}
-    wrong = [(key, wanted) for key, (fits, wanted) in _VALUES.items() if not fits(checked.get(key))]
-    raise_problems(
-        [
-            Problem(
-                thing=f"{path}: {key}",
-                cause=f"is {str(config.get(key))[:80]!r} where {wanted} is wanted"
-                if key in config
-                else "is missing",
-                remedy="Save the adapter again",
-            )
-            for key, wanted in wrong
-        ],
-        UnsafeInputError,
-    )
-    raise_problems(
-        [
-            Problem(
-                thing=f"{path}: {key}",
-                cause=f"is {str(config.get(key))[:80]}, which is more than plain LoRA",
-                remedy=BY_PEFT,
-            )
-            for key, plain in _PLAIN.items()
-            if key in config
-            and not any(
-                config[key] == value and type(config[key]) is type(value) for value in plain
-            )
-        ],
-        UsageError,
-    )
-    return checked
-
-
-def _is_rank(value: Any) -> bool:
-    return type(value) is int and 0 < value < MAX_NUMBER
-
-
-def _is_alpha(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < MAX_NUMBER
-
-
-_VALUES: Mapping[
-    str, tuple[Callable[[Any], bool], str]
-] = {  # nothing is converted: 4.9 is no rank, and "false" is no truth value
-    "r": (_is_rank, "a whole number from 1 on"),
-    "lora_alpha": (_is_alpha, "a number"),
-    "use_rslora": (lambda value: type(value) is bool, "true or false"),
-    "rank_pattern": (
-        lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())),
-        "a mapping of patterns to whole numbers from 1 on",
-    ),
-    "alpha_pattern": (
-        lambda value: isinstance(value, dict) and all(map(_is_alpha, value.values())),
-        "a mapping of patterns to numbers",
-    ),
-}

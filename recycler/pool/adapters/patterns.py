@@ -1,9 +1,8 @@
-"""Match the patterns of an adapter's configuration, which a stranger wrote, without waiting for
-ever.
+"""Match the patterns of an adapter's configuration within a time limit.
 
-PEFT's rule: a regular expression on the whole module name, or on its end after a dot. Python's own
-engine cannot be stopped and may backtrack for years on fifty characters; `regex` reads the same
-language and takes a time limit.
+A stranger wrote them. PEFT's rule: a regular expression on the whole module name, or on its end
+after a dot. Python's own engine cannot be stopped and may backtrack for years on fifty characters;
+`regex` reads the same language and takes a time limit.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ _TOO_MUCH = re.compile(r"\)\{|\{[\d,]*\d{4}|\(\?[^:=!<Pims-]|\(\?P[^<=]")
 def compile_patterns(patterns: Mapping[str, Any]) -> Callable[[str], Any]:
     """A function of a module name: the value of the first pattern that matches it, or None.
 
-    It raises ValueError after SECONDS.
-
-    Raises ValueError that names the pattern for one that is no regular expression, or too long or
-    too deep to be a module's name.
+    It raises ValueError after SECONDS. Raises ValueError that names the pattern for one that is no
+    regular expression, or too long or too deep to be a module's name.
     """
     if len(patterns) > MAX_PATTERNS:
         raise ValueError(f"holds {len(patterns):,} patterns; {MAX_PATTERNS:,} is the limit")
@@ -58,7 +55,8 @@ def compile_patterns(patterns: Mapping[str, Any]) -> Callable[[str], Any]:
 _PREFIX = r"(.*\.)?"
 
 
-def _compiled(pattern: str) -> regex.Pattern:
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    """The pattern as PEFT matches it. Raises ValueError."""
     if len(pattern) > MAX_CHARACTERS or _TOO_MUCH.search(pattern):
         raise ValueError(
             f"pattern {pattern[:80]!r} is longer than {MAX_CHARACTERS} characters, or repeats or "

@@ -1,4 +1,4 @@
-"""Bytes of tensors, a block at a time: read, digested, searched for NaN and infinities.
+"""Bytes of tensors, one block at a time: read, digested, searched for NaN and infinities.
 
 Blocks are read into one buffer and not mapped: memory is bounded, and a file that is cut short
 while it is read is an error and not a SIGBUS.
@@ -16,11 +16,7 @@ from recycler.pool.storage.headers import FLOAT_DTYPES, broken
 from recycler.types import Checkpoint, TensorInfo
 
 BLOCK_BYTES = 1 << 23
-
-
 BLOCK_ELEMENTS = 1 << 18
-
-
 _EXPONENTS = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F16": (np.uint16, 0x7FFF, 0x7C00),
@@ -49,17 +45,17 @@ def tensor_blocks(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> Iterator[
 
 
 def tensor_digest(info: TensorInfo, spoiled: list[str] | None = None) -> str:
-    """SHA-256 (hex) of dtype, shape and bytes; the same as `recycler.pool.storage.hashing.tensor_digest`
-    of the loaded tensor.
+    """SHA-256 (hex) of dtype, shape and bytes, as `hashing.tensor_digest` makes it of a tensor.
 
     The name of a tensor that is not finite is put into `spoiled`, where that is given.
     """
-    sha, finite = hashlib.sha256(f"{info.dtype} {list(info.shape)}".encode()), True
+    sha, is_finite = hashlib.sha256(f"{info.dtype} {list(info.shape)}".encode()), True
+    is_searched = spoiled is not None and info.dtype in FLOAT_DTYPES
     for block in tensor_blocks(info):
         sha.update(block)
-        if spoiled is not None and info.dtype in FLOAT_DTYPES:
-            finite = finite and all_finite(block, info.dtype)
-    if spoiled is not None and not finite:
+        if is_searched and is_finite:
+            is_finite = all_finite(block, info.dtype)
+    if spoiled is not None and not is_finite:
         spoiled.append(info.name)
     return sha.hexdigest()
 
@@ -79,7 +75,7 @@ def count_not_finite(info: TensorInfo) -> tuple[int, int]:
 
 
 def all_finite(raw: memoryview, dtype: str) -> bool:
-    """Whether values of a floating point `dtype`, as bytes, hold neither NaN nor infinities."""
+    """True when the bytes of a floating point `dtype` hold neither NaN nor infinities."""
     kind, mask, first = _EXPONENTS[dtype]
     values = np.frombuffer(raw, dtype=kind)
     return all(
@@ -89,7 +85,7 @@ def all_finite(raw: memoryview, dtype: str) -> bool:
 
 
 def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
-    """`count` bytes of a tensor from byte `start` of it on."""
+    """`count` bytes of a tensor from its byte `start` on. Raises UnsafeInputError."""
     with open_file(info) as file:
         file.seek(info.start + start)
         raw = file.read(count)
@@ -101,18 +97,15 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
 
 
 def same_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Names of the floating point tensors that all of the checkpoints hold in one shape, in the
-    first one's order.
-    """
+    """Floating point tensors that all checkpoints hold in one shape, in the first one's order."""
     first, *others = checkpoints
-    return [
-        name
-        for name, info in first.tensors.items()
-        if info.dtype in FLOAT_DTYPES
-        and all(
-            name in other.tensors
-            and other.tensors[name].shape == info.shape
-            and other.tensors[name].dtype in FLOAT_DTYPES
-            for other in others
-        )
-    ]
+    names = []
+    for name, info in first.tensors.items():
+        alike = [other.tensors.get(name) for other in others]
+        if info.dtype in FLOAT_DTYPES and all(_is_float_of(info.shape, one) for one in alike):
+            names.append(name)
+    return names
+
+
+def _is_float_of(shape: tuple[int, ...], info: TensorInfo | None) -> bool:
+    return info is not None and info.shape == shape and info.dtype in FLOAT_DTYPES

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -28,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Bytes of one version of an object, that version's etag, and the whole object's size in bytes."""
+    """Bytes of one version of an object, its etag, and the size of the whole object in bytes."""
 
     raw: bytes
     etag: str
@@ -91,7 +92,7 @@ def size_of(url: str) -> int | None:
 def read(url: str, start: int = 0, end: int | None = None, *, etag: str = "") -> Piece:
     """Bytes [start, end) of an object (to its end by default), of the version `etag` if given.
 
-    A range that reaches beyond the object's end gives what there is. Raises UsageError when there
+    A range that reaches beyond the object's end returns what is there. Raises UsageError when there
     is no such object or no permission, InfrastructureError when the bucket does not answer well, or
     holds another version by now.
     """
@@ -136,9 +137,9 @@ def _checked(
 
 
 def write_new(url: str, raw: bytes) -> bool:
-    """Write an object unless there is one already:
+    """Write an object and return True; False, and nothing written, when there is one already.
 
-    False then. Atomic, so of two writers exactly one is told True.
+    It is atomic: of two writers exactly one is told True.
     """
     root, key = split_url(url)
     asked = 0
@@ -167,10 +168,8 @@ def remove(url: str) -> None:
     root, key = split_url(url)
 
     def delete() -> None:
-        try:
+        with suppress(FileNotFoundError):
             _obstore().delete(_store(root), key)
-        except FileNotFoundError:
-            pass
 
     _try(url, delete)
 
@@ -210,12 +209,12 @@ def _timeout() -> float:
 def _open_store(root: str, endpoint: str, timeout: float) -> Any:
     if root == "file:///":
         return _obstore().store.LocalStore("/")
-    client = {
+    client: dict[str, Any] = {
         "timeout": timedelta(seconds=timeout),
         "connect_timeout": timedelta(seconds=min(timeout, 10)),
     }
     if endpoint.startswith("http://"):
-        client["allow_http"] = True  # named by the person who runs it
+        client["allow_http"] = True  # named by the user who runs it
     backoff = {
         "init_backoff": timedelta(milliseconds=100),
         "max_backoff": timedelta(seconds=5),
@@ -233,53 +232,57 @@ def _open_store(root: str, endpoint: str, timeout: float) -> Any:
 
 
 def _try(url: str, act: Callable[[], Value]) -> Value:
-    """Call `act`, again after a pause when the bucket is busy or breaks off, and put its errors
-    into our words.
+    """Call `act`, and again after a pause when the bucket is busy or breaks off.
+
+    Raises its errors in our own words: UsageError, InfrastructureError.
     """
     errors = _obstore().exceptions
-    for attempt in range(ATTEMPTS):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return act()
         except RecyclerError:
             raise
-        except FileNotFoundError:
-            raise UsageError(
-                Problem(thing=url, cause="is not there", remedy="Check bucket and prefix")
-            ) from None
-        except errors.PreconditionError:
-            raise _overwritten(url) from None
-        except (
-            errors.PermissionDeniedError,
-            errors.UnauthenticatedError,
-            PermissionError,
-        ) as error:
-            raise UsageError(
-                Problem(
-                    thing=url,
-                    cause=f"access denied ({_short(error)})",
-                    remedy="Check the credentials in the environment",
-                )
-            ) from None
         except (errors.BaseError, OSError, ValueError) as error:
-            if "404 Not Found" in str(error):  # a bucket, where an object is a FileNotFoundError
-                raise UsageError(
-                    Problem(
-                        thing=url, cause="is not there: no such bucket", remedy="Check its name"
-                    )
-                ) from None
-            if attempt + 1 == ATTEMPTS or not _may_pass(error):
-                raise InfrastructureError(
-                    Problem(
-                        thing=url,
-                        cause=_short(error),
-                        remedy="The bucket did not answer well; try again",
-                    )
-                ) from None
-            time.sleep(0.2 * 2**attempt * (1 + random.random()))
-    raise AssertionError("unreachable")
+            refusal = _refusal(url, error)
+            if refusal is None and (attempt == ATTEMPTS or not _may_pass(error)):
+                remedy = "The bucket did not answer well; try again"
+                refusal = InfrastructureError(
+                    Problem(thing=url, cause=_short(error), remedy=remedy)
+                )
+            if refusal is not None:
+                raise refusal from None
+        time.sleep(0.1 * 2**attempt * (1 + random.random()))
+
+
+def _refusal(url: str, error: Exception) -> RecyclerError | None:
+    """An error that comes again however often one asks; None for any other."""
+    errors = _obstore().exceptions
+    if isinstance(error, errors.PreconditionError):
+        return _overwritten(url)
+    if isinstance(error, FileNotFoundError):
+        return UsageError(
+            Problem(thing=url, cause="is not there", remedy="Check bucket and prefix")
+        )
+    denied = (errors.PermissionDeniedError, errors.UnauthenticatedError, PermissionError)
+    if isinstance(error, denied):
+        return UsageError(
+            Problem(
+                thing=url,
+                cause=f"access denied ({_short(error)})",
+                remedy="Check the credentials in the environment",
+            )
+        )
+    if "404 Not Found" in str(error):  # of a bucket; that of an object is a FileNotFoundError
+        return UsageError(
+            Problem(thing=url, cause="is not there: no such bucket", remedy="Check its name")
+        )
+    return None
 
 
 def _may_pass(error: Exception) -> bool:
+    """True for an error that may be gone at the next attempt."""
     return any(
         word in str(error) for word in ("429", "Too Many Requests", "SlowDown", "response body")
     )
@@ -297,5 +300,5 @@ def _overwritten(url: str) -> InfrastructureError:
 
 def _short(error: Exception) -> str:
     """The first sentences of an error that may quote whole pages."""
-    text = " ".join(str(error).split("Debug source")[0].split())
+    text = " ".join(str(error).partition("Debug source")[0].split())
     return text if len(text) <= 300 else text[:297] + "..."

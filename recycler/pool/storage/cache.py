@@ -1,9 +1,9 @@
-"""Copies of bucket objects on this machine: one file per (url, etag, size), whole or absent, the
-least used ones removed.
+"""Copies of bucket objects on this machine: one file per (url, etag, size), complete or absent.
 
-RECYCLER_CACHE names the folder (default ~/.cache/recycler), RECYCLER_CACHE_BYTES its size (default
-200 GB). A file that a process uses is held by a shared lock until the process ends and is never
-removed; a crashed process leaves no lock.
+The least recently used copies are removed when room is needed. RECYCLER_CACHE names the folder
+(default ~/.cache/recycler), RECYCLER_CACHE_BYTES its size (default 200 GB). A file that a process
+uses is held by a shared lock until the process ends and is never removed; a crashed process leaves
+no lock.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from typing import Any
 from recycler.errors import InfrastructureError, Problem, UsageError
 
 DEFAULT_CACHE_BYTES = 200_000_000_000
-_held: dict[
-    str, int
-] = {}  # key -> file descriptor with a shared lock, for as long as this process lives
+_held: dict[str, int] = {}  # lock file -> descriptor with a shared lock, until this process ends
 
 
 def cache_folder() -> Path:
@@ -52,7 +50,10 @@ def _no_cache(folder: Path, cause: str | None) -> InfrastructureError:
 
 
 def cache_bytes() -> int:
-    """How large the cache may grow. Raises UsageError when the variable is no number."""
+    """The size in bytes up to which the cache may grow.
+
+    Raises UsageError when the variable is no number.
+    """
     text = os.environ.get("RECYCLER_CACHE_BYTES") or str(DEFAULT_CACHE_BYTES)
     try:
         return int(float(text))
@@ -72,9 +73,9 @@ def cache_key(url: str, etag: str, size: int) -> str:
 
 
 def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any]]) -> Path:
-    """The local copy, fetched when it is not there: by one process at a time, into a temporary
-    file, renamed when whole.
+    """The local copy of one version of an object, fetched when it is not there.
 
+    One process at a time fetches it, into a temporary file that is renamed when it is complete.
     `fetch(path)` writes the object and returns facts to keep beside it. Raises what it raises, and
     InfrastructureError when the cache cannot hold the object beside those in use.
     """
@@ -95,14 +96,12 @@ def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any
 
 
 def is_cached(url: str, etag: str, size: int) -> bool:
-    """Whether the whole copy is there; it may be removed at any time until `cached` holds it."""
+    """True when the complete copy is there; it may be removed until `cached` holds it."""
     return _is_whole(cache_folder() / f"{cache_key(url, etag, size)}.bin", size)
 
 
 def cached_facts(url: str, etag: str, size: int) -> dict[str, Any]:
-    """What is known of a copy: url, etag, size, sha256, digests of its tensors; empty when there is
-    no copy.
-    """
+    """Facts about a copy: URL, etag, size, SHA-256, tensor digests; empty when there is none."""
     try:
         return json.loads((cache_folder() / f"{cache_key(url, etag, size)}.json").read_text())
     except FileNotFoundError:
@@ -147,22 +146,19 @@ def _fetch(
 
 
 def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
-    """Remove the least recently used copies that no process holds, until `wanted` bytes fit."""
+    """Remove the least recently used copies that no process holds, until `wanted` bytes fit.
+
+    Raises InfrastructureError when they do not.
+    """
     _remove_leftovers(folder, key)
-    entries = sorted(
-        (
-            (status.st_mtime_ns, status.st_size, path)
-            for path in folder.glob("*.bin")
-            if (status := path.stat())
-        ),
-        key=lambda entry: entry[0],
-    )
-    total, limit = sum(size for _, size, _ in entries), cache_bytes()
-    for _, size, path in entries:
+    copies = [(path, path.stat()) for path in folder.glob("*.bin")]
+    copies.sort(key=lambda copy: copy[1].st_mtime_ns)
+    total, limit = sum(status.st_size for _, status in copies), cache_bytes()
+    for path, status in copies:
         if total + wanted <= limit:
             return
         if _remove(path):
-            total -= size
+            total -= status.st_size
     if total + wanted > limit:
         raise InfrastructureError(
             Problem(
@@ -175,18 +171,17 @@ def _make_room(folder: Path, key: str, wanted: int, url: str) -> None:
 
 
 def _remove_leftovers(folder: Path, own: str) -> None:
-    """Remove temporary files of processes that were killed: those whose fetch lock is free, or ours
-    (`own`) by now.
+    """Remove temporary files of processes that were killed.
+
+    Those are the ones whose fetch lock is free, or ours (`own`) by now.
     """
     for part in folder.glob(".*.part"):
-        if part.name.split(".")[1] == own:
+        key = part.name.split(".")[1]
+        if key == own:
             part.unlink(missing_ok=True)
             continue
-        file = os.open(
-            folder / f"{part.name.split('.')[1]}.fetch",
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-            0o600,
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        file = os.open(folder / f"{key}.fetch", flags, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -198,7 +193,7 @@ def _remove_leftovers(folder: Path, own: str) -> None:
 
 
 def _remove(path: Path) -> bool:
-    """Remove one copy unless a process holds it."""
+    """Remove one copy unless a process holds it; True when it was removed."""
     lock = path.with_suffix(".lock")
     if str(lock) in _held:
         return False

@@ -1,6 +1,4 @@
-"""Tensors whose rows lie in other tensors: a member's embeddings in the order of another
-vocabulary, read a stretch of rows at a time.
-"""
+"""Tensors whose rows lie in other tensors: embeddings in the order of another vocabulary."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ from recycler.types import TensorInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GatheredTensor(TensorInfo):
-    """A floating point tensor of `shape[0]` rows, each the row of the checkpoint's own tensor, or
-    one that stands in for it.
+    """A floating point tensor whose rows are those of the checkpoint's own tensor, or stand-ins.
 
     `sources` is the tensor as every checkpoint of the pool stores it; `rows` is (sources, shape[0])
     int32, the row of each source that means the same token, -1 where it has none. A row that source
@@ -35,7 +32,7 @@ class GatheredTensor(TensorInfo):
 def gather_rows(
     info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], first: int, stop: int
 ) -> Tensor:
-    """Rows `first` to `stop` as a fresh tensor; `stored` gives a source's tensor as it is stored."""
+    """Rows `first` to `stop` as a fresh tensor; `stored` returns a source as it is stored."""
     rows = info.rows[:, first:stop].astype(np.int64)
     own = rows[info.own]
     found = stored(info.sources[info.own]).index_select(0, torch.from_numpy(own.clip(min=0)))
@@ -48,9 +45,7 @@ def gather_rows(
 def gather_elements(
     info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], elements: slice
 ) -> Tensor:
-    """These elements of the flat tensor, in row-major order; only the rows that they touch are
-    read.
-    """
+    """These elements of the flat tensor in row-major order; only the rows they touch are read."""
     width = math.prod(info.shape[1:])
     first = elements.start // width
     found = gather_rows(info, stored, first, -(-elements.stop // width)).reshape(-1)
@@ -60,6 +55,10 @@ def gather_elements(
 def _stand_ins(
     info: GatheredTensor, stored: Callable[[TensorInfo], Tensor], rows: np.ndarray, like: Tensor
 ) -> Tensor:
+    """Rows for tokens that the checkpoint's own tensor lacks: the base's, else the sources' mean.
+
+    `rows` (sources, tokens) is changed.
+    """
     if info.base is not None:
         others = np.arange(len(rows)) != info.base
         rows[np.ix_(others, rows[info.base] >= 0)] = -1

@@ -1,10 +1,11 @@
-"""Digests of tensors, equal for equal bits: what was scored and what is exported can be compared."""
+"""Digests of tensors, equal for equal bits, so that scored and exported weights can be compared."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +16,12 @@ from recycler.pool.storage.tensors import SAFETENSORS_DTYPES
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    raw: np.ndarray = flat.view(torch.uint8).numpy()
+    return raw.data
 
 
 def digest_head(dtype: str, shape: Iterable[int]) -> bytes:
-    """What a tensor's digest starts with: safetensors dtype and shape."""
+    """The bytes that a tensor's digest starts with: safetensors dtype and shape."""
     return f"{dtype} {list(shape)}".encode()
 
 

@@ -1,8 +1,7 @@
-"""Read what a safetensors file holds from its header alone, and believe nothing that does not add
-up.
+"""Read the contents of a safetensors file from its header, and trust nothing that does not add up.
 
-The library accepts a few things that we do not: a header that does not start with '{', unknown
-keys, names with '..'.
+The library accepts a few things that are refused here: a header that does not start with '{',
+unknown keys, names with '..'.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError
 from recycler.location import Location, parse_location
@@ -74,10 +74,8 @@ def broken(source: Source, cause: str) -> UnsafeInputError:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file by name, in the header's order.
 
-    Reads 8 bytes plus the header.
-
-    Raises UnsafeInputError, naming the file and the reason, unless the tensors tile the data
-    section exactly.
+    It reads 8 bytes and the header. Raises UnsafeInputError with the file and the reason, unless
+    the tensors tile the data section exactly.
     """
     try:
         status = path.stat()
@@ -116,10 +114,10 @@ def header_length(source: Source, prefix: bytes, size: int) -> int:
 def parse_header(
     source: Source, raw: bytes, *, length: int, size: int, etag: str = ""
 ) -> dict[str, TensorInfo]:
-    """Tensors by name from a header's bytes, for a file of `size` bytes whose header should have
-    `length`.
+    """Tensors by name from a header's bytes.
 
-    Memory stays within some tens of bytes for each byte of header. Raises UnsafeInputError.
+    The file has `size` bytes, and its header should have `length`. Memory stays within some tens of
+    bytes for each byte of header. Raises UnsafeInputError.
     """
     if len(raw) < length:
         raise broken(source, "is truncated inside its header")
@@ -135,10 +133,8 @@ def parse_header(
     return _tile(source, header, data_start=PREFIX_BYTES + length, size=size, etag=etag)
 
 
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """`object_pairs_hook` that refuses a key that stands twice: which of the two is meant cannot be
-    known.
-    """
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` that refuses a key that stands twice: either may be meant."""
     keys = dict(pairs)
     if len(keys) != len(pairs):
         raise ValueError("a name stands twice")

@@ -6,6 +6,7 @@ A checkpoint's own claims are compared with its files; nothing is taken on trust
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(source: Source, config: Any) -> dict[str, Any]:
-    """`config` when it is a mapping that asks for no code and whose sizes are natural numbers.
+    """The config, when it is a mapping that asks for no code and its sizes are natural numbers.
 
-    Raises UnsafeInputError.
+    Raises UnsafeInputError otherwise.
     """
     if not isinstance(config, dict):
         raise UnsafeInputError(
@@ -103,21 +104,17 @@ def check_config(source: Source, config: Any) -> dict[str, Any]:
             )
         )
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        wrong = [
-            key
-            for key in _COUNTS
-            if key in part
-            and not (part[key] is None or type(part[key]) is int and 0 <= part[key] < 2**40)
-        ]
-        if wrong:
-            raise UnsafeInputError(
-                Problem(
-                    thing=str(source),
-                    cause=f"has {wrong[0]} {str(part[wrong[0]])[:40]!r}, which is not a natural "
-                    "number",
-                    remedy="Save the checkpoint again",
+        for key in _COUNTS:
+            value = part.get(key)
+            is_natural = type(value) is int and 0 <= value < 2**40
+            if value is not None and not is_natural:
+                raise UnsafeInputError(
+                    Problem(
+                        thing=str(source),
+                        cause=f"has {key} {str(value)[:40]!r}, which is not a natural number",
+                        remedy="Save the checkpoint again",
+                    )
                 )
-            )
     return config
 
 
@@ -143,42 +140,27 @@ def collect(shards: Mapping[str, Mapping[str, TensorInfo]]) -> dict[str, TensorI
     return tensors
 
 
-def check_index(source: str | Path, index: Any, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise UnsafeInputError unless a shard index names exactly the tensors, files and bytes that
-    the shards hold.
-    """
+def check_index(source: Source, index: Any, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise UnsafeInputError unless an index names exactly the tensors and files of the shards."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()
     ):
         raise _bad_index(source, "has no weight_map of tensor names to file names")
-    escaping = [
-        file
-        for file in weight_map.values()
-        if "/" in file
-        or "\\" in file
-        or "\0" in file
-        or file in ("", ".", "..")
-        or not file.endswith(".safetensors")
-    ]
-    if escaping:
-        raise _bad_index(
-            source,
-            f"names the file {escaping[0][:80]!r}, which is not a .safetensors file of this folder",
-        )
-    actual = {
-        name: str(info.file).replace("\\", "/").rsplit("/", 1)[-1] for name, info in tensors.items()
-    }
+    for file in weight_map.values():
+        if not file.endswith(".safetensors") or any(letter in file for letter in "/\\\0"):
+            raise _bad_index(
+                source,
+                f"names the file {file[:80]!r}, which is not a .safetensors file of this folder",
+            )
+    actual = {name: re.split(r"[/\\]", str(info.file))[-1] for name, info in tensors.items()}
     unknown = sorted(set(weight_map.values()) - set(actual.values()))
     if unknown:
         raise _bad_index(
             source, f"names the file {unknown[0][:80]!r}, which is not there or holds no tensors"
         )
-    wrong = sorted(
-        name
-        for name in weight_map.keys() | actual.keys()
-        if weight_map.get(name) != actual.get(name)
-    )
+    names = weight_map.keys() | actual.keys()
+    wrong = sorted(name for name in names if weight_map.get(name) != actual.get(name))
     if wrong:
         raise _bad_index(
             source, f"disagrees with the shards about {len(wrong)} tensors, first {wrong[0][:80]!r}"
@@ -186,7 +168,7 @@ def check_index(source: str | Path, index: Any, tensors: Mapping[str, TensorInfo
     _check_total(source, index.get("metadata"), sum(info.num_bytes for info in tensors.values()))
 
 
-def _check_total(source: str | Path, metadata: Any, num_bytes: int) -> None:
+def _check_total(source: Source, metadata: Any, num_bytes: int) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict):
@@ -199,7 +181,7 @@ def _check_total(source: str | Path, metadata: Any, num_bytes: int) -> None:
         )
 
 
-def _bad_index(source: str | Path, cause: str) -> UnsafeInputError:
+def _bad_index(source: Source, cause: str) -> UnsafeInputError:
     return UnsafeInputError(
         Problem(
             thing=str(source),
@@ -210,6 +192,7 @@ def _bad_index(source: str | Path, cause: str) -> UnsafeInputError:
 
 
 def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder, sorted. Raises UnsafeInputError, UsageError."""
     names = {path.name for path in folder.iterdir()}
     return [folder / name for name in weight_names(str(folder), names)]
 
@@ -219,13 +202,8 @@ def weight_names(source: str, names: set[str]) -> list[str]:
 
     Raises UnsafeInputError for pickles, UsageError when there are none.
     """
-    files = sorted(
-        name
-        for name in names
-        if name.endswith(".safetensors")
-        and name != "adapter_model.safetensors"
-        and not name.startswith(".")
-    )
+    shards = [name for name in names if name.endswith(".safetensors") and name[0] != "."]
+    files = sorted(name for name in shards if name != "adapter_model.safetensors")
     if files:
         return files
     pickles = sorted(

@@ -1,8 +1,7 @@
-"""Checkpoints of the Hugging Face hub: hf://OWNER/NAME[@REVISION], fetched whole by huggingface_hub
-into its own cache.
+"""Checkpoints of the Hugging Face hub: hf://OWNER/NAME[@REVISION].
 
-The only file that knows huggingface_hub. A revision is resolved to a commit once a process, so that
-all files are of one.
+huggingface_hub fetches them whole into its own cache; no other file knows that library. A revision
+is resolved to a commit once per process, so that all files are of one commit.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Keep a pool as its base and deltas: exact, bit for bit, or compressed to a stated share with the
-error told.
+"""Packed pools: the format, and reading tensors back from it.
 
-A packed folder is flat: `recycler-pack.json` (written last), `CHECKPOINT.safetensors` with one
-entry a stored tensor, and `small-DIGEST` for configs and tokenizers, each stored once. A tensor is
-stored as one of
+A pack holds a pool as its base and deltas: exact, bit for bit, or compressed to a stated share with
+the error told (`pack_writer`). Its folder is flat: `recycler-pack.json` (written last),
+`CHECKPOINT.safetensors` with one entry per stored tensor, and `small-DIGEST` for configs and
+tokenizers, each stored once. A tensor is stored as one of
+
     same     equal to another one that is stored already (the base's, or another member's)
     raw      its bytes
-    exact    differences to the base's bits as integers, zigzag, in byte planes, deflated: inverts bit for bit
-    lowrank  singular vectors of the delta at mixed precision (recycler.pool.storage.lowrank)
+    exact    differences to the base's bits as integers, zigzag, in byte planes, deflated:
+             inverts bit for bit
+    lowrank  singular vectors of the delta at mixed precision (lowrank.py)
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from recycler.pool.storage.hf_folder import parse_json
 from recycler.pool.storage.pack_codec import add_lowrank, decode_exact
 from recycler.types import TensorInfo
 
-# same as another member's, which is a delta to the base's, which is the same as another of the
-# base's
+# same as another member's, which is a delta to the base's, which is the same as another base tensor
 MAX_STEPS = 3
+MAX_NAME = 200  # characters of a checkpoint's name
 
 
 def file_of(name: str) -> str:
@@ -44,18 +46,11 @@ def file_of(name: str) -> str:
 
 
 def _is_file_name(name: str) -> bool:
-    return (
-        bool(name)
-        and not name.startswith(".")
-        and all(letter.isalnum() or letter in "._-" for letter in name)
-        and len(name) <= 200
-    )
+    is_plain = all(letter.isalnum() or letter in "._-" for letter in name)
+    return is_plain and 0 < len(name) <= MAX_NAME and not name.startswith(".")
 
 
-# ---------------------------------------------------------------- packing
-
-
-# ---------------------------------------------------------------- unpacking
+# ---------------------------------------------------------------- tensors
 
 
 class Unpacker:
@@ -77,30 +72,31 @@ class Unpacker:
 
     def _decode(self, checkpoint: str, name: str, depth: int) -> bytes:
         entry = self.manifest["checkpoints"][checkpoint]["tensors"][name]
-        size, num = DTYPE_BYTES[entry["dtype"]], math.prod(entry["shape"])
         if depth > MAX_STEPS:
             raise ValueError("its references go in a circle")
-        if entry["kind"] == "same":
-            raw = self.tensor(*entry["as"], depth=depth + 1)
-        elif entry["kind"] == "raw":
-            raw = self._content(checkpoint, name)
-        else:
-            base = self.tensor(self.manifest["base"], name, depth=depth + 1)
-            content = self._content(checkpoint, name)
-            raw = (
-                decode_exact(content, base, size)
-                if entry["kind"] == "exact"
-                else add_lowrank(base, content, entry)
-            )
-        if len(raw) != size * num:
-            raise ValueError(f"{len(raw)} bytes where {size * num} were expected")
-        if (
-            "digest" in entry
-            and hashlib.sha256(f"{entry['dtype']} {entry['shape']}".encode() + raw).hexdigest()
-            != entry["digest"]
-        ):
-            raise ValueError("its digest is another")
+        raw = self._stored_as(entry, checkpoint, name, depth)
+        num_bytes = _num_bytes(entry)
+        if len(raw) != num_bytes:
+            raise ValueError(f"{len(raw)} bytes where {num_bytes} were expected")
+        if "digest" in entry:
+            head = f"{entry['dtype']} {entry['shape']}".encode()
+            if hashlib.sha256(head + raw).hexdigest() != entry["digest"]:
+                raise ValueError("its digest is another")
         return raw
+
+    def _stored_as(self, entry: dict[str, Any], checkpoint: str, name: str, depth: int) -> bytes:
+        """A tensor's bytes by the kind of its entry."""
+        kind = entry["kind"]
+        if kind == "same":
+            other, other_name = entry["as"]
+            return self.tensor(other, other_name, depth + 1)
+        if kind == "raw":
+            return self._content(checkpoint, name)
+        base = self.tensor(self.manifest["base"], name, depth + 1)
+        content = self._content(checkpoint, name)
+        if kind == "exact":
+            return decode_exact(content, base, DTYPE_BYTES[entry["dtype"]])
+        return add_lowrank(base, content, entry)
 
     def _content(self, checkpoint: str, name: str) -> bytes:
         path = self.folder / f"{file_of(checkpoint)}.safetensors"
@@ -119,13 +115,14 @@ class Unpacker:
 
 
 def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
-    """How the safetensors file of an unpacked checkpoint begins, length included; the tensors
-    follow in that order.
+    """The header of an unpacked checkpoint's safetensors file, its length included.
+
+    The tensors follow in that order.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position, tensors = 0, manifest["checkpoints"][checkpoint]["tensors"]
     for name, entry in tensors.items():
-        num_bytes = math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
+        num_bytes = _num_bytes(entry)
         header[name] = {
             "dtype": entry["dtype"],
             "shape": entry["shape"],
@@ -135,6 +132,10 @@ def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _num_bytes(entry: dict[str, Any]) -> int:
+    return math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
 
 
 def write_unpacked(path: Path, source: Unpacker, checkpoint: str) -> None:
@@ -163,38 +164,7 @@ def read_manifest(packed: Path) -> dict[str, Any]:
             )
         )
     manifest = parse_json(path, path.read_bytes())
-    try:
-        sound = (
-            manifest["schema_version"] == 1
-            and manifest["base"] in manifest["checkpoints"]
-            and all(
-                isinstance(entry["small"], dict)
-                and all(
-                    isinstance(digest, str) and digest.isalnum()
-                    for digest in entry["small"].values()
-                )
-                and all(
-                    tensor["dtype"] in DTYPE_BYTES
-                    and all(type(number) is int and number >= 0 for number in tensor["shape"])
-                    for tensor in entry["tensors"].values()
-                )
-                for entry in manifest["checkpoints"].values()
-            )
-        )
-    except (KeyError, TypeError, AttributeError):
-        sound = False
-    if sound and not all(
-        map(_is_file_name, manifest["checkpoints"])
-    ):  # names become folders of the cache
-        escaping = next(name for name in manifest["checkpoints"] if not _is_file_name(name))
-        raise UnsafeInputError(
-            Problem(
-                thing=str(path),
-                cause=f"names the checkpoint {escaping[:80]!r}, which is no file name",
-                remedy="Do not use this pack: recycler pack never writes such a name",
-            )
-        )
-    if not sound:
+    if not _is_sound(manifest):
         raise UnsafeInputError(
             Problem(
                 thing=str(path),
@@ -202,4 +172,39 @@ def read_manifest(packed: Path) -> dict[str, Any]:
                 remedy="Pack the pool again",
             )
         )
+    for name in manifest["checkpoints"]:
+        if not _is_file_name(name):  # names become folders of the cache
+            raise UnsafeInputError(
+                Problem(
+                    thing=str(path),
+                    cause=f"names the checkpoint {name[:80]!r}, which is no file name",
+                    remedy="Do not use this pack: recycler pack never writes such a name",
+                )
+            )
     return manifest
+
+
+def _is_sound(manifest: Any) -> bool:
+    """True for a manifest whose every part has the type it should have."""
+    try:
+        return (
+            manifest["schema_version"] == 1
+            and manifest["base"] in manifest["checkpoints"]
+            and all(map(_is_sound_checkpoint, manifest["checkpoints"].values()))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_sound_checkpoint(entry: dict[str, Any]) -> bool:
+    if not isinstance(entry["small"], dict):
+        return False
+    for digest in entry["small"].values():
+        if not isinstance(digest, str) or not digest.isalnum():
+            return False
+    return all(map(_is_sound_tensor, entry["tensors"].values()))
+
+
+def _is_sound_tensor(entry: dict[str, Any]) -> bool:
+    is_shape = all(type(number) is int and number >= 0 for number in entry["shape"])
+    return is_shape and entry["dtype"] in DTYPE_BYTES

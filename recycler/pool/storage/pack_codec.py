@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from recycler.pool.storage.dtypes import decoded
+from recycler.pool.storage.dtypes import NUMPY_FLOATS, decoded
 from recycler.pool.storage.lowrank import LowRank, num_ranks, unpack_codes
 
 _INTEGERS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def encode_exact(raw: bytes, base: bytes, size: int) -> bytes:
-    """Bytes from which, and `base`, `decode_exact` gives `raw` again; small when the two are near."""
+    """The difference of `raw` to `base` as bytes, which are few when the two are near.
+
+    `size` is that of one number in bytes. `decode_exact` inverts it.
+    """
     kind = _INTEGERS[size]
-    difference = _ordered(np.frombuffer(raw, kind)) - _ordered(
-        np.frombuffer(base, kind)
-    )  # wraps, and so inverts
-    bits = 8 * size
-    zigzag = (difference << kind(1)) ^ (kind(0) - (difference >> kind(bits - 1)))
-    return zlib.compress(
-        np.ascontiguousarray(zigzag.view(np.uint8).reshape(-1, size).T).tobytes(), 1
-    )
+    ours, theirs = _ordered(np.frombuffer(raw, kind)), _ordered(np.frombuffer(base, kind))
+    difference = ours - theirs  # wraps, and so inverts
+    zigzag = (difference << kind(1)) ^ (kind(0) - (difference >> kind(8 * size - 1)))
+    planes = zigzag.view(np.uint8).reshape(-1, size).T
+    return zlib.compress(planes.tobytes(), 1)
 
 
 def decode_exact(content: bytes, base: bytes, size: int) -> bytes:
@@ -35,38 +35,41 @@ def decode_exact(content: bytes, base: bytes, size: int) -> bytes:
     if len(planes) != len(base):
         raise ValueError(f"{len(planes)} bytes where {len(base)} were expected")
     kind = _INTEGERS[size]
-    zigzag = (
-        np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(size, -1).T)
-        .view(kind)
-        .reshape(-1)
-    )
+    interleaved = np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(size, -1).T)
+    zigzag = interleaved.view(kind).reshape(-1)
     difference = (zigzag >> kind(1)) ^ (kind(0) - (zigzag & kind(1)))
     return _unordered(difference + _ordered(np.frombuffer(base, kind))).tobytes()
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """Float bit patterns as integers in the order of the numbers, so that near numbers have near
-    integers; a bijection.
+    """Float bit patterns as integers in the order of the numbers, one to one.
+
+    Near numbers have near integers.
     """
     sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
     return np.where(bits & sign, ~bits, bits | sign)
 
 
 def _unordered(ordered: np.ndarray) -> np.ndarray:
+    """The inverse of `_ordered`."""
     sign = ordered.dtype.type(1 << (8 * ordered.itemsize - 1))
     return np.where(ordered & sign, ordered ^ sign, ~ordered)
 
 
 def add_lowrank(base: bytes, content: bytes, entry: dict[str, Any]) -> bytes:
+    """Base plus a low-rank delta, rounded once to the tensor's dtype.
+
+    Raises ValueError when the content is damaged.
+    """
     rows, columns = entry["shape"]
     split = tuple((int(bits), int(count)) for bits, count in entry["split"])
-    rank = num_ranks(split)
-    place, length = 4 * rank, -(-sum(rows * bits * count for bits, count in split) // 8)
+    start = 4 * num_ranks(split)  # after the coefficients
+    end = start + -(-sum(rows * bits * count for bits, count in split) // 8)
     found = LowRank(
         split=split,
-        coefficients=np.frombuffer(content[:place], "<f4"),
-        left=unpack_codes(content[place : place + length], rows, split),
-        right=unpack_codes(content[place + length :], columns, split),
+        coefficients=np.frombuffer(content[:start], "<f4"),
+        left=unpack_codes(content[start:end], rows, split),
+        right=unpack_codes(content[end:], columns, split),
         error=0.0,
     )
     return _rounded(decoded(base, entry["dtype"]) + found.matrix().reshape(-1), entry["dtype"])
@@ -77,4 +80,4 @@ def _rounded(values: np.ndarray, dtype: str) -> bytes:
     if dtype == "BF16":
         bits = values.view(np.uint32)
         return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
-    return values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).tobytes()
+    return values.astype(NUMPY_FLOATS[dtype]).tobytes()

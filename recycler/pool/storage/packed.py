@@ -1,10 +1,8 @@
-"""Checkpoints inside a packed pool, used without unpacking it by hand:
+"""Checkpoints inside a packed pool, used without unpacking it by hand.
 
-PACK/recycler-pack.json#NAME is a checkpoint's place.
-
-The manifest alone says what each checkpoint holds, so a pool is opened without touching its
-weights. They are unpacked into the local cache, one file a checkpoint, when they are used; the
-manifest's SHA-256 stands for their version.
+PACK/recycler-pack.json#NAME is a checkpoint's place. The manifest alone says what each checkpoint
+holds, so a pool is opened without touching its weights. They are unpacked into the local cache, one
+file per checkpoint, when they are used; the manifest's SHA-256 stands for their version.
 """
 
 from __future__ import annotations
@@ -82,7 +80,7 @@ def open_packed_checkpoint(location: PackLocation, name: str | None = None) -> C
 
 
 def packed_small_files(location: PackLocation) -> Path:
-    """A local folder with the small files of one checkpoint of a pack: config, tokenizer, template."""
+    """A local folder with the small files of one checkpoint of a pack: config, tokenizer."""
     pack, own = location.pack, location.name
     manifest, version = _manifest(pack)
     folder = cache_folder() / "folders" / cache_key(str(location), version, 0) / own

@@ -1,8 +1,7 @@
-"""Checkpoints that lie in a bucket: catalogued by ranged reads of their headers, fetched into the
-local cache when used.
+"""Checkpoints in a bucket: opened by reading their headers, fetched into the cache when used.
 
-A checkpoint's `location` and its tensors' `file` are URLs; each tensor carries the etag of the
-shard whose header was read, and every later byte of that shard is asked for by that etag.
+Each tensor carries the etag of the shard whose header was read, and every later byte of that shard
+is asked for by that etag.
 """
 
 from __future__ import annotations
@@ -39,12 +38,15 @@ UNFINISHED = "recycler-upload.json"  # lies there while an upload goes on
 SMALL = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.(json|jinja|txt|model|md)|LICENSE|README\.md"
 )
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
+MAX_UNLISTED = 1000  # shards of an index that are asked for one by one
 _folders: dict[str, Path] = {}  # prefix -> its small files, as this process first saw them
 
 
 def list_checkpoints(url: str) -> list[str]:
-    """URLs of the checkpoints at a prefix: the prefix itself when it holds a config.json, else
-    those directly below it.
+    """URLs of the checkpoints at a prefix: itself when it has a config.json, else those below it.
+
+    Raises as `bucket.read` does.
     """
     url = trimmed(url)
     objects, prefixes = list_prefix(url)
@@ -52,30 +54,28 @@ def list_checkpoints(url: str) -> list[str]:
         return [url]
     below = [f"{url}/{name}" for name in prefixes]
     with ThreadPoolExecutor(PARALLEL) as threads:
-        return [
-            place
-            for place, listing in zip(below, threads.map(list_prefix, below), strict=True)
-            if "config.json" in listing[0]
-        ]
+        listings = list(threads.map(list_prefix, below))
+    return [
+        place
+        for place, (objects, _) in zip(below, listings, strict=True)
+        if "config.json" in objects
+    ]
 
 
 def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
-    """A prefix of a bucket as a Checkpoint: one listing, the small files, one or two ranged reads a
-    shard.
+    """The checkpoint at a prefix of a bucket.
 
-    Raises UsageError when there is none, UnsafeInputError when it is broken, InfrastructureError
-    when the bucket is.
+    It takes one listing, the small files, and one or two ranged reads per shard. Raises UsageError
+    when there is none, UnsafeInputError when it is broken, InfrastructureError when the bucket is.
     """
     url = trimmed(url)
     objects = _objects(url)
     folder = _small_files(url, objects)
-    config = check_config(
-        f"{url}/config.json",
-        parse_json(f"{url}/config.json", (folder / "config.json").read_bytes()),
-    )
-    index = (
-        parse_json(f"{url}/{INDEX}", (folder / INDEX).read_bytes()) if INDEX in objects else None
-    )
+    source = f"{url}/config.json"
+    config = check_config(source, parse_json(source, (folder / "config.json").read_bytes()))
+    index = None
+    if INDEX in objects:
+        index = parse_json(f"{url}/{INDEX}", (folder / INDEX).read_bytes())
     names = weight_names(url, set(objects) | _unlisted(url, index, set(objects)))
     with ThreadPoolExecutor(PARALLEL) as threads:
         headers = list(threads.map(lambda file: read_remote_header(f"{url}/{file}"), names))
@@ -93,9 +93,7 @@ def open_remote_checkpoint(url: str, name: str | None = None) -> Checkpoint:
 
 
 def small_files_folder(url: str) -> Path:
-    """A local folder with the config, tokenizer and other small files of a prefix; fetched once a
-    process and version.
-    """
+    """A local folder with the small files of a prefix, fetched once per process and version."""
     url = trimmed(url)
     return _folders.get(url) or _small_files(url, _objects(url))
 
@@ -111,9 +109,7 @@ def cached_shard(info: TensorInfo) -> Path:
 
 
 def shard_facts(info: TensorInfo) -> dict[str, Any]:
-    """url, etag, size, sha256 and the digest of every tensor of the cached shard; empty when it is
-    not cached.
-    """
+    """URL, etag, size, SHA-256 and tensor digests of a cached shard; empty when there is none."""
     return cached_facts(str(info.file), info.etag, info.file_bytes)
 
 
@@ -121,6 +117,7 @@ def shard_facts(info: TensorInfo) -> dict[str, Any]:
 
 
 def _objects(url: str) -> dict[str, int]:
+    """Sizes by name of the objects of a checkpoint. Raises UsageError when it is none."""
     objects, _ = list_prefix(url)
     if UNFINISHED in objects:
         raise UsageError(
@@ -144,22 +141,17 @@ def _objects(url: str) -> dict[str, int]:
 def _unlisted(url: str, index: Any, listed: set[str]) -> set[str]:
     """Shards that the index names and a stale listing does not show, though they are there."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    names = (
-        {file for file in weight_map.values() if isinstance(file, str)} - listed
-        if isinstance(weight_map, dict)
-        else set()
-    )
-    plausible = [
-        name
-        for name in sorted(names)[:1000]
-        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", name)
-    ]
+    if not isinstance(weight_map, dict):
+        return set()
+    names = {file for file in weight_map.values() if isinstance(file, str)} - listed
+    plausible = filter(_SHARD.fullmatch, sorted(names)[:MAX_UNLISTED])
     return {name for name in plausible if size_of(f"{url}/{name}") is not None}
 
 
 def read_remote_header(url: str) -> dict[str, TensorInfo]:
-    """Tensors of one shard by name, each with the etag of the version that was read; one or two
-    ranged reads.
+    """Tensors of one shard by name, each with the etag of the version that was read.
+
+    It takes one or two ranged reads.
     """
     if size_of(url) == 0:
         header_length(url, b"", 0)  # raises: there is no range to ask for
@@ -181,9 +173,7 @@ def read_remote_header(url: str) -> dict[str, TensorInfo]:
 
 
 def _small_files(url: str, objects: Mapping[str, int]) -> Path:
-    """Fetch the small files of a prefix into a folder of the cache that is named after their
-    versions.
-    """
+    """Fetch the small files of a prefix into a folder of the cache, named after their versions."""
     names = sorted(name for name in objects if SMALL.fullmatch(name))
     large = [name for name in names if objects[name] > MAX_SMALL_BYTES]
     if large:
@@ -195,24 +185,16 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
             )
         )
     with ThreadPoolExecutor(PARALLEL) as threads:
-        pieces = dict(
-            zip(names, threads.map(lambda name: read(f"{url}/{name}"), names), strict=True)
-        )
-    folder = (
-        cache_folder()
-        / "folders"
-        / cache_key(
-            url,
-            repr([(name, hashlib.sha256(piece.raw).hexdigest()) for name, piece in pieces.items()]),
-            0,
-        )
-        / url.rsplit("/", 1)[-1]
-    )
+        pieces = list(threads.map(lambda name: read(f"{url}/{name}"), names))
+    contents = {name: piece.raw for name, piece in zip(names, pieces, strict=True)}
+    versions = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in contents.items()]
+    key = cache_key(url, repr(versions), 0)
+    folder = cache_folder() / "folders" / key / url.rsplit("/", 1)[-1]
     if not folder.is_dir():
         try:
             with atomic_folder(folder) as aside:
-                for name, piece in pieces.items():
-                    (aside / name).write_bytes(piece.raw)
+                for name, raw in contents.items():
+                    (aside / name).write_bytes(raw)
         except (UsageError, OSError):  # another process was first
             if not folder.is_dir():
                 raise
@@ -224,9 +206,9 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
 
 
 def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
-    """Fetch one version of an object in parallel parts; every part is bound to its etag.
+    """Fetch one version of an object in parallel parts, each bound to its etag; its digests.
 
-    Returns its digests.
+    Raises InfrastructureError, UnsafeInputError.
     """
 
     def fetch(start: int) -> None:
@@ -259,8 +241,9 @@ def _download(url: str, etag: str, size: int, path: Path) -> dict[str, Any]:
 
 
 def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
-    """Digests of the copy and of its tensors, compared with the manifest that recycler's own
-    exports carry.
+    """Digests of the copy and its tensors, compared with the manifest of recycler's own exports.
+
+    Raises UnsafeInputError when they differ.
     """
     sha = hashlib.sha256()
     with path.open("rb") as file:
@@ -270,32 +253,26 @@ def _verify(url: str, path: Path, size: int) -> dict[str, Any]:
         while block := file.read(PART_BYTES):
             sha.update(block)
     found, digests = sha.hexdigest(), tensor_digests(path, tensors.values())
-    file, wanted = _promised(url)
-    if file not in (None, found):
-        raise UnsafeInputError(
-            Problem(
-                thing=url,
-                cause=f"has SHA-256 {found[:12]}, its manifest says {str(file)[:12]}",
-                remedy="It was changed after its export; upload it again",
-            )
-        )
+    promised, wanted = _promised_digests(url)
+    if promised not in (None, found):
+        raise _changed(url, f"has SHA-256 {found[:12]}, its manifest says {str(promised)[:12]}")
     for name, digest in digests.items():
         if wanted.get(name, digest) != digest:
-            raise UnsafeInputError(
-                Problem(
-                    thing=url,
-                    cause=f"tensor {name!r} has digest {digest[:12]}, its manifest says "
-                    f"{str(wanted[name])[:12]}",
-                    remedy="It was changed after its export; upload it again",
-                )
+            raise _changed(
+                url,
+                f"tensor {name!r} has digest {digest[:12]}, its manifest says "
+                f"{str(wanted[name])[:12]}",
             )
     return {"sha256": found, "tensors": digests}
 
 
+def _changed(url: str, cause: str) -> UnsafeInputError:
+    remedy = "It was changed after its export; upload it again"
+    return UnsafeInputError(Problem(thing=url, cause=cause, remedy=remedy))
+
+
 def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
-    """SHA-256 (hex) of dtype, shape and bytes of each tensor of a local file; as
-    `recycler.pool.storage.hashing` makes them.
-    """
+    """SHA-256 (hex) of dtype, shape and bytes of each tensor of a local file, by name."""
     digests = {}
     with path.open("rb") as file:
         for info in infos:
@@ -309,22 +286,29 @@ def tensor_digests(path: Path, infos: Iterable[TensorInfo]) -> dict[str, str]:
     return digests
 
 
-def _promised(url: str) -> tuple[str | None, dict[str, Any]]:
-    """(SHA-256 of a shard if told, digest of each tensor) as the manifest of an export beside it
-    says; nothing without one.
+def _promised_digests(url: str) -> tuple[str | None, dict[str, Any]]:
+    """(SHA-256 of a shard, digests of tensors by name) in the manifest of an export beside it.
+
+    (None, {}) where nothing is promised.
     """
     prefix, name = url.rsplit("/", 1)
+    manifest = _read_manifest(prefix)
+    files, tensors = _mapping(manifest, "files"), _mapping(manifest, "tensors")
+    return _mapping(files, name).get("sha256"), tensors
+
+
+def _read_manifest(prefix: str) -> Any:
+    """The manifest of an export, as this process first saw it; None where there is none."""
     source = f"{prefix}/recycler-manifest.json"
     if prefix in _folders:
         path = _folders[prefix] / "recycler-manifest.json"
-        raw = path.read_bytes() if path.is_file() else None
-    else:
-        raw = read(source).raw if size_of(source) is not None else None
-    manifest = parse_json(source, raw) if raw is not None else None
-    if not isinstance(manifest, dict):
-        return None, {}
-    files, tensors = manifest.get("files"), manifest.get("tensors")
-    entry = files.get(name) if isinstance(files, dict) else None
-    return entry.get("sha256") if isinstance(entry, dict) else None, tensors if isinstance(
-        tensors, dict
-    ) else {}
+        return parse_json(source, path.read_bytes()) if path.is_file() else None
+    if size_of(source) is None:
+        return None
+    return parse_json(source, read(source).raw)
+
+
+def _mapping(data: Any, key: str) -> dict[str, Any]:
+    """The mapping at a key of JSON data; empty where there is none."""
+    found = data.get(key) if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}

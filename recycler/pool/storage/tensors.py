@@ -1,8 +1,7 @@
-"""The pool's tensors, resident: every checkpoint mapped into memory once, shared by all workers of
-a machine.
+"""The tensors of a pool, mapped into memory or read as a stream.
 
-Files are mapped, not read: the first merge reads them from disk, the next ones from the page cache,
-and workers of one machine share the same pages. Shards in a bucket are fetched into the local cache
+Mapped files are read from disk by the first merge and from the page cache by the next ones, and
+workers of one machine share the same pages. Shards in a bucket are fetched into the local cache
 first.
 """
 
@@ -11,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -51,10 +51,10 @@ _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 class ResidentPool:
-    """Random access to the tensors of a pool by (checkpoint, tensor) name; opens each file once,
-    copies nothing.
+    """Random access to the mapped tensors of a pool by (checkpoint, tensor) name.
 
-    Views are kept: making one costs more than merging a small tensor.
+    Each file is opened once and nothing is copied. Views are kept: making one costs more than
+    merging a small tensor.
     """
 
     def __init__(self, pool: Pool):
@@ -70,16 +70,15 @@ class ResidentPool:
         return self.tensor(checkpoint, name).reshape(-1)[elements]
 
     def tensor(self, checkpoint: str, name: str) -> Tensor:
-        """The tensor as it is stored: a read-only view of the file's pages; of a gathered one, a
-        fresh copy. Raises KeyError.
+        """The tensor as it is stored: a read-only view of the file's pages.
+
+        A gathered tensor is a fresh copy. Raises KeyError.
         """
         if (view := self._views.get((checkpoint, name))) is not None:
             return view
         info = self.pool.find(checkpoint).tensors[name]
-        if isinstance(info, GatheredTensor):
-            return gather_rows(
-                info, self._stored, 0, info.shape[0]
-            )  # as large as the embeddings: not kept
+        if isinstance(info, GatheredTensor):  # as large as the embeddings: not kept
+            return gather_rows(info, self._stored, 0, info.shape[0])
         view = self._stored(info)
         if len(self._views) < MAX_VIEWS:
             self._views[checkpoint, name] = view
@@ -92,11 +91,11 @@ class ResidentPool:
 
 
 class StreamedPool(ResidentPool):
-    """A pool whose tensors are read a stretch at a time into one small buffer a checkpoint, for
-    merges that read everything once.
+    """A pool whose tensors are read in parts, into one small buffer per checkpoint.
 
-    Half the cost of mapping the files, whose pages are faulted in one by one; and a file that is
-    cut short while it is read is an error and not a SIGBUS. Close it when done.
+    It is for merges that read everything once. Half the cost of mapping the files, whose pages are
+    faulted in one by one; and a file that is cut short while it is read is an error and not a
+    SIGBUS. Close it when done.
     """
 
     def __init__(self, pool: Pool):
@@ -122,7 +121,7 @@ class StreamedPool(ResidentPool):
             self._descriptors[info.file] = os.open(local_file(info), os.O_RDONLY | os.O_CLOEXEC)
         read_into(
             self._descriptors[info.file],
-            memoryview(buffer.numpy()),
+            _memory(buffer),
             info.start + size * elements.start,
             info,
         )
@@ -137,6 +136,11 @@ class StreamedPool(ResidentPool):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _memory(buffer: Tensor) -> memoryview:
+    array: np.ndarray = buffer.numpy()
+    return array.data
 
 
 def read_into(file: int, target: memoryview, position: int, info: TensorInfo) -> None:

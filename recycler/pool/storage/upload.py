@@ -1,4 +1,4 @@
-"""Put a finished folder into a bucket so that it is a model there only when all of it is.
+"""Upload a finished folder to a bucket, where it is a model only once all of it is there.
 
 A claim is written first (only one writer can), then the weights, then everything else, and the
 manifest last and only if there is none yet. No manifest, no model; recycler refuses to read a
@@ -58,23 +58,18 @@ def upload_folder(folder: Path, url: str, *, verify: bool = True) -> dict[str, s
                 remedy=f"Give another prefix, or remove {UNFINISHED} from it",
             )
         )
-    others = sorted(
-        (name for name in digests if name != MANIFEST),
-        key=lambda name: (not name.endswith(".safetensors"), name),
-    )
+    others = sorted(name for name in digests if name != MANIFEST)
+    weights = [name for name in others if name.endswith(".safetensors")]
+    rest = [name for name in others if name not in weights]
+
+    def put(name: str) -> None:
+        _put(folder / name, f"{url}/{name}", digests[name], verify)
+
     with ThreadPoolExecutor(PARALLEL) as threads:
-        for names in (
-            [name for name in others if name.endswith(".safetensors")],
-            [name for name in others if not name.endswith(".safetensors")],
-        ):
-            list(
-                threads.map(
-                    lambda name: _put(folder / name, f"{url}/{name}", digests[name], verify), names
-                )
-            )
-    if not write_new(f"{url}/{MANIFEST}", (folder / MANIFEST).read_bytes()) and not _is_done(
-        folder, url
-    ):
+        for names in (weights, rest):
+            list(threads.map(put, names))
+    is_first = write_new(f"{url}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+    if not is_first and not _is_done(folder, url):
         raise _taken(url)
     remove(f"{url}/{UNFINISHED}")
     return digests
@@ -103,7 +98,7 @@ def remote_digest(url: str, size: int) -> str:
 
 
 def _is_done(folder: Path, url: str) -> bool:
-    """Whether this very model is there, whole. Raises UsageError when another one is."""
+    """True when this very model is there, complete. Raises UsageError when another one is."""
     if size_of(f"{url}/{MANIFEST}") is None:
         return False
     if read(f"{url}/{MANIFEST}").raw != (folder / MANIFEST).read_bytes():
@@ -113,6 +108,7 @@ def _is_done(folder: Path, url: str) -> bool:
 
 
 def _put(path: Path, url: str, digest: str, verify: bool) -> None:
+    """Upload a file unless it is there already. Raises InfrastructureError."""
     size = path.stat().st_size
     if size_of(url) == size and remote_digest(url, size) == digest:
         return

@@ -1,8 +1,8 @@
-"""Write a model as safetensors while its tensors are still being made: headers first, every tensor
-at its final offset.
+"""Write a model as safetensors while its tensors are still being made.
 
-Sizes are known before any number is, so offsets are too. Nothing is collected, tensors may come in
-any order, and a file has the same bytes as one written by `safetensors.torch.save_file`.
+Headers come first, and every tensor goes to its final offset. Sizes are known before any number is,
+so offsets are too. Nothing is collected, tensors may come in any order, and a file has the same
+bytes as one written by `safetensors.torch.save_file`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from recycler.pool.storage.hashing import tensor_bytes, tensor_digest
 from recycler.pool.storage.headers import DTYPE_BYTES
+from recycler.pool.storage.hf_folder import INDEX
 from recycler.pool.storage.tensors import SAFETENSORS_DTYPES
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-INDEX = "model.safetensors.index.json"
+_LIBRARY_ORDER = "U64 I64 F64 F32 U32 I32 BF16 F16 U16 I16 F8_E4M3 F8_E5M2 I8 U8 BOOL".split()
 TensorSpec = tuple[str, tuple[int, ...]]  # safetensors dtype (BF16, F32 ...) and shape
 
 
@@ -34,8 +35,7 @@ def write_model(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> dict[str, str]:
-    """Write (name, tensor) pairs as they come into `folder`, and return the digest of each tensor
-    by name.
+    """Write (name, tensor) pairs to `folder` as they come; returns the digest of each by name.
 
     `infos` says beforehand what will come: dtype in safetensors' spelling and shape. One file when
     it fits into `max_shard_bytes`, else shards and their index. At most three tensors are alive at
@@ -58,7 +58,7 @@ def write_model(
 
 
 def shard_plan(infos: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
-    """Names per shard, filled in the order of `infos`; a tensor larger than a shard gets its own."""
+    """Names by shard, filled in the order of `infos`; a tensor larger than a shard has its own."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, spec in infos.items():
@@ -72,6 +72,7 @@ def shard_plan(infos: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[li
 
 
 def num_bytes(spec: TensorSpec) -> int:
+    """The size of a tensor."""
     return math.prod(spec[1]) * DTYPE_BYTES[spec[0]]
 
 
@@ -93,35 +94,17 @@ def header_bytes(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {
-        name: start + offset for name, offset in offsets.items()
-    }
+    raw = len(text).to_bytes(8, "little") + text
+    return raw, {name: start + offset for name, offset in offsets.items()}
 
 
 def _library_rank(dtype: str) -> int:
-    """safetensors sorts by its enum of dtypes, descending."""
-    order = (
-        "U64",
-        "I64",
-        "F64",
-        "F32",
-        "U32",
-        "I32",
-        "BF16",
-        "F16",
-        "U16",
-        "I16",
-        "F8_E4M3",
-        "F8_E5M2",
-        "I8",
-        "U8",
-        "BOOL",
-    )
-    return order.index(dtype)
+    """The rank of a dtype in safetensors' own order: its enum, descending."""
+    return _LIBRARY_ORDER.index(dtype)
 
 
 class ModelWriter:
-    """A model's files, open for tensors in any order; usable as a context manager.
+    """The files of a model, open for tensors in any order; a context manager.
 
     Leaving it without an exception checks that every byte was written and then writes the index,
     last.
@@ -142,13 +125,11 @@ class ModelWriter:
         self._shard_of: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         shards = shard_plan(infos, max_shard_bytes)
+        if len(shards) == 1:
+            self._open_shard("model.safetensors", shards[0])
+            return
         for number, names in enumerate(shards, start=1):
-            file_name = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            )
-            self._open_shard(file_name, names)
+            self._open_shard(f"model-{number:05d}-of-{len(shards):05d}.safetensors", names)
 
     def _open_shard(self, file_name: str, names: Sequence[str]) -> None:
         header, offsets = header_bytes(self.infos, names)
@@ -167,8 +148,9 @@ class ModelWriter:
         self.write_part(name, 0, tensor)
 
     def write_part(self, name: str, first_element: int, part: Tensor) -> None:
-        """Write consecutive elements of a tensor (row-major) from `first_element` on; the caller
-        keeps parts disjoint.
+        """Write consecutive elements of a tensor (row-major) from `first_element` on.
+
+        The caller keeps parts disjoint. Raises ValueError for more than was announced.
         """
         raw = tensor_bytes(part)
         if name not in self._missing or raw.nbytes > self._missing[name]:
@@ -200,6 +182,7 @@ class ModelWriter:
             (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def close(self) -> None:
+        """Close the files, finished or not."""
         while self._files:
             os.close(self._files.pop())
 

@@ -1,51 +1,34 @@
-"""One tokenizer that knows the tokens of several: the first one, to which the others' tokens are
-appended.
-"""
+"""One tokenizer that knows the tokens of several: the first, and the others' tokens after it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError
 from recycler.pool.checks.vocabulary import TokenizerFile
 
 FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-PLAIN = {
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": True,
-    "special": False,
-}
+PLAIN = dict.fromkeys(FLAGS[1:], False) | {"normalized": True}  # of an added token
 
 
 def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
-    """The first file with every token of the others; ids of the first stay, new ones follow without
-    gaps.
+    """The first file with every token of the others; its own ids stay, new ones follow them.
 
     Ordinary tokens come before those that some file has as added tokens, each by file and id.
     Ordinary ones go into the model's vocabulary, so the first tokenizer's merges cut texts as
     before. Raises UnsafeInputError.
     """
-    added = {
-        token["content"]: token for file in reversed(files) for token in _added(file)
-    }  # settings of the first that has it
-    ids = dict(files[0].tokens)
-    following = max(ids.values()) + 1
-    ordinary = [
-        token
-        for file in files
-        for token in sorted(file.tokens, key=file.tokens.__getitem__)
-        if token not in added
-    ]
-    for token in (*ordinary, *(token["content"] for file in files for token in _added(file))):
-        if token not in ids:
-            ids[token], following = following, following + 1
-    if len(ids) == len(files[0].tokens) and len(added) == len(_added(files[0])):
-        return files[0]
-    model = dict(files[0].data["model"])
+    first = files[0]
+    added: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for token in _added(file):
+            added.setdefault(token["content"], token)  # settings of the first that has it
+    ids = _union_ids(files, added)
+    if len(ids) == len(first.tokens) and len(added) == len(_added(first)):
+        return first
+    model = dict(first.data["model"])
     entries = [token | {"id": ids[content]} for content, token in added.items()]
     if isinstance(model.get("vocab"), dict):
         model["vocab"] = ids
@@ -53,15 +36,27 @@ def union_tokenizer(files: Sequence[TokenizerFile]) -> TokenizerFile:
         entries += [
             {"id": index, "content": token, **PLAIN}
             for token, index in ids.items()
-            if token not in files[0].tokens and token not in added
+            if token not in first.tokens and token not in added
         ]
-    data = files[0].data | {
-        "model": model,
-        "added_tokens": sorted(entries, key=lambda entry: entry["id"]),
-    }
-    return _checked(
-        files[0].source, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode(), ids
-    )
+    entries.sort(key=lambda entry: entry["id"])
+    data = first.data | {"model": model, "added_tokens": entries}
+    return _checked(first.source, _to_bytes(data), ids)
+
+
+def _union_ids(files: Sequence[TokenizerFile], added: Collection[str]) -> dict[str, int]:
+    """Ids by token: the first file's, then other ordinary tokens, then other added ones."""
+    new: list[str] = []
+    for file in files:
+        by_id = sorted(file.tokens, key=file.tokens.__getitem__)
+        new += [token for token in by_id if token not in added]
+    for file in files:
+        new += [token["content"] for token in _added(file)]
+    ids = dict(files[0].tokens)
+    following = max(ids.values()) + 1
+    for token in new:
+        if token not in ids:
+            ids[token], following = following, following + 1
+    return ids
 
 
 def with_added_tokens(config: bytes, tokenizer: TokenizerFile) -> bytes:
@@ -69,15 +64,23 @@ def with_added_tokens(config: bytes, tokenizer: TokenizerFile) -> bytes:
     data = json.loads(config)
     if not isinstance(data, dict) or "added_tokens_decoder" not in data:
         return config
-    data["added_tokens_decoder"] = {
-        str(token["id"]): {flag: token.get(flag, False) for flag in FLAGS}
-        for token in _added(tokenizer)
-    }
+    decoder: dict[str, Any] = {}
+    for token in _added(tokenizer):
+        decoder[str(token["id"])] = {flag: token.get(flag, False) for flag in FLAGS}
+    return _to_bytes(data | {"added_tokens_decoder": decoder})
+
+
+def _to_bytes(data: Any) -> bytes:
+    """JSON as tokenizers' own files have it."""
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _checked(source: str, raw: bytes, ids: dict[str, int]) -> TokenizerFile:
-    """What the tokenizers library makes of it must have these ids: it numbers added tokens itself."""
+    """The tokenizer in these bytes, if the tokenizers library gives its tokens these ids too.
+
+    It numbers added tokens itself. Raises UnsafeInputError.
+    """
+    # that library is only needed where vocabularies differ
     from tokenizers import Tokenizer
 
     try:
@@ -100,4 +103,5 @@ def _cannot(source: str, why: str) -> UnsafeInputError:
 
 
 def _added(file: TokenizerFile) -> list[dict[str, Any]]:
+    """The added tokens of a file, by id."""
     return sorted(file.data.get("added_tokens") or [], key=lambda token: token["id"])
