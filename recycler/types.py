@@ -107,7 +107,7 @@ class Pool:
 class Group:
     """A named set of tensors that share one row of weights.
 
-    `match` is a regular expression, searched in the tensor's name.
+    `match` is a regular expression that is searched in the tensor's name.
     """
 
     name: str
@@ -161,7 +161,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """Weights and options that a proposer wants scored, and the raw parameters for its memory."""
+    """A merge that a proposer asks for: decoded weights and options.
+
+    `params` are the raw parameters, kept for the proposer's own memory.
+    """
 
     number: int
     weights: tuple[tuple[float, ...], ...]
@@ -194,15 +197,18 @@ class Item:
     cluster: str = ""  # items of one problem (its translations, say) are not independent
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
-    detail: tuple[tuple[str, str], ...] = ()  # more for the scorer: unit tests, an entry point
+    # further input of the scorer, by name: unit tests, an entry point
+    detail: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
+    """A prompt to be continued greedily, up to `max_new_tokens` or a stop string."""
+
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    merge: str = ""  # one of the merges that the engine holds side by side; "" for live weights
+    merge: str = ""  # one of the merges that an engine holds side by side; "" for live weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +222,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoglikelihoodRequest:
+    """A continuation whose probability after a context is asked."""
+
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     merge: str = ""
@@ -225,7 +233,7 @@ class LoglikelihoodRequest:
 class Loglikelihood:
     """Natural-log probability of a continuation.
 
-    `is_greedy` says that each of its tokens is the most likely one.
+    `is_greedy` is True when each of its tokens is the most likely one.
     """
 
     logprob: float
@@ -243,8 +251,8 @@ FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))
 class Objective:
     """One benchmark figure to be made large or small.
 
-    Its `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of the suite. A cost has no suite
-    and so no items: its `metric` is a name of `objectives.costs.COSTS`, `name` is cost:METRIC, and
+    `name` is SUITE/METRIC, or SUITE:TASK/METRIC for one task of it. A cost has no suite and so no
+    items: its `metric` is a name of `recycler.objectives.costs.COSTS`, `name` is cost:METRIC, and
     the recipe alone tells its figure, which has no error.
 
     `floor` is the worst value a shipped merge may have, in the figure's own direction and unit: a
@@ -267,19 +275,18 @@ class Objective:
     def name(self) -> str:
         if self.is_cost:
             return f"cost:{self.metric}"
-        if self.task:
-            return f"{self.suite}:{self.task}/{self.metric}"
-        return f"{self.suite}/{self.metric}"
+        suite = f"{self.suite}:{self.task}" if self.task else self.suite
+        return f"{suite}/{self.metric}"
 
     @property
     def sign(self) -> float:
-        """The factor by which more of its figures is better: 1 or -1."""
+        """The factor of its figures that makes more of them better: 1 or -1."""
         return 1.0 if self.direction == "maximize" else -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A figure with its standard error over clusters of items, and the number of items.
+    """A figure with its standard error over clusters of items, and their number.
 
     A cost has neither.
     """
@@ -295,9 +302,9 @@ class Score:
         return self.n == 0 and self.stderr == 0.0
 
     def text(self, digits: int = 3) -> str:
-        """The figure for people, with its standard error, to `digits` decimal places.
+        """The figure and its standard error in words, to `digits` decimals.
 
-        An exact figure has four significant digits.
+        An exact figure stands alone, to four significant digits.
         """
         if self.is_exact:
             return f"{self.value:.4g}"
@@ -306,14 +313,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothed:
-    """Posterior scores by trial number, as all trials together tell them; False without any.
+    """Posterior scores by trial number: the model's, given all trials. False while there are none.
 
-    `dead` names the uninformative objectives: no weights move them, and their scores differ by
-    noise alone.
+    `uninformative` names the objectives that no weights move, whose scores differ by noise alone.
     """
 
     scores: Mapping[int, tuple[Score, ...]] = field(default_factory=dict)
-    dead: tuple[str, ...] = ()
+    uninformative: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.scores)
@@ -324,7 +330,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of one item: one value per metric, and the model's text."""
+    """The result of one item: one value per metric, and the model's answer."""
 
     item: str
     values: tuple[tuple[str, float], ...]
@@ -338,7 +344,7 @@ UNMERGED = "unmerged:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorecard:
-    """A worker's answer for one trial on one split."""
+    """The result of one trial on one split, as a worker returns it."""
 
     role: Role
     scores: tuple[Score, ...]
@@ -352,9 +358,9 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The reason for a trial without a scorecard, and who is to blame.
+    """The reason why a trial has no scorecard.
 
-    It is the system, and the trial is retried, or the recipe, and the failure is final.
+    `blame` is on the system, then the trial is retried, or on the recipe, which is final.
     """
 
     blame: Literal["system", "recipe"]
@@ -366,8 +372,8 @@ class Failure:
 class Trial:
     """One row of the ledger, read back.
 
-    PENDING -> SCORED | FAILED; a system failure that may be retried goes back to PENDING inside the
-    workers' port.
+    PENDING -> SCORED | FAILED. The next driver sets a FAILED trial back to PENDING when the system
+    was to blame.
     """
 
     number: int
@@ -385,13 +391,13 @@ class Trial:
     def is_unmerged(self) -> bool:
         """True when its scores are of adapters beside the base and not of merged weights.
 
-        They are nearly the same, and no export can be held to them.
+        They are near the same, but no export can be held to them.
         """
         return self.weights_digest.startswith(UNMERGED)
 
     @property
     def is_proposed(self) -> bool:
-        """True when a sampler asked for it: baselines and merges of earlier runs have a label."""
+        """True when a sampler asked for it: baselines, and merges of earlier runs, have a label."""
         return self.kind == "merge" and not self.label
 
     def scores(self, role: Role) -> tuple[Score, ...]:

@@ -92,8 +92,8 @@ def refine(arguments: argparse.Namespace) -> None:
     """
     from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.run.prepare import prepare
-    from recycler.run.refine import Settings
     from recycler.run.refine import refine as refined
+    from recycler.run.refine_losses import Settings
     from recycler.run.started import read_started
 
     if arguments.steps < 1 or arguments.batch < 1 or not 0 < arguments.reach <= 1:

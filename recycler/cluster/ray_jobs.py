@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from recycler.errors import InfrastructureError, NotFoundError, Problem, UsageError
@@ -87,7 +88,7 @@ class Cluster:
         self._client = self._asked(lambda: JobSubmissionClient(self.address))
 
     def submissions(self, job: str | None = None) -> list[Submission]:
-        """Those of one job, or of all, in the order of their starts."""
+        """Starts of one job, or of all jobs, in their order."""
         found = [
             _submission(details)
             for details in self._asked(self._client.list_jobs)
@@ -99,7 +100,7 @@ class Cluster:
         )
 
     def last(self, job: str) -> Submission:
-        """Raises NotFoundError for a job that this cluster does not know."""
+        """The last start of a job. Raises NotFoundError for one that the cluster does not know."""
         found = self.submissions(job)
         if not found:
             raise NotFoundError(
@@ -114,9 +115,9 @@ class Cluster:
     def submit(
         self, job: str, folder: Path, command: str, *, number: int, ship_code: bool = False
     ) -> Submission:
-        """Start the job's driver for the `number`-th time:
+        """Start the job's driver for the `number`-th time.
 
-        `command` in a copy of `folder`. The same number again is that start.
+        It runs `command` in a copy of `folder`. The same number again is that start.
         """
         name = job if number == 1 else f"{job}-{number}"
         environment: dict[str, Any] = {"working_dir": str(folder)}
@@ -137,9 +138,8 @@ class Cluster:
             except InfrastructureError as error:
                 if "already exists" in str(error):
                     break
-                if (
-                    "No available agent" not in str(error) or time.monotonic() > deadline
-                ):  # a head that has just started says that
+                has_just_started = "No available agent" in str(error)
+                if not has_just_started or time.monotonic() > deadline:
                     raise
             time.sleep(POLL_SECONDS)
         return next(entry for entry in self.submissions(job) if entry.name == name)
@@ -153,7 +153,7 @@ class Cluster:
         return now
 
     def logs(self, submission: Submission) -> str:
-        """What the driver has said so far, secrets redacted."""
+        """The driver's output so far, secrets redacted."""
         return _clean(self._asked(lambda: self._client.get_job_logs(submission.name)))
 
     def follow(self, submission: Submission) -> Iterator[str]:
@@ -185,8 +185,6 @@ class Cluster:
 
     def _asked(self, ask: Callable[[], Value]) -> Value:
         """Call Ray's client and put its errors into our words."""
-        from ray.exceptions import AuthenticationError
-
         try:
             return ask()
         except AuthenticationError:
@@ -199,18 +197,19 @@ class Cluster:
             ) from None
         except (RuntimeError, ConnectionError, OSError) as error:
             text = " ".join(redacted(_clean(str(error))).split())
+            if len(text) >= 400:
+                text = f"{text[:200]} ... {text[-200:]}"
             raise InfrastructureError(
                 Problem(
                     thing=f"cluster {self.address}",
-                    cause="does not answer well "
-                    f"({text if len(text) < 400 else f'{text[:200]} ... {text[-200:]}'})",
+                    cause=f"does not answer well ({text})",
                     remedy="Check that the head is up, and try again",
                 )
             ) from None
 
 
 def _is_open(address: str) -> bool:
-    """Whether the Jobs API answers somebody without a token.
+    """True when the Jobs API answers somebody without a token.
 
     Raises InfrastructureError when nobody answers.
     """
@@ -224,14 +223,15 @@ def _is_open(address: str) -> bool:
             Problem(
                 thing=f"cluster {address}",
                 cause=f"cannot be reached ({getattr(error, 'reason', error)})",
-                remedy="Check the address (the dashboard's, often port 8265) and that the head is up",
+                remedy="Check the address (the dashboard's, often port 8265) and that the head is "
+                "up",
             )
         ) from None
 
 
 def _submission(details: Any) -> Submission:
     state = str(details.status.value)
-    code = getattr(details, "driver_exit_code", None)
+    code: int | None = getattr(details, "driver_exit_code", None)
     said = (details.message or "").strip().splitlines()
     reason = {
         "PENDING": "waiting for the cluster to start the driver",
@@ -240,11 +240,9 @@ def _submission(details: Any) -> Submission:
         "STOPPED": "stopped",
     }.get(state, "")
     if state == "FAILED":
-        reason = REASONS.get(code, "") or (
-            f"driver ended with exit code {code}"
-            if code is not None
-            else redacted(said[0] if said else "failed")
-        )
+        reason = redacted(said[0] if said else "failed")
+    if state == "FAILED" and code is not None:
+        reason = REASONS.get(code) or f"driver ended with exit code {code}"
     return Submission(
         job=details.metadata[JOB_KEY],
         name=details.submission_id,

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -78,8 +79,9 @@ class _Live:
 
 
 class RayWorkers:
-    """Up to `num_workers` actors on a Ray cluster, as many as have room; each takes the next trial
-    when it is free, or the next few to score side by side.
+    """Up to `num_workers` actors on a Ray cluster, as many as have room.
+
+    Each takes the next trial when it is free, or the next few to score side by side.
     """
 
     def __init__(self, work: Work, *, num_workers: int, address: str | None = None):
@@ -112,41 +114,36 @@ class RayWorkers:
             )
             if not done and not self._busy:
                 self._say_what_is_missing()
-            found = [
-                result
-                for reference in done
-                for result in (
-                    self._collect(reference)
-                    if reference in self._busy
-                    else self._welcome(reference)
-                )
-            ]
+            found: list[Result] = []
+            for reference in done:
+                is_busy = reference in self._busy
+                found += self._collect(reference) if is_busy else self._welcome(reference)
             self._dispatch()
             if found:
                 return found
 
     def process_ids(self) -> list[int]:
         """Operating-system ids of the workers that are up, for tests that kill one."""
-        return [live.process for live in [*self._free, *(live for live, _ in self._busy.values())]]
+        return [live.process for live in self._up]
 
     def close(self) -> None:
-        for actor in [
-            *self._starting.values(),
-            *(live.actor for live in self._free),
-            *(live.actor for live, _ in self._busy.values()),
-        ]:
+        for actor in [*self._starting.values(), *(live.actor for live in self._up)]:
             ray.kill(actor)
         ray.shutdown()
 
     # ---------------------------------------------------------------- actors
 
+    @property
+    def _up(self) -> list[_Live]:
+        return [*self._free, *(live for live, _ in self._busy.values())]
+
     def _start_actor(self) -> None:
-        actor = ray.remote(_Actor).options(**self._options, max_restarts=0).remote(self._work)
+        make: Any = ray.remote(_Actor)  # Ray's types know no methods of an actor
+        actor = make.options(**self._options, max_restarts=0).remote(self._work)
         self._starting[actor.start.remote()] = actor
 
     def _welcome(self, reference: ray.ObjectRef) -> list[Result]:
-        """An actor is up and free; or it could not start, which the third time in a row costs the
-        next trial.
+        """Take an actor that is up; one that could not start costs the next trial the third time.
 
         Raises what the actor found missing or unsafe before any trial, as it would be raised on the
         driver's own machine.
@@ -160,9 +157,8 @@ class RayWorkers:
             if isinstance(missing, RecyclerError) and not isinstance(missing, InfrastructureError):
                 raise missing from None
             self._start_actor()
-            if not (
-                isinstance(error, RayActorError) and "node" in _reason(error).lower()
-            ):  # a node that left says nothing about the start
+            has_left = isinstance(error, RayActorError) and "node" in _reason(error).lower()
+            if not has_left:  # a node that left says nothing about the start
                 self._failed_starts += 1
             if self._failed_starts < MAX_ATTEMPTS or not self._waiting:
                 return []
@@ -221,12 +217,11 @@ class RayWorkers:
         )
 
 
-def _resources(num_workers: int, work: Work) -> dict:
-    """Ray's options for one worker: a GPU for each rank of its engine where the cluster has any,
-    else the share of the cores that fits.
+def _resources(num_workers: int, work: Work) -> dict[str, Any]:
+    """Ray's options for one worker: a GPU per rank of its engine, or a share of the cores.
 
-    What an actor asks for is always on one node, and its ranks are processes of its own: so no
-    placement group is needed.
+    GPUs are asked for where the cluster has any. What an actor asks for is always on one node, and
+    its ranks are processes of its own: so no placement group is needed.
     """
     ranks = work.settings.get("tensor_parallel", 1)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -239,10 +234,8 @@ def _resources(num_workers: int, work: Work) -> dict:
     }
     if not any(isinstance(location, HubLocation) for location in locations):
         variables["HF_HUB_OFFLINE"] = "1"
-    return {
-        **({"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}),
-        "runtime_env": {"env_vars": variables},
-    }
+    amounts = {"num_gpus": ranks, "num_cpus": ranks} if has_gpus else {"num_cpus": share}
+    return {**amounts, "runtime_env": {"env_vars": variables}}
 
 
 def _is_alive(node: str) -> bool:
@@ -256,13 +249,9 @@ def _room() -> dict[str, float]:
 
 
 def _reason(error: RayError) -> str:
-    """The last line of an error, which says what happened; what stands before is Ray's bookkeeping."""
-    return redacted(
-        str(error.cause if getattr(error, "cause", None) else error)
-        .strip()
-        .splitlines()[-1]
-        .strip()
-    )
+    """The last line of an error, which says what happened; Ray's bookkeeping stands before it."""
+    cause = getattr(error, "cause", None) or error
+    return redacted(str(cause).strip().splitlines()[-1].strip())
 
 
 def _connect(address: str | None) -> None:
@@ -282,19 +271,19 @@ def _connect(address: str | None) -> None:
             configure_logging=True,
         )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGTERM, asked_to_end
-        )  # Ray puts one of its own in place, which ends without a word to the ledger
+        # Ray puts one of its own in place, which ends without a word to the ledger
+        signal.signal(signal.SIGTERM, asked_to_end)
 
 
 @contextmanager
 def _starting(address: str | None) -> Iterator[None]:
-    """What Ray raises while it starts as InfrastructureError; a raylet that is late on a busy
-    machine is a bare Exception (ray/_private/node.py).
+    """Raise errors of Ray's start as InfrastructureError.
+
+    A raylet that is late on a busy machine is a bare Exception (ray/_private/node.py).
     """
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - see above
+    except Exception as error:
         ray.shutdown()
         said = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
         raise InfrastructureError(

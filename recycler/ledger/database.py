@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, OperationalError
@@ -25,13 +25,8 @@ from recycler.ledger.place import SCHEMA_PREFIX, is_database, split_place, with_
 
 OPEN_SECONDS = 20.0  # how long a database may be away when a ledger is opened
 PATIENCE_SECONDS = 900.0  # and while a job runs: a restart, a failover
-_PASSING_STATES = (
-    "08",
-    "53",
-    "57",
-    "40001",
-    "40P01",
-)  # SQLSTATE: connection, resources, shutdown, serialization, deadlock
+# SQLSTATE: connection, resources, shutdown, serialization, deadlock
+_PASSING_STATES = ("08", "53", "57", "40001", "40P01")
 _LASTING_WORDS = (
     "authentication failed",
     "does not exist",
@@ -52,6 +47,8 @@ class Database:
 
     def __init__(self, place: str | Path, *, create: bool, patience: float | None = None):
         self.place, self.patience = str(place), patience
+        self.engine: Engine
+        self.lazy_engine: Engine
         self.shown = redacted(self.place)
         self.is_shared = is_database(place)
         if self.is_shared:
@@ -82,15 +79,10 @@ class Database:
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970 by the clock that all drivers of this ledger share."""
-        return (
-            float(
-                connection.execute(
-                    text("SELECT extract(epoch FROM clock_timestamp())")
-                ).scalar_one()
-            )
-            if self.is_shared
-            else time.time()
-        )
+        if not self.is_shared:
+            return time.time()
+        clock = text("SELECT extract(epoch FROM clock_timestamp())")
+        return float(connection.execute(clock).scalar_one())
 
     def lock_schema(self, connection: Connection) -> None:
         """Until the transaction ends, nobody else makes or changes this job's tables."""
@@ -126,8 +118,10 @@ class Database:
 
 
 def job_ids(url: str, *, patience: float | None = None) -> list[str]:
-    """Ids of the jobs in a database; one that is away is waited for `patience` seconds,
-    OPEN_SECONDS else. Raises InfrastructureError.
+    """Ids of the jobs in a database.
+
+    One that is away is waited for `patience` seconds, OPEN_SECONDS by default. Raises
+    InfrastructureError.
     """
     engine = server_engine(split_place(with_password(url))[0], patience)
 
@@ -177,9 +171,8 @@ def server_engine(url: str, patience: float | None = None) -> Engine:
         ) from None
 
     @event.listens_for(engine, "connect")
-    def _settings(
-        connection, _record
-    ) -> None:  # a driver that is frozen in mid-transaction must not keep its successor out
+    def _settings(connection: Any, _record: Any) -> None:
+        # a driver that is frozen in mid-transaction must not keep its successor out
         connection.execute("SET idle_in_transaction_session_timeout = '30s'")
         connection.commit()
 
@@ -190,7 +183,7 @@ def _sqlite(path: str, *, synchronous: str) -> Engine:
     engine = create_engine(f"sqlite:///{path}")
 
     @event.listens_for(engine, "connect")
-    def _pragmas(connection, _record) -> None:
+    def _pragmas(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA busy_timeout=30000")
@@ -201,11 +194,10 @@ def _sqlite(path: str, *, synchronous: str) -> Engine:
 def retried(
     act: Callable[[bool], Value], database: Database | str, patience: float = PATIENCE_SECONDS
 ) -> Value:
-    """Call `act(False)`; when the database has gone away, wait and call `act(True)` until it is
-    back or patience ends.
+    """Call `act(False)`; while the database is away, wait and call `act(True)`.
 
     True tells `act` that an earlier call may have been committed although its answer was lost.
-    Raises InfrastructureError.
+    Raises InfrastructureError when patience ends.
     """
     shown = database if isinstance(database, str) else database.shown
     if not isinstance(database, str) and database.patience is not None:

@@ -258,7 +258,8 @@ class Facts:
     @property
     def notices(self) -> NoticeFacts:
         """Notices that hold now."""
-        return self._read("notices") or {}
+        stored: NoticeFacts | None = self._read("notices")
+        return stored or NoticeFacts()
 
     @notices.setter
     def notices(self, notices: NoticeFacts) -> None:
@@ -271,7 +272,7 @@ class Facts:
         if stored is None:
             return Smoothed()
         scores = {int(number): _scores(rows) for number, rows in stored["scores"].items()}
-        return Smoothed(scores=scores, dead=tuple(stored["dead"]))
+        return Smoothed(scores=scores, uninformative=tuple(stored["dead"]))
 
     @smoothed.setter
     def smoothed(self, smoothed: Smoothed) -> None:
@@ -279,7 +280,7 @@ class Facts:
             number: [[score.objective, score.value, score.stderr, score.n] for score in scores]
             for number, scores in smoothed.scores.items()
         }
-        self._write("smoothed", {"scores": scores, "dead": smoothed.dead})
+        self._write("smoothed", {"scores": scores, "dead": smoothed.uninformative})
 
     @property
     def elapsed_seconds(self) -> float:

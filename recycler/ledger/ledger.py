@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.exc import DatabaseError
 
 from recycler.digest import canonical_json, digest
@@ -34,9 +34,7 @@ Value = TypeVar("Value")
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without garbage collection, which would look at every one of a million new objects again and
-    again.
-    """
+    """Stop garbage collection, which would visit each of a million new objects many times."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -47,12 +45,12 @@ def _no_collection() -> Iterator[None]:
 
 
 class Ledger:
-    """Trials, scores and per-item outcomes of one job: a SQLite file, or
-    postgresql://HOST/DATABASE?job=ID.
+    """Trials, scores and per-item outcomes of one job.
 
-    Raises NotFoundError without `create` when there is none, InfrastructureError when it cannot be
-    reached, UnsafeInputError when it is damaged. Readers who cannot wait for a database that is
-    away give `patience` in seconds.
+    It is a SQLite file, or postgresql://HOST/DATABASE?job=ID. Readers who cannot wait for a
+    database that is away give `patience` in seconds. Raises NotFoundError without `create` when
+    there is none, InfrastructureError when it cannot be reached, UnsafeInputError when it is
+    damaged.
     """
 
     def __init__(self, place: str | Path, *, create: bool = True, patience: float | None = None):
@@ -147,7 +145,7 @@ class Ledger:
         return found
 
     def retry_system_failures(self) -> tuple[int, ...]:
-        """FAILED -> PENDING for trials that failed through no fault of their recipe; their numbers.
+        """FAILED -> PENDING for trials that the system failed; return their numbers.
 
         For the start of a driver.
         """
@@ -201,9 +199,8 @@ class Ledger:
                 )
             )
 
-        self._write(
-            write, lazily=True
-        )  # the close of any trial makes it outlive a power cut; lost with it, it is proposed again
+        # the close of any trial makes it outlive a power cut; lost with it, it is proposed again
+        self._write(write, lazily=True)
 
     def close_trial(self, number: int, scorecard: Scorecard) -> None:
         """PENDING -> SCORED, with its scores and outcomes, in one transaction."""
@@ -256,11 +253,11 @@ class Ledger:
         self._write(write)
 
     def extend_trial(self, number: int, scorecard: Scorecard) -> None:
-        """Put scores and outcomes of more items, or of its merged weights, in the place of a SCORED
-        trial's; told twice, it changes nothing.
+        """Replace the scores and outcomes of a SCORED trial by those of more items.
 
-        `scorecard` holds the outcomes of all its items; its costs are those of the new ones and are
-        added.
+        Or by those of its merged weights, where adapters were scored before. `scorecard` holds the
+        outcomes of all items; its costs are those of the new ones and are added. The same call
+        again changes nothing.
         """
 
         def write(connection: Connection, again: bool) -> None:
@@ -303,7 +300,7 @@ class Ledger:
         """All trials by number, with their scores; never their outcomes."""
         columns, figures = schema.trials.c, schema.scores.c
 
-        def read(connection: Connection) -> tuple[list, list]:
+        def read(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
             rows = connection.execute(
                 select(
                     columns.number,
@@ -329,41 +326,7 @@ class Ledger:
 
         with _no_collection():
             rows, score_rows = self._read(read)
-            scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
-            for trial, role, objective, value, stderr, n in score_rows:
-                scores[trial, role].append(
-                    Score(objective=objective, value=value, stderr=stderr, n=n)
-                )
-            recipes, params = (
-                codec.recipes_from_json([row[6] for row in rows]),
-                codec.params_from_json([row[7] for row in rows]),
-            )
-            return tuple(
-                [
-                    Trial(
-                        number=number,
-                        kind=kind,
-                        label=label,
-                        state=state,
-                        recipe=recipe,
-                        search=tuple(scores.get((number, "search"), ())),
-                        holdout=tuple(scores.get((number, "holdout"), ())),
-                        failure=codec.failure_from_json(failure),
-                        weights_digest=weights_digest,
-                        params=own,
-                    )
-                    for (
-                        number,
-                        kind,
-                        label,
-                        state,
-                        failure,
-                        weights_digest,
-                        _,
-                        _,
-                    ), recipe, own in zip(rows, recipes, params, strict=True)
-                ]
-            )
+            return _trials_of(rows, score_rows)
 
     def counts(self) -> dict[str, int]:
         """Number of trials by state; reads no trial."""
@@ -372,7 +335,10 @@ class Ledger:
                 select(schema.trials.c.state, func.count()).group_by(schema.trials.c.state)
             ).all()
         )
-        return {"SCORED": 0, "PENDING": 0, "FAILED": 0} | {state: number for state, number in rows}
+        counts = {"SCORED": 0, "PENDING": 0, "FAILED": 0}
+        for state, number in rows:
+            counts[state] = number
+        return counts
 
     def failures(self) -> tuple[tuple[int, Failure], ...]:
         """(number, failure) of the trials that failed."""
@@ -410,11 +376,12 @@ class Ledger:
         return codec.outcomes_from_bytes(payload)
 
     def scorecard(self, number: int, role: Role) -> Scorecard:
-        """What was written for a scored trial; its costs are 0, since giving it again costs
-        nothing. Raises NotFoundError.
+        """The scorecard of a scored trial; its costs are 0, since reading it costs nothing.
+
+        Raises NotFoundError.
         """
 
-        def read(connection: Connection) -> tuple:
+        def read(connection: Connection) -> tuple[Row[Any], Sequence[Row[Any]]]:
             return (
                 connection.execute(
                     select(schema.trials).where(schema.trials.c.number == number)
@@ -512,3 +479,31 @@ class Ledger:
                 payload=codec.outcomes_to_bytes(scorecard.outcomes),
             )
         )
+
+
+def _trials_of(rows: Sequence[Row[Any]], score_rows: Sequence[Row[Any]]) -> tuple[Trial, ...]:
+    """Trials from their rows and those of their scores; quick for many thousands."""
+    scores: dict[tuple[int, str], list[Score]] = defaultdict(list)
+    for trial, role, objective, value, stderr, n in score_rows:
+        score = Score(objective=objective, value=value, stderr=stderr, n=n)
+        scores[trial, role].append(score)
+    recipes = codec.recipes_from_json([row[6] for row in rows])
+    params = codec.params_from_json([row[7] for row in rows])
+    trials = []
+    for row, recipe, own in zip(rows, recipes, params, strict=True):
+        number, kind, label, state, failure, weights_digest, _, _ = row
+        trials.append(
+            Trial(
+                number=number,
+                kind=kind,
+                label=label,
+                state=state,
+                recipe=recipe,
+                search=tuple(scores.get((number, "search"), ())),
+                holdout=tuple(scores.get((number, "holdout"), ())),
+                failure=codec.failure_from_json(failure),
+                weights_digest=weights_digest,
+                params=own,
+            )
+        )
+    return tuple(trials)

@@ -8,158 +8,147 @@ from typing import Any
 import numpy as np
 
 from recycler.objectives import costs
-from recycler.results.front import Front, _kind, choose, knee
+from recycler.results.front import NOT_SMOOTHED, Front, choose, knee, shown_kind
 from recycler.search.baselines import best_member, maximized
-from recycler.types import Objective, Smoothed, Trial
+from recycler.types import Objective, Score, Smoothed, Trial
 
 SCHEMA_VERSION = 1
 
 
 def front_document(front: Front) -> dict[str, Any]:
-    """The front as the one JSON document of `recycler front --json`; equal runs give equal bytes."""
-    baselines = [_entry(trial, "member", front.objectives) for trial in front.members]
-    baselines += [
-        _entry(trial, kind, front.objectives)
-        for trial, kind in ((front.uniform, "uniform_soup"), (front.greedy, "greedy_soup"))
-        if trial is not None
-    ]
-    baselines += [
-        {
-            **_entry(best_member(front.trials, objective), "best_per_task", front.objectives),
-            "objective": objective.name,
-        }
-        for objective in costs.benchmarks(front.objectives)
-    ]
-    probability = front.probability
-    alike = {group[0].number: [trial.number for trial in group[1:]] for group in front.alike}
-    sets = {
-        "members": front.members,
-        "uniform_soup": [front.uniform],
-        "greedy_soup": [front.greedy],
-    }
+    """The front as the one JSON document of `recycler front --json`; the same for equal runs."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "objectives": [
-            {"name": objective.name, "direction": objective.direction}
-            | ({"floor": objective.floor} if objective.floor else {})
-            for objective in front.objectives
-        ],
+        "objectives": [_objective_entry(objective) for objective in front.objectives],
         "floors_kept": front.floors_kept,
         "reference_point": list(front.reference),
-        "hypervolume": {
-            role: front.hypervolume(front.front, role) for role in ("search", "holdout")
-        },
+        "hypervolume": _hypervolumes(front, front.front),
         "baseline_hypervolume": {
-            name: {role: front.hypervolume(trials, role) for role in ("search", "holdout")}
-            for name, trials in sets.items()
+            "members": _hypervolumes(front, front.members),
+            "uniform_soup": _hypervolumes(front, [front.uniform]),
+            "greedy_soup": _hypervolumes(front, [front.greedy]),
         },
         "num_trials": len(front.trials),
         "knee": knee(front).number,
-        "front": [
-            {
-                **_entry(trial, _kind(trial), front.objectives, front.smoothed),
-                "probability": probability[trial.number],
-                "same_weights": alike[trial.number],
-            }
-            for trial in front.front
-        ],
+        "front": _front_entries(front),
         "picked_by": "posterior" if front.smoothed else "search score",
-        "dead_objectives": list(front.smoothed.dead),
+        "dead_objectives": list(front.smoothed.uninformative),
         "observed_front": [trial.number for trial in front.observed],
         "search_to_holdout": {
             name: {"value": gap, "stderr": stderr, "trials": number}
             for name, gap, stderr, number in search_to_holdout(front)
         },
-        "baselines": baselines,
+        "baselines": _baseline_entries(front),
         "base": _entry(front.base, "base", front.objectives) if front.base else None,
     }
 
 
-def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]:
-    """By benchmark: its name, the mean of holdout less search score over the front's merges and its
-    standard error, and how many they are.
+def _objective_entry(objective: Objective) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": objective.name, "direction": objective.direction}
+    if objective.floor:
+        entry["floor"] = objective.floor
+    return entry
 
-    Empty before the holdout is scored. All merges answer the same items, so the mean's error is no
-    smaller than each one's.
+
+def _hypervolumes(front: Front, trials: Sequence[Trial | None]) -> dict[str, float | None]:
+    return {
+        "search": front.hypervolume(trials, "search"),
+        "holdout": front.hypervolume(trials, "holdout"),
+    }
+
+
+def _front_entries(front: Front) -> list[dict[str, Any]]:
+    probability = front.probability
+    alike = {group[0].number: [trial.number for trial in group[1:]] for group in front.alike}
+    entries = []
+    for trial in front.front:
+        entry = _entry(trial, shown_kind(trial), front.objectives, front.smoothed)
+        entry["probability"] = probability[trial.number]
+        entry["same_weights"] = alike[trial.number]
+        entries.append(entry)
+    return entries
+
+
+def _baseline_entries(front: Front) -> list[dict[str, Any]]:
+    """Members, soups, and the best member for each benchmark."""
+    objectives = front.objectives
+    entries = [_entry(trial, "member", objectives) for trial in front.members]
+    if front.uniform is not None:
+        entries.append(_entry(front.uniform, "uniform_soup", objectives))
+    if front.greedy is not None:
+        entries.append(_entry(front.greedy, "greedy_soup", objectives))
+    for objective in costs.benchmarks(objectives):
+        best = _entry(best_member(front.trials, objective), "best_per_task", objectives)
+        entries.append({**best, "objective": objective.name})
+    return entries
+
+
+def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]:
+    """(name, gap, standard error, number of merges) by benchmark, over the front's merges.
+
+    The gap is the mean of holdout less search score. Empty before the holdout is scored. All merges
+    answer the same items, so the mean's error is no smaller than each one's.
     """
     held = [trial for trial in front.front if trial.holdout]
+    if not held:
+        return ()
     found = []
-    for objective in costs.benchmarks(front.objectives) if held else ():
-        pairs = [
-            [
-                next(score for score in trial.scores(role) if score.objective == objective.name)
-                for role in ("search", "holdout")
-            ]
-            for trial in held
-        ]
+    for objective in costs.benchmarks(front.objectives):
+        before = [_score(trial.search, objective) for trial in held]
+        after = [_score(trial.holdout, objective) for trial in held]
+        pairs = list(zip(before, after, strict=True))
         gap = float(np.mean([after.value - before.value for before, after in pairs]))
-        found.append(
-            (
-                objective.name,
-                gap,
-                float(np.mean([np.hypot(before.stderr, after.stderr) for before, after in pairs])),
-                len(held),
-            )
-        )
+        errors = [np.hypot(before.stderr, after.stderr) for before, after in pairs]
+        found.append((objective.name, gap, float(np.mean(errors)), len(held)))
     return tuple(found)
 
 
+def _score(scores: Sequence[Score], objective: Objective) -> Score:
+    return next(score for score in scores if score.objective == objective.name)
+
+
 def choice_document(front: Front, what: str) -> dict[str, Any]:
-    """The trial that `choose` gives, by what it was chosen, and its scores of both kinds; for best:OBJECTIVE also whose search
-    score is the best, which a lucky one may be."""
+    """The trial that `choose` returns, by which score it was chosen, and its scores of all kinds.
+
+    For best:OBJECTIVE also the trial with the best search score, which may be a lucky one.
+    """
     chosen = choose(front, what)
-    document = {
+    by = "posterior score" if front.smoothed else "search score"
+    return {
         "asked": what,
         "trial": chosen.number,
-        "by": "number"
-        if what.isdecimal()
-        else "posterior score"
-        if front.smoothed
-        else "search score",
+        "by": "number" if what.isdecimal() else by,
         "scores": _entry(chosen, "", front.objectives, front.smoothed)["scores"],
-        "best_by_search_score": None,
+        "best_by_search_score": _best_by_search_score(front, what),
     }
-    if what.startswith("best:"):
-        objective = next(
-            objective
-            for objective in front.objectives
-            if objective.name == what.removeprefix("best:")
-        )
-        luckiest = front.observed[int(np.argmax(maximized(front.observed, [objective])[:, 0]))]
-        document["best_by_search_score"] = {
-            "trial": luckiest.number,
-            "scores": _entry(luckiest, "", [objective], front.smoothed)["scores"],
-        }
-    return document
+
+
+def _best_by_search_score(front: Front, what: str) -> dict[str, Any] | None:
+    """The luckiest trial for best:OBJECTIVE, with its scores; None for any other choice."""
+    if not what.startswith("best:"):
+        return None
+    name = what.removeprefix("best:")
+    objective = next(objective for objective in front.objectives if objective.name == name)
+    luckiest = front.observed[int(np.argmax(maximized(front.observed, [objective])[:, 0]))]
+    scores = _entry(luckiest, "", [objective], front.smoothed)["scores"]
+    return {"trial": luckiest.number, "scores": scores}
 
 
 def weights_by_group(trial: Trial) -> dict[str, dict[str, float]]:
     """{group: {member: weight}} without the zeros."""
-    return {
-        group.name: {
-            name: weight
-            for name, weight in zip(trial.recipe.members, row, strict=True)
-            if weight != 0.0
-        }
-        for group, row in zip(trial.recipe.groups, trial.recipe.weights, strict=True)
-    }
+    recipe, weights = trial.recipe, {}
+    for group, row in zip(recipe.groups, recipe.weights, strict=True):
+        named = zip(recipe.members, row, strict=True)
+        weights[group.name] = {name: weight for name, weight in named if weight != 0.0}
+    return weights
 
 
 def _entry(
-    trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = Smoothed()
+    trial: Trial, kind: str, objectives: Sequence[Objective], smoothed: Smoothed = NOT_SMOOTHED
 ) -> dict[str, Any]:
-    kinds = {
-        "search": trial.search,
-        "holdout": trial.holdout,
-        **({"posterior": smoothed.get(trial.number, ())} if smoothed else {}),
-    }
-    by_role = {
-        role: {
-            score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n}
-            for score in scores
-        }
-        for role, scores in kinds.items()
-    }
+    by_role = {"search": _by_name(trial.search), "holdout": _by_name(trial.holdout)}
+    if smoothed:
+        by_role["posterior"] = _by_name(smoothed.get(trial.number, ()))
     return {
         "trial": trial.number,
         "kind": kind,
@@ -171,4 +160,11 @@ def _entry(
             objective.name: {role: found.get(objective.name) for role, found in by_role.items()}
             for objective in objectives
         },
+    }
+
+
+def _by_name(scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    return {
+        score.objective: {"value": score.value, "stderr": score.stderr, "n": score.n}
+        for score in scores
     }

@@ -1,11 +1,11 @@
-"""Read a run: the front with its error bars, the baselines beside it, and how far it got.
+"""The front of a run with its error bars, the baselines beside it, and a choice from it.
 
-Everything from the ledger.
+Everything is read off the trials of the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,14 @@ from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.objectives import costs, pareto
 from recycler.search.baselines import greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
-from recycler.types import Objective, Pool, Recipe, Role, Smoothed, Trial
+from recycler.types import Objective, Pool, Recipe, Role, Smoothed, Trial, TrialKind
 
-BASELINE_KINDS = ("member", "uniform_soup")
+NOT_SMOOTHED = Smoothed()  # no posterior scores: the search goes on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """What a run ships, what that must beat, and the reference point of all volumes.
+    """Merges that a run ships, baselines that they must beat, and the reference point of volumes.
 
     `front` is non-dominated by posterior score where the search has ended and by search score
     (`observed`) before: a lucky score enters the observed front, and all trials together know that
@@ -32,9 +32,8 @@ class Front:
     objectives: tuple[Objective, ...]
     trials: tuple[Trial, ...]  # everything scored
     lost: tuple[Trial, ...]  # failed through no fault of theirs: the next driver tries them again
-    alike: tuple[
-        tuple[Trial, ...], ...
-    ]  # the same in groups of equal weights, of which the first stands for all
+    # the same in groups of equal weights, of which the first stands for all
+    alike: tuple[tuple[Trial, ...], ...]
     front: tuple[Trial, ...]
     observed: tuple[Trial, ...]
     floors_kept: bool  # False where no trial keeps every floor: then `front` is that of all trials
@@ -46,59 +45,52 @@ class Front:
     reference: tuple[float, ...]  # in the objectives' own directions
 
     @property
-    def alive(self) -> tuple[Objective, ...]:
-        """The objectives that have a say in who dominates whom: those that some weights move beyond
-        noise.
-        """
-        return tuple(
-            objective for objective in self.objectives if objective.name not in self.smoothed.dead
-        )
+    def informative(self) -> tuple[Objective, ...]:
+        """The objectives that decide dominance: those that some weights move beyond noise."""
+        return _informative(self.objectives, self.smoothed)
 
     @property
     def probability(self) -> dict[int, float]:
-        """Chance of each scored trial to be non-dominated, its (posterior) scores taken as
-        independent Gaussians, by number.
+        """Probability of each scored trial to be non-dominated, by number.
+
+        Its (posterior) scores are taken as independent Gaussians.
         """
-        distinct = [alike[0] for alike in self.alike]
-        scores = [
-            {score.objective: score for score in self.smoothed.get(trial.number, trial.search)}
-            for trial in distinct
-        ]
-        stderrs = [[found[objective.name].stderr for objective in self.alive] for found in scores]
-        chances = pareto.probability_non_dominated(
-            _best_known(distinct, self.alive, self.smoothed), stderrs, seed=0
-        )
+        unique = [alike[0] for alike in self.alike]
+        stderrs = []
+        for trial in unique:
+            scores = self.smoothed.get(trial.number, trial.search)
+            by_name = {score.objective: score.stderr for score in scores}
+            stderrs.append([by_name[objective.name] for objective in self.informative])
+        values = _best_known(unique, self.informative, self.smoothed)
+        chances = pareto.probability_non_dominated(values, stderrs, seed=0)
         return {
             trial.number: round(float(chance), 3)
-            for trial, chance in zip(distinct, chances, strict=True)
+            for trial, chance in zip(unique, chances, strict=True)
         }
 
     @property
     def names(self) -> dict[int, str]:
-        """What the trials are called, by number of the first of those with the same weights: all
-        that these are, joined by =.
+        """Names of the trials, by number of the first of those with the same weights.
+
+        Trials with the same weights share a name: all that they are, joined by =.
         """
-        return {
-            alike[0].number: " = ".join(
-                dict.fromkeys(
-                    name for trial in alike for name in self._names_of(trial, trial is alike[0])
-                )
-            )
-            for alike in self.alike
-        }
+        names = {}
+        for alike in self.alike:
+            first = alike[0]
+            own = [name for trial in alike for name in self._names_of(trial, trial is first)]
+            names[first.number] = " = ".join(dict.fromkeys(own))
+        return names
 
     def _names_of(self, trial: Trial, is_first: bool) -> list[str]:
-        soup = (
-            ["greedy soup"]
-            if self.greedy is not None and trial.number == self.greedy.number
-            else []
-        )
+        is_soup = self.greedy is not None and trial.number == self.greedy.number
+        soup = ["greedy soup"] if is_soup else []
         if trial.kind == "greedy_soup":
             return soup or ["greedy step"]
+        merge = "merge" if is_first else f"merge {trial.number}"
         own = {
             "member": f"member {trial.label}",
             "base": "base",
-            "merge": trial.label or ("merge" if is_first else f"merge {trial.number}"),
+            "merge": trial.label or merge,
         }
         return [own.get(trial.kind, trial.label), *soup]
 
@@ -106,36 +98,23 @@ class Front:
     def baselines(self) -> tuple[Trial, ...]:
         """Members, soups and base in that order, those with the same weights once."""
         first = {trial.number: alike[0] for alike in self.alike for trial in alike}
-        return tuple(
-            {
-                first[trial.number].number: first[trial.number]
-                for trial in (*self.members, self.uniform, self.greedy, self.base)
-                if trial is not None
-            }.values()
-        )
+        return _unique(first[trial.number] for trial in self._own_baselines)
 
     @property
     def finalists(self) -> tuple[Trial, ...]:
-        """Trials to score on the holdout items: both fronts and the baselines, each once, by
-        number.
-        """
-        chosen = {
-            trial.number: trial
-            for trial in (
-                *self.front,
-                *self.observed,
-                *self.members,
-                self.uniform,
-                self.greedy,
-                self.base,
-            )
-            if trial is not None
-        }
-        return tuple(chosen[number] for number in sorted(chosen))
+        """Trials to score on the holdout items: both fronts and the baselines, each once."""
+        chosen = _unique((*self.front, *self.observed, *self._own_baselines))
+        return tuple(sorted(chosen, key=lambda trial: trial.number))
+
+    @property
+    def _own_baselines(self) -> list[Trial]:
+        found = (*self.members, self.uniform, self.greedy, self.base)
+        return [trial for trial in found if trial is not None]
 
     def hypervolume(self, trials: Sequence[Trial | None], role: Role) -> float | None:
-        """Volume dominated by `trials` above the reference point; None while one of them lacks
-        scores of that role.
+        """Volume dominated by `trials` above the reference point.
+
+        None while one of them lacks scores of that role.
         """
         there = [trial for trial in trials if trial is not None]
         if not there or not all(trial.scores(role) for trial in there):
@@ -153,7 +132,7 @@ def read_front(
     pool: Pool,
     dtype: str,
     *,
-    smoothed: Smoothed = Smoothed(),
+    smoothed: Smoothed = NOT_SMOOTHED,
 ) -> Front:
     """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
     scored = tuple(trial for trial in trials if trial.state == "SCORED")
@@ -167,55 +146,78 @@ def read_front(
             )
         )
     alike = same_weights(scored)
-    distinct = [group[0] for group in alike]
-    observed = _non_dominated(distinct, maximized(distinct, objectives))
-    alive = [objective for objective in objectives if objective.name not in smoothed.dead]
-    lowest = floors(objectives, scored)
-    kept = [
-        trial
-        for trial, above in zip(
-            distinct, above_floors(_best_known(distinct, objectives, smoothed), lowest), strict=True
-        )
-        if above
-    ]
-    front = _non_dominated(kept or distinct, _best_known(kept or distinct, alive, smoothed))
-    soup = (
-        greedy_soup(pool, dtype, trials, objectives) if len(members) == len(pool.members) else None
-    )
-    uniform = next((trial for trial in scored if trial.kind == "uniform_soup"), None)
-    member_values = maximized(members, objectives)
-    worst = costs.cost_reference(objectives, members, pareto.reference_point(member_values))
-    signs = np.array([objective.sign for objective in objectives])
-    lost = tuple(
-        trial for trial in trials if trial.failure is not None and trial.failure.blame == "system"
-    )
+    unique = [group[0] for group in alike]
+    kept = _above_floors(unique, scored, objectives, smoothed)
+    values = _best_known(kept or unique, _informative(objectives, smoothed), smoothed)
+    is_complete = len(members) == len(pool.members)
+    soup = greedy_soup(pool, dtype, trials, objectives) if is_complete else None
     return Front(
         objectives=tuple(objectives),
         trials=scored,
-        lost=lost,
+        lost=tuple(trial for trial in trials if _was_lost(trial)),
         alike=alike,
-        front=front,
-        observed=observed,
+        front=_non_dominated(kept or unique, values),
+        observed=_non_dominated(unique, maximized(unique, objectives)),
         smoothed=smoothed,
         floors_kept=bool(kept),
         members=members,
-        uniform=uniform,
+        uniform=_first_of_kind("uniform_soup", scored),
         greedy=soup if isinstance(soup, Trial) else None,
-        base=next((trial for trial in scored if trial.kind == "base"), None),
-        reference=tuple(float(value) for value in worst * signs),
+        base=_first_of_kind("base", scored),
+        reference=_reference(objectives, members),
     )
+
+
+def _above_floors(
+    unique: Sequence[Trial],
+    scored: Sequence[Trial],
+    objectives: Sequence[Objective],
+    smoothed: Smoothed,
+) -> list[Trial]:
+    """The trials that keep every floor."""
+    above = above_floors(_best_known(unique, objectives, smoothed), floors(objectives, scored))
+    return [trial for trial, is_above in zip(unique, above, strict=True) if is_above]
+
+
+def _reference(objectives: Sequence[Objective], members: Sequence[Trial]) -> tuple[float, ...]:
+    """The reference point (T,), from the members' scores, in the objectives' own directions."""
+    worst = pareto.reference_point(maximized(members, objectives))
+    lowest = costs.cost_reference(objectives, members, worst)
+    return tuple(
+        float(value * objective.sign) for value, objective in zip(lowest, objectives, strict=True)
+    )
+
+
+def _was_lost(trial: Trial) -> bool:
+    return trial.failure is not None and trial.failure.blame == "system"
+
+
+def _first_of_kind(kind: TrialKind, trials: Sequence[Trial]) -> Trial | None:
+    return next((trial for trial in trials if trial.kind == kind), None)
+
+
+def _informative(objectives: Sequence[Objective], smoothed: Smoothed) -> tuple[Objective, ...]:
+    return tuple(
+        objective for objective in objectives if objective.name not in smoothed.uninformative
+    )
+
+
+def _unique(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """Trials without repetition, in the order of their first mention."""
+    return tuple({trial.number: trial for trial in trials}.values())
 
 
 def knee(front: Front) -> Trial:
-    """The front's trial farthest from the line (plane) through its extremes: where giving up more of one stops paying. Not the base
-    for costing nothing: beside costs that alone would make it one."""
-    merges = (
-        [trial for trial in front.front if trial.kind != "base"]
-        if costs.costs(front.objectives)
-        else []
-    )
-    chosen = merges or front.front
-    return chosen[pareto.knee(_best_known(chosen, front.alive, front.smoothed))]
+    """The front's trial farthest from the plane through its extremes.
+
+    There giving up more of one objective stops paying. Beside costs the base is not taken, whose
+    costs of nothing alone would make it the knee.
+    """
+    chosen = front.front
+    if costs.costs(front.objectives):
+        merges = tuple(trial for trial in front.front if trial.kind != "base")
+        chosen = merges or chosen
+    return chosen[pareto.knee(_best_known(chosen, front.informative, front.smoothed))]
 
 
 def choose(front: Front, what: str) -> Trial:
@@ -223,21 +225,7 @@ def choose(front: Front, what: str) -> Trial:
     if what == "knee":
         return knee(front)
     if what.startswith("best:"):
-        name = what.removeprefix("best:")
-        objective = next(
-            (objective for objective in front.objectives if objective.name == name), None
-        )
-        if objective is None:
-            raise NotFoundError(
-                Problem(
-                    thing=f"objective {name!r}",
-                    cause="not one of this run's",
-                    remedy=did_you_mean(name, [objective.name for objective in front.objectives]),
-                )
-            )
-        return front.front[
-            int(np.argmax(_best_known(front.front, [objective], front.smoothed)[:, 0]))
-        ]
+        return _best(front, what.removeprefix("best:"))
     found = next((trial for trial in front.trials if str(trial.number) == what), None)
     if found is None:
         raise NotFoundError(
@@ -248,6 +236,21 @@ def choose(front: Front, what: str) -> Trial:
             )
         )
     return found
+
+
+def _best(front: Front, name: str) -> Trial:
+    """The best of the front by one objective."""
+    by_name = {objective.name: objective for objective in front.objectives}
+    if name not in by_name:
+        raise NotFoundError(
+            Problem(
+                thing=f"objective {name!r}",
+                cause="not one of this run's",
+                remedy=did_you_mean(name, by_name),
+            )
+        )
+    values = _best_known(front.front, [by_name[name]], front.smoothed)
+    return front.front[int(np.argmax(values[:, 0]))]
 
 
 def _best_known(
@@ -266,27 +269,24 @@ def _non_dominated(trials: Sequence[Trial], values: np.ndarray) -> tuple[Trial, 
     )
 
 
-def _kind(trial: Trial) -> str:
-    return (
-        "merge"
-        if trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ")
-        else trial.kind
-    )
+def shown_kind(trial: Trial) -> str:
+    """The kind of a trial as a front shows it: a step of the greedy soup is a merge."""
+    is_step = trial.kind == "greedy_soup" and trial.label.startswith("greedy soup: ")
+    return "merge" if is_step else trial.kind
 
 
 def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
     """Trials in groups that have the same weights, groups and trials in the order given.
 
-    The same are those of one digest, and those of one recipe: weights to six digits, as spaces give
-    them, and one row where all groups of tensors have the same.
+    The same are those of one digest, and those of one recipe: weights to six digits, and one row
+    where all groups of tensors have the same.
     """
     seen: dict[Any, list[Trial]] = {}
     groups: list[list[Trial]] = []
     for trial in trials:
-        keys = [
-            _recipe_key(trial.recipe),
-            *([trial.weights_digest] if trial.weights_digest else []),
-        ]
+        keys: list[Any] = [_recipe_key(trial.recipe)]
+        if trial.weights_digest:
+            keys.append(trial.weights_digest)
         group = next((seen[key] for key in keys if key in seen), None)
         if group is None:
             groups.append(group := [])
@@ -299,12 +299,6 @@ def same_weights(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
 def _recipe_key(recipe: Recipe) -> tuple[Any, ...]:
     rows = tuple(tuple(round(weight, 6) for weight in row) for row in recipe.weights)
     has_groups = len(set(rows)) > 1 or any("@" in name for name, _ in recipe.options)
-    return (
-        recipe.method,
-        recipe.members,
-        recipe.base,
-        recipe.options,
-        recipe.dtype,
-        recipe.seed,
-        *((rows, recipe.groups) if has_groups else (rows[0],)),
-    )
+    weights = (rows, recipe.groups) if has_groups else (rows[0],)
+    names = (recipe.method, recipe.members, recipe.base)
+    return (*names, recipe.options, recipe.dtype, recipe.seed, *weights)

@@ -1,5 +1,4 @@
-"""What a run can say of itself beyond its front: a preview from the members alone, and why a merge
-is good.
+"""Insight into a run: a preview from its members alone, and an explanation of a merge's scores.
 
 The preview is written down as soon as the members are scored, so that nobody can think it was made
 afterwards; how far it was off is added when the search has ended.
@@ -31,7 +30,7 @@ from recycler.types import Item, Objective, Trial
 
 
 def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
-    """Keep the space of a run, for whoever asks its model later without the job's files."""
+    """Keep the space of a run, so that its model can be fitted later without the job's files."""
     if ledger.facts.space is None:
         ledger.facts.space = space
         ledger.facts.method = method
@@ -40,20 +39,18 @@ def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
 def write_preview(
     ledger: Ledger, items: Sequence[Item], objectives: Sequence[Objective], num_members: int
 ) -> dict[str, Any] | None:
-    """Preview a run once all its members are scored, once; None before.
+    """Preview a run once all its members are scored; None before.
 
-    After merges, its errors are brought up to date.
-
-    Of the objectives that have items: what a merge will cost is no guess.
+    A later call only brings the errors of the preview up to date. Costs are left out, since they
+    are known and need no guess.
     """
     trials = ledger.trials()
     members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
     if len(members) < max(2, num_members):
         return None
     outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in members}
-    preview = Preview(
-        members, outcomes, [item for item in items if item.role == "search"], benchmarks(objectives)
-    )
+    search_items = [item for item in items if item.role == "search"]
+    preview = Preview(members, outcomes, search_items, benchmarks(objectives))
     stored = ledger.facts.preview
     before = preview.document(()) if stored is None else stored
     now = {**before, "errors": [asdict(error) for error in preview.errors(trials)]}
@@ -63,8 +60,9 @@ def write_preview(
 
 
 def write_outlook(ledger: Ledger, forecast: GainForecast, trials: Sequence[Trial]) -> float | None:
-    """Keep what the next trials are expected to add to these, as a share of the front's
-    hypervolume.
+    """Forecast the share of hypervolume that the next trials add, and keep the forecast.
+
+    None, and nothing is kept, while there are too few trials for a model.
     """
     gain = forecast.gain(trials)
     if gain is not None:
@@ -90,14 +88,14 @@ def open_preview(run: str | Path) -> dict[str, Any]:
 
 
 def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
-    """Why the merge `what` of a run (a trial's number, knee, best:OBJECTIVE) is good, and by what
-    it was chosen. Raises NotFoundError for too few trials.
+    """Explain the scores of the merge `what` of a run: a trial's number, knee, best:OBJECTIVE.
+
+    Raises NotFoundError for too few trials.
     """
     with closing(open_ledger(run)) as ledger:
         job, trials = ledger.facts.require_job(), ledger.trials()
-        front = read_front(
-            trials, job.objectives, job.pool, job.dtype, smoothed=ledger.facts.smoothed
-        )
+        smoothed = ledger.facts.smoothed
+        front = read_front(trials, job.objectives, job.pool, job.dtype, smoothed=smoothed)
         chosen = choose(front, what)
         try:
             surrogate = read_surrogate(ledger, trials, job.objectives)
@@ -109,33 +107,35 @@ def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
                     remedy="Wait for more trials",
                 )
             ) from None
-        told = _covered(surrogate, trials, chosen)
-        found = why_document(surrogate, told)
-        if told is not chosen:
-            said = (
-                f"Merge {chosen.number} is merge {told.number} refined; the search's model does "
-                f"not know its {len(chosen.recipe.weights)} rows of weights, so this is told of "
-                f"merge {told.number}."
-            )
-            found = {**found, "said": [said, *found["said"]]}
-        return {**found, "chosen": choice_document(front, what)}
+    explained = _covered(surrogate, trials, chosen)
+    found = why_document(surrogate, explained)
+    if explained is not chosen:
+        note = (
+            f"Merge {chosen.number} is merge {explained.number} refined; the search's model does "
+            f"not know its {len(chosen.recipe.weights)} rows of weights, so this is told of "
+            f"merge {explained.number}."
+        )
+        found = {**found, "said": [note, *found["said"]]}
+    return {**found, "chosen": choice_document(front, what)}
 
 
 def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Trial:
-    """The trial itself where the model was told of it, else the one that it was refined from.
+    """The trial itself where the model covers it, else the one that it was refined from.
 
     Raises NotFoundError for another kind of merge.
     """
     by_number = {trial.number: trial for trial in trials}
     found: Trial | None = chosen
     while found is not None and not surrogate.covers(found):
-        found = by_number.get(refined_from(found))
+        origin = refined_from(found)
+        found = None if origin is None else by_number.get(origin)
     if found is None:
         raise NotFoundError(
             Problem(
                 thing=f"why of trial {chosen.number}",
                 cause="the model of this search does not cover its kind of merge",
-                remedy="Ask for one that the sampler could have proposed: recycler front names them",
+                remedy="Ask for one that the sampler could have proposed: recycler front names "
+                "them",
             )
         )
     return found
@@ -169,19 +169,16 @@ def read_surrogate(
 
 def _seen(trials: Sequence[Trial]) -> SearchSpace:
     """A space as wide as what was tried, for runs that were made before recycler kept theirs."""
-    largest = max(
-        (trial.recipe for trial in trials), key=lambda recipe: len(recipe.weights), default=None
-    )
-    if largest is None:
+    recipes = [trial.recipe for trial in trials]
+    if not recipes:
         raise ValueError("there is no trial")
-    rows = [
-        row
-        for trial in trials
-        if trial.recipe.members == largest.members
-        for row in trial.recipe.weights
-    ]
+    largest = max(recipes, key=lambda recipe: len(recipe.weights))
+    comparable = [recipe for recipe in recipes if recipe.members == largest.members]
+    rows = [row for recipe in comparable for row in recipe.weights]
     sums = [sum(row) for row in rows if any(row)] or [1.0]
-    total = (1.0, 1.0) if largest.base is None else (max(0.01, min(0.99, *sums)), max(1.01, *sums))
+    total = (1.0, 1.0)
+    if largest.base is not None:
+        total = (max(0.01, min(0.99, *sums)), max(1.01, *sums))
     return SearchSpace(
         groups=largest.groups,
         members=largest.members,

@@ -1,5 +1,7 @@
-"""What a person should hear once while a run goes on: benchmarks that do not trade off, and benchmarks that tell merges apart by
-luck alone. Said when it is found out, kept in the ledger for `recycler status`."""
+"""Notices of a run, each told once: benchmarks that do not trade off, uninformative objectives.
+
+They are told when they are found out, and kept in the ledger for `recycler status`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ from recycler.types import Trial
 class Notices:
     """Notices of one run; `proposer` is the model that its front is picked by.
 
-    What was said in an earlier sitting is not said again.
+    A notice of an earlier session is not told again.
     """
 
     ledger: Ledger
     proposer: SimplexProposer
 
     def of_members(self, preview: Mapping[str, Any] | None) -> tuple[str, ...]:
-        """Which benchmarks do not trade off over the members, once there is a preview of them."""
+        """Sentences on benchmarks that do not trade off over the members, from their preview."""
         kept = self.ledger.facts.notices
         if preview is None or "tradeoffs" in kept:
             return ()
@@ -33,19 +35,17 @@ class Notices:
         return tuple(said)
 
     def of_noise(self, trials: Sequence[Trial]) -> tuple[str, ...]:
-        """Which objectives lost their say in the front, or have it again, by what these trials
-        tell.
-        """
-        kept, dead = self.ledger.facts.notices, list(self.proposer.smoothed(trials).dead)
+        """Sentences on objectives that lost their say in the front, or have it again."""
+        kept = self.ledger.facts.notices
         before = kept.get("dead", [])
-        if dead == before:
+        now = list(self.proposer.smoothed(trials).uninformative)
+        if now == before:
             return ()
-        self.ledger.facts.notices = {**kept, "dead": dead}
-        return (
-            *(noise_said(name) for name in dead if name not in before),
-            *(
-                f"{name} moves with the weights after all: it has its say in the front again"
-                for name in before
-                if name not in dead
-            ),
-        )
+        self.ledger.facts.notices = {**kept, "dead": now}
+        lost = [noise_said(name) for name in now if name not in before]
+        back = [
+            f"{name} moves with the weights after all: it has its say in the front again"
+            for name in before
+            if name not in now
+        ]
+        return (*lost, *back)

@@ -1,5 +1,4 @@
-"""Everything of a job that is written by hand, as one small bundle: job file, space, suites and the
-data they name.
+"""The hand-written files of a job as one small bundle: job file, space, suites, and their data.
 
 A bundle runs anywhere as `recycler run job.yaml --data data`, and its digest is the job's id: the
 same files are the same job wherever it is started from. Budget and workers play no part in it, so
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from recycler.digest import digest
 from recycler.errors import Problem, UsageError, raise_problems
@@ -31,9 +29,9 @@ MAX_BYTES = 100_000_000  # what Ray takes as a working directory
 
 @dataclass(frozen=True)
 class Bundle:
-    """Files by relative path:
+    """Files by relative path.
 
-    `job.yaml` with paths that stay within, suites and space where it says, data under `data/`.
+    `job.yaml` has paths that stay within; suites and space lie where it says, data under `data/`.
     """
 
     job: JobSpec
@@ -41,7 +39,7 @@ class Bundle:
 
     @cached_property
     def id(self) -> str:
-        """NAME-DIGEST.
+        """The job's id, NAME-DIGEST.
 
         Keys that are left at their defaults play no part, so a new version's new keys change no id.
         """
@@ -80,7 +78,7 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
     Raises UsageError or NotFoundError for what is missing, clashes or is too large.
     """
     job, document = read_job(job_path)
-    folder, files = job_path.parent, {}
+    folder, files = job_path.parent, dict[str, bytes]()
     space = shipped_file(
         "search_spaces", job.space, beside=folder, where=document.where(("space",))
     )
@@ -90,14 +88,11 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
         )
         for index, name in enumerate(job.suites)
     ]
-    places = {
-        "space": _inside(job.space, "search_spaces", space),
-        "suites": [
-            _inside(name, "eval_suites", path)
-            for name, path in zip(job.suites, suites, strict=True)
-        ],
-    }
-    for place, path in zip((places["space"], *places["suites"]), (space, *suites), strict=True):
+    space_place = _inside(job.space, "search_spaces", space)
+    suite_places = [
+        _inside(name, "eval_suites", path) for name, path in zip(job.suites, suites, strict=True)
+    ]
+    for place, path in zip((space_place, *suite_places), (space, *suites), strict=True):
         _add(files, place, path)
     for path in suites:
         spec, suite_document = read_suite(path)
@@ -108,7 +103,7 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
                 f"{DATA}/{_plain(name, suite_document.where(('tasks', task)))}",
                 find_data(name, folders, suite_document.where(("tasks", task))),
             )
-    files[JOB] = _job_text(job, document, places)
+    files[JOB] = _job_text(job, document, space_place, suite_places)
     bundle = Bundle(job=job, files=files)
     if bundle.num_bytes > MAX_BYTES:
         raise UsageError(
@@ -124,7 +119,7 @@ def bundle_job(job_path: Path, *, data_folders: Sequence[Path] = ()) -> Bundle:
 
 
 def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
-    """A bundle from the files that an earlier one wrote, by way of an empty folder.
+    """A bundle from the files that another one wrote, by way of an empty folder.
 
     Raises UsageError when they are no job.
     """
@@ -133,40 +128,38 @@ def bundle_files(files: dict[str, bytes], folder: Path) -> Bundle:
 
 
 def check_travels(job: JobSpec) -> None:
-    """Raise UsageError unless every checkpoint of the pool can be found from another machine: in a
-    bucket, or by a full path.
+    """Check that all checkpoints and earlier runs can be found from another machine.
+
+    Raises UsageError for one that is neither in a bucket or database nor has a full path.
     """
-    entries = [
-        *job.pool.members,
-        *([job.pool.base] if job.pool.base else []),
-        *([job.engine.adapters] if job.engine.adapters else []),
+    optional = [job.pool.base, job.engine.adapters]
+    entries = [*job.pool.members, *(entry for entry in optional if entry)]
+    relative = [
+        Problem(
+            thing=f"pool entry {entry!r}",
+            cause="is relative to this machine's job file",
+            remedy="Put the pool into a bucket (s3://...), or give the full path on a disk "
+            "that all nodes share",
+        )
+        for entry in entries
+        if not parse_location(entry).is_url and not Path(entry).is_absolute()
     ]
-    raise_problems(
-        [
-            Problem(
-                thing=f"pool entry {entry!r}",
-                cause="is relative to this machine's job file",
-                remedy="Put the pool into a bucket (s3://...), or give the full path on a disk that "
-                "all nodes share",
-            )
-            for entry in entries
-            if not parse_location(entry).is_url and not Path(entry).is_absolute()
-        ]
-        + [
-            Problem(
-                thing=f"earlier run {run!r}",
-                cause="is a folder of this machine",
-                remedy="Name it as it stands in the database: postgresql://...?job=ID",
-            )
-            for run in job.earlier
-            if "://" not in run
-        ]
-    )
+    local_runs = [
+        Problem(
+            thing=f"earlier run {run!r}",
+            cause="is a folder of this machine",
+            remedy="Name it as it stands in the database: postgresql://...?job=ID",
+        )
+        for run in job.earlier
+        if "://" not in run
+    ]
+    raise_problems([*relative, *local_runs])
 
 
 def _inside(name: str, folder: str, path: Path) -> str:
-    """Where a space or suite lies in the bundle: at the path that the job gives when that stays
-    within, else by its name.
+    """The place of a space or suite in the bundle.
+
+    It is the path of the job file where that stays within, else `folder` and the file's name.
     """
     own = PurePosixPath(name if name.endswith(path.suffix) else f"{name}{path.suffix}")
     return str(own) if not own.is_absolute() and ".." not in own.parts else f"{folder}/{path.name}"
@@ -212,16 +205,10 @@ def _add(files: dict[str, bytes], place: str, path: Path) -> None:
         )
 
 
-def _job_text(job: JobSpec, document: YamlDocument, places: dict[str, Any]) -> bytes:
-    """The job file as it was written where its paths stay within, else with the paths of the
-    bundle.
-    """
-    same = places["space"] in (job.space, f"{job.space}.yaml") and all(
-        place in (name, f"{name}.yaml")
-        for place, name in zip(places["suites"], job.suites, strict=True)
-    )
-    return (
-        Path(document.path).read_bytes()
-        if same
-        else dump_yaml({**document.data, **places}).encode()
-    )
+def _job_text(job: JobSpec, document: YamlDocument, space: str, suites: list[str]) -> bytes:
+    """The job file as it was written, or with the places of the bundle where its own differ."""
+    names, places = (job.space, *job.suites), (space, *suites)
+    pairs = zip(places, names, strict=True)
+    if all(place in (name, f"{name}.yaml") for place, name in pairs):
+        return Path(document.path).read_bytes()
+    return dump_yaml({**document.data, "space": space, "suites": suites}).encode()

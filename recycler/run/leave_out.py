@@ -1,9 +1,8 @@
-"""Leaving a member out, for certain: a job of its own over the rest of the pool, and what its front
-is worth beside the run's.
+"""Leave-one-out: a job over the pool without one member, and its front beside the run's.
 
-Same suites, objectives, space, engine, budget and seed; the run stands under `earlier`, so all of
-its trials that gave the member no weight count at no cost. The budget is spent on top of them, so
-the rest of the pool is looked at no less closely than the whole was.
+Suites, objectives, space, engine, budget and seed are the same. The run stands under `earlier`, so
+all of its trials that gave the member no weight count at no cost. The budget is spent on top of
+them, so the rest of the pool is searched no less closely than the whole was.
 """
 
 from __future__ import annotations
@@ -85,45 +84,46 @@ def job_without(run: str | Path, member: str) -> Derived:
 
 
 def without_id(run_id: str, member: str) -> str:
-    """The one id of that job:
+    """The one id of the leave-one-out job of a run and a member.
 
-    RUN-without-MEMBER where this is a plain word, else with a digest that tells it apart.
+    It is RUN-without-MEMBER where this is a plain word, else with a digest that tells it apart.
     """
     words = [re.sub(r"[^a-z0-9._-]+", "-", word.lower()) for word in (run_id, member)]
     whole = "-without-".join(words)
     if words == [run_id, member] and whole[0].isalnum() and len(whole) <= MAX_ID:
         return whole
-    return f"{words[0][:25].lstrip('._-') or 'run'}-without-{words[1][:18]}-{digest([run_id, member])[:8]}"
+    run = words[0][:25].lstrip("._-") or "run"
+    return f"{run}-without-{words[1][:18]}-{digest([run_id, member])[:8]}"
 
 
 def outcome(front: Front, other: Front) -> dict[str, Any]:
-    """What the front without the member is worth beside the run's, above the run's own reference point, by role: volumes, and the
-    share that is lost (negative where the rest of the pool does better alone). None while a front lacks scores of a role."""
-    found: dict[str, Any] = {}
-    for role in ROLES:
-        volume, without = front.hypervolume(front.front, role), front.hypervolume(other.front, role)
-        found[role] = (
-            None
-            if volume is None or without is None
-            else {
-                "hypervolume": volume,
-                "without": without,
-                "lost": 1.0 - without / volume if volume > 0 else None,
-            }
-        )
-    return found
+    """Hypervolumes by role of a run's front and of its leave-one-out front, and the share lost.
+
+    Both are above the run's own reference point. The share is negative where the rest of the pool
+    does better alone. A role is None while a front lacks scores of it.
+    """
+    return {role: _loss(front, other, role) for role in ROLES}
+
+
+def _loss(front: Front, other: Front, role: Role) -> dict[str, float | None] | None:
+    volume, without = front.hypervolume(front.front, role), front.hypervolume(other.front, role)
+    if volume is None or without is None:
+        return None
+    lost = 1.0 - without / volume if volume > 0 else None
+    return {"hypervolume": volume, "without": without, "lost": lost}
 
 
 def outcome_text(
     member: str, found: dict[str, Any], estimate: tuple[float, float, float] | None
 ) -> str:
-    """One line a role for people, and what the model had expected: share, low and high."""
-    lines = [
-        f"{role}: hypervolume {said['hypervolume']:.4g} with {member}, {said['without']:.4g} "
-        "without" + ("" if said["lost"] is None else f": {said['lost']:.1%} lost")
-        for role, said in found.items()
-        if said
-    ]
+    """One line per role, and the model's estimate of the loss: share, low and high."""
+    lines = []
+    for role, said in found.items():
+        if not said:
+            continue
+        lost = "" if said["lost"] is None else f": {said['lost']:.1%} lost"
+        volumes = f"{said['hypervolume']:.4g} with {member}, {said['without']:.4g} without"
+        lines.append(f"{role}: hypervolume {volumes}{lost}")
     if estimate is not None:
         lines.append(
             "the model of the run expected {:.1%} lost ({:.0%} to {:.0%})".format(*estimate)
@@ -144,11 +144,7 @@ def _pool(started: Started, member: str) -> dict[str, Any]:
 
 def _in_full(started: Started, name: str) -> str:
     """The path of a file beside the job; a name that ships with recycler stays one."""
-    return next(
-        (
-            str(path)
-            for path in (started.folder / name, started.folder / f"{name}.yaml")
-            if path.is_file()
-        ),
-        name,
-    )
+    for path in (started.folder / name, started.folder / f"{name}.yaml"):
+        if path.is_file():
+            return str(path)
+    return name

@@ -1,8 +1,8 @@
-"""What a job will ask, cost and be able to tell apart, before anything heavy is started."""
+"""The plan of a job before anything heavy starts: its items, tokens, time, and power to compare."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -16,17 +16,17 @@ from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.scoring.subsets import draw
 from recycler.types import Item, Objective, Role
 
-DISCORDANCE = (
-    0.15  # share of items on which two merges of a pool disagree, until members have been scored
-)
+# share of items on which two merges of a pool disagree, until members have been scored
+DISCORDANCE = 0.15
 MAX_TRIALS = 60  # of an earlier run that are read for its speed
 Outcomes = Mapping[str, Mapping[str, Mapping[str, float]]]  # member -> item -> metric -> value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
-    """What an earlier run of the same items tells: seconds a search item took, and the members'
-    outcomes by item.
+    """Figures of an earlier run of the same items.
+
+    They are the seconds that a search item took, and the members' outcomes by item.
     """
 
     seconds_per_item: float | None
@@ -37,10 +37,10 @@ def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
     """Figures of a run over the same items; none where its suites are others."""
     known = {item.id for item in prepared.items}
     scored = [trial for trial in ledger.trials() if trial.state == "SCORED"]
+    own = [trial for trial in scored if trial.kind == "member"]
+    others = [trial for trial in scored if trial.kind != "member"]
     members, asked = {}, 0
-    for trial in [trial for trial in scored if trial.kind == "member"] + [
-        trial for trial in scored if trial.kind != "member"
-    ][:MAX_TRIALS]:
+    for trial in (*own, *others[:MAX_TRIALS]):
         outcomes = {
             outcome.item: dict(outcome.values)
             for outcome in ledger.outcomes(trial.number, "search")
@@ -51,84 +51,82 @@ def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
         if trial.kind == "member":
             members[trial.label] = outcomes
     read = len(members) + min(MAX_TRIALS, len(scored) - len(members))
-    seconds = ledger.spent()[1]
-    return Earlier(
-        seconds_per_item=seconds * read / len(scored) / asked if asked and seconds else None,
-        members=members,
-    )
+    seconds, seconds_per_item = ledger.spent()[1], None
+    if asked and seconds:
+        seconds_per_item = seconds * read / len(scored) / asked
+    return Earlier(seconds_per_item=seconds_per_item, members=members)
 
 
 def plan_job(prepared: PreparedJob, earlier: Earlier | None = None) -> dict[str, Any]:
-    """The plan as the one JSON document of `recycler plan --json`: trials, items, tokens, what can
-    be told apart, and time.
+    """The plan as the one JSON document of `recycler plan --json`.
 
-    Tokens: `prompt` are read, `new_at_most` generated when every answer runs to its limit,
-    `expected` is a guess from the lengths of the gold answers, `forced` are read to be scored. Time
-    only with an earlier run that took some.
+    It tells trials, items, tokens, the differences that can be seen, and time. Tokens: `prompt` are
+    read, `new_at_most` generated when every answer runs to its limit, `expected` is a guess from
+    the lengths of the gold answers, `forced` are read to be scored. Time is told only with an
+    earlier run that took some.
     """
-    search, holdout = (
-        [item for item in prepared.items if item.role == role] for role in ("search", "holdout")
-    )
-    per_task, members = prepared.job.fidelity.items_per_task, len(prepared.pool.members)
-    drawn = draw(search, prepared.job.seed, least=per_task) if per_task else search
-    fixed = (
-        members + bool(prepared.pool.base) + 1 + 1 + (members - 1)
-    )  # members, base, uniform soup, best of each, steps of the greedy soup
-    trials = {
-        "baselines_at_most": fixed,
-        "proposed": prepared.job.budget.trials,
-        "finalists_at_least": members + 2,
-    }
-    asked = (
-        fixed * len(search)
-        + trials["proposed"] * len(drawn)
-        + trials["finalists_at_least"] * len(holdout)
-    )
-    seconds = earlier.seconds_per_item if earlier else None
+    job, num_members = prepared.job, len(prepared.pool.members)
+    search = [item for item in prepared.items if item.role == "search"]
+    holdout = [item for item in prepared.items if item.role == "holdout"]
+    per_task = job.fidelity.items_per_task
+    drawn = draw(search, job.seed, least=per_task) if per_task else search
+    # members, base, uniform soup, best of each, steps of the greedy soup
+    fixed = num_members + bool(prepared.pool.base) + 1 + 1 + (num_members - 1)
+    proposed, finalists = job.budget.trials, num_members + 2
+
+    def over_all(baseline: int, proposal: int, final: int) -> int:
+        return fixed * baseline + proposed * proposal + finalists * final
+
+    costs = [_cost(items) for items in (search, drawn, holdout)]
+    tokens = [cost["tokens"] for cost in costs]
+    asked = over_all(len(search), len(drawn), len(holdout))
     return {
         "schema_version": 1,
-        "name": prepared.job.name,
-        "trials": trials,
-        "baseline_trial": _cost(search),
-        "proposed_trial": _cost(drawn),
-        "holdout_trial": _cost(holdout),
+        "name": job.name,
+        "trials": {
+            "baselines_at_most": fixed,
+            "proposed": proposed,
+            "finalists_at_least": finalists,
+        },
+        "baseline_trial": costs[0],
+        "proposed_trial": costs[1],
+        "holdout_trial": costs[2],
         "job": {
             "items": asked,
-            **{
-                key: fixed * whole + trials["proposed"] * part + trials["finalists_at_least"] * held
-                for (key, whole), part, held in zip(
-                    _cost(search)["tokens"].items(),
-                    _cost(drawn)["tokens"].values(),
-                    _cost(holdout)["tokens"].values(),
-                    strict=True,
-                )
-            },
+            **{key: over_all(*(own[key] for own in tokens)) for key in tokens[0]},
         },
         "tasks": _tasks(prepared.items),
         "objectives": [
             visible_difference(objective, prepared.items, earlier.members if earlier else {})
             for objective in prepared.benchmarks
         ],
-        "seconds": None
-        if seconds is None
-        else {
-            "baseline_trial": round(seconds * len(search)),
-            "proposed_trial": round(seconds * len(drawn)),
-            "job_on_one_worker": round(seconds * asked),
-            "job": round(seconds * asked / prepared.job.engine.workers),
-        },
+        "seconds": _seconds(earlier, job.engine.workers, len(search), len(drawn), asked),
+    }
+
+
+def _seconds(
+    earlier: Earlier | None, num_workers: int, baseline: int, proposal: int, whole: int
+) -> dict[str, int] | None:
+    """Seconds for the items of a baseline, of a proposal and of the whole job."""
+    if earlier is None or earlier.seconds_per_item is None:
+        return None
+    each = earlier.seconds_per_item
+    return {
+        "baseline_trial": round(each * baseline),
+        "proposed_trial": round(each * proposal),
+        "job_on_one_worker": round(each * whole),
+        "job": round(each * whole / num_workers),
     }
 
 
 def visible_difference(
     objective: Objective, items: Sequence[Item], members: Outcomes
 ) -> dict[str, Any]:
-    """Smallest difference between two merges that a paired test on these items finds four times in
-    five, by split.
+    """Minimal detectable difference of two merges at 80 % power, by split, for a paired test.
 
-    From the members' outcomes where there are some (median over pairs of them); else for a
-    right-or-wrong metric from a guessed discordance; None for other metrics, whose spread nobody
-    knows yet.
+    It comes from the members' outcomes where there are some (median over pairs of them); else for a
+    right-or-wrong metric from a guessed discordance; None for other metrics, whose spread is not
+    known yet.
     """
     own = items_of(objective, items)
     splits: dict[str, Any] = {}
@@ -143,7 +141,7 @@ def visible_difference(
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """The plan for people."""
+    """The plan in words."""
     trials, job = plan["trials"], plan["job"]
     lines = [
         f"{plan['name']}: {trials['baselines_at_most']} baselines at most, {trials['proposed']} "
@@ -158,55 +156,54 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         lines.append(f"{title}: {cost['items']:,} items, {_tokens(cost['tokens'])}")
     lines.append(f"the job: {job['items']:,} items, {_tokens(job)}")
     lines += visible_lines(plan["objectives"])
-    seconds = plan["seconds"]
-    lines.append(
-        "time: unknown until members have been scored; then recycler plan JOB --dir RUN tells"
-        if seconds is None
-        else f"time: {seconds['baseline_trial']:,} s a baseline, {seconds['proposed_trial']:,} s "
-        f"a proposed merge; about {_hours(seconds['job'])} in all"
-    )
+    lines.append(_time_line(plan["seconds"]))
     return "\n".join(lines)
 
 
+def _time_line(seconds: Mapping[str, int] | None) -> str:
+    if seconds is None:
+        return (
+            "time: unknown until members have been scored; then recycler plan JOB --dir RUN tells"
+        )
+    return (
+        f"time: {seconds['baseline_trial']:,} s a baseline, {seconds['proposed_trial']:,} s a "
+        f"proposed merge; about {_hours(seconds['job'])} in all"
+    )
+
+
 def visible_lines(objectives: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence an objective on what its items can tell apart."""
-    return [
-        f"{entry['name']}: with these {entry['search']['items']:,} search items "
-        f"{_seen(entry['search'])}; with {entry['holdout']['items']:,} holdout items "
-        f"{_seen(entry['holdout'])}"
-        f"{'' if entry['measured'] or entry['search']['difference'] is None else f' (two merges that disagree on {DISCORDANCE:.0%})'}"
-        for entry in objectives
-    ]
+    """One sentence per objective on the smallest difference that its items can show."""
+    lines = []
+    for entry in objectives:
+        search, holdout, guess = entry["search"], entry["holdout"], ""
+        if not entry["measured"] and search["difference"] is not None:
+            guess = f" (two merges that disagree on {DISCORDANCE:.0%})"
+        lines.append(
+            f"{entry['name']}: with these {search['items']:,} search items {_seen(search)}; with "
+            f"{holdout['items']:,} holdout items {_seen(holdout)}{guess}"
+        )
+    return lines
 
 
 def _seen(split: Mapping[str, Any]) -> str:
     found = split["difference"]
-    return (
-        "what can be seen is known once members are scored"
-        if found is None
-        else f"you cannot see less than {found['points']:.1f} points"
-        if "points" in found
-        else f"you cannot see less than {found['value']:.3f}"
-    )
+    if found is None:
+        return "what can be seen is known once members are scored"
+    least = f"{found['points']:.1f} points" if "points" in found else f"{found['value']:.3f}"
+    return f"you cannot see less than {least}"
 
 
 def _smallest(
     objective: Objective, chosen: Sequence[Item], own: Sequence[Item], role: Role, members: Outcomes
 ) -> dict[str, float] | None:
-    weights, clusters = (
-        {item.id: item_weight(item, objective.metric) for item in own},
-        {item.id: item.cluster for item in own},
-    )
+    weights: dict[Hashable, float] = {item.id: item_weight(item, objective.metric) for item in own}
+    clusters: dict[Hashable, str] = {item.id: item.cluster for item in own}
     problems = len({item.cluster for item in chosen})
     known = [
-        {
-            item: values[objective.metric]
-            for item, values in outcomes.items()
-            if item in weights and objective.metric in values
-        }
+        values
         for outcomes in members.values()
+        if (values := _values(outcomes, objective.metric, weights))
     ]
-    known = [values for values in known if values]
     is_share = not any(SCORERS[item.scorer].weight_by_bytes for item in own)
     if len(known) > 1:
         pairs = [
@@ -221,16 +218,26 @@ def _smallest(
     return {"value": value, "points": 100 * value} if is_share else {"value": value}
 
 
+def _values(
+    outcomes: Mapping[str, Mapping[str, float]], metric: str, items: Container[Hashable]
+) -> dict[Hashable, float]:
+    """Values of one metric by item, for those items that have one."""
+    return {
+        item: values[metric]
+        for item, values in outcomes.items()
+        if item in items and metric in values
+    }
+
+
 def _cost(items: Sequence[Item]) -> dict[str, Any]:
-    generated, forced = (
-        [item for item in items if item.kind == "generate"],
-        [item for item in items if item.kind == "loglikelihood"],
-    )
+    generated = [item for item in items if item.kind == "generate"]
+    forced = [item for item in items if item.kind == "loglikelihood"]
+    prompts = sum(len(item.prompt_ids) for item in generated)
+    contexts = sum(len(item.prompt_ids) * len(item.continuations) for item in forced)
     return {
         "items": len(items),
         "tokens": {
-            "prompt": sum(len(item.prompt_ids) for item in generated)
-            + sum(len(item.prompt_ids) * len(item.continuations) for item in forced),
+            "prompt": prompts + contexts,
             "new_at_most": sum(item.max_new_tokens for item in generated),
             "expected": sum(expected_tokens(item) - len(item.prompt_ids) for item in generated),
             "forced": sum(len(ids) for item in forced for ids in item.continuations),
@@ -254,10 +261,8 @@ def _tokens(tokens: Mapping[str, Any]) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 90:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s"

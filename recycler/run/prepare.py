@@ -246,17 +246,23 @@ def _build_suites(file: JobFile, pool: Pool | None) -> tuple[EvalSuite, ...]:
         if read:
             specs[path.stem] = read[0]
     collector.problems += job_checks.check_objectives(job, document, specs)
-    built: list[EvalSuite] = []
-    if pool is not None:
-        tokenizer = collector.step(load_tokenizer, local_folder(pool.template))
-        folders = [*file.data_folders, file.folder]
-        for path in found if tokenizer else ():
-            if path.stem in specs:
-                suite = collector.step(build_suite, path, tokenizer, data_folders=folders)
-                built += [suite] if suite is not None else []
+    sound = [path for path in found if path.stem in specs]
+    built = _build_each(sound, file, pool, collector) if pool is not None else []
     collector.step(check_across_suites, built)
     scored = benchmarks(job.searched_objectives)
     collector.step(check_search_guard, built, job.allow_benchmark_tests, scored)
     if collector.problems:
         raise collector.error()
     return tuple(built)
+
+
+def _build_each(
+    paths: Sequence[Path], file: JobFile, pool: Pool, collector: Collector
+) -> list[EvalSuite]:
+    """The suites that can be built; none without a tokenizer."""
+    tokenizer = collector.step(load_tokenizer, local_folder(pool.template))
+    if tokenizer is None:
+        return []
+    folders = [*file.data_folders, file.folder]
+    built = [collector.step(build_suite, path, tokenizer, data_folders=folders) for path in paths]
+    return [suite for suite in built if suite is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recycler.digest import digest
 from recycler.engines import default_engine_name
@@ -59,7 +60,12 @@ class PreparedJob:
             for checkpoint in self.pool.checkpoints
         }
         # the pool says who is left out, and more of budget and workers changes no score
-        ignored = {"budget": True, "engine": {"workers"}, "earlier": True, "pool": {"without"}}
+        ignored: dict[str, Any] = {
+            "budget": True,
+            "engine": {"workers"},
+            "earlier": True,
+            "pool": {"without"},
+        }
         return {
             "job": digest(self.job.model_dump(exclude=ignored)),
             "pool": digest(tensors),

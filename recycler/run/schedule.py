@@ -1,6 +1,4 @@
-"""What to score next: baselines, then the greedy soup, then what the proposer asks for, until the
-budget is spent.
-"""
+"""The order of trials: baselines, the greedy soup, then proposals until the budget is spent."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from recycler.search.baselines import Planned
 from recycler.search.proposer import Proposer
 from recycler.search.simplex.domain import Exhausted
 from recycler.specs.space import SearchSpace
-from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Trial
+from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Score, Trial
 
 
 class Stop(Protocol):
@@ -44,31 +42,19 @@ class Planner:
     def next(
         self, trials: Sequence[Trial], *, may_propose: bool
     ) -> tuple[Planned, tuple[tuple[str, float], ...]] | None:
-        """The next trial to open with its raw parameters; None when there is none, or none until a
-        pending one ends.
+        """The next trial to open with its raw parameters.
+
+        None when there is none, or none until a pending one ends.
         """
-        planned = self._baseline(
-            [trial for trial in trials if trial.kind != "merge" or trial.label]
-        )
+        planned = self._baseline([trial for trial in trials if not trial.is_proposed])
         if planned is not None:
             return planned, ()
-        if self.needs_members and any(
-            trial.kind == "member" and trial.state == "PENDING" for trial in trials
-        ):
-            return None
-        proposed = sum(trial.is_proposed for trial in trials)
-        if (
-            not may_propose
-            or proposed >= self.num_merges
-            or not any(trial.state == "SCORED" for trial in trials)
-        ):
+        if not may_propose or not self._has_budget(trials) or self._waits_for_members(trials):
             return None
         comparable = self.comparable(trials)
-        proposal = (
-            None
-            if any(stop.reached(comparable) for stop in self.stops)
-            else self._proposal(len(trials), comparable)
-        )
+        if self._is_stopped(comparable):
+            return None
+        proposal = self._proposal(len(trials), comparable)
         if proposal is None:
             return None
         recipe = Recipe(
@@ -84,21 +70,26 @@ class Planner:
         return Planned(kind="merge", label="", recipe=recipe), proposal.params
 
     def exhausted(self, trials: Sequence[Trial]) -> bool:
-        """Whether nothing that the space allows is left to try while the budget of trials is not
-        spent.
-        """
+        """True when the space holds nothing new although the budget of trials is not spent."""
         comparable = self.comparable(trials)
-        if sum(trial.is_proposed for trial in trials) >= self.num_merges or not any(
-            trial.state == "SCORED" for trial in trials
-        ):
+        if not self._has_budget(trials) or self._is_stopped(comparable):
             return False
-        return (
-            not any(stop.reached(comparable) for stop in self.stops)
-            and self._proposal(len(trials), comparable) is None
-        )
+        return self._proposal(len(trials), comparable) is None
+
+    def _has_budget(self, trials: Sequence[Trial]) -> bool:
+        """True when a merge may be proposed: some are left, and one trial at least was scored."""
+        proposed = sum(trial.is_proposed for trial in trials)
+        return proposed < self.num_merges and any(trial.state == "SCORED" for trial in trials)
+
+    def _waits_for_members(self, trials: Sequence[Trial]) -> bool:
+        members = [trial for trial in trials if trial.kind == "member"]
+        return self.needs_members and any(trial.state == "PENDING" for trial in members)
+
+    def _is_stopped(self, comparable: Sequence[Trial]) -> bool:
+        return any(stop.reached(comparable) for stop in self.stops)
 
     def _proposal(self, number: int, comparable: Sequence[Trial]) -> Proposal | None:
-        """What the proposer asks for; None when nothing is left."""
+        """The proposer's next merge; None when nothing is left."""
         num_points = self.space.num_points
         if num_points is not None and self._num_tried(comparable) >= num_points:
             return None  # samplers that draw would draw the same ones for ever
@@ -108,7 +99,7 @@ class Planner:
             return None
 
     def _num_tried(self, comparable: Sequence[Trial]) -> int:
-        """How many merges of a space of countably many were opened."""
+        """Number of merges of a space of countably many that were opened."""
         allowed, groups = set(self.space.rows() or ()), len(self.space.groups)
         options = _typed(self.method, [(name, low) for name, (low, _) in self.space.options])
         own = [
@@ -126,52 +117,34 @@ class Planner:
 
     def comparable(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that the proposer and the stops see."""
-        return [
-            trial for trial in self._told(trials) if trial.recipe.method == self.method
-        ]  # a soup says nothing about ties
+        observed = self._with_failures_scored(trials)
+        # a soup says nothing about ties
+        return [trial for trial in observed if trial.recipe.method == self.method]
 
-    def _told(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Trials as a sampler sees them: a merge that gave nothing worth scoring is as bad as the
-        worst, or it would be asked for again.
+    def _with_failures_scored(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Trials as a sampler sees them: a failed merge is as bad as the worst.
+
+        Without a score it would be asked for again.
         """
         scored = [trial for trial in trials if trial.state == "SCORED"]
-        if (
-            not any(trial.failure and trial.failure.blame == "recipe" for trial in trials)
-            or not scored
-        ):
+        if not scored or not any(map(_is_recipe_failure, trials)):
             return list(trials)
-        worst = []
-        for objective in self.objectives:
-            scores = [
-                score
-                for trial in scored
-                for score in trial.search
-                if score.objective == objective.name
-            ]
-            worst.append(
-                (min if objective.direction == "maximize" else max)(
-                    scores, key=lambda score: score.value
-                )
-            )
+        scores = [score for trial in scored for score in trial.search]
+        worst = [_worst(objective, scores) for objective in self.objectives]
+        search = tuple(sorted(worst, key=lambda score: score.objective))
         return [
-            replace(
-                trial,
-                state="SCORED",
-                search=tuple(sorted(worst, key=lambda score: score.objective)),
-            )
-            if trial.failure and trial.failure.blame == "recipe"
-            else trial
+            replace(trial, state="SCORED", search=search) if _is_recipe_failure(trial) else trial
             for trial in trials
         ]
 
     def _baseline(self, trials: Sequence[Trial]) -> Planned | None:
         known = {(trial.kind, trial.recipe) for trial in trials}
-        fixed = baselines.fixed_baselines(self.pool, self.dtype)
-        for planned in fixed:
+        for planned in baselines.fixed_baselines(self.pool, self.dtype):
             if (planned.kind, planned.recipe) not in known:
                 return planned
         first = [trial for trial in trials if trial.kind in ("member", "base", "uniform_soup")]
-        if any(trial.state == "PENDING" for trial in first) or not any(
+        is_open = any(trial.state == "PENDING" for trial in first)
+        if is_open or not any(
             trial.kind == "member" and trial.state == "SCORED" for trial in first
         ):
             return None
@@ -181,14 +154,25 @@ class Planner:
         return step if isinstance(step, Planned) else None
 
 
+def _is_recipe_failure(trial: Trial) -> bool:
+    return trial.failure is not None and trial.failure.blame == "recipe"
+
+
+def _worst(objective: Objective, scores: Sequence[Score]) -> Score:
+    """The first of the worst scores of one objective."""
+    own = [score for score in scores if score.objective == objective.name]
+    worst = min if objective.direction == "maximize" else max
+    return worst(own, key=lambda score: score.value)
+
+
 def _typed(
     method: str, options: Sequence[tuple[str, OptionValue]]
 ) -> tuple[tuple[str, OptionValue], ...]:
-    """Options in the type of their defaults: samplers give floats, a number of layers is an
-    integer.
-    """
-    defaults = MERGE_METHODS[method].options
-    return tuple(
-        (name, round(value) if type(defaults[name.partition("@")[0]]) is int else value)
-        for name, value in options
-    )
+    """Options in the type of their defaults: samplers return floats, a number of layers is int."""
+    defaults, typed = MERGE_METHODS[method].options, []
+    for name, value in options:
+        is_integer = type(defaults[name.partition("@")[0]]) is int
+        if is_integer and not isinstance(value, str | tuple):
+            value = round(value)
+        typed.append((name, value))
+    return tuple(typed)

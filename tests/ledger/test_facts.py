@@ -68,7 +68,10 @@ CASES = {  # property -> (value, stored key, stored text), as ledgers of all ver
         '{"dead": ["s/a"], "tradeoffs": []}',
     ),
     "smoothed": (
-        Smoothed(scores={3: (Score(objective="s/a", value=0.5, stderr=0.1, n=9),)}, dead=("s/b",)),
+        Smoothed(
+            scores={3: (Score(objective="s/a", value=0.5, stderr=0.1, n=9),)},
+            uninformative=("s/b",),
+        ),
         "smoothed",
         '{"scores": {"3": [["s/a", 0.5, 0.1, 9]]}, "dead": ["s/b"]}',
     ),

@@ -24,7 +24,7 @@ from recycler.results.measured_costs import measured_costs, products_from, store
 from recycler.results.open import open_front
 from recycler.run.leave_out import job_without
 from recycler.run.prepare import prepare
-from recycler.run.refine import _shares
+from recycler.run.refine_losses import preference_shares
 from recycler.testing import make_pico_pool
 from recycler.types import Group, Recipe
 from small_job import JOB, set_job
@@ -403,8 +403,8 @@ def test_refining_leaves_costs_out_and_prefers_none(job):
     ran(job)
     prepared = prepare(job / "job.yaml")
     with pytest.raises(UsageError, match="cost:members.*have a slope"):
-        _shares(prepared.benchmarks, {"cost:members": 1.0})
-    assert set(_shares(prepared.benchmarks, None)) == {
+        preference_shares(prepared.benchmarks, {"cost:members": 1.0})
+    assert set(preference_shares(prepared.benchmarks, None)) == {
         objective.name for objective in prepared.benchmarks
     }
 

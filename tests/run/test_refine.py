@@ -22,7 +22,8 @@ from recycler.ledger.runs import read_status
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.run.driver import run_job
 from recycler.run.prepare import prepare
-from recycler.run.refine import Settings, refine
+from recycler.run.refine import refine
+from recycler.run.refine_losses import Settings
 from recycler.search.baselines import blend
 from recycler.search.refine import Step, descend, direction, replay, spsa
 from recycler.specs.space import SearchSpace, layer_groups

@@ -118,7 +118,7 @@ class SimplexProposer:
             )
         return Smoothed(
             scores=scores,
-            dead=tuple(
+            uninformative=tuple(
                 objective.name
                 for objective, dead in zip(self._objectives, front.dead, strict=True)
                 if dead
