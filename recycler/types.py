@@ -30,7 +30,7 @@ SamplerName = Literal[  # recycler.search.proposer.SAMPLERS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """The place and shape of one tensor, read from a safetensors header, never from the data."""
+    """Place of one tensor: read from a safetensors header, never from the data."""
 
     name: str
     dtype: str  # safetensors spelling: BF16, F16, F32, I64 ...

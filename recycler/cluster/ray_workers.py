@@ -255,9 +255,7 @@ def _reason(error: RayError) -> str:
 
 
 def _connect(address: str | None) -> None:
-    """Join the cluster at `address`, or the one that a job runs on (RAY_ADDRESS), or start one on
-    this machine.
-    """
+    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None

@@ -1,6 +1,6 @@
-"""The workers' port: submit trials, wait for whichever ends first.
+"""The workers' port: submit requests, wait for the first that ends.
 
-And the simplest one, in this process.
+And its simplest implementation: one worker in this process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Work:
 
     @property
     def together(self) -> int:
-        """How many trials an engine can score side by side, unmerged."""
+        """Number of trials that an engine can score side by side, unmerged."""
         return int(self.settings.get("lora_batch", 1))
 
     def items_of(self, role: Role, only: Sequence[str] | None = None) -> tuple[Item, ...]:
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came back for one submission."""
+    """The final answer to one request."""
 
     number: int
     role: Role

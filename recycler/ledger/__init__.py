@@ -1,4 +1,4 @@
-"""What happened, durably: the one truth of a job.
+"""The ledger: a durable record of everything that happened in a job.
 
 SQLite by default, Postgres when several machines must see it.
 """

@@ -337,7 +337,7 @@ def _scores(rows: Iterable[Sequence[Any]]) -> tuple[Score, ...]:
 
 
 def _space(stored: Mapping[str, Any]) -> SearchSpace:
-    # numpy and pydantic come with it, which a look at a run's status does without
+    # numpy and pydantic come with it, which `recycler status` does without
     from recycler.specs.space import SearchSpace
 
     return SearchSpace(

@@ -1,10 +1,10 @@
-"""Of two drivers for one job exactly one goes on: a lease with a heartbeat and a fencing token, by
-the database's clock.
+"""A lease with a heartbeat and a fencing token: of two drivers for one job exactly one goes on.
 
-The holder renews it three times per term. A driver that finds it held waits for one renewal: if
-that comes, the holder is alive and the newcomer says who it is and goes away; if the term runs out
-instead, the newcomer takes over with a token one higher. Each write checks the token in its own
-transaction, so a driver that was thought dead and wakes up writes nothing.
+All times are by the database's clock. The holder renews the lease three times per term. A driver
+that finds it held waits for one renewal: if that comes, the holder is alive and the newcomer says
+who it is and goes away; if the term runs out instead, the newcomer takes over with a token one
+higher. Each write checks the token in its own transaction, so a driver that was thought dead and
+wakes up writes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who drives a job, and how long ago that was last heard of, by the database's clock."""
+    """The driver of a job, and the time since its last heartbeat, by the database's clock."""
 
     name: str
     seconds_since_renewal: float
@@ -41,7 +41,7 @@ def term_seconds() -> float:
 
 
 def read_holder(database: Database) -> Holder | None:
-    """Who holds the lease, or held it last and did not give it back; None when nobody does."""
+    """The holder of the lease, also one that died with it; None when it was given back."""
 
     def read(again: bool) -> Holder | None:
         with database.engine.connect() as connection:
@@ -73,8 +73,9 @@ class Lease:
         self._thread.start()
 
     def check(self, connection: Connection) -> None:
-        """Within a transaction that writes: raise InfrastructureError unless the lease is still
-        ours.
+        """Check within a transaction that writes that the lease is still ours.
+
+        Raises InfrastructureError when another driver took it.
         """
         row = connection.execute(
             select(lease.c.token, lease.c.holder).with_for_update(read=True)
@@ -89,8 +90,9 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it back, so that the next driver need not wait; a database that is away is not
-        waited for.
+        """Give the lease back, so that the next driver need not wait.
+
+        A database that is away is not waited for.
         """
         self._stop.set()
         self._thread.join(timeout=5)
@@ -124,8 +126,9 @@ class Lease:
             time.sleep(min(POLL_SECONDS, max(left, 0.05)))
 
     def _attempt(self, again: bool) -> tuple[int | None, str, float, float]:
-        """(our token, or None while another has it; that holder; its last renewal; seconds until
-        its term ends).
+        """Try to take the lease once: (token, holder, its last renewal, seconds left of its term).
+
+        The token is None while another driver has the lease.
         """
         with self._database.engine.begin() as connection:
             row = connection.execute(select(lease).with_for_update()).one()

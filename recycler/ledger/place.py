@@ -1,5 +1,4 @@
-"""Where a ledger is: a SQLite file of one run, or a database that holds many jobs, each in a schema
-of its own.
+"""Places of ledgers: a SQLite file for one run, or a schema for each job of a database.
 
 A job in a database is written URL?job=ID. Passwords come from the environment (PGPASSWORD,
 ~/.pgpass, or RECYCLER_LEDGER with the password in it); a URL with one is never stored, printed or
@@ -24,7 +23,7 @@ _URL = re.compile(r"(postgres|postgresql)(?:\+psycopg)?:/+(.*)", re.DOTALL)
 
 
 def is_database(place: str | Path) -> bool:
-    """Whether a ledger's place is a database's URL rather than a path."""
+    """True when a ledger's place is a database's URL rather than a path."""
     return _URL.fullmatch(str(place)) is not None
 
 
@@ -64,9 +63,9 @@ def split_place(place: str) -> tuple[str, str | None]:
 
 
 def find_ledger(run: str | Path) -> str:
-    """The place that a person means by a run: its folder, URL?job=ID, or the id of a job in the
-    database RECYCLER_LEDGER.
+    """The place of a run's ledger, for the run as the user names it.
 
+    A run is named by its folder, as URL?job=ID, or by a job's id in the database RECYCLER_LEDGER.
     Raises NotFoundError, and UsageError for a URL without a job.
     """
     text = str(run)
@@ -102,9 +101,7 @@ def has_password(url: str) -> bool:
 
 
 def with_password(url: str) -> str:
-    """The URL with the password of RECYCLER_LEDGER, when that is the same place and the URL has
-    none.
-    """
+    """The URL with the password of RECYCLER_LEDGER, when both name the same place."""
     known = os.environ.get(ENVIRONMENT, "")
     if not has_password(url) and has_password(known) and _bare(known) == _bare(url):
         base, job = split_place(known)[0], split_place(url)[1]

@@ -43,7 +43,7 @@ def read_status(ledger: Ledger) -> dict[str, Any]:
 
 
 def noise_said(name: str) -> str:
-    """For people, of an objective that no weights move."""
+    """A sentence on an uninformative objective."""
     return f"{name} moves with no weights beyond its noise: it has no say in the front"
 
 

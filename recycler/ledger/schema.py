@@ -123,14 +123,14 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_lease
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether nothing is left to migrate; asked before any lock is taken, since readers open
-    ledgers too.
+    """True when nothing is left to migrate.
+
+    It is asked before any lock is taken, since readers open ledgers too.
     """
-    return (
-        inspect(connection).has_table(applied.name)
-        and len(MIGRATIONS)
-        <= connection.execute(select(func.count()).select_from(applied)).scalar_one()
-    )
+    if not inspect(connection).has_table(applied.name):
+        return False
+    count = connection.execute(select(func.count()).select_from(applied)).scalar_one()
+    return count >= len(MIGRATIONS)
 
 
 def migrate(connection: Connection) -> None:

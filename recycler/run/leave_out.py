@@ -27,9 +27,7 @@ ROLES: tuple[Role, ...] = ("search", "holdout")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """A job file to be run as `id`, with all its paths in full, and the data folders to give
-    besides.
-    """
+    """A job file to be run as `id`, with all its paths in full, and its data folders."""
 
     id: str
     text: str

@@ -1,4 +1,4 @@
-"""When more trials stop paying: what the last ones added to the front, luck taken out."""
+"""A rule that ends a search whose last trials added next to nothing to the front."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ MIN_GAIN = 0.01  # of the front's hypervolume
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plateau:
-    """Says whether the last `patience` proposals raised the posterior hypervolume by less than
-    MIN_GAIN of it.
+    """Ends a search when its last `patience` proposals gained less than MIN_GAIN.
 
-    The posterior's and not the observed one, which goes on rising on luck alone. The corner is the
-    members' worst score per objective. Decides from the trials alone, so a resumed run stops where
-    it would have stopped.
+    The gain is a share of the posterior hypervolume; the observed one goes on rising on luck alone.
+    The reference point is the members' worst score per objective. The rule depends on the trials
+    alone, so a resumed run stops where it would have stopped.
     """
 
     patience: int
@@ -30,7 +29,7 @@ class Plateau:
     objectives: tuple[Objective, ...]
 
     def reached(self, trials: Sequence[Trial]) -> bool:
-        """False while fewer than 2 `patience` proposals are scored."""
+        """True when the rule holds; never before 2 `patience` proposals are scored."""
         proposed = [
             trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
         ]
@@ -44,22 +43,14 @@ class Plateau:
         smoothed = self.smoother.smoothed(trials)
         scored = [trial for trial in trials if trial.state == "SCORED"]
         signs = np.array([objective.sign for objective in self.objectives])
-        values = signs * [
-            [
-                next(
-                    score.value
-                    for score in smoothed.get(trial.number, trial.search)
-                    if score.objective == objective.name
-                )
-                for objective in self.objectives
-            ]
-            for trial in scored
-        ]
+        rows = []
+        for trial in scored:
+            scores = smoothed.get(trial.number, trial.search)
+            by_name = {score.objective: score.value for score in scores}
+            rows.append([by_name[objective.name] for objective in self.objectives])
+        values = signs * np.array(rows)
         members = [trial for trial in scored if trial.kind == "member"]
-        reference = costs.cost_reference(
-            self.objectives,
-            members or scored,
-            maximized(members, self.objectives).min(axis=0) if members else values.min(axis=0),
-        )
+        observed = maximized(members, self.objectives) if members else values
+        reference = costs.cost_reference(self.objectives, members or scored, observed.min(axis=0))
         early = np.array([trial.number < first_late for trial in scored])
         return pareto.hypervolume(values[early], reference), pareto.hypervolume(values, reference)

@@ -50,11 +50,11 @@ def refine(
     settings: Settings,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Refined:
-    """Refine the trial that `what` names and open the result as a trial of the run, which the next
-    `run_job` scores.
+    """Refine the trial that `what` names, and open the result as a trial of the run.
 
-    Raises UsageError for a run that is being driven or a merge whose loss has no slope,
-    NotFoundError for no such trial. A run that is killed meanwhile has no new trial.
+    The next `run_job` scores it. A run that is killed meanwhile has no new trial. Raises UsageError
+    for a run that is being driven or a merge whose loss has no slope, NotFoundError for no such
+    trial.
     """
     with only_driver(run), closing(open_ledger(run)) as ledger:
         ledger.hold()

@@ -1,5 +1,6 @@
-"""The job that a run was started with, as its folder remembers it: for doors that start it again,
-export from it or vary it.
+"""The job that a run was started with, as its folder remembers it.
+
+Doors read it to start the job again, export from it or vary it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ COPY = "job.yaml"  # in a run folder: the job file as it was at the first start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A job, the document it was read from, the folder that its relative paths are meant from, and
-    the data folders given besides.
-    """
+    """A job as a run was started with it."""
 
     job: JobSpec
-    document: YamlDocument
-    folder: Path
-    data: tuple[Path, ...]
+    document: YamlDocument  # that the job was read from
+    folder: Path  # that its relative paths are meant from
+    data: tuple[Path, ...]  # data folders that were given besides
 
     def beside(self, place: str) -> str:
         """A path of the job file as it is meant from anywhere; URLs stay as they are."""
@@ -53,14 +52,14 @@ def write_started(run_folder: Path, job: Path, data: Sequence[Path]) -> None:
 
 
 def read_started(run_folder: Path) -> Started | None:
-    """What a run was last started with: from its job file, or from the copy where that has gone or
-    is no job any more.
+    """The job that a run was last started with, from its job file or from the run's copy.
 
-    None for a run that is driven elsewhere, or was made by hand.
+    The copy is read where the job file has gone or is no job any more. None for a run that is
+    driven elsewhere, or was made by hand.
     """
     try:
-        told = json.loads((run_folder / STARTED).read_text())
-        path, data = Path(told["job"]), tuple(map(Path, told["data"]))
+        stored = json.loads((run_folder / STARTED).read_text())
+        path, data = Path(stored["job"]), tuple(map(Path, stored["data"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     for source in (path, run_folder / COPY):

@@ -1,5 +1,4 @@
-"""Trials of earlier runs on the same members and items count: they are copied into a new run's
-ledger and cost nothing.
+"""Warm start: copies of comparable trials of earlier runs, which cost a new run nothing.
 
 Only comparable trials are copied: of the very same weight files, frozen items, engine and dtype,
 scored on all search items.
