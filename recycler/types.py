@@ -7,7 +7,7 @@ them holds a tensor. Shapes: weights are ``(G, K)``: G groups of tensors by K po
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -401,4 +401,22 @@ class Trial:
         return self.kind == "merge" and not self.label
 
     def scores(self, role: Role) -> tuple[Score, ...]:
+        """Scores on one split; empty before they are there."""
         return self.search if role == "search" else self.holdout
+
+    def score(self, objective: str, role: Role = "search") -> Score:
+        """The score of one objective. Raises KeyError where the trial has none."""
+        for score in self.scores(role):
+            if score.objective == objective:
+                return score
+        raise KeyError(objective)
+
+
+def scored_trials(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that were scored, in their order."""
+    return [trial for trial in trials if trial.state == "SCORED"]
+
+
+def scored_members(trials: Iterable[Trial]) -> list[Trial]:
+    """The members of the pool that were scored, in their order."""
+    return [trial for trial in scored_trials(trials) if trial.kind == "member"]

@@ -94,17 +94,14 @@ def search_to_holdout(front: Front) -> tuple[tuple[str, float, float, int], ...]
         return ()
     found = []
     for objective in costs.benchmarks(front.objectives):
-        before = [_score(trial.search, objective) for trial in held]
-        after = [_score(trial.holdout, objective) for trial in held]
-        pairs = list(zip(before, after, strict=True))
-        gap = float(np.mean([after.value - before.value for before, after in pairs]))
-        errors = [np.hypot(before.stderr, after.stderr) for before, after in pairs]
-        found.append((objective.name, gap, float(np.mean(errors)), len(held)))
+        gaps, errors = [], []
+        for trial in held:
+            before, after = trial.score(objective.name), trial.score(objective.name, "holdout")
+            gaps.append(after.value - before.value)
+            errors.append(np.hypot(before.stderr, after.stderr))
+        gap, error = float(np.mean(gaps)), float(np.mean(errors))
+        found.append((objective.name, gap, error, len(held)))
     return tuple(found)
-
-
-def _score(scores: Sequence[Score], objective: Objective) -> Score:
-    return next(score for score in scores if score.objective == objective.name)
 
 
 def choice_document(front: Front, what: str) -> dict[str, Any]:

@@ -15,7 +15,17 @@ from recycler.errors import NotFoundError, Problem, did_you_mean
 from recycler.objectives import costs, pareto
 from recycler.search.baselines import greedy_soup, maximized
 from recycler.search.floors import above_floors, floors
-from recycler.types import Objective, Pool, Recipe, Role, Smoothed, Trial, TrialKind
+from recycler.types import (
+    Objective,
+    Pool,
+    Recipe,
+    Role,
+    Smoothed,
+    Trial,
+    TrialKind,
+    scored_members,
+    scored_trials,
+)
 
 NOT_SMOOTHED = Smoothed()  # no posterior scores: the search goes on
 
@@ -56,17 +66,14 @@ class Front:
         Its (posterior) scores are taken as independent Gaussians.
         """
         unique = [alike[0] for alike in self.alike]
-        stderrs = []
-        for trial in unique:
-            scores = self.smoothed.get(trial.number, trial.search)
-            by_name = {score.objective: score.stderr for score in scores}
-            stderrs.append([by_name[objective.name] for objective in self.informative])
-        values = _best_known(unique, self.informative, self.smoothed)
+        known = _with_posterior(unique, self.smoothed)
+        stderrs = np.array(
+            [[trial.score(one.name).stderr for one in self.informative] for trial in known]
+        )
+        values = maximized(known, self.informative)
         chances = pareto.probability_non_dominated(values, stderrs, seed=0)
-        return {
-            trial.number: round(float(chance), 3)
-            for trial, chance in zip(unique, chances, strict=True)
-        }
+        numbers = [trial.number for trial in unique]
+        return dict(zip(numbers, (round(float(chance), 3) for chance in chances), strict=True))
 
     @property
     def names(self) -> dict[int, str]:
@@ -135,8 +142,7 @@ def read_front(
     smoothed: Smoothed = NOT_SMOOTHED,
 ) -> Front:
     """The front of a ledger's trials. Raises NotFoundError before the first trial is scored."""
-    scored = tuple(trial for trial in trials if trial.state == "SCORED")
-    members = tuple(trial for trial in scored if trial.kind == "member")
+    scored, members = tuple(scored_trials(trials)), tuple(scored_members(trials))
     if not members:
         raise NotFoundError(
             Problem(
@@ -257,10 +263,12 @@ def _best_known(
     trials: Sequence[Trial], objectives: Sequence[Objective], smoothed: Smoothed
 ) -> np.ndarray:
     """Posterior scores (n, T) to be made large, search scores where a trial has none."""
-    return maximized(
-        [replace(trial, search=smoothed.get(trial.number, trial.search)) for trial in trials],
-        objectives,
-    )
+    return maximized(_with_posterior(trials, smoothed), objectives)
+
+
+def _with_posterior(trials: Sequence[Trial], smoothed: Smoothed) -> list[Trial]:
+    """Trials with posterior scores in place of their search scores, where they have some."""
+    return [replace(trial, search=smoothed.get(trial.number, trial.search)) for trial in trials]
 
 
 def _non_dominated(trials: Sequence[Trial], values: np.ndarray) -> tuple[Trial, ...]:

@@ -26,7 +26,7 @@ from recycler.search.outlook import FORECAST_TRIALS, GainForecast
 from recycler.search.refine import refined_from
 from recycler.search.simplex.proposer import SimplexProposer
 from recycler.specs.space import SearchSpace
-from recycler.types import Item, Objective, Trial
+from recycler.types import Item, Objective, Trial, scored_members
 
 
 def write_space(ledger: Ledger, space: SearchSpace, method: str) -> None:
@@ -45,7 +45,7 @@ def write_preview(
     are known and need no guess.
     """
     trials = ledger.trials()
-    members = [trial for trial in trials if trial.kind == "member" and trial.state == "SCORED"]
+    members = scored_members(trials)
     if len(members) < max(2, num_members):
         return None
     outcomes = {trial.number: ledger.outcomes(trial.number, "search") for trial in members}

@@ -17,7 +17,7 @@ from recycler.ledger import Ledger
 from recycler.scoring.outcomes import aggregate
 from recycler.scoring.scorers import items_of
 from recycler.scoring.subsets import draw, estimate
-from recycler.types import Item, Objective, Outcome, Score, Scorecard, Trial
+from recycler.types import Item, Objective, Outcome, Score, Scorecard, Trial, scored_members
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,8 +57,7 @@ class Fidelity:
         if self._num_degenerate is None:
             self._num_degenerate = sum(
                 self._is_degenerate(ledger.outcomes(member.number, "search"))
-                for member in members
-                if member.state == "SCORED"
+                for member in scored_members(members)
             )
         return self._num_degenerate == 0
 
@@ -92,9 +91,7 @@ class Fidelity:
     ) -> Scorecard:
         """A scorecard of some items with estimates over all, the members' outcomes as controls."""
         members = [
-            ledger.outcomes(trial.number, "search")
-            for trial in trials.values()
-            if trial.kind == "member" and trial.state == "SCORED"
+            ledger.outcomes(member.number, "search") for member in scored_members(trials.values())
         ]
         scores = []
         for objective in self.objectives:

@@ -14,7 +14,7 @@ from recycler.run.prepared import PreparedJob
 from recycler.scoring.frozen import expected_tokens
 from recycler.scoring.scorers import SCORERS, item_weight, items_of
 from recycler.scoring.subsets import draw
-from recycler.types import Item, Objective, Role
+from recycler.types import Item, Objective, Role, scored_members, scored_trials
 
 # share of items on which two merges of a pool disagree, until members have been scored
 DISCORDANCE = 0.15
@@ -36,8 +36,8 @@ class Earlier:
 def read_earlier(ledger: Ledger, prepared: PreparedJob) -> Earlier:
     """Figures of a run over the same items; none where its suites are others."""
     known = {item.id for item in prepared.items}
-    scored = [trial for trial in ledger.trials() if trial.state == "SCORED"]
-    own = [trial for trial in scored if trial.kind == "member"]
+    scored = scored_trials(ledger.trials())
+    own = scored_members(scored)
     others = [trial for trial in scored if trial.kind != "member"]
     members, asked = {}, 0
     for trial in (*own, *others[:MAX_TRIALS]):
@@ -230,19 +230,17 @@ def _values(
 
 
 def _cost(items: Sequence[Item]) -> dict[str, Any]:
-    generated = [item for item in items if item.kind == "generate"]
-    forced = [item for item in items if item.kind == "loglikelihood"]
-    prompts = sum(len(item.prompt_ids) for item in generated)
-    contexts = sum(len(item.prompt_ids) * len(item.continuations) for item in forced)
-    return {
-        "items": len(items),
-        "tokens": {
-            "prompt": prompts + contexts,
-            "new_at_most": sum(item.max_new_tokens for item in generated),
-            "expected": sum(expected_tokens(item) - len(item.prompt_ids) for item in generated),
-            "forced": sum(len(ids) for item in forced for ids in item.continuations),
-        },
-    }
+    tokens = {"prompt": 0, "new_at_most": 0, "expected": 0, "forced": 0}
+    for item in items:
+        num_prompt = len(item.prompt_ids)
+        if item.kind == "generate":
+            tokens["prompt"] += num_prompt
+            tokens["new_at_most"] += item.max_new_tokens
+            tokens["expected"] += expected_tokens(item) - num_prompt
+        else:
+            tokens["prompt"] += num_prompt * len(item.continuations)
+            tokens["forced"] += sum(map(len, item.continuations))
+    return {"items": len(items), "tokens": tokens}
 
 
 def _tasks(items: Sequence[Item]) -> list[dict[str, Any]]:

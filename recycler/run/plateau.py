@@ -10,7 +10,7 @@ import numpy as np
 from recycler.objectives import costs, pareto
 from recycler.search.baselines import maximized
 from recycler.search.simplex.proposer import SimplexProposer
-from recycler.types import Objective, Trial
+from recycler.types import Objective, Trial, scored_members, scored_trials
 
 MIN_GAIN = 0.01  # of the front's hypervolume
 
@@ -30,9 +30,7 @@ class Plateau:
 
     def reached(self, trials: Sequence[Trial]) -> bool:
         """True when the rule holds; never before 2 `patience` proposals are scored."""
-        proposed = [
-            trial.number for trial in trials if trial.is_proposed and trial.state == "SCORED"
-        ]
+        proposed = [trial.number for trial in scored_trials(trials) if trial.is_proposed]
         if len(proposed) < 2 * self.patience:
             return False
         before, now = self._volumes(trials, proposed[-self.patience])
@@ -41,7 +39,7 @@ class Plateau:
     def _volumes(self, trials: Sequence[Trial], first_late: int) -> tuple[float, float]:
         """Posterior hypervolume of the trials before number `first_late`, and of all."""
         smoothed = self.smoother.smoothed(trials)
-        scored = [trial for trial in trials if trial.state == "SCORED"]
+        scored = scored_trials(trials)
         signs = np.array([objective.sign for objective in self.objectives])
         rows = []
         for trial in scored:
@@ -49,7 +47,7 @@ class Plateau:
             by_name = {score.objective: score.value for score in scores}
             rows.append([by_name[objective.name] for objective in self.objectives])
         values = signs * np.array(rows)
-        members = [trial for trial in scored if trial.kind == "member"]
+        members = scored_members(scored)
         observed = maximized(members, self.objectives) if members else values
         reference = costs.cost_reference(self.objectives, members or scored, observed.min(axis=0))
         early = np.array([trial.number < first_late for trial in scored])

@@ -82,23 +82,18 @@ class Losses:
 
     def slopes(self, recipe: Recipe, index: int) -> tuple[float, Floats]:
         """`batch` and its gradient (G, K) by the recipe's weights."""
-        drawn = self._drawn(index)
-        tokens = {
-            name: sum(len(request.continuation_ids) for request in own)
-            for name, own in drawn.items()
-        }
-        shares = [
-            self._preference[name] / (self._unit[name] * tokens[name])
-            for name, own in drawn.items()
-            for _ in own
-        ]
+        requests: list[LoglikelihoodRequest] = []
+        shares: list[float] = []  # of each request in the loss
+        for name, own in self._drawn(index).items():
+            share = self._preference[name] / (self._unit[name] * _num_tokens(own))
+            requests += own
+            shares += [share] * len(own)
         self._engine.apply(recipe)
-        losses, gradients = self._engine.loss_slopes(
-            [request for own in drawn.values() for request in own], shares
-        )
+        losses, gradients = self._engine.loss_slopes(requests, shares)
         return float(np.dot(losses, shares)), weight_slopes(gradients, recipe, self._resident)
 
     def close(self) -> None:
+        """Close the engine."""
         self._engine.close()
 
     def _drawn(self, index: int) -> dict[str, list[LoglikelihoodRequest]]:
@@ -113,13 +108,18 @@ class Losses:
 def _measured(
     engine: Engine, recipe: Recipe, asked: Mapping[str, Sequence[LoglikelihoodRequest]]
 ) -> dict[str, float]:
+    """Mean -log p of a token by objective, of all requests asked at once."""
     engine.apply(recipe)
     answers = iter(engine.loglikelihood([request for own in asked.values() for request in own]))
-    return {
-        name: -sum(next(answers).logprob for _ in own)
-        / sum(len(request.continuation_ids) for request in own)
-        for name, own in asked.items()
-    }
+    losses = {}
+    for name, own in asked.items():
+        logprob = sum(next(answers).logprob for _ in own)
+        losses[name] = -logprob / _num_tokens(own)
+    return losses
+
+
+def _num_tokens(requests: Sequence[LoglikelihoodRequest]) -> int:
+    return sum(len(request.continuation_ids) for request in requests)
 
 
 def _requests(objective: Objective, items: Sequence[Item]) -> list[LoglikelihoodRequest]:
@@ -136,15 +136,14 @@ def _requests(objective: Objective, items: Sequence[Item]) -> list[Loglikelihood
                 remedy="Refine jobs whose suites are scored by likelihood, such as bpb or bbh",
             )
         )
-    return [
-        LoglikelihoodRequest(
-            context_ids=item.prompt_ids,
-            continuation_ids=item.continuations[
-                int(item.gold) if len(item.continuations) > 1 else 0
-            ],
-        )
-        for item in own
-    ]
+    return [_right_answer(item) for item in own]
+
+
+def _right_answer(item: Item) -> LoglikelihoodRequest:
+    right = int(item.gold) if len(item.continuations) > 1 else 0
+    return LoglikelihoodRequest(
+        context_ids=item.prompt_ids, continuation_ids=item.continuations[right]
+    )
 
 
 def preference_shares(

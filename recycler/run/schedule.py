@@ -12,7 +12,17 @@ from recycler.search.baselines import Planned
 from recycler.search.proposer import Proposer
 from recycler.search.simplex.domain import Exhausted
 from recycler.specs.space import SearchSpace
-from recycler.types import Objective, OptionValue, Pool, Proposal, Recipe, Score, Trial
+from recycler.types import (
+    Objective,
+    OptionValue,
+    Pool,
+    Proposal,
+    Recipe,
+    Score,
+    Trial,
+    scored_members,
+    scored_trials,
+)
 
 
 class Stop(Protocol):
@@ -79,7 +89,7 @@ class Planner:
     def _has_budget(self, trials: Sequence[Trial]) -> bool:
         """True when a merge may be proposed: some are left, and one trial at least was scored."""
         proposed = sum(trial.is_proposed for trial in trials)
-        return proposed < self.num_merges and any(trial.state == "SCORED" for trial in trials)
+        return proposed < self.num_merges and bool(scored_trials(trials))
 
     def _waits_for_members(self, trials: Sequence[Trial]) -> bool:
         members = [trial for trial in trials if trial.kind == "member"]
@@ -102,18 +112,13 @@ class Planner:
         """Number of merges of a space of countably many that were opened."""
         allowed, groups = set(self.space.rows() or ()), len(self.space.groups)
         options = _typed(self.method, [(name, low) for name, (low, _) in self.space.options])
-        own = [
-            trial.recipe.weights
-            for trial in comparable
-            if trial.recipe.members == self.space.members and trial.recipe.options == options
-        ]
-        return len(
-            {
-                rows if len(rows) == groups else rows * groups
-                for rows in own
-                if len(rows) in (1, groups) and allowed.issuperset(rows)
-            }
-        )
+        tried = set()
+        for recipe in (trial.recipe for trial in comparable):
+            rows = recipe.weights
+            is_own = recipe.members == self.space.members and recipe.options == options
+            if is_own and len(rows) in (1, groups) and allowed.issuperset(rows):
+                tried.add(rows if len(rows) == groups else rows * groups)
+        return len(tried)
 
     def comparable(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials that the proposer and the stops see."""
@@ -126,7 +131,7 @@ class Planner:
 
         Without a score it would be asked for again.
         """
-        scored = [trial for trial in trials if trial.state == "SCORED"]
+        scored = scored_trials(trials)
         if not scored or not any(map(_is_recipe_failure, trials)):
             return list(trials)
         scores = [score for trial in scored for score in trial.search]
@@ -143,10 +148,7 @@ class Planner:
             if (planned.kind, planned.recipe) not in known:
                 return planned
         first = [trial for trial in trials if trial.kind in ("member", "base", "uniform_soup")]
-        is_open = any(trial.state == "PENDING" for trial in first)
-        if is_open or not any(
-            trial.kind == "member" and trial.state == "SCORED" for trial in first
-        ):
+        if any(trial.state == "PENDING" for trial in first) or not scored_members(first):
             return None
         if not any(trial.label == baselines.MERGE_BEST for trial in trials):
             return baselines.merge_best(self.pool, self.dtype, trials, self.objectives)

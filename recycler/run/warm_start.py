@@ -22,7 +22,7 @@ from recycler.results.measured_costs import measured_costs
 from recycler.run.run import Run
 from recycler.scoring.outcomes import aggregate
 from recycler.search.baselines import fixed_baselines
-from recycler.types import Checkpoint, Recipe, Scorecard, Trial, TrialKind
+from recycler.types import Checkpoint, Recipe, Scorecard, Trial, TrialKind, scored_trials
 
 LABEL = "earlier: "
 
@@ -150,8 +150,8 @@ class _Copier:
     def copy_all(self) -> Taken:
         """Copy what can be used here and is not known already."""
         first, left = self._next, 0
-        for trial in self._source.ledger.trials():
-            if trial.state == "SCORED" and not self._copy(trial):
+        for trial in scored_trials(self._source.ledger.trials()):
+            if not self._copy(trial):
                 left += 1
         return Taken(run=self._source.name, num_trials=self._next - first, left=left)
 

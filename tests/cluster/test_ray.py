@@ -18,6 +18,7 @@ from recycler.location import parse_location
 from recycler.search.baselines import blend
 from recycler.types import Item, Pool, Scorecard
 from small_job import JOB
+from workers_contract import WorkersContract
 
 pytestmark = pytest.mark.ray
 
@@ -226,3 +227,23 @@ def test_a_run_whose_suite_changed_is_refused(sound, tmp_path):
         and "is not the one the job began with" in err
         and "31+31" in err
     )
+
+
+class TestRayWorkers(WorkersContract):
+    """Workers on a cluster keep the laws of all workers."""
+
+    @pytest.fixture(scope="class")
+    def work(self, sound, tmp_path_factory):
+        return work_over(sound, tmp_path_factory.mktemp("contract"))
+
+    @pytest.fixture(scope="class")
+    def workers(self, work):
+        from recycler.cluster.ray_workers import RayWorkers
+
+        workers = RayWorkers(work, num_workers=1)
+        yield workers
+        workers.close()
+
+    @pytest.fixture
+    def recipe(self, work):
+        return blend(work.pool, "bfloat16", {"m1": 1.0})
