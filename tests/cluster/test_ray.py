@@ -234,7 +234,7 @@ class TestRayWorkers(WorkersContract):
 
     @pytest.fixture(scope="class")
     def work(self, sound, tmp_path_factory):
-        return work_over(sound, tmp_path_factory.mktemp("contract"))
+        return work_over(sound, tmp_path_factory.mktemp("contract") / "job")
 
     @pytest.fixture(scope="class")
     def workers(self, work):
