@@ -123,9 +123,9 @@ def add_why(commands: Commands) -> None:
 
 def why(arguments: argparse.Namespace) -> None:
     """recycler why RUN: contributions of members to a merge, and losses without them."""
-    from recycler.results.insight import open_why
+    from recycler.results.insight import open_explanation
 
-    found = open_why(arguments.run, arguments.trial)
+    found = open_explanation(arguments.run, arguments.trial)
     print(
         json.dumps(found, indent=2) if arguments.json else why_text(found),
         end="\n" if arguments.json else "",

@@ -87,7 +87,7 @@ def open_preview(run: str | Path) -> dict[str, Any]:
     return stored
 
 
-def open_why(run: str | Path, what: str = "knee") -> dict[str, Any]:
+def open_explanation(run: str | Path, what: str = "knee") -> dict[str, Any]:
     """Explain the scores of the merge `what` of a run: a trial's number, knee, best:OBJECTIVE.
 
     Raises NotFoundError for too few trials.

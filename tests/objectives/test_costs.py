@@ -19,7 +19,7 @@ from recycler.objectives.costs import Costs
 from recycler.pool.catalog import open_checkpoint
 from recycler.pool.geometry.delta_products import delta_products
 from recycler.pool.storage.tensors import iterate_tensors
-from recycler.results.insight import open_preview, open_why
+from recycler.results.insight import open_explanation, open_preview
 from recycler.results.measured_costs import measured_costs, products_from, stored_products
 from recycler.results.open import open_front
 from recycler.run.leave_out import job_without
@@ -305,7 +305,7 @@ def test_a_job_with_costs_from_pool_to_front(job, capsys):
         "echo:echo/exact_match",
         "echo:bits/bits_per_byte",
     ] and "cost" not in json.dumps(preview["tradeoffs"])
-    why = open_why(job / "run")
+    why = open_explanation(job / "run")
     assert all("cost:members" not in share["adds"] for share in why["shares"]) and why["losses"]
     assert (
         main(["front", str(job / "run"), "--csv"]) == 0

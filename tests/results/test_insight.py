@@ -12,8 +12,8 @@ from recycler.errors import NotFoundError
 from recycler.ledger import Ledger
 from recycler.results.attribution import Surrogate, pair_sentences
 from recycler.results.insight import (
+    open_explanation,
     open_preview,
-    open_why,
     write_outlook,
     write_preview,
     write_space,
@@ -327,7 +327,7 @@ def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_be
     with it.
     """
     name = OBJECTIVES[0].name
-    before = open_why(run, f"best:{name}")["chosen"]
+    before = open_explanation(run, f"best:{name}")["chosen"]
     assert (
         before["by"] == "search score"
         and before["best_by_search_score"]["trial"] == before["trial"]
@@ -349,7 +349,7 @@ def test_why_says_by_which_score_a_merge_was_chosen_and_whose_search_score_is_be
             for trial in trials
         }
         ledger.facts.smoothed = Smoothed(scores=scores)
-    after = open_why(run, f"best:{name}")["chosen"]
+    after = open_explanation(run, f"best:{name}")["chosen"]
     assert (
         after["by"] == "posterior score"
         and after["trial"] == true
@@ -373,11 +373,11 @@ def test_runs_that_cannot_say_it_are_told_so(tmp_path):
     with pytest.raises(NotFoundError, match="members have not all been scored"):
         open_preview(run)
     with pytest.raises(NotFoundError, match="scored trials are too few for a model"):
-        open_why(run)
+        open_explanation(run)
 
 
 def test_a_run_that_kept_no_space_is_looked_at_as_wide_as_it_was_tried(tmp_path):
-    found = open_why(make_run(tmp_path, merges=20))
+    found = open_explanation(make_run(tmp_path, merges=20))
     assert len(found["losses"]) == len(NAMES) and found["said"]
 
 
@@ -403,12 +403,15 @@ def test_why_of_a_refined_merge_is_told_of_the_one_it_comes_from(run, capsys):
             ledger.close_trial(
                 number, replace(ledger.scorecard(start.number, "search"), weights_digest=label)
             )
-    found = open_why(run, str(number - 1))
+    found = open_explanation(run, str(number - 1))
     assert found["trial"] == start.number and found["chosen"]["trial"] == number - 1
     assert found["said"][0].startswith(
         f"Merge {number - 1} is merge {start.number} refined;"
     ) and found["said"][1].startswith(f"Merge {start.number} uses")
-    assert open_why(run, str(number - 2))["shares"] == open_why(run, str(start.number))["shares"]
+    assert (
+        open_explanation(run, str(number - 2))["shares"]
+        == open_explanation(run, str(start.number))["shares"]
+    )
     assert main(["why", str(run), "--trial", str(number)]) == 3
     said = capsys.readouterr().err
     assert "does not cover its kind of merge" in said and "Wait" not in said
@@ -569,7 +572,7 @@ def test_pairs_and_moves_are_differences_of_what_the_model_predicts(coupled):
 
 
 def test_why_shows_pairs_and_moves(run, capsys):
-    found = open_why(run)
+    found = open_explanation(run)
     assert 0 < len(found["pairs"]) <= 3 and len(found["moves"]) == len(found["shares"])
     assert main(["why", str(run)]) == 0
     shown = capsys.readouterr().out
