@@ -68,10 +68,10 @@ class NoiseNotices:
 
 
 class GainForecasts:
-    """Writes a forecast of further gain after every EVERY proposed merges, and tells of it."""
+    """Writes a forecast of further gain after every FORECAST_EVERY proposed merges, and tells of it."""
 
     def __init__(self, run: Run, planner: Planner, forecast: GainForecast, notices: Notices):
-        self._run, self._planner, self._looks, self._notices = run, planner, forecast, notices
+        self._run, self._planner, self._forecast, self._notices = run, planner, forecast, notices
         known = planner.comparable(run.trials())
         self._proposed = sum(trial.is_proposed and trial.state == "SCORED" for trial in known)
 
@@ -82,7 +82,7 @@ class GainForecasts:
         if self._proposed % FORECAST_EVERY:
             return event
         _, known = last_forecast(self._planner.comparable(self._run.trials()))
-        gain = write_outlook(self._run.ledger, self._looks, known)
+        gain = write_outlook(self._run.ledger, self._forecast, known)
         return replace(_with_notes(event, self._notices.of_noise(known)), gain=gain)
 
 
