@@ -105,13 +105,10 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A named set of tensors that share one row of weights.
-
-    `match` is a regular expression that is searched in the tensor's name.
-    """
+    """A named set of tensors that share one row of weights."""
 
     name: str
-    match: str = ""
+    match: str = ""  # regular expression that is searched in a tensor's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,15 +158,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A merge that a proposer asks for: decoded weights and options.
-
-    `params` are the raw parameters, kept for the proposer's own memory.
-    """
+    """A merge that a proposer asks for: decoded weights and options."""
 
     number: int
     weights: tuple[tuple[float, ...], ...]
     options: tuple[tuple[str, OptionValue], ...] = ()
-    params: tuple[tuple[str, float], ...] = ()
+    params: tuple[tuple[str, float], ...] = ()  # raw, kept for the proposer's own memory
 
 
 # ---------------------------------------------------------------- items and engines
@@ -231,20 +225,14 @@ class LoglikelihoodRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loglikelihood:
-    """Natural-log probability of a continuation.
-
-    `is_greedy` is True when each of its tokens is the most likely one.
-    """
+    """Natural-log probability of a continuation."""
 
     logprob: float
     token_logprobs: tuple[float, ...]
-    is_greedy: bool
+    is_greedy: bool  # each of its tokens is the most likely one
 
 
 # ---------------------------------------------------------------- scores
-
-# matches "" too: a floor is not empty
-FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,10 +274,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A figure with its standard error over clusters of items, and their number.
-
-    A cost has neither.
-    """
+    """A figure, its standard error over clusters of items, and their number; a cost has neither."""
 
     objective: str
     value: float
@@ -358,12 +343,9 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The reason why a trial has no scorecard.
+    """The reason why a trial has no scorecard."""
 
-    `blame` is on the system, then the trial is retried, or on the recipe, which is final.
-    """
-
-    blame: Literal["system", "recipe"]
+    blame: Literal["system", "recipe"]  # the system's are retried, the recipe's are final
     reason: str
     attempts: int = 1
 

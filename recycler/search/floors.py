@@ -10,7 +10,8 @@ import numpy as np
 
 from recycler.objectives.pareto import Floats, Mask
 from recycler.search.baselines import maximized
-from recycler.types import FLOOR, Objective, Trial
+from recycler.specs.job import FLOOR
+from recycler.types import Objective, Trial
 
 
 def floors(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Floats:

@@ -24,8 +24,10 @@ from pydantic import (
 from recycler.errors import Problem, UsageError, raise_problems
 from recycler.io.strict_yaml import YamlDocument, load_yaml, parse_model
 from recycler.location import parse_location
-from recycler.types import FLOOR, EngineName, Objective, SamplerName
+from recycler.types import EngineName, Objective, SamplerName
 
+# base or best, a sign, an amount; matches "" too: a floor is not empty
+FLOOR = re.compile(r"(?:(base|best)\s*)?(?:([+-])?\s*(\d+(?:\.\d+)?(?:e-?\d+)?))?", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
