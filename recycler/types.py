@@ -298,13 +298,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothed:
-    """Posterior scores by trial number: the model's, given all trials. False while there are none.
-
-    `uninformative` names the objectives that no weights move, whose scores differ by noise alone.
-    """
+    """Posterior scores by trial number: the model's, given all trials. False while there are none."""
 
     scores: Mapping[int, tuple[Score, ...]] = field(default_factory=dict)
-    uninformative: tuple[str, ...] = ()
+    uninformative: tuple[str, ...] = ()  # names of objectives that no weights move beyond noise
 
     def __bool__(self) -> bool:
         return bool(self.scores)
@@ -371,10 +368,7 @@ class Trial:
 
     @property
     def is_unmerged(self) -> bool:
-        """True when its scores are of adapters beside the base and not of merged weights.
-
-        They are near the same, but no export can be held to them.
-        """
+        """True when its scores are of adapters beside the base, so no export can match them."""
         return self.weights_digest.startswith(UNMERGED)
 
     @property

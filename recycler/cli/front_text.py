@@ -116,7 +116,7 @@ def _row(
 
 def _notices(front: Front) -> str:
     """Benchmarks that do not trade off, uninformative objectives, floors that none keeps."""
-    lines = [*_together(front), *map(noise_said, front.smoothed.dead)]
+    lines = [*_together(front), *map(noise_said, front.smoothed.uninformative)]
     if not front.floors_kept:
         lines.append("No trial keeps every floor: this is the front without floors")
     return "".join(f"{line}\n" for line in lines)

@@ -68,7 +68,7 @@ class NoiseNotices:
 
 
 class GainForecasts:
-    """Writes a forecast of further gain after every FORECAST_EVERY proposed merges, and tells of it."""
+    """Writes a gain forecast after every FORECAST_EVERY proposed merges, and tells of it."""
 
     def __init__(self, run: Run, planner: Planner, forecast: GainForecast, notices: Notices):
         self._run, self._planner, self._forecast, self._notices = run, planner, forecast, notices
