@@ -28,10 +28,10 @@ check: install-check
 
 test: install-test
 	NLTK_DATA="$(CURDIR)/build/nltk_data" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
-		-n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-quick: install-quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --durations=5 --durations-min=2 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=5 --durations-min=2 \
 		-m "not (slow or long or ray or vllm or browser or postgres or bucket)" $(QUICK)
 
 .PHONY: docs install-docs

@@ -30,23 +30,17 @@ def pytest_collection_modifyitems(config, items):
         if "chaos" in item.fixturenames:
             item.add_marker(pytest.mark.bucket)
     if hasattr(config, "workerinput"):
-        _share_out(items)
+        _sort_longest_files_first(items)
 
 
-def _share_out(items):
-    """Give each file to one worker, the tests that share a Ray node to the same one."""
+def _sort_longest_files_first(items):
+    """Files go to xdist's workers one by one: what starts engines and clusters is not left over."""
+    places = {}
     for item in items:
-        shares_ray = "shared_ray" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.as_posix()))
-    items.sort(key=_waits)
-
-
-def _waits(item):
-    """Tests that start most come first."""
-    if "shared_ray" in item.fixturenames:
-        return 0
-    marks = [number for number, mark in enumerate(LONGEST, 1) if item.get_closest_marker(mark)]
-    return min(marks, default=len(LONGEST) + 1)
+        marks = [place for place, mark in enumerate(LONGEST) if item.get_closest_marker(mark)]
+        place = min(marks, default=len(LONGEST))
+        places[item.path] = min(place, places.get(item.path, place))
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session")

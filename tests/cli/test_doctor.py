@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from recycler.cli import machine_checks, service_checks
-from recycler.cli import main
+from recycler.cli import machine_checks, main, service_checks
 
 LEVELS = ("ok", "warn", "fail")
 

@@ -236,7 +236,7 @@ SMOOTHER = SimplexProposer(planner().space, OBJECTIVES, seed=0)
     ("stop", "least"),
     [
         (Plateau(patience=6, smoother=SMOOTHER, objectives=OBJECTIVES), 12),
-        (SmallGain(least_gain=0.02, forecast=GainForecast(proposer=SMOOTHER)), 20),
+        (SmallGain(least_gain=0.05, forecast=GainForecast(proposer=SMOOTHER)), 20),
     ],
 )
 def test_a_search_stops_where_more_trials_add_nothing_and_stops_there_again(tmp_path, stop, least):
