@@ -1,4 +1,6 @@
-"""Three functions of vLLM that are replaced on a CPU, in every process that loads a model.
+"""Functions of vLLM that are replaced on a CPU, in every process that loads a model.
+
+There are six of them, for three reasons:
 
 1. The packing of linear weights, so that a merge into the live weights reaches the products.
 2. The count of tokens above a prompt's token, so that a compiler is not started for it.
@@ -27,7 +29,7 @@ _REPLACED: dict[tuple[str, str], tuple[Function, Function]] = {}  # place -> vLL
 
 
 def patch_vllm() -> None:
-    """Replace the three functions in this process, once; none on a GPU.
+    """Replace vLLM's functions in this process, once; none on a GPU.
 
     Raises UnsafeInputError when vLLM is not as we know it and merges would be computed wrongly.
     """
