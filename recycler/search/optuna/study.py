@@ -8,23 +8,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.search.floors import floors
 from recycler.types import Objective, Recipe, Trial
 
-WEIGHTS, FLOORS, STDERR = (
-    "weights",
-    "floors",
-    "stderr",
-)  # user attributes that `posterior_front` reads; see optuna_trials
+# user attributes that `posterior_front` reads; see `trials`
+WEIGHTS, FLOORS, STDERR = "weights", "floors", "stderr"
 
 
 def write_study(
     trials: Sequence[Trial], objectives: Sequence[Objective], *, storage: str, name: str
 ) -> int:
-    """Write every closed trial into a new study and give their number.
+    """Write every closed trial into a new study and return their number.
 
     Parameters are the weights (MEMBER, or GROUP/MEMBER where there are several groups) and the
     numeric options; values are search scores; user attributes hold number, kind, label, method,
@@ -34,58 +37,78 @@ def write_study(
     needs no more. Raises UsageError when the study exists or the URL is none, InfrastructureError
     when the storage cannot be reached.
     """
-    import optuna
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
     searched = _searched(closed)
     rows = [_params(trial, searched) for trial in closed]
-    limits = {
-        key: (
-            min(row[key] for row in rows if key in row),
-            max(row[key] for row in rows if key in row),
-        )
-        for key in sorted({key for row in rows for key in row})
-    }
     weights = list(_weights(searched, searched)) if searched else []
-    limits |= {
-        key: (min(0.0, low), max(1.0, high))
-        for key, (low, high) in limits.items()
-        if key in weights
-    }
-    distributions = {
-        key: optuna.distributions.FloatDistribution(low, high)
-        for key, (low, high) in limits.items()
-    }
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            directions=[objective.direction for objective in objectives],
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", optuna.exceptions.ExperimentalWarning
-            )  # the names of the axes in its plots
-            study.set_metric_names([objective.name for objective in objectives])
+    with _quiet(), _storage_errors(name):
+        study = _new_study(objectives, storage, name)
         study.set_user_attr(WEIGHTS, weights)
         if any(objective.floor for objective in objectives):
             study.set_user_attr(FLOORS, _floors(closed, objectives))
+        distributions = _distributions(rows, weights)
         for trial, row in zip(closed, rows, strict=True):
-            scored = trial.state == "SCORED"
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=optuna.trial.TrialState.COMPLETE
-                    if scored
-                    else optuna.trial.TrialState.FAIL,
-                    params=row,
-                    distributions={key: distributions[key] for key in row},
-                    values=_values(trial, objectives) if scored else None,
-                    user_attrs=_attributes(trial, objectives),
-                )
-            )
+            study.add_trial(_frozen_trial(trial, row, distributions, objectives))
+    return len(closed)
+
+
+def _new_study(objectives: Sequence[Objective], storage: str, name: str) -> optuna.Study:
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=[objective.direction for objective in objectives],
+    )
+    with warnings.catch_warnings():  # names of axes in Optuna's plots are experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in objectives])
+    return study
+
+
+def _distributions(
+    rows: Sequence[Mapping[str, float]], weights: Sequence[str]
+) -> dict[str, BaseDistribution]:
+    """Ranges as wide as the values that were tried; those of weights hold 0 to 1."""
+    distributions: dict[str, BaseDistribution] = {}
+    for key in sorted({key for row in rows for key in row}):
+        tried = [row[key] for row in rows if key in row]
+        if key in weights:
+            tried += [0.0, 1.0]
+        distributions[key] = FloatDistribution(min(tried), max(tried))
+    return distributions
+
+
+def _frozen_trial(
+    trial: Trial,
+    row: dict[str, float],
+    distributions: Mapping[str, BaseDistribution],
+    objectives: Sequence[Objective],
+) -> FrozenTrial:
+    scored = trial.state == "SCORED"
+    return create_trial(
+        state=TrialState.COMPLETE if scored else TrialState.FAIL,
+        params=row,
+        distributions={key: distributions[key] for key in row},
+        values=_values(trial, objectives) if scored else None,
+        user_attrs=_attributes(trial, objectives),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from logging each trial."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _storage_errors(name: str) -> Iterator[None]:
+    """Raise errors of Optuna and of its database as ours."""
+    try:
+        yield
     except optuna.exceptions.DuplicatedStudyError:
         raise UsageError(
             Problem(
@@ -103,7 +126,7 @@ def write_study(
                 remedy="Write sqlite:///FILE",
             )
         ) from None
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise InfrastructureError(
             Problem(
                 thing="--storage",
@@ -111,17 +134,6 @@ def write_study(
                 remedy="Check the URL, and that the database is up",
             )
         ) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise InfrastructureError(
-            Problem(
-                thing="--storage",
-                cause=f"cannot be written ({str(error).splitlines()[0]})",
-                remedy="Check the URL, and that the database is up",
-            )
-        ) from None
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    return len(closed)
 
 
 def _searched(closed: Sequence[Trial]) -> Recipe | None:

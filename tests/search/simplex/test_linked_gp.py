@@ -12,7 +12,8 @@ from benchmarks.search.samplers import Simplex
 from recycler.search.simplex.gp import Features, WeightGP
 from recycler.search.simplex.linked_gp import LINKS, Link, LinkedGP
 from recycler.search.simplex.proposals import vertices
-from recycler.search.simplex.simplex_gp import SETTINGS, SimplexGP
+from recycler.search.simplex.settings import SETTINGS
+from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import observations
 
 FEATURES = Features(np.eye(6), 1, np.zeros(0), np.zeros(0), ard=False)
