@@ -307,6 +307,7 @@ def test_the_outlook_is_kept_for_status(run, capsys):
     assert f"the next 20 merges are expected to add {round(gain, 4):.1%}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_two_commands(run, capsys):
     assert main(["preview", str(run)]) == 0
     assert "nothing of it was measured" in capsys.readouterr().out
@@ -571,6 +572,7 @@ def test_pairs_and_moves_are_differences_of_what_the_model_predicts(coupled):
     assert coupled.pairs(alone) == () and coupled.moves(alone) == ()
 
 
+@pytest.mark.long
 def test_why_shows_pairs_and_moves(run, capsys):
     found = open_explanation(run)
     assert 0 < len(found["pairs"]) <= 3 and len(found["moves"]) == len(found["shares"])

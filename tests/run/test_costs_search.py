@@ -237,6 +237,7 @@ def test_the_same_budget_finds_better_merges_of_few_members_than_a_search_that_a
     assert volumes[0] > volumes[1]
 
 
+@pytest.mark.long
 def test_volumes_are_measured_from_more_members_than_one(trials):
     front = read_front(trials, WITH_MEMBERS, POOL, "bfloat16")
     assert front.reference[2] == 7.0 and 0 < front.hypervolume(
@@ -353,12 +354,14 @@ def test_a_bound_that_no_merge_keeps_is_come_near_to(tmp_path):
     assert not front.floors_kept and front.front
 
 
+@pytest.mark.long
 def test_the_base_is_not_the_knee_for_costing_nothing(trials):
     front = read_front(trials, WITH_MEMBERS, POOL, "bfloat16")
     assert front.base in front.front and knee(front).kind != "base"
     assert knee(replace(front, front=(front.base,))) is front.base
 
 
+@pytest.mark.long
 def test_groups_count_members_that_any_group_uses(tmp_path):
     """The rows alone allow three members each; only both together break the bound."""
     objectives = (*OBJECTIVES, replace(MEMBERS, floor="3"))

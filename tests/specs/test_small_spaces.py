@@ -147,6 +147,7 @@ def random_spec(rng):
     return {**spec, "max_nonzero": int(rng.integers(1, 5))} if rng.random() < 0.6 else spec
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["simplex_gp", "tpe", "random", "paper"])
 def test_what_is_not_refused_is_searched_and_every_merge_obeys_it(tmp_path, sampler):
     rng, counts = np.random.default_rng(SAMPLERS.index(sampler)), {"refused": 0, "searched": 0}
@@ -227,6 +228,7 @@ def test_a_search_ends_when_every_merge_is_tried(tmp_path, sampler, ranges, new)
     assert searched(tmp_path / "run.sqlite", plan) == trials
 
 
+@pytest.mark.long
 def test_each_group_has_its_own_choice_and_all_of_them_are_tried(tmp_path):
     space = space_of(groups=2, **ONE_AT_A_TIME)
     plan = planner(space, "simplex_gp", num_merges=40)
@@ -244,6 +246,7 @@ def test_a_spent_budget_is_no_exhausted_space(tmp_path):
     assert not plan.exhausted(())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_range_of_one_value_is_that_value_in_every_merge(tmp_path, sampler):
     space = space_of(options=(("density", (0.5, 0.5)), ("lambda", (0.5, 2.0))))
@@ -285,6 +288,7 @@ def test_reachable_sums_are_those_of_the_best_choice_of_members():
         )
 
 
+@pytest.mark.long
 def test_a_killed_search_of_a_small_space_ends_the_same(tmp_path):
     plan = planner(space_of(groups=2, **ONE_AT_A_TIME), "simplex_gp", num_merges=40)
     with pytest.raises(Killed):

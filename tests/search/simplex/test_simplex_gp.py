@@ -237,6 +237,7 @@ def test_ten_lines_of_optuna():
     )
 
 
+@pytest.mark.long
 def test_a_study_resumed_from_its_trials_proposes_the_same():
     def objective(trial):
         weights = [trial.suggest_float(name, 0, 1) for name in NAMES[:4]]
@@ -310,6 +311,7 @@ def test_an_exact_objective_of_a_study_is_known_and_its_floor_kept_in_either_dir
     assert [trial.number for trial in shipped] == [trial.number for trial in posterior_front(large)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sampler_of",
     [
