@@ -28,7 +28,8 @@ from recycler.location import parse_location
 from recycler.run.loop import search
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
-from recycler.specs.space import SpaceSpec, resolve
+from recycler.specs.resolve import resolve
+from recycler.specs.space import SpaceSpec
 from recycler.types import Checkpoint, Objective, Outcome, Pool, Score, Scorecard
 
 OBJECTIVES = (

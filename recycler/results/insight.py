@@ -17,8 +17,9 @@ from recycler.ledger import Ledger
 from recycler.ledger.facts import Outlook
 from recycler.ledger.runs import open_ledger
 from recycler.objectives.costs import benchmarks
-from recycler.results.attribution import Surrogate, why_document
+from recycler.results.attribution import SearchModel
 from recycler.results.documents import choice_document
+from recycler.results.explanation import why_document
 from recycler.results.front import choose, read_front
 from recycler.results.measured_costs import read_costs
 from recycler.results.preview import Preview
@@ -119,7 +120,7 @@ def open_explanation(run: str | Path, what: str = "knee") -> dict[str, Any]:
     return {**found, "chosen": choice_document(front, what)}
 
 
-def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Trial:
+def _covered(surrogate: SearchModel, trials: Sequence[Trial], chosen: Trial) -> Trial:
     """The trial itself where the model covers it, else the one that it was refined from.
 
     Raises NotFoundError for another kind of merge.
@@ -141,7 +142,7 @@ def _covered(surrogate: Surrogate, trials: Sequence[Trial], chosen: Trial) -> Tr
     return found
 
 
-def open_surrogate(run: str | Path) -> Surrogate:
+def open_surrogate(run: str | Path) -> SearchModel:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     with closing(open_ledger(run)) as ledger:
         return read_surrogate(ledger, ledger.trials(), ledger.facts.require_job().objectives)
@@ -149,12 +150,12 @@ def open_surrogate(run: str | Path) -> Surrogate:
 
 def read_surrogate(
     ledger: Ledger, trials: Sequence[Trial], objectives: Sequence[Objective]
-) -> Surrogate:
+) -> SearchModel:
     """The search's model over a run's trials. Raises ValueError for too few of them."""
     facts = ledger.facts
     space, method = facts.space or _seen(trials), facts.method
     own = [trial for trial in trials if trial.recipe.method == method]
-    return Surrogate(
+    return SearchModel(
         SimplexProposer(
             space,
             objectives,

@@ -35,15 +35,11 @@ from recycler.run.prepared import PreparedJob
 from recycler.scoring.suite_file import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.specs.job import JobSpec, read_job
-from recycler.specs.space import SearchSpace, read_space, resolve
-from recycler.specs.suite import (
-    EvalSuite,
-    alike_warnings,
-    check_across_suites,
-    check_search_guard,
-    few_problems_warnings,
-    read_suite,
-)
+from recycler.specs.published_sets import check_search_guard
+from recycler.specs.resolve import resolve
+from recycler.specs.space import SearchSpace, read_space
+from recycler.specs.splits import alike_warnings, check_across_suites, few_problems_warnings
+from recycler.specs.suite import EvalSuite, read_suite
 from recycler.types import Checkpoint, Pool
 
 Given = ParamSpec("Given")

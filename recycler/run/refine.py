@@ -28,7 +28,8 @@ from recycler.results.open import front_of
 from recycler.run.prepared import PreparedJob
 from recycler.run.refine_losses import Losses, Settings
 from recycler.search.refine import REFINED, Floats, descend, spsa
-from recycler.specs.space import SearchSpace, layer_groups
+from recycler.specs.resolve import layer_groups
+from recycler.specs.space import SearchSpace
 from recycler.types import Recipe, Trial
 
 

@@ -14,7 +14,8 @@ from recycler.scoring.scorers import item_metrics
 from recycler.scoring.suite_file import suite_path
 from recycler.scoring.tasks import build_suite, load_tokenizer
 from recycler.search.baselines import blend
-from recycler.specs.suite import context_length, few_problems_warnings
+from recycler.specs.splits import few_problems_warnings
+from recycler.specs.suite import context_length
 from recycler.types import Item, Objective, Pool, Role, Score
 
 

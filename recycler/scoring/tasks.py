@@ -15,15 +15,9 @@ from recycler.scoring.lmeval.definitions import lm_eval_metrics
 from recycler.scoring.lmeval.tasks import LmEvalTask, Question
 from recycler.scoring.rows import FILE, Row, data_folders_of, fill, load_rows, select_rows
 from recycler.scoring.scorers import SCORERS
-from recycler.specs.suite import (
-    EvalSuite,
-    SplitSpec,
-    SuiteSpec,
-    TaskSpec,
-    check_splits,
-    read_suite,
-    searches_test_set,
-)
+from recycler.specs.published_sets import searches_test_set
+from recycler.specs.splits import check_splits
+from recycler.specs.suite import EvalSuite, SplitSpec, SuiteSpec, TaskSpec, read_suite
 from recycler.types import Item, Role
 
 DEFAULT_NEW_TOKENS = 64

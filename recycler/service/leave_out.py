@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from recycler.merge.files.recipe_yaml import recipe_to_yaml
-from recycler.results.attribution import Loss, Surrogate
+from recycler.results.attribution import Loss, SearchModel
 from recycler.service.documents import finite
 from recycler.service.store import Snapshot
 
 
-def leave_out_document(snapshot: Snapshot, surrogate: Surrogate | str) -> dict[str, Any]:
+def leave_out_document(snapshot: Snapshot, surrogate: SearchModel | str) -> dict[str, Any]:
     """For each member: estimated share of the front's volume that is lost without it, with a 90 %
     interval, and a merge to try.
 

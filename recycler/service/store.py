@@ -23,7 +23,7 @@ from recycler.ledger.database import job_ids
 from recycler.ledger.place import LEDGER, LEDGER_URL, is_database, job_place, split_place
 from recycler.ledger.runs import read_status
 from recycler.objectives import pareto
-from recycler.results.attribution import Surrogate
+from recycler.results.attribution import SearchModel
 from recycler.results.documents import front_document
 from recycler.results.front import Front, knee, read_front
 from recycler.results.insight import read_surrogate
@@ -233,7 +233,7 @@ class Store:
         with self._ledger(run) as ledger:
             return ledger.facts.gram
 
-    def surrogate(self, run: Run) -> Surrogate | str:
+    def surrogate(self, run: Run) -> SearchModel | str:
         """The search's model over the run's trials, or why there is none yet."""
         snapshot = self.snapshot(run)
         with self._ledger(run) as ledger:

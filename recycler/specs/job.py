@@ -259,9 +259,10 @@ class BudgetSpec(Strict):
 
     @property
     def wall_seconds(self) -> float | None:
-        if self.wall_clock is None:
+        found = None if self.wall_clock is None else _DURATION.fullmatch(self.wall_clock.strip())
+        if found is None:
             return None
-        amount, unit = _DURATION.fullmatch(self.wall_clock.strip()).groups()
+        amount, unit = found.groups()
         return float(amount) * _SECONDS[unit]
 
 

@@ -10,7 +10,8 @@ import pytest
 from recycler.cli import main
 from recycler.errors import NotFoundError
 from recycler.ledger import Ledger
-from recycler.results.attribution import Surrogate, pair_sentences
+from recycler.results.attribution import SearchModel
+from recycler.results.explanation import pair_sentences
 from recycler.results.insight import (
     open_explanation,
     open_preview,
@@ -208,7 +209,7 @@ def test_the_preview_is_kept_as_it_was_and_only_its_errors_are_added(run):
 def test_shares_add_up_to_what_the_merge_scores_above_its_base(run):
     with closing(Ledger(run / "ledger.sqlite")) as ledger:
         trials = [trial for trial in ledger.trials() if trial.recipe.method == "linear"]
-    surrogate = Surrogate(SimplexProposer(SPACE, OBJECTIVES, seed=0), trials, OBJECTIVES)
+    surrogate = SearchModel(SimplexProposer(SPACE, OBJECTIVES, seed=0), trials, OBJECTIVES)
     point = surrogate.observed.weights[-1]
     mean = surrogate.gp.predict(np.stack([point, np.zeros_like(point)]))[0] * surrogate.signs
     shares = surrogate.shares(point)
@@ -265,7 +266,7 @@ def test_a_member_that_does_nothing_is_given_nothing(run):
         high=(3.0,) * 4,
         total=(0.3, 3.0),
     )
-    surrogate = Surrogate(SimplexProposer(space, objectives, seed=0), trials, objectives)
+    surrogate = SearchModel(SimplexProposer(space, objectives, seed=0), trials, objectives)
     shares = {share.member: share for share in surrogate.shares(np.full(4, 0.4))}
     for name in ("a", "b"):
         objective = objectives["ab".index(name)].name
@@ -520,7 +521,7 @@ def coupled():
         high=(3.0,) * 5,
         total=(0.3, 3.0),
     )
-    return Surrogate(SimplexProposer(space, objectives, seed=0), trials, objectives)
+    return SearchModel(SimplexProposer(space, objectives, seed=0), trials, objectives)
 
 
 def test_members_that_need_one_another_and_members_that_replace_one_another_are_found(coupled):

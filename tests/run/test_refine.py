@@ -26,7 +26,8 @@ from recycler.run.refine import refine
 from recycler.run.refine_losses import Settings
 from recycler.search.baselines import blend
 from recycler.search.refine import Step, descend, direction, replay, spsa
-from recycler.specs.space import SearchSpace, layer_groups
+from recycler.specs.resolve import layer_groups
+from recycler.specs.space import SearchSpace
 from recycler.testing import make_pico_pool
 from recycler.types import Group, LoglikelihoodRequest, Recipe, Trial
 

@@ -23,17 +23,9 @@ from recycler.scoring.frozen import (
 )
 from recycler.scoring.rows import fill, read_rows
 from recycler.scoring.tasks import build_suite, encode_pair, objective_metrics
-from recycler.specs.suite import (
-    EvalSuite,
-    TaskSpec,
-    alike_warnings,
-    check_across_suites,
-    check_search_guard,
-    context_length,
-    few_problems_warnings,
-    read_suite,
-    searches_test_set,
-)
+from recycler.specs.published_sets import check_search_guard, searches_test_set
+from recycler.specs.splits import alike_warnings, check_across_suites, few_problems_warnings
+from recycler.specs.suite import EvalSuite, TaskSpec, context_length, read_suite
 from recycler.types import Objective
 
 SUITE = """

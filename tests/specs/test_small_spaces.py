@@ -17,7 +17,8 @@ from recycler.run.prepare import prepare
 from recycler.run.schedule import Planner
 from recycler.search.proposer import make_proposer
 from recycler.search.simplex.proposer import SimplexProposer
-from recycler.specs.space import SearchSpace, SpaceSpec, reachable_sums, resolve
+from recycler.specs.resolve import resolve
+from recycler.specs.space import SearchSpace, SpaceSpec, reachable_sums
 from recycler.types import Group
 from small_job import JOB, set_job
 

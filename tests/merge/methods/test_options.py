@@ -12,7 +12,8 @@ from recycler.merge.methods.options import option_complaints, options_of
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.merge.stream import check_recipe
 from recycler.pool.storage.tensors import ResidentPool
-from recycler.specs.space import read_space, resolve
+from recycler.specs.resolve import resolve
+from recycler.specs.space import read_space
 from recycler.types import Group, Recipe
 
 # ---------------------------------------------------------------- in files
