@@ -30,7 +30,7 @@ BATCH_TOKENS = 16384  # tokens in flight; keeps the cache of one batch small
 # tokens times vocabulary of one batch of likelihoods: half a gigabyte in bfloat16
 BATCH_LOGITS = 2**28
 MAX_BATCH = 256
-SHOWN = 20  # problems that are told; another architecture has hundreds of the same
+SHOWN = 20  # problems that are shown; another architecture has hundreds of the same
 
 
 class TransformersEngine:

@@ -23,9 +23,9 @@ def log_to_lm_eval(
     """Write search/ and, once scored, holdout/ of a trial into a new folder.
 
     Returns the trial's number and the number of files; the folder appears whole or not at all. Only
-    items that the trial was asked are told: after a subset the figures are plain means of
-    those, not the run's estimate. Raises UsageError where the folder exists, NotFoundError for a
-    trial or the run's frozen suites.
+    items that the trial was asked are written: after a subset the figures are plain means of those,
+    not the run's estimate. Raises UsageError where the folder exists, NotFoundError for a trial or
+    the run's frozen suites.
     """
     paths = frozen_suites(local_path(run))
     if not paths:

@@ -30,7 +30,7 @@ RECIPE_WORDS = MethodWords(
     members="members, the recipe has",
     change_members="Name exactly that many",
 )
-SHOWN = 20  # problems that are told; another architecture has hundreds of the same
+SHOWN = 20  # problems that are shown; another architecture has hundreds of the same
 
 
 def check_recipe(recipe: Recipe, resident: ResidentPool) -> None:

@@ -20,7 +20,7 @@ from recycler.pool.storage.headers import FLOAT_DTYPES
 from recycler.pool.storage.tensors import ResidentPool
 from recycler.types import Checkpoint
 
-SHOWN = 20  # problems that are told; a wrong architecture has hundreds of the same
+SHOWN = 20  # problems that are shown; a wrong architecture has hundreds of the same
 
 
 def live_shards(model: nn.Module, template: Checkpoint) -> dict[str, tuple[Shard, ...]]:

@@ -26,14 +26,14 @@ def start(**settings: Any) -> Any:
     try:
         return vllm.LLM(**settings)
     except (ValueError, RuntimeError, MemoryError) as error:
-        told = str(error).strip().partition("See https")[0].strip()
-        if not any(word in told.lower() for word in MEMORY_WORDS):
+        message = str(error).strip().partition("See https")[0].strip()
+        if not any(word in message.lower() for word in MEMORY_WORDS):
             raise
         raise InfrastructureError(
             Problem(
                 thing="vLLM",
                 cause=f"could not start with a context of {settings['max_model_len']} tokens "
-                f"({told})",
+                f"({message})",
                 remedy="Ask with fewer tokens (max_new_tokens, num_fewshot), set "
                 "engine.max_model_len, or use a machine with more free memory; its log names "
                 "the cause",

@@ -195,7 +195,7 @@ def _options(
     """The options' values for the tensors that match exactly `filters`, one or one per member."""
     known = dict(MERGE_METHODS[method].options)
     if method == "linear":
-        known["normalize"] = True  # mergekit's linear normalizes unless told
+        known["normalize"] = True  # mergekit's linear normalizes by default
     found: list[tuple[str, OptionValue]] = []
     for name in names:
         values = []

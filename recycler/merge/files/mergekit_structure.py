@@ -1,6 +1,6 @@
 """The structure of mergekit's YAML: which keys it has, and which models feed which layers.
 
-Every problem met on the way is kept in a `Reader`, so that all of them are told at once.
+Every problem met on the way is kept in a `Reader`, so that all of them are shown at once.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def _config(model: str) -> dict[str, Any] | None:
     try:
         return read_config(path) if path.is_file() else None
     except (OSError, ValueError):
-        return None  # no name that a file could have: told when the model is opened
+        return None  # no name that a file could have: opening the model says so
 
 
 def _dtype(reader: Reader, model: str) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-STEPS = 1 << 16  # a probability is told apart in steps of 1/65536
+STEPS = 1 << 16  # probabilities come in steps of 1/65536
 
 
 def mask_key(seed: int, member: str, tensor: str) -> tuple[int, int]:

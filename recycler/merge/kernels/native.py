@@ -193,7 +193,7 @@ def _compiled() -> Path:
 
 
 def _cpu() -> str:
-    """The CPU's features, which -march=native depends on; "" where they are not told.
+    """The CPU's features, which -march=native depends on; "" where they are not known.
 
     A home folder shared by several machines then holds one library for each kind.
     """

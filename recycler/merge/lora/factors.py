@@ -25,7 +25,7 @@ from recycler.merge.methods.method import TensorContext, as_keywords
 from recycler.merge.methods.registry import MERGE_METHODS
 from recycler.pool.adapters.fold import read_factors
 
-SHOWN = 20  # problems that are told; another architecture has hundreds of the same
+SHOWN = 20  # problems that are shown; another architecture has hundreds of the same
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 

@@ -47,7 +47,7 @@ def method_problems(
     `has_base` and `num_members` are left unchecked when they are None (not known yet), and nothing
     else is checked of an unknown method. `where` returns file:line for `("method",)`, `("base",)`
     and `("options", NAME)`, where NAME may be NAME@GROUP. The line says which group is meant; a
-    recipe without a file is told the whole NAME@GROUP.
+    recipe without a file gets the whole NAME@GROUP.
     """
     if method is None or method not in methods:
         return [
