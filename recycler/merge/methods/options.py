@@ -46,7 +46,7 @@ def option_complaints(
             yield name, "unknown", did_you_mean(bare, known) if known else "It has no options"
         elif at and group not in groups:
             cause = f"is for the group {group!r}, which the recipe does not have"
-            yield name, cause, did_you_mean(group, groups)
+            yield name, cause, did_you_mean(group, groups) if groups else "It has no groups"
         elif isinstance(value, tuple):
             if bare not in PER_MEMBER:
                 yield name, "is a list, and holds for all members", "Give one value"
