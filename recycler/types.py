@@ -298,7 +298,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Smoothed:
-    """Posterior scores by trial number: the model's, given all trials. False while there are none."""
+    """The model's posterior scores by trial number, given all trials. False without any."""
 
     scores: Mapping[int, tuple[Score, ...]] = field(default_factory=dict)
     uninformative: tuple[str, ...] = ()  # names of objectives that no weights move beyond noise
