@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from recycler.pool.storage.files import open_file
-from recycler.pool.storage.headers import FLOAT_DTYPES, broken
+from recycler.pool.storage.headers import FLOAT_DTYPES, broken, changed_since
 from recycler.types import Checkpoint, TensorInfo
 
 BLOCK_BYTES = 1 << 23
@@ -90,9 +90,7 @@ def read_bytes(info: TensorInfo, start: int, count: int) -> bytes:
         file.seek(info.start + start)
         raw = file.read(count)
     if len(raw) != count:
-        raise broken(
-            info.file, f"ends within tensor {info.name!r}: it was changed since its header was read"
-        )
+        raise changed_since(info)
     return raw
 
 

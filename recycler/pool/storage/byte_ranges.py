@@ -16,7 +16,7 @@ from recycler.location import Location, PackLocation
 from recycler.pool.storage.bucket import read
 from recycler.pool.storage.cache import is_cached
 from recycler.pool.storage.files import local_file
-from recycler.pool.storage.headers import broken
+from recycler.pool.storage.headers import broken, changed_since
 from recycler.types import Checkpoint, TensorInfo
 
 PARALLEL = 16  # ranges in flight: small ones wait for the network and not for the processor
@@ -70,10 +70,7 @@ class RangeReader:
         except OSError as error:
             raise broken(info.file, f"cannot be read ({error.strerror})") from None
         if len(raw) != count:
-            raise broken(
-                info.file,
-                f"ends within tensor {info.name!r}: it was changed since its header was read",
-            )
+            raise changed_since(info)
         return raw
 
     def close(self) -> None:

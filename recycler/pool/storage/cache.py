@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UsageError
+from recycler.io.atomic import atomic_folder
 
 DEFAULT_CACHE_BYTES = 200_000_000_000
 _held: dict[str, int] = {}  # lock file -> descriptor with a shared lock, until this process ends
@@ -93,6 +94,22 @@ def cached(url: str, etag: str, size: int, fetch: Callable[[Path], dict[str, Any
             os.close(lock)
     os.utime(path)
     return path
+
+
+def cached_folder(key: str, name: str, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache; `write` fills it, atomically, where it is not there.
+
+    Raises what `write` raises.
+    """
+    folder = cache_folder() / "folders" / key / name
+    if not folder.is_dir():
+        try:
+            with atomic_folder(folder) as aside:
+                write(aside)
+        except (UsageError, OSError):  # another process was first
+            if not folder.is_dir():
+                raise
+    return folder
 
 
 def is_cached(url: str, etag: str, size: int) -> bool:

@@ -71,6 +71,13 @@ def broken(source: Source, cause: str) -> UnsafeInputError:
     )
 
 
+def changed_since(info: TensorInfo) -> UnsafeInputError:
+    """The error for a file that has become shorter than its header said."""
+    return broken(
+        info.file, f"ends within tensor {info.name!r}: it was changed since its header was read"
+    )
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file by name, in the header's order.
 

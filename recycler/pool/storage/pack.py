@@ -22,7 +22,7 @@ from typing import Any
 
 from recycler.errors import Problem, UnsafeInputError, UsageError
 from recycler.location import PACK_MANIFEST
-from recycler.pool.storage.headers import DTYPE_BYTES, broken, read_header
+from recycler.pool.storage.headers import DTYPE_BYTES, broken, changed_since, read_header
 from recycler.pool.storage.hf_folder import parse_json
 from recycler.pool.storage.pack_codec import add_lowrank, decode_exact
 from recycler.types import TensorInfo
@@ -75,7 +75,7 @@ class Unpacker:
         if depth > MAX_STEPS:
             raise ValueError("its references go in a circle")
         raw = self._stored_as(entry, checkpoint, name, depth)
-        num_bytes = _num_bytes(entry)
+        num_bytes = entry_num_bytes(entry)
         if len(raw) != num_bytes:
             raise ValueError(f"{len(raw)} bytes where {num_bytes} were expected")
         if "digest" in entry:
@@ -107,10 +107,7 @@ class Unpacker:
             file.seek(info.start)
             raw = file.read(info.num_bytes)
         if len(raw) != info.num_bytes:
-            raise broken(
-                info.file,
-                f"ends within tensor {info.name!r}: it was changed since its header was read",
-            )
+            raise changed_since(info)
         return raw
 
 
@@ -122,7 +119,7 @@ def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position, tensors = 0, manifest["checkpoints"][checkpoint]["tensors"]
     for name, entry in tensors.items():
-        num_bytes = _num_bytes(entry)
+        num_bytes = entry_num_bytes(entry)
         header[name] = {
             "dtype": entry["dtype"],
             "shape": entry["shape"],
@@ -134,7 +131,8 @@ def unpacked_header(manifest: dict[str, Any], checkpoint: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _num_bytes(entry: dict[str, Any]) -> int:
+def entry_num_bytes(entry: dict[str, Any]) -> int:
+    """The size of a tensor, by its entry in the manifest."""
     return math.prod(entry["shape"]) * DTYPE_BYTES[entry["dtype"]]
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from recycler.digest import file_digest
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.io.atomic import atomic_folder
 from recycler.location import (
     PACK_MANIFEST,
     DiskLocation,
@@ -27,10 +26,16 @@ from recycler.location import (
     parse_location,
 )
 from recycler.pool.storage.bucket import list_prefix, read, trimmed
-from recycler.pool.storage.cache import cache_folder, cache_key, cached
-from recycler.pool.storage.headers import DTYPE_BYTES, PREFIX_BYTES, broken, parse_header
+from recycler.pool.storage.cache import cache_folder, cache_key, cached, cached_folder
+from recycler.pool.storage.headers import PREFIX_BYTES, broken, parse_header
 from recycler.pool.storage.hf_folder import check_config, read_json
-from recycler.pool.storage.pack import Unpacker, read_manifest, unpacked_header, write_unpacked
+from recycler.pool.storage.pack import (
+    Unpacker,
+    entry_num_bytes,
+    read_manifest,
+    unpacked_header,
+    write_unpacked,
+)
 from recycler.pool.storage.remote import SMALL, cached_shard, read_remote_header
 from recycler.types import Checkpoint, TensorInfo
 
@@ -65,9 +70,8 @@ def open_packed_checkpoint(location: PackLocation, name: str | None = None) -> C
             )
         )
     header = unpacked_header(manifest, own)
-    size = len(header) + sum(
-        _num_bytes(entry) for entry in manifest["checkpoints"][own]["tensors"].values()
-    )
+    entries = manifest["checkpoints"][own]["tensors"].values()
+    size = len(header) + sum(map(entry_num_bytes, entries))
     tensors = parse_header(
         location,
         header[PREFIX_BYTES:],
@@ -83,21 +87,16 @@ def packed_small_files(location: PackLocation) -> Path:
     """A local folder with the small files of one checkpoint of a pack: config, tokenizer."""
     pack, own = location.pack, location.name
     manifest, version = _manifest(pack)
-    folder = cache_folder() / "folders" / cache_key(str(location), version, 0) / own
-    if not folder.is_dir():
-        try:
-            with atomic_folder(folder) as aside:
-                for name, digest in manifest["checkpoints"][own]["small"].items():
-                    if not SMALL.fullmatch(name):
-                        raise broken(
-                            f"{pack}/{PACK_MANIFEST}",
-                            f"names the file {name[:80]!r}, which is not allowed",
-                        )
-                    (aside / name).write_bytes(_small(pack, digest))
-        except (UsageError, OSError):  # another process was first
-            if not folder.is_dir():
-                raise
-    return folder
+
+    def write(folder: Path) -> None:
+        for name, digest in manifest["checkpoints"][own]["small"].items():
+            if not SMALL.fullmatch(name):
+                raise broken(
+                    f"{pack}/{PACK_MANIFEST}", f"names the file {name[:80]!r}, which is not allowed"
+                )
+            (folder / name).write_bytes(_small(pack, digest))
+
+    return cached_folder(cache_key(str(location), version, 0), own, write)
 
 
 def unpacked_file(location: PackLocation, info: TensorInfo) -> Path:
@@ -124,13 +123,6 @@ def unpacked_file(location: PackLocation, info: TensorInfo) -> Path:
         return {}
 
     return cached(str(location), info.etag, info.file_bytes, write)
-
-
-def _num_bytes(entry: dict[str, Any]) -> int:
-    count = DTYPE_BYTES[entry["dtype"]]
-    for length in entry["shape"]:
-        count *= length
-    return count
 
 
 def _manifest(pack: PoolLocation) -> tuple[dict[str, Any], str]:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from recycler.errors import InfrastructureError, Problem, UnsafeInputError, UsageError
-from recycler.io.atomic import atomic_folder
 from recycler.location import parse_location
 from recycler.pool.storage.bucket import list_prefix, read, size_of, trimmed
-from recycler.pool.storage.cache import cache_folder, cache_key, cached, cached_facts
+from recycler.pool.storage.cache import cache_key, cached, cached_facts, cached_folder
 from recycler.pool.storage.headers import PREFIX_BYTES, header_length, parse_header
 from recycler.pool.storage.hf_folder import (
     INDEX,
@@ -188,18 +187,14 @@ def _small_files(url: str, objects: Mapping[str, int]) -> Path:
         pieces = list(threads.map(lambda name: read(f"{url}/{name}"), names))
     contents = {name: piece.raw for name, piece in zip(names, pieces, strict=True)}
     versions = [(name, hashlib.sha256(raw).hexdigest()) for name, raw in contents.items()]
+
+    def write(folder: Path) -> None:
+        for name, raw in contents.items():
+            (folder / name).write_bytes(raw)
+
     key = cache_key(url, repr(versions), 0)
-    folder = cache_folder() / "folders" / key / url.rsplit("/", 1)[-1]
-    if not folder.is_dir():
-        try:
-            with atomic_folder(folder) as aside:
-                for name, raw in contents.items():
-                    (aside / name).write_bytes(raw)
-        except (UsageError, OSError):  # another process was first
-            if not folder.is_dir():
-                raise
-    _folders[url] = folder
-    return folder
+    _folders[url] = cached_folder(key, url.rsplit("/", 1)[-1], write)
+    return _folders[url]
 
 
 # ---------------------------------------------------------------- shards

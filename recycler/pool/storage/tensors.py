@@ -18,7 +18,7 @@ from torch import Tensor
 from recycler.location import Location
 from recycler.pool.storage.files import local_file
 from recycler.pool.storage.gathered import GatheredTensor, gather_elements, gather_rows
-from recycler.pool.storage.headers import DTYPE_BYTES, broken
+from recycler.pool.storage.headers import DTYPE_BYTES, changed_since
 from recycler.types import Checkpoint, Pool, TensorInfo
 
 TORCH_DTYPES = {
@@ -151,10 +151,7 @@ def read_into(file: int, target: memoryview, position: int, info: TensorInfo) ->
     while target.nbytes:
         count = os.preadv(file, [target], position)
         if not count:
-            raise broken(
-                info.file,
-                f"ends within tensor {info.name!r}: it was changed since its header was read",
-            )
+            raise changed_since(info)
         target, position = target[count:], position + count
 
 
