@@ -32,6 +32,7 @@ TOP_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
 }
+SERVICE = ROOT / "recycler/service"
 HTTP_VERBS = ("get", "post", "put", "patch", "delete")
 USAGE_COLUMNS = 88
 
@@ -262,20 +263,26 @@ def http_page() -> str:
 
 
 def routes() -> list[tuple[str, str, str]]:
-    """(verb, path, summary) of every route under recycler/service, read from the source."""
+    """(verb, path, summary) of every route under recycler/service, read from the source.
+
+    Routers are included by the one that has the prefix; routes of the application have none.
+    """
+    trees = [ast.parse(path.read_text()) for path in sorted(SERVICE.glob("*.py"))]
+    prefix = next(filter(None, map(_router_prefix, trees)), "")
     found = []
-    for source in sorted((ROOT / "recycler/service").glob("*.py")):
-        tree = ast.parse(source.read_text())
-        prefix = _router_prefix(tree)
-        for function in ast.walk(tree):
-            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            for decorator in function.decorator_list:
-                if not _is_route(decorator):
-                    continue
-                path = prefix + ast.literal_eval(decorator.args[0])
-                found.append((decorator.func.attr.upper(), path, _summary(decorator)))
+    for tree in trees:
+        for call in _route_calls(tree):
+            owner = getattr(call.func.value, "id", "")
+            path = ast.literal_eval(call.args[0])
+            place = f"{prefix}{path}" if owner == "router" else path
+            found.append((call.func.attr.upper(), place, _summary(call)))
     return found
+
+
+def _route_calls(tree: ast.Module) -> Iterator[ast.Call]:
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from filter(_is_route, function.decorator_list)
 
 
 def _is_route(decorator: ast.expr) -> bool:
