@@ -49,8 +49,12 @@ SHELL = """<!doctype html>
 <nav aria-label="Pages">{tabs}</nav>
 <button type="button" id="theme" aria-pressed="false">Dark</button>
 </header>
-<main id="main" tabindex="-1"><h1>{heading}</h1><p id="notice" role="status" aria-live="polite"></p><div id="page"></div>
-<noscript>This page draws its charts with scripts of this server; please allow them.</noscript></main>
+<main id="main" tabindex="-1"><h1>{heading}</h1>
+<p id="notice" role="status" aria-live="polite"></p><div id="page"></div>
+<noscript>
+This page draws its charts with scripts of this server; please allow them.
+</noscript>
+</main>
 </body>
 </html>
 """

@@ -1,5 +1,6 @@
-"""A run as one HTML file: opens from a disk without network or scripts, readable in light and dark,
-printable.
+"""A run as one HTML file that opens without network or scripts.
+
+It reads well in light and dark, and on paper.
 
 Everything that comes from a run (names, labels, reasons) passes through `escape`, and the file's
 own content policy allows no script, so nothing in it can act. Charts are SVG, drawn here.
@@ -7,28 +8,43 @@ own content policy allows no script, so nothing in it can act. Charts are SVG, d
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import combinations
 from typing import Any
 
+from recycler.results.chart import chart
 from recycler.results.documents import weights_by_group
 from recycler.results.front import Front, knee
 from recycler.types import Objective, Role, Trial
 
-WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 620, 380, 70, 52, 14
-MAX_PAIRS, MAX_POINTS, NUM_TICKS = 6, 4_000, 5
-STYLE = """:root{color-scheme:light dark;--ink:#1c2127;--soft:#59626c;--line:#d5d9dd;--accent:#1159a6;--paper:#fff;--member:#9a5b00}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaec;--soft:#a9b2bb;--line:#3a4148;--accent:#7ab8f5;--paper:#14171a;--member:#f0b25a}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1100px;margin:0 auto;padding:16px}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}th,td{text-align:left;padding:3px 12px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
-.soft{color:var(--soft)}svg{max-width:100%;height:auto}svg text{fill:var(--ink);font:12px system-ui,sans-serif}.charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
-.rest{fill:var(--soft);fill-opacity:.45}.front{fill:var(--accent)}.member{fill:var(--member)}.bar{stroke:var(--accent);stroke-width:1}.grid{stroke:var(--line)}.knee{fill:none;stroke:var(--accent);stroke-width:2}"""
+ROLES: tuple[Role, ...] = ("search", "holdout")
+MAX_PAIRS = 6  # of objectives, a chart each
+STYLE = """:root { color-scheme: light dark; --ink: #1c2127; --soft: #59626c; --line: #d5d9dd;
+  --accent: #1159a6; --paper: #fff; --member: #9a5b00 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaec; --soft: #a9b2bb; --line: #3a4148;
+  --accent: #7ab8f5; --paper: #14171a; --member: #f0b25a } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1100px; margin: 0 auto; padding: 16px }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.scroll { overflow-x: auto }
+th, td { text-align: left; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line);
+  vertical-align: top }
+.soft { color: var(--soft) }
+svg { max-width: 100%; height: auto }
+svg text { fill: var(--ink); font: 12px system-ui, sans-serif }
+.charts { display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
+.rest { fill: var(--soft); fill-opacity: .45 }
+.front { fill: var(--accent) }
+.member { fill: var(--member) }
+.bar { stroke: var(--accent); stroke-width: 1 }
+.grid { stroke: var(--line) }
+.knee { fill: none; stroke: var(--accent); stroke-width: 2 }"""
 
 
 def html_report(front: Front, status: dict[str, Any]) -> str:
-    """The report of a run:
+    """Write the report of a run as one HTML document that loads nothing.
 
     `status` is the document of `recycler status --json`. Equal runs give equal text.
     """
@@ -52,7 +68,7 @@ def html_report(front: Front, status: dict[str, Any]) -> str:
         _volumes(front),
         "<h2>Charts</h2><p class=soft>Blue: the front, with standard errors; ringed: its knee; "
         "orange: members; grey: all other trials.</p><div class=charts>",
-        *(_chart(front, chosen, x, y) for x, y in pairs),
+        *(chart(front, chosen, x, y) for x, y in pairs),
         "</div>",
         _failures(status),
     ]
@@ -101,13 +117,16 @@ def _volumes(front: Front) -> str:
         "greedy soup": [front.greedy],
     }
 
-    def told(trials: Sequence[Trial | None], role: Role) -> str:
+    def shown(trials: Sequence[Trial | None], role: Role) -> str:
         volume = front.hypervolume(trials, role)
         return "–" if volume is None else f"{volume:.4g}"
 
     return _table(
         ["what", "search", "holdout"],
-        [[name, told(trials, "search"), told(trials, "holdout")] for name, trials in sets.items()],
+        [
+            [name, shown(trials, "search"), shown(trials, "holdout")]
+            for name, trials in sets.items()
+        ],
     )
 
 
@@ -127,21 +146,16 @@ def _headings(objectives: Sequence[Objective]) -> list[str]:
     return [
         f"{objective.name} ({objective.direction}), {role}"
         for objective in objectives
-        for role in ("search", "holdout")
+        for role in ROLES
     ]
 
 
 def _figures(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
-    scores = {
-        (role, score.objective): score
-        for role in ("search", "holdout")
-        for score in trial.scores(role)
-    }
-    return [
-        scores[key].text(4) if (key := (role, objective.name)) in scores else "–"
-        for objective in objectives
-        for role in ("search", "holdout")
-    ]
+    """Cells of every objective: its search score, then its holdout score."""
+    texts = {}
+    for role in ROLES:
+        texts |= {(role, score.objective): score.text(4) for score in trial.scores(role)}
+    return [texts.get((role, one.name), "–") for one in objectives for role in ROLES]
 
 
 def _weights(trial: Trial) -> str:
@@ -161,106 +175,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
+    headings = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
     return (
-        "<div class=scroll "
-        f"tabindex=0><table><thead><tr>{''.join(f'<th scope=col>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<div class=scroll tabindex=0><table><thead><tr>{headings}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
     )
-
-
-# ---------------------------------------------------------------- charts
-
-
-def _chart(front: Front, chosen: Trial, x: Objective, y: Objective) -> str:
-    """One pair of objectives as SVG; beyond MAX_POINTS trials every second, third, ... of the grey
-    ones is left out.
-    """
-    on_front = {trial.number for trial in front.front}
-    points = {
-        trial.number: (_score(trial, x.name), _score(trial, y.name)) for trial in front.trials
-    }
-    points = {
-        number: pair
-        for number, pair in points.items()
-        if all(math.isfinite(score.value) for score in pair)
-    }
-    if not points:
-        return ""
-    across, right = _scale([pair[0].value for pair in points.values()], LEFT, WIDTH - EDGE)
-    up, top = _scale([pair[1].value for pair in points.values()], HEIGHT - BOTTOM, EDGE)
-    step = -(-len(points) // MAX_POINTS)
-    shapes = [
-        "<g "
-        f"class=grid>{''.join(_line(across(tick), EDGE, across(tick), HEIGHT - BOTTOM) for tick in right)}{''.join(_line(LEFT, up(tick), WIDTH - EDGE, up(tick)) for tick in top)}</g>"
-    ]
-    shapes += [
-        f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-        f'text-anchor="middle">{tick:.4g}</text>'
-        for tick in right
-    ] + [
-        f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
-        for tick in top
-    ]
-    kinds = {trial.number: trial.kind for trial in front.trials}
-    grey = [number for number in points if number not in on_front and kinds[number] != "member"][
-        ::step
-    ]
-    for number in [
-        *grey,
-        *(number for number in points if number not in on_front and kinds[number] == "member"),
-        *(number for number in points if number in on_front),
-    ]:
-        a, b = points[number]
-        place, style = (
-            (across(a.value), up(b.value)),
-            "front" if number in on_front else "member" if kinds[number] == "member" else "rest",
-        )
-        if style == "front":
-            bars = [
-                (across(a.value - a.stderr), place[1], across(a.value + a.stderr), place[1]),
-                (place[0], up(b.value - b.stderr), place[0], up(b.value + b.stderr)),
-            ]
-            shapes += [
-                "<g "
-                f"class=bar>{''.join(_line(*bar) for bar in bars if all(map(math.isfinite, bar)))}</g>"
-            ]
-        shapes.append(
-            f'<circle class="{style}" cx="{place[0]:.1f}" cy="{place[1]:.1f}" '
-            f'r="{3 if style == "rest" else 5}"><title>trial {number}: {a.value:.4f}, '
-            f"{b.value:.4f}</title></circle>"
-        )
-    if chosen.number in points:
-        a, b = points[chosen.number]
-        shapes.append(
-            f'<circle class=knee cx="{across(a.value):.1f}" cy="{up(b.value):.1f}" r="10"/>'
-        )
-    title = f"{x.name} ({x.direction}) against {y.name} ({y.direction})"
-    labels = (
-        f'<text x="{(LEFT + WIDTH - EDGE) / 2:.0f}" y="{HEIGHT - 12}" '
-        f'text-anchor="middle">{escape(x.name)}</text><text transform="translate(14 '
-        f'{(HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y.name)}</text>'
-    )
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(shapes)}{labels}</svg><figcaption '
-        f"class=soft>{escape(title)}</figcaption></figure>"
-    )
-
-
-def _scale(
-    values: Sequence[float], start: float, end: float
-) -> tuple[Callable[[float], float], list[float]]:
-    """(from a value to a place between `start` and `end`, ticks), with a little room at both ends."""
-    low, high = min(values), max(values)
-    room = 0.06 * (high - low) or 0.5
-    low, high = low - room, high + room
-    return lambda value: start + (value - low) / (high - low) * (end - start), [
-        low + (high - low) * (index + 0.5) / NUM_TICKS for index in range(NUM_TICKS)
-    ]
-
-
-def _line(x0: float, y0: float, x1: float, y1: float) -> str:
-    return f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
-
-
-def _score(trial: Trial, name: str):
-    return next(score for score in trial.search if score.objective == name)
