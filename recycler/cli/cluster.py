@@ -123,8 +123,9 @@ def add_resume(commands: Commands) -> None:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """recycler resume JOB|ID: one more driver for a job that none drives, from its file or from
-    what the ledger keeps.
+    """recycler resume JOB|ID: one more driver for a job that none drives.
+
+    The job comes from its file or from what the ledger keeps.
     """
     from recycler.run.bundle import bundle_job, check_travels
 
@@ -243,7 +244,7 @@ def list_jobs(arguments: argparse.Namespace) -> None:
 
 
 def driver_command(url: str) -> str:
-    """What runs on the cluster: an ordinary `recycler run` in the bundle's folder."""
+    """Command that runs on the cluster: an ordinary `recycler run` in the bundle's folder."""
     from recycler.io.redact import without_password
 
     return shlex.join(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.cli.arguments import Commands, add_command
 from recycler.cli.progress import Progress
 from recycler.cli.tables import align
+
+if TYPE_CHECKING:
+    from recycler.results.front import Front
 
 
 def add_demo(commands: Commands) -> None:
@@ -27,9 +31,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Build the pool, run the job, print the front, export its knee, and let base, best member and
-    merge answer.
-    """
+    """Build the pool, run the job, print the front, export its knee, and ask some questions."""
     from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.demo.job import write_job
@@ -70,9 +72,10 @@ def demo(arguments: argparse.Namespace) -> None:
     print(_answers(folder, front))
 
 
-def _answers(folder: Path, front) -> str:
-    """A few holdout questions, answered side by side by plain transformers: base, best member,
-    merge.
+def _answers(folder: Path, front: Front) -> str:
+    """A few holdout questions, answered side by side by plain transformers.
+
+    Base, best member, merge.
     """
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average

@@ -1,5 +1,6 @@
-"""doctor: can this machine run jobs? One line a thing, ok, warn or fail, each with a remedy;
-nothing heavy is imported.
+"""doctor: a line for each check of this machine, with a remedy.
+
+Nothing heavy is imported.
 
 Versions are read from what pip installed, and held against what recycler itself asks for. Buckets,
 ledgers and clusters are tried only where their address is given; what is written for a try is

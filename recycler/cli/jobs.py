@@ -123,9 +123,7 @@ def without(arguments: argparse.Namespace) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
-    """Share of the front's volume that the run's model expected to lose without the member, with
-    its 90 % interval.
-    """
+    """Estimated loss of the front's volume without the member, with its 90 % interval."""
     from recycler.results.insight import open_surrogate
 
     try:
@@ -165,8 +163,9 @@ def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Nam
 
 
 def refuse_lost(front: Front, run: str | Path) -> None:
-    """Raise InfrastructureError where trials of a run that has ended are lost: its front stands
-    without them.
+    """Raise InfrastructureError where a run has ended without some of its trials.
+
+    They were lost to the system; its front stands without them.
     """
     from recycler.errors import InfrastructureError, Problem
 

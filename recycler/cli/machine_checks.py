@@ -143,9 +143,7 @@ def gpus() -> Iterator[Check]:
 
 
 def folder(place: Path) -> Iterator[Check]:
-    """Room and rights where runs go; whether a lock there keeps two drivers apart; shared memory
-    for Ray.
-    """
+    """Check room, rights and locks where runs go, and shared memory for Ray."""
     there = next(path for path in (place.resolve(), *place.resolve().parents) if path.is_dir())
     try:
         kept = _lock_keeps_others_out(there)
@@ -196,7 +194,7 @@ def _lock_keeps_others_out(there: Path) -> bool:
 
 
 def clock() -> Iterator[Check]:
-    """Whether the kernel's clock is kept by a time service.
+    """Check that a time service keeps the kernel's clock.
 
     Buckets refuse clocks that are off by minutes.
     """

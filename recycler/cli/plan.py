@@ -51,9 +51,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """recycler plan JOB|RECIPE: what it asks, what it costs, what it can tell apart; starts
-    nothing.
-    """
+    """recycler plan JOB|RECIPE: its questions, its costs, its resolution; starts nothing."""
     from recycler.io.strict_yaml import load_yaml
 
     document = load_yaml(arguments.job)

@@ -1,6 +1,4 @@
-"""A progress bar that says what is going on and how long it will take; plain lines where there is
-no terminal.
-"""
+"""Progress bar with the stage and the time left; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the CLI's start loads none of these
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
     from recycler.run.loop import Event
     from recycler.run.prepared import PreparedJob
     from recycler.types import Trial
@@ -21,8 +22,8 @@ class Progress:
     """Stages with a fraction done, on stderr. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._bar = None
-        self._task = None
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
         self._stage, self._stage_start, self._last_line = "", 0.0, 0.0
         self._done, self._expected = 0, 1
 
@@ -30,9 +31,9 @@ class Progress:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import Progress as RichProgress
 
-            self._bar = Bar(
+            self._bar = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
@@ -56,7 +57,7 @@ class Progress:
             self._stage, self._stage_start, self._last_line = name, now, 0.0
             if self._bar is not None:
                 self._task = self._bar.add_task(stage, total=1.0)
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=stage, completed=fraction)
         elif now - self._last_line >= LINE_EVERY_SECONDS or fraction >= 1.0:
             self._last_line = now
@@ -113,22 +114,22 @@ class Progress:
             )
         for note in event.notes:
             print(f"recycler: {note}", file=sys.stderr, flush=True)
-        if event.what == "failed":
+        failure = event.trial.failure
+        if event.what == "failed" and failure is not None:
             print(
-                f"recycler: trial {event.trial.number} failed ({event.trial.failure.blame}): "
-                f"{event.trial.failure.reason}",
+                f"recycler: trial {event.trial.number} failed ({failure.blame}): {failure.reason}",
                 file=sys.stderr,
             )
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """What is allowed and a person should know, on stderr."""
+    """Print notes on stderr: things that are allowed, and that the user should know."""
     for note in notes:
         print(f"recycler: note: {note}", file=sys.stderr)
 
 
 def gain_said(gain: float, trials: int) -> str:
-    """What more trials would bring, for people."""
+    """Sentence on the gain that more trials are expected to bring."""
     return f"the next {trials} merges are expected to add {gain:.1%} to the front's hypervolume"
 
 

@@ -87,9 +87,7 @@ def add_refine(commands: Commands) -> None:
 
 
 def refine(arguments: argparse.Namespace) -> None:
-    """recycler refine RUN: steps on stderr, then the trial is scored as a run scores its own, and
-    the front printed.
-    """
+    """recycler refine RUN: steps on stderr, then one more trial and the front."""
     from recycler.cli.front_text import front_table  # loads numpy and sqlalchemy
     from recycler.run.prepare import prepare
     from recycler.run.refine import refine as refined

@@ -18,6 +18,8 @@ from recycler.cli.explanations import preview_text, why_text
 from recycler.cli.progress import gain_said
 
 if TYPE_CHECKING:
+    from recycler.types import Role
+
     pass
 
 
@@ -71,7 +73,7 @@ def front(arguments: argparse.Namespace) -> None:
     from recycler.results.open import open_front
 
     found = open_front(arguments.run)
-    role = "holdout" if arguments.holdout else "search"
+    role: Role = "holdout" if arguments.holdout else "search"
     if arguments.json:
         print(json.dumps(front_document(found), indent=2, sort_keys=True))
     elif arguments.csv:

@@ -16,8 +16,9 @@ from recycler.errors import RecyclerError
 
 
 def ray(address: str | None) -> Iterator[Check]:
-    """Whether a cluster asks for a token: the one at `address`, or one that would be started with
-    this environment.
+    """Check that a Ray cluster asks for a token.
+
+    The one at `address`, or one that would be started with this environment.
     """
     token = _ray_token()
     if not address or not address.startswith(("http://", "https://")):
@@ -104,8 +105,9 @@ def _ray_token() -> str | None:
 
 
 def bucket(url: str) -> Iterator[Check]:
-    """List, write unless there, refuse to write again, read one version's range, remove: what
-    exports and leases need.
+    """Check that a bucket lists, writes conditionally, reads ranges of a version, removes.
+
+    Exports and leases need these.
     """
     from recycler.pool.storage import bucket as objects
 
@@ -161,9 +163,9 @@ def bucket(url: str) -> Iterator[Check]:
 
 
 def ledger(url: str) -> Iterator[Check]:
-    """Whether the database of ledgers answers."""
-    from recycler.ledger.database import job_ids
-    from recycler.ledger.place import redacted
+    """Check that the database of ledgers answers."""
+    from recycler.io.redact import redacted
+    from recycler.ledger.database import job_ids  # loads sqlalchemy
 
     try:
         yield Check(name="ledger", level="ok", found=f"{redacted(url)}: {len(job_ids(url))} jobs")

@@ -61,8 +61,10 @@ This page draws its charts with scripts of this server; please allow them.
 
 
 def pages_router(has_ledger: Callable[[str], bool]) -> APIRouter:
-    """Pages and static files; `has_ledger` tells of a job whether its driver has opened one, and
-    raises NotFoundError for an id that is no job.
+    """Serve pages and static files.
+
+    `has_ledger` returns whether the driver of a job has opened its ledger, and raises NotFoundError
+    for an id that is no job.
     """
     files = {
         path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES
@@ -117,7 +119,7 @@ def plotly_file() -> Path:
 
 @lru_cache
 def _modules(name: str) -> tuple[str, ...]:
-    """What a module imports, directly or not: asked for at once instead of one after another."""
+    """Imports of a module, direct and indirect: the browser asks for all at once."""
     found: dict[str, None] = {}
     waiting = [name]
     while waiting:

@@ -1,4 +1,4 @@
-"""A run as MLflow runs: one for the whole, with the front, and one below it for each closed trial.
+"""A run as MLflow runs: one for the whole, and one below it for each closed trial.
 
 Needs recycler[mlflow].
 """

@@ -152,7 +152,7 @@ def _headings(objectives: Sequence[Objective]) -> list[str]:
 
 def _figures(trial: Trial, objectives: Sequence[Objective]) -> list[str]:
     """Cells of every objective: its search score, then its holdout score."""
-    texts = {}
+    texts: dict[tuple[Role, str], str] = {}
     for role in ROLES:
         texts |= {(role, score.objective): score.text(4) for score in trial.scores(role)}
     return [texts.get((role, one.name), "–") for one in objectives for role in ROLES]

@@ -1,6 +1,4 @@
-"""The bulkhead: what a damaged run folder or ledger raises becomes one error that names the job, so
-that it takes no other with it.
-"""
+"""Bulkhead: damage of one job becomes an error that names it and spares all others."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ _TOLD = (RecyclerError, HTTPException, RequestValidationError)
 
 @contextmanager
 def bulkhead(job: str) -> Iterator[None]:
-    """Everything but told errors becomes InfrastructureError; the traceback goes to the service's
-    log, since it may be our bug.
+    """Turn every unexpected error into an InfrastructureError that names the job.
+
+    The traceback goes to the service's log, since it may be our bug.
     """
     try:
         yield
@@ -42,8 +41,8 @@ def bulkhead(job: str) -> Iterator[None]:
                     f"holds something that cannot be read ({type(error).__name__}: "
                     f"{said[:MAX_CAUSE]})"
                 ),
-                remedy="Its folder or ledger is damaged: put a copy in its place; the service's log "
-                "tells more",
+                remedy="Its folder or ledger is damaged: put a copy in its place; the service's "
+                "log tells more",
             )
         ) from None
 

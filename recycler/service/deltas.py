@@ -1,8 +1,9 @@
-"""How far each member is from the base, layer by layer: measured by a process of its own on demand,
-then kept with the run.
+"""Distance of each member from the base, layer by layer, measured on demand.
 
-python -m recycler.service.deltas RUN FILE     # what the service starts; FILE appears whole or not
-at all
+    python -m recycler.service.deltas RUN FILE
+
+The service starts this as a process of its own. FILE appears whole or not at all, and is kept with
+the run.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def measure(run: str, path: Path) -> None:
 
 
 def deltas_document(run: Run, snapshot: Snapshot, started: Processes) -> dict[str, Any]:
-    """State (absent, running, done, failed) and, when done, mean |delta| of each layer of each
-    member.
+    """State of the measurement and, when done, mean |delta| of each layer of each member.
+
+    States are absent, running, done and failed.
     """
     found = {
         "schema_version": 1,

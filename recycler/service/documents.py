@@ -104,8 +104,7 @@ def compare_document(
     outcomes: Sequence[Sequence[Outcome]],
     items: Mapping[str, Item],
 ) -> dict[str, Any]:
-    """Each trial against the first: score differences, paired differences with errors, and the
-    items that flipped.
+    """Each trial against the first: differences of scores, paired and flipped items.
 
     `items` are the run's frozen ones: their clusters are the units of the errors and their weights
     those of the scores. Where they are not known every item is one independent vote, and the note
@@ -145,8 +144,7 @@ def compare_document(
 def pool_document(
     snapshot: Snapshot, gram: Sequence[Sequence[float]] | None = None
 ) -> dict[str, Any]:
-    """Members with their own scores, how much the front uses each, and what the front is worth
-    without it (as observed).
+    """Members: own scores, use by the front, and the front's worth without them, as observed.
 
     `gram` (K, K), inner products of the members' deltas, gives `similarity`: the length of each
     delta relative to the base, and the cosines between them (null where a delta has no length).
@@ -284,11 +282,8 @@ def _difference(
     b: dict[str, Outcome],
     items: Mapping[str, Item],
 ) -> dict[str, Any]:
-    figures = [
-        next((score for score in trial.scores(role) if score.objective == objective.name), None)
-        for trial in (first, other)
-    ]
-    if None in figures:
+    before, after = (_score_of(trial, role, objective) for trial in (first, other))
+    if before is None or after is None:
         raise NotFoundError(
             Problem(
                 thing=f"trials {first.number} and {other.number}",
@@ -296,27 +291,33 @@ def _difference(
                 remedy="Holdout is scored for the front when the budget is spent",
             )
         )
-    values = [{} if objective.is_cost else _values_of(objective, table) for table in (b, a)]
+    of_other = {} if objective.is_cost else _values_of(objective, b)
+    of_first = {} if objective.is_cost else _values_of(objective, a)
     found: dict[str, Any] = {
         "objective": objective.name,
-        "score_difference": finite(figures[1].value - figures[0].value),
+        "score_difference": finite(after.value - before.value),
         "paired": None,
         "flips": None,
     }
-    common = values[0].keys() & values[1].keys()
+    common = of_other.keys() & of_first.keys()
     if common:
         clusters, weights = clusters_and_weights(items, common, objective.metric) or (None, None)
-        paired = paired_difference(*values, clusters, weights)
+        paired = paired_difference(of_other, of_first, clusters, weights)
         num_clusters = len(set(clusters.values())) if clusters else paired.n
         found["paired"] = {
             name: finite(getattr(paired, name))
             for name in ("difference", "stderr", "low", "high", "p_value")
         } | {"n": paired.n, "num_clusters": num_clusters, "distinguishable": paired.distinguishable}
-        if all(value in (0.0, 1.0) for side in values for value in side.values()):
+        if all(value in (0.0, 1.0) for side in (of_other, of_first) for value in side.values()):
             found["flips"] = _flips(
-                mcnemar(*values), b, a, items, independent=num_clusters == paired.n
+                mcnemar(of_other, of_first), b, a, items, independent=num_clusters == paired.n
             )
     return found
+
+
+def _score_of(trial: Trial, role: Role, objective: Objective) -> Score | None:
+    found = (score for score in trial.scores(role) if score.objective == objective.name)
+    return next(found, None)
 
 
 def _flips(

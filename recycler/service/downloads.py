@@ -15,8 +15,9 @@ Cell = int | float | str | None
 
 
 def trial_columns(snapshot: Snapshot) -> dict[str, list[Cell]]:
-    """{column: a value a trial}: number, kind, label, state, method, each score's value, stderr and
-    items, each weight by group.
+    """One value per trial, by column.
+
+    Number, kind, label, state, method, each score's value, stderr and items, each weight by group.
     """
     columns: dict[str, list[Cell]] = {
         "trial": [t.number for t in snapshot.trials],

@@ -1,9 +1,8 @@
-"""Server-sent events of a job: one for each trial that is scored or fails, one for each holdout
-score, resumable.
+"""Server-sent events of a job: scored and failed trials, holdout scores; resumable.
 
-An event's id says what its reader has seen as ranges of trial numbers, `closed;holdout`, such as
+An event's id holds what its reader has seen as ranges of trial numbers, `closed;holdout`, such as
 `0-17,19;0-3`. Trials close out of order and clocks jump, so neither a number nor a time would do;
-what is not in the ranges is sent. Reading and spelling happen in worker threads: a reader with
+trials outside the ranges are sent. Events are read and written in worker threads: a reader with
 thousands of events ahead holds up nobody else.
 """
 
@@ -35,8 +34,9 @@ _RANGE = re.compile(r"(\d{1,8})(?:-(\d{1,8}))?", re.ASCII)
 
 
 class Seen:
-    """A set of trial numbers as sorted ranges that do not touch: adding one and spelling all cost
-    no more than there are gaps.
+    """Set of trial numbers as sorted ranges that do not touch.
+
+    To add one number, or to write all of them, costs as much as there are gaps.
     """
 
     def __init__(self, numbers: Iterable[int] = ()):
@@ -75,8 +75,9 @@ class Seen:
 
     @classmethod
     def read(cls, text: str, num_trials: int) -> Seen:
-        """What `text` spells of the trials that there are; nothing when it has more ranges than an
-        id.
+        """Read ranges from `text`, for the trials that there are.
+
+        Empty when it has more ranges than an id.
         """
         found, parts = cls(), text.split(",", MAX_RANGES)
         for match in map(_RANGE.fullmatch, parts if len(parts) <= MAX_RANGES else ()):
@@ -88,7 +89,7 @@ class Seen:
 
 
 class Cursor:
-    """What a reader has seen."""
+    """Position of a reader: trials and holdout scores seen."""
 
     def __init__(self, closed: Iterable[int] = (), holdout: Iterable[int] = ()):
         self.closed, self.holdout = Seen(closed), Seen(holdout)
@@ -98,8 +99,9 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str, num_trials: int) -> Cursor:
-        """The cursor that `text` spells; what cannot be read, or is longer than any id, counts as
-        not seen.
+        """Read a cursor from `text`.
+
+        Text that cannot be read, or is longer than any id, counts as not seen.
         """
         cursor = cls()
         if len(text) <= MAX_CURSOR:
@@ -120,8 +122,9 @@ class Cursor:
 
 
 def unseen(snapshot: Snapshot, cursor: Cursor) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(kind of event, trial) of all that the reader has not seen, by number; the cursor moves past
-    each as it is given.
+    """Yield (kind of event, trial) of all that the reader has not seen, by number.
+
+    The cursor moves past each as it is yielded.
     """
     for trial in snapshot.trials:
         if trial.state != "PENDING" and trial.number not in cursor.closed:
@@ -147,8 +150,9 @@ def spelled(snapshot: Snapshot, cursor: Cursor) -> Iterator[str]:
 async def stream(
     read: Callable[[], tuple[Snapshot, dict[str, Any]]], last_event_id: str
 ) -> AsyncIterator[str]:
-    """Lines of an event stream until no driver works on the job any more; `read` gives snapshot and
-    status.
+    """Lines of an event stream, until no driver works on the job any more.
+
+    `read` returns snapshot and status.
     """
     snapshot, status = await run_in_threadpool(read)
     cursor = await run_in_threadpool(Cursor.read, last_event_id, len(snapshot.trials))

@@ -74,9 +74,7 @@ class Order:
 
 
 class Exports:
-    """Exports of the runs of a store into the runs' own folders, or below `place`: a folder or a
-    prefix of a bucket.
-    """
+    """Exports of runs into their own folders, or below `place`, a folder or bucket prefix."""
 
     def __init__(self, store: Store, started: Processes, place: str | None = None):
         self._store, self._processes = store, started
@@ -85,7 +83,7 @@ class Exports:
     def order(
         self, run: Run, which: str, dtype: str | None, destination: str | None
     ) -> tuple[Order, Trial]:
-        """What is asked for:
+        """Resolve what is asked for.
 
         `which` is a number, knee or best:OBJECTIVE. Raises UsageError, for a place in the run's own
         pool too, and NotFoundError.
@@ -100,7 +98,7 @@ class Exports:
         return order, trial
 
     def target(self, run: Run, order: Order) -> str:
-        """Where it goes: a folder or a URL, for `--to`.
+        """Folder or URL of an export, for `--to`.
 
         Raises UsageError for a destination that leads out of the export root.
         """
@@ -179,8 +177,9 @@ class Exports:
         return self.document(run, order.id)
 
     def _refuse_nested(self, order: Order) -> None:
-        """Raise BusyError when an export of this root, under way or finished in the bucket, lies
-        around or inside this destination.
+        """Raise BusyError when another export lies around or inside this destination.
+
+        Exports of this root that are under way, or finished in the bucket.
         """
         for record in (
             sorted(self._store.root.glob(f"*/{EXPORTS}/trial-*.json")) if order.destination else ()
@@ -232,8 +231,9 @@ class Exports:
         ]
 
     def preview(self, run: Run, order: Order, trial: Trial) -> dict[str, Any]:
-        """Where an export would go, and the command line of it; whether something is there already
-        is found when it starts.
+        """Destination of an export and its command line.
+
+        Something that is there already is found when it starts.
         """
         target = self.target(run, order)
         return {
@@ -314,8 +314,9 @@ class Exports:
         }
 
     def _done(self, run: Run, order: Order) -> dict[str, Any] | None:
-        """Size and digest of a finished export: from its manifest on disk, or what the process said
-        of a bucket.
+        """Size and digest of a finished export.
+
+        From its manifest on disk, or from what the process printed of a bucket.
         """
         target = self.target(run, order)
         if parse_location(target).is_url:

@@ -1,5 +1,4 @@
-"""The items that a run asked, read from its frozen suites: clusters, weights, questions and right
-answers.
+"""Items that a run asked, from its frozen suites: clusters, weights, questions, answers.
 
 The ledger holds what was answered, not what was asked. A run folder keeps its suites beside the
 ledger; where they are gone (or the ledger is in a database and the folder elsewhere) paired figures
@@ -30,7 +29,7 @@ class FrozenItems:
         self._lock = threading.Lock()
 
     def of(self, folder: Path) -> Mapping[str, Item]:
-        """{item id: item} of a run folder; empty when it has no suites, or one that cannot be read."""
+        """Items of a run folder by id; empty when it has no suites, or a broken one."""
         paths = sorted((folder / SUITES).glob("*.jsonl"))
         signature = tuple(
             (path.name, stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]
@@ -62,8 +61,9 @@ def _read(paths: Iterable[Path]) -> dict[str, Item]:
 def clusters_and_weights(
     items: Mapping[str, Item], ids: Iterable[str], metric: str
 ) -> tuple[dict[str, str], dict[str, float]] | None:
-    """({id: cluster}, {id: weight}) for a paired difference, as the scores' own errors take them;
-    None when an item is unknown.
+    """Clusters and weights by item id, for a paired difference.
+
+    They are those of the scores' own errors. None when an item is unknown.
     """
     ids = list(ids)
     if not all(name in items for name in ids):

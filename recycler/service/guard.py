@@ -1,14 +1,11 @@
-"""What every request must pass:
-
-Host, token, Origin, size; and the headers that every answer carries.
-"""
+"""Checks of every request (host, token, origin, size), and headers of every answer."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Literal
@@ -27,8 +24,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE_HEADERS = {
     # Plotly writes its own style elements, hence 'unsafe-inline' for styles only; scripts come from
     # this server alone.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' "
-    "data: blob:; connect-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -48,8 +45,9 @@ UserRole = Literal["viewer", "operator"]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Who may do what: with no operator token everybody is an operator (loopback only); viewers may
-    only read.
+    """Tokens of operators and viewers.
+
+    Without an operator token everybody is an operator (loopback only); viewers may only read.
     """
 
     operator: str | None = None
@@ -57,7 +55,7 @@ class Keys:
 
     @property
     def cookie(self) -> str:
-        """Name of the session cookie: its own for each token, since cookies do not know of ports."""
+        """Name of the session cookie: another for each token, since cookies know no ports."""
         return f"recycler-{_session(self.operator or '', 'name')[:8]}"
 
     def of_token(self, token: str) -> UserRole | None:
@@ -66,9 +64,14 @@ class Keys:
     def of_session(self, session: str) -> UserRole | None:
         return self._match(session, lambda known: _session(known, "session"))
 
-    def _match(self, given: str, of) -> UserRole | None:
+    def _match(self, given: str, of: Callable[[str], str]) -> UserRole | None:
+        """Compare with both tokens, whatever the first comparison says."""
         found: UserRole | None = None
-        for role, known in (("viewer", self.viewer), ("operator", self.operator)):
+        tokens: tuple[tuple[UserRole, str | None], ...] = (
+            ("viewer", self.viewer),
+            ("operator", self.operator),
+        )
+        for role, known in tokens:
             if known is not None and hmac.compare_digest(given.encode(), of(known).encode()):
                 found = role
         return found
@@ -93,8 +96,9 @@ class SafeHeaders:
 
 
 class AllowedHosts:
-    """Refuses requests for other names than those given: a foreign name that leads here is DNS
-    rebinding. Knows IPv6.
+    """Refuse requests for other host names than those given.
+
+    A foreign name that leads here is DNS rebinding. IPv6 is understood.
     """
 
     def __init__(self, app: ASGIApp, names: Iterable[str]):
@@ -112,8 +116,11 @@ class AllowedHosts:
 
 
 class Guard:
-    """Refuses what has no token and no user of a trusted proxy, comes from another site, or is too large; exchanges a token in
-    the address for a cookie."""
+    """Refuse requests without a right, from another site, or too large.
+
+    A right is a token or a user of a trusted proxy. A token in the address is exchanged for a
+    cookie.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys, proxy: TrustedProxy | None = None):
         self.app, self._keys, self._proxy = app, keys, proxy
@@ -206,16 +213,16 @@ class Guard:
 
 
 def _host_name(host: str) -> str | None:
-    """The name in a Host header, in lower case and without port and brackets; None for what is no
-    such header.
-    """
+    """Name in a Host header, in lower case, without port and brackets; None if malformed."""
     match = _HOST.fullmatch(host)
     return (match[1] or match[2]).lower() if match else None
 
 
 def _same_origin(headers: Headers) -> bool:
-    """Browsers send Origin with every write; a client that sends neither it nor Sec-Fetch-Site is
-    no browser.
+    """True for requests of this site, and of clients that are no browser.
+
+    Browsers send Origin with every write; a client that sends neither it nor Sec-Fetch-Site is
+    none.
     """
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,8 @@ class Jobs:
     def documents(self) -> list[dict[str, Any]]:
         found = []
         for run_id in self.store.ids():
-            try:
+            with suppress(NotFoundError):  # it was removed just now
                 found.append(self.document(self.store.run(run_id)))
-            except NotFoundError:  # it was removed just now
-                pass
         return found
 
     def document(self, run: Run, snapshot: Snapshot | None = None) -> dict[str, Any]:
@@ -119,7 +118,7 @@ class Jobs:
         }
 
     def _is_driven(self, run: Run) -> bool:
-        """Whether a driver works on it, here or (by the lease in its database) elsewhere."""
+        """True when a driver works on it, here or (by the lease in its database) elsewhere."""
         if self.processes.is_driven(run):
             return True
         try:
@@ -160,8 +159,9 @@ class Jobs:
                 ) from None
 
     def submit(self, text: str, run_id: str | None, data: Sequence[Path] = ()) -> tuple[Run, bool]:
-        """Write the job file and start its driver, with these data folders; (run, True) when it is
-        new, False when this very job was there.
+        """Write the job file and start its driver; (run, True) when it is new.
+
+        (run, False) when this very job was there. The data folders go to the driver.
 
         Raises UsageError for a bad job, BusyError when the id belongs to another job.
         """
@@ -202,8 +202,10 @@ class Jobs:
     # ---------------------------------------------------------------- leaving a member out
 
     def leave_out(self, run: Run, member: str) -> dict[str, Any]:
-        """Start the job of its own that tells for certain what the run's front is worth without a member; go on with it where
-        it was stopped. Raises what `job_without` and `submit` do."""
+        """Start, or go on with, the job that scores a run's front without one member.
+
+        Raises the errors of `job_without` and `submit`.
+        """
         derived = job_without(run.named, member)
         other, created = self.submit(derived.text, derived.id, derived.data)
         if (
@@ -212,7 +214,9 @@ class Jobs:
             and self.document(other)["state"] != "finished"
         ):
             self.resume(other)
-        return self.left_out(run, member)
+        found = self.left_out(run, member)
+        assert found is not None, "it was submitted just now"
+        return found
 
     def left_out(self, run: Run, member: str) -> dict[str, Any] | None:
         """State of that job, and when it has finished what came of it; None when there is none."""

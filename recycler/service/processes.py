@@ -1,5 +1,6 @@
-"""Runs and exports as processes of their own: the service holds no weights and a dying service
-takes no run with it.
+"""Runs and exports as processes of their own.
+
+The service holds no weights, and a service that dies takes no run with it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Ended:
 
 
 class Processes:
-    """What this service started, by name; drivers that others started are found by the lock they
-    hold.
+    """Processes that this service started, by name.
+
+    Drivers that others started are found by the lock they hold.
     """
 
     def __init__(self) -> None:
@@ -51,8 +53,9 @@ class Processes:
     def start(
         self, name: str, command: list[str], log: Path, cwd: Path, *, driver_of: Path | None = None
     ) -> bool:
-        """Start `command` in its own session, its words going to `log`; False when the last one of
-        that name still runs.
+        """Start `command` in its own session, with its output in `log`.
+
+        False when the last one of that name still runs.
 
         How the driver of a run folder ends is kept there.
         """
@@ -85,9 +88,7 @@ class Processes:
             return sum(child.poll() is None for child in self._children.values())
 
     def ended(self, run: Run) -> Ended | None:
-        """How the run's last driver ended, by this service's knowledge or an earlier one's; None
-        when that is not known.
-        """
+        """End of the run's last driver, by this service or an earlier one; None if unknown."""
         with self._lock:
             child = self._children.get(run.id)
             if child is not None and child.poll() is not None and not (run.folder / ENDED).exists():
@@ -101,9 +102,7 @@ class Processes:
                 _keep(folder, code)
 
     def stop(self, run: Run) -> bool:
-        """Interrupt the driver of a run, then terminate it when it does not listen; False when none
-        runs.
-        """
+        """Interrupt the driver of a run, then terminate it; False when none runs."""
         with self._lock:
             child = self._children.get(run.id)
             pid = child.pid if child and child.poll() is None else driver_pid(run.folder)
@@ -130,8 +129,9 @@ class Processes:
             _signal(pid, number)
 
     def _is_still(self, run: Run, pid: int) -> bool:
-        """Whether `pid` is still the driver, so that a number given to another process is never
-        signalled.
+        """True when `pid` is still the driver.
+
+        A number that was given to another process is never signalled.
         """
         with self._lock:
             child = self._children.get(run.id)
@@ -153,7 +153,7 @@ def _keep(folder: Path, code: int) -> Ended:
 
 
 def _kept(folder: Path) -> Ended | None:
-    """What was kept, unless the run was started again since, by hand, or the file is damaged."""
+    """End of the last driver as it was kept; None if the run was started by hand since."""
     try:
         if (folder / STARTED).exists() and (folder / STARTED).stat().st_mtime_ns > (
             folder / ENDED
@@ -174,8 +174,9 @@ def _signal(pid: int, number: int) -> bool:
 
 
 def driver_pid(folder: Path) -> int | None:
-    """The process that holds the run's lock, read from /proc/locks: asking the lock itself could
-    refuse a starting driver.
+    """Process that holds the run's lock, read from /proc/locks.
+
+    Trying the lock itself could refuse a starting driver.
     """
     try:
         stat, locks = (folder / LOCK).stat(), Path("/proc/locks").read_text()
@@ -204,18 +205,18 @@ def log_tail(path: Path) -> str:
 
 
 def said_last(path: Path) -> str:
-    """What recycler itself said last in a log, without its prefix."""
+    """Last line of recycler itself in a log, without its prefix."""
     lines = [line.strip() for line in log_tail(path).splitlines() if line.strip()]
     own = [line.removeprefix("recycler: ") for line in lines if line.startswith("recycler: ")]
     return (own or lines or [""])[-1]
 
 
 def run_command(run: Run) -> list[str] | None:
-    """What starts a job's driver again: with the job file that was submitted here, or the one it
-    was started with by hand.
+    """Command that starts a job's driver again.
 
-    None when neither is there any more. Data folders are those of the last start, or of whoever
-    submitted it.
+    The job file is the one that was submitted here, or the one that the run was started with by
+    hand; None when neither is there any more. Data folders are those of the last start, or of the
+    submission.
     """
     try:
         started = json.loads((run.folder / STARTED).read_text())
@@ -237,8 +238,9 @@ def run_command(run: Run) -> list[str] | None:
 
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
-    """Two lines that merge `without.yaml` and score it on the items that the search asked; suites
-    as the job file names them.
+    """Two lines that merge `without.yaml` and score it on the search items.
+
+    Suites are named as the job file names them.
     """
     suites, data = (
         list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))),
@@ -248,15 +250,11 @@ def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
     if command is not None:
         job = Path(command[1])
         data = [word for word in command if word != "--data"][4:]
-        try:
+        with suppress(RecyclerError):  # changed since: the objectives' own names will do
             suites = [
                 str(path) if (path := job.parent / name).is_file() else name
                 for name in read_job(job)[0].suites
             ]
-        except (
-            RecyclerError
-        ):  # it has been changed since; the names that the objectives tell will do
-            pass
     words = [
         "score",
         "without",

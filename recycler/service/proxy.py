@@ -1,5 +1,6 @@
-"""Users named by a proxy that has signed them in (oauth2-proxy, Authelia, an ingress): believed
-from its addresses alone.
+"""Users named by a proxy that signed them in, believed from its addresses only.
+
+oauth2-proxy, Authelia, an ingress.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedProxy:
-    """Peers in `networks` name the user in `header`; those among `operators` may write, everybody
-    else it names may read.
+    """Peers in `networks` that name the user in `header`.
+
+    Users among `operators` may write, all others may read.
     """
 
     networks: tuple[Network, ...]

@@ -1,5 +1,6 @@
-"""Run folders of a root and jobs of a database, read through their ledgers; read again only when a
-ledger has changed.
+"""Run folders of a root and jobs of a database, read through their ledgers.
+
+A ledger is read again only when it has changed.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ Signature = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job by id: its folder under the root, and where its ledger is (None before its driver has
-    opened one).
+    """One job by id: its folder under the root, and its ledger's place.
+
+    None before its driver has opened one.
     """
 
     id: str
@@ -54,12 +56,12 @@ class Run:
 
     @property
     def is_shared(self) -> bool:
-        """Whether its ledger is in a database, where drivers of other machines may write it."""
+        """True when its ledger is in a database, where drivers of other machines may write it."""
         return self.place is not None and is_database(self.place)
 
     @property
     def named(self) -> str:
-        """What a person gives to `recycler front` and the like to mean this run."""
+        """Name of this run for commands such as `recycler front`."""
         return (
             self.place
             if self.place is not None and self.is_shared and not self.folder.is_dir()
@@ -68,7 +70,7 @@ class Run:
 
 
 class Snapshot:
-    """What a ledger said at one moment, and what is read off it, each at most once."""
+    """A ledger at one moment, and results that are computed from it at most once each."""
 
     def __init__(
         self,
@@ -105,8 +107,9 @@ class Snapshot:
 
     @cached_property
     def volumes(self) -> list[dict[str, float]]:
-        """The hypervolume after each trial that raised it, by number, above the corner of the front
-        document; empty before one.
+        """Hypervolume after each trial that raised it, by number; empty before one.
+
+        Above the reference point of the front document.
         """
         if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
             return []
@@ -142,8 +145,9 @@ class Snapshot:
         return self.once("front", lambda: front_document(self.front))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for this snapshot: costly for thousands of trials, so one
-        thread makes it for all.
+        """Return the value of `make`, computed once for this snapshot.
+
+        It is costly for thousands of trials, so one thread computes it for all.
         """
         with self._lock:
             if name not in self._made:
@@ -164,8 +168,7 @@ class Snapshot:
 
 
 class Store:
-    """Run folders directly under `root`, by their names, and the jobs of a database of ledgers that
-    have no folder here.
+    """Run folders directly under `root`, and jobs of a database that have no folder here.
 
     A link that leads out of the root is not a run. Each run has a lock of its own, so that one
     whose ledger is slow holds up no other; a database that was away is not asked again for
@@ -207,14 +210,17 @@ class Store:
         )
 
     def source(self, run_id: str) -> Path:
-        """Where the job file of a submission lies: beside its run folder, so that its paths are
-        relative to the root.
+        """Place of the job file of a submission: beside its run folder.
+
+        Its paths are relative to the root.
         """
         return self.root / f"{run_id}.job.yaml"
 
     def snapshot(self, run: Run) -> Snapshot:
-        """Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot
-        be read.
+        """Snapshot of a run, read again only when its ledger has changed.
+
+        Raises NotFoundError when the run has no ledger yet, InfrastructureError when it cannot be
+        read.
         """
         with self._locks[run.id], self._ledger(run) as ledger:
             signature, cached = _signature(run, ledger), self._cached.get(run.id)
@@ -243,7 +249,7 @@ class Store:
                 return str(error)
 
     def driver(self, run: Run) -> str | None:
-        """Who drives a job whose ledger is in a database, by its lease; None when nobody does."""
+        """Driver of a job whose ledger is in a database, by its lease; None when there is none."""
         if not run.is_shared:
             return None
         with self._ledger(run) as ledger:

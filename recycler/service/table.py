@@ -1,4 +1,4 @@
-"""All trials as columns, for pages that draw thousands of them, and why one trial is where it is."""
+"""All trials as columns, for pages that draw thousands of them; and one trial's place."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from recycler.objectives.costs import benchmarks
 from recycler.search.baselines import best_member, maximized
 from recycler.service.documents import ROLES, finite, has_front, objectives_document, trial_entry
 from recycler.service.store import Snapshot
-from recycler.types import Score, Trial
+from recycler.types import Role, Score, Trial
 
 DIGITS = 6  # of figures that are drawn
 MAX_DOMINATORS = 3
 
 
 def table_document(snapshot: Snapshot, cursor: str) -> dict[str, Any]:
-    """Columns over all trials in their order: number, kind, state, scores (null where there are
-    none), mean weight by member.
+    """Columns over all trials in their order.
+
+    Number, kind, state, scores (null where there are none), mean weight by member.
 
     Figures are rounded to 6 digits; labels are given only where there are some, by number.
     """
@@ -65,8 +66,7 @@ def trial_document(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
 
 
 def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
-    """On the front or not and how surely; who dominates it; what the front would lose; how it
-    stands against the baselines.
+    """Place of one trial: dominance, worth for the front, differences to the baselines.
 
     Differences to baselines take the two scores as independent. Both were asked the same items, so
     their errors are, if anything, too large; Compare gives the paired ones.
@@ -157,8 +157,10 @@ def _differences(snapshot: Snapshot, other: Trial, trial: Trial) -> dict[str, fl
 
 
 def _against(name: str, other: Trial, trial: Trial, snapshot: Snapshot) -> dict[str, Any]:
-    """{name, trial, by objective: difference, stderr, better (true, false, or null where it cannot
-    be told)}.
+    """Difference of a trial to one baseline, by objective.
+
+    Name, trial, and by objective difference, stderr, better (true, false, or null where it cannot
+    be told).
     """
     found: dict[str, Any] = {}
     for objective in snapshot.objectives:
@@ -182,11 +184,11 @@ def _score(trial: Trial, name: str) -> Score:
     return next(score for score in trial.search if score.objective == name)
 
 
-def _column(trials: Sequence[Trial], role: str, name: str) -> dict[str, list[float | None]]:
+def _column(trials: Sequence[Trial], role: Role, name: str) -> dict[str, list[float | None]]:
     scores = [
         next((score for score in trial.scores(role) if score.objective == name), None)
         for trial in trials
-    ]  # type: ignore[arg-type]
+    ]
     return {
         "value": [_short(score.value) if score else None for score in scores],
         "stderr": [_short(score.stderr) if score else None for score in scores],
