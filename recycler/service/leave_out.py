@@ -1,5 +1,4 @@
-"""What the front would be worth without a member, as the search's own model sees it, and the merge
-that would show it.
+"""Estimated worth of the front without a member, and the merge that would show it.
 
 The same estimate as `recycler why` gives, see `recycler.results.attribution`.
 """
@@ -16,8 +15,9 @@ from recycler.service.store import Snapshot
 
 
 def leave_out_document(snapshot: Snapshot, surrogate: SearchModel | str) -> dict[str, Any]:
-    """For each member: estimated share of the front's volume that is lost without it, with a 90 %
-    interval, and a merge to try.
+    """Estimated loss of the front's volume without each member, and a merge to try.
+
+    With a 90 % interval.
 
     `surrogate` is the model, or why there is none; then the members have nulls and `reason` says
     it. Seconds for hundreds of trials.
