@@ -178,6 +178,7 @@ def remove(url: str) -> None:
 
 
 def _obstore() -> Any:
+    # compiled, and only needed where a bucket is: the CLI starts without it
     import obstore
     import obstore.store
 

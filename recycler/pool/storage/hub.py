@@ -22,6 +22,7 @@ def hub_folder(url: str) -> Path:
 
     Raises UsageError or InfrastructureError.
     """
+    # heavy, and only needed where the hub is: the CLI starts without it
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         LocalEntryNotFoundError,
