@@ -47,6 +47,23 @@ def add_data_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_driver_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that drives a search takes: cluster, reuse, ledger."""
+    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
+    parser.add_argument(
+        "--reuse",
+        metavar="DIR",
+        help="keep answers there, and take those of earlier runs: the same weights, engine "
+        "and question are not asked twice",
+    )
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
+        "RECYCLER_LEDGER, else a file in the run folder)",
+    )
+
+
 def add_shard_flag(parser: argparse.ArgumentParser) -> None:
     """Add --max-shard-bytes."""
     parser.add_argument(

@@ -13,6 +13,7 @@ from recycler.cli.arguments import (
     Commands,
     add_command,
     add_data_flag,
+    add_driver_flags,
 )
 from recycler.cli.progress import Progress
 
@@ -30,19 +31,7 @@ def add_run(commands: Commands) -> None:
         "--dir", default="run", help="run folder (default: run); an unfinished run there goes on"
     )
     add_data_flag(parser)
-    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
-    parser.add_argument(
-        "--reuse",
-        metavar="DIR",
-        help="keep answers there, and take those of earlier runs: the same weights, engine "
-        "and question are not asked twice",
-    )
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
-        "RECYCLER_LEDGER, else a file in the run folder)",
-    )
+    add_driver_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -74,19 +63,7 @@ def add_without(commands: Commands) -> None:
         help="run folder of the new job (default: RUN-without-MEMBER beside RUN); its job file "
         "goes beside it",
     )
-    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
-    parser.add_argument(
-        "--reuse",
-        metavar="DIR",
-        help="keep answers there, and take those of earlier runs: the same weights, engine "
-        "and question are not asked twice",
-    )
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
-        "RECYCLER_LEDGER, else a file in the run folder)",
-    )
+    add_driver_flags(parser)
 
 
 def without(arguments: argparse.Namespace) -> None:

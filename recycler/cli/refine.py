@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from recycler.cli.arguments import Commands, add_command
+from recycler.cli.arguments import Commands, add_command, add_driver_flags
 from recycler.cli.jobs import drive, refuse_lost
 from recycler.errors import Problem, UsageError
 
@@ -71,19 +71,7 @@ def add_refine(commands: Commands) -> None:
         metavar="N",
         help="of the items of each step, and of SPSA's directions (default: 0)",
     )
-    parser.add_argument("--address", help="a Ray cluster; default: one is started on this machine")
-    parser.add_argument(
-        "--reuse",
-        metavar="DIR",
-        help="keep answers there, and take those of earlier runs: the same weights, engine "
-        "and question are not asked twice",
-    )
-    parser.add_argument(
-        "--ledger",
-        metavar="URL",
-        help="postgresql://USER@HOST/DATABASE that keeps the ledger (default: "
-        "RECYCLER_LEDGER, else a file in the run folder)",
-    )
+    add_driver_flags(parser)
 
 
 def refine(arguments: argparse.Namespace) -> None:
