@@ -48,9 +48,8 @@ def non_dominated(values: ArrayLike) -> Mask:
     table = _table(values)
     mask = np.zeros(len(table), dtype=bool)
     left = np.flatnonzero(~np.isnan(table).any(axis=1))
-    left = left[
-        np.lexsort(-table[left].T[::-1])
-    ]  # best first objective first: a dominator never comes after its prey
+    # best first objective first: a point never comes before one that dominates it
+    left = left[np.lexsort(-table[left].T[::-1])]
     columns = np.ascontiguousarray(table[left].T)
     while left.size:
         mask[left[0]] = True
@@ -62,7 +61,7 @@ def non_dominated(values: ArrayLike) -> Mask:
 def _prey(columns: Floats, point: Floats) -> Mask:
     """Mask of the points, a column each of (T, m), that `point` (T,) dominates."""
     other = point[:, None]
-    return (columns <= other).all(axis=0) & (columns < other).any(axis=0)
+    return np.logical_and((columns <= other).all(axis=0), (columns < other).any(axis=0))
 
 
 def reference_point(

@@ -22,9 +22,9 @@ MDE_FACTOR = (
 
 
 def clustered_mean(
-    values: Sequence[float],
+    values: Sequence[float] | NDArray[np.float64],
     clusters: Sequence[str],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | NDArray[np.float64] | None = None,
     *,
     population_clusters: int | None = None,
 ) -> tuple[float, float]:
@@ -293,7 +293,7 @@ def shrunken(values: Sequence[float], stderrs: Sequence[float]) -> NDArray[np.fl
 
 def _cluster_sums(values: NDArray[np.float64], clusters: Sequence[str]) -> NDArray[np.float64]:
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(index, weights=values)
+    return np.bincount(index, weights=values).astype(np.float64, copy=False)
 
 
 def _common(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> list[Hashable]:

@@ -1,9 +1,8 @@
-"""What the members' own answers say before any merge is scored: which benchmarks trade off, and a
-first guess at the front.
+"""Preview of a run from the members' own answers: trade-offs, and a first guess at the front.
 
-A guess at a merge with proportions w is, item by item, what a mixture of the members would get: for
+A guess at a merge with proportions w is, item by item, the score of a mixture of the members: for
 a right-or-wrong metric the average of their outcomes, for bits per byte the members' probabilities
-averaged over stretches of CHUNK_BYTES. On the SmolLM2 pool that ranked 21 real merges at 0.96
+averaged over chunks of CHUNK_BYTES. On the SmolLM2 pool that ranked 21 real merges at 0.96
 Spearman on GSM8K and on MBPP (docs/log.md). Only weights that sum to 1 are guessed at: nothing
 about the members alone says what happens beyond.
 """
@@ -28,22 +27,27 @@ from recycler.types import Item, Objective, Outcome, Trial
 
 Floats = NDArray[np.float64]
 
-# about four tokens: with single tokens the guess is the best member's, with whole answers the
-# average
 CHUNK_BYTES = 14.0
-# of the spread of the members: how far a guess may be off beside the items' own luck, until merges
-# tell
+"""About four tokens: with single tokens the guess is the best member's, with answers the mean."""
 MODEL_ERROR = 0.5
-USED = 0.05  # share of the weights from which on a member is part of a mixture
-ROUNDS, NUM_GUESSES, NUM_SHOWN = 8, 200, 8
+"""Standard error of a guess beside that of the items, as a share of the members' spread."""
+USED = 0.05
+"""Share of the weights from which on a member is part of a mixture."""
+ROUNDS, NUM_GUESSES = 8, 200
+"""Rounds of the search for the predicted front, and points that each adds."""
+NUM_SHOWN = 8
+"""Largest number of predicted merges in a preview."""
 MIN_MERGES = 4
-TOGETHER = 0.5  # rank correlation from which on two benchmarks hardly trade off
+"""Merges from which on the guesses are compared with the scores."""
+TOGETHER = 0.5
+"""Rank correlation from which on two benchmarks hardly trade off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tradeoff:
-    """Two objectives over the members: rank correlation with better as up, and the members that no
-    other beats at both.
+    """Two objectives over the members: rank correlation, and the members on their front.
+
+    The correlation is of scores with better as up; no other member beats those named at both.
     """
 
     first: str
@@ -53,8 +57,9 @@ class Tradeoff:
 
     @property
     def together(self) -> bool:
-        """Whether there is next to nothing to trade: one member is the best at both, or they rank
-        the members alike.
+        """True when there is next to nothing to trade.
+
+        One member is the best at both objectives, or both rank the members alike.
         """
         return len(self.members) == 1 or self.spearman >= TOGETHER
 
@@ -73,7 +78,10 @@ class Tradeoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """One predicted merge: weights by member, and (value, low, high) by objective, a 90 % interval."""
+    """One predicted merge: weights by member, and a 90 % interval by objective.
+
+    `scores` are (value, low, high).
+    """
 
     weights: dict[str, float]
     scores: dict[str, tuple[float, float, float]]
@@ -81,8 +89,10 @@ class Guess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuessError:
-    """How one objective's guesses fared: merges compared, mean of real less guessed, rank
-    correlation, share inside the intervals.
+    """Errors of one objective's guesses.
+
+    Number of merges compared, mean of real less guessed scores, rank correlation, and share of
+    real scores inside the intervals.
     """
 
     objective: str
@@ -119,8 +129,8 @@ def tradeoffs(members: Sequence[Trial], objectives: Sequence[Objective]) -> tupl
 class Preview:
     """Guesses from the members' outcomes on the search items.
 
-    members   scored trials of kind member; outcomes: theirs by trial number; items: all search
-    items of the run
+    `members` are scored trials of kind member, `outcomes` theirs by trial number, `items` all
+    search items of the run.
     """
 
     def __init__(
@@ -138,16 +148,18 @@ class Preview:
         ]
 
     def guess(self, weights: Sequence[float]) -> dict[str, tuple[float, float, float]]:
-        """(value, low, high) by objective of the merge with proportions `weights` (K,), sum not 0."""
+        """(value, low, high) by objective of the merge with proportions `weights` (K,).
+
+        Their sum must not be 0.
+        """
+        row = np.asarray(weights, dtype=float)
         return {
-            objective.name: table.interval(np.asarray(weights, dtype=float))
+            objective.name: table.interval(row)
             for objective, table in zip(self.objectives, self._tables, strict=True)
         }
 
     def front(self, seed: int = 0) -> tuple[Guess, ...]:
-        """At most NUM_SHOWN predicted non-dominated merges, spread over the predicted front, best
-        first objective first.
-        """
+        """At most NUM_SHOWN merges spread over the predicted front, best first objective first."""
         domain, rng = weight_domain(list(self.names)), np.random.default_rng(seed)
         points = np.concatenate([np.eye(len(self.names)), random_sparse(domain, rng, NUM_GUESSES)])
         for _ in range(ROUNDS):
@@ -156,46 +168,29 @@ class Preview:
             points = points[non_dominated(values)]
         values = self._values(points)
         order = np.argsort(-values[:, 0], kind="stable")
-        chosen = order[
-            np.unique(
-                np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int)
-            )
-        ]
-        return tuple(
-            Guess(
-                weights={
-                    name: round(float(weight), 3)
-                    for name, weight in zip(self.names, points[index], strict=True)
-                    if weight >= 0.005
-                },
-                scores=self.guess(points[index]),
-            )
-            for index in chosen
-        )
+        places = np.linspace(0, len(order) - 1, min(NUM_SHOWN, len(order))).round().astype(int)
+        guesses = []
+        for index in order[np.unique(places)]:
+            weights = {
+                name: round(float(weight), 3)
+                for name, weight in zip(self.names, points[index], strict=True)
+                if weight >= 0.005
+            }
+            guesses.append(Guess(weights=weights, scores=self.guess(points[index])))
+        return tuple(guesses)
 
     def errors(self, trials: Sequence[Trial]) -> tuple[GuessError, ...]:
-        """How the guesses fared on the scored merges with one row of weights, none negative, of sum
-        1; empty for too few.
+        """Errors of the guesses at scored merges; empty for fewer than MIN_MERGES.
+
+        Of merges with one row of weights, none negative, that sum to 1.
         """
-        real = {
-            trial.recipe.weights[0]: trial
-            for trial in trials
-            if trial.state == "SCORED"
-            and trial.kind not in ("member", "base")
-            and trial.recipe.method == "linear"
-            and _is_average(trial)
-        }
+        real = {trial.recipe.weights[0]: trial for trial in trials if _is_comparable(trial)}
         if len(real) < MIN_MERGES:
             return ()
         found = []
         for objective, table in zip(self.objectives, self._tables, strict=True):
             guesses = np.array([table.interval(np.asarray(weights)) for weights in real])
-            truth = np.array(
-                [
-                    next(score.value for score in trial.search if score.objective == objective.name)
-                    for trial in real.values()
-                ]
-            )
+            truth = np.array([_value(trial, objective) for trial in real.values()])
             inside = (guesses[:, 1] <= truth) & (truth <= guesses[:, 2])
             flat = np.ptp(truth) == 0 or np.ptp(guesses[:, 0]) == 0
             found.append(
@@ -210,7 +205,7 @@ class Preview:
         return tuple(found)
 
     def document(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """All of it, ready for JSON; errors only where merges have been scored."""
+        """The preview, ready for JSON; errors only where merges have been scored."""
         return {
             "schema_version": 1,
             "tradeoffs": [
@@ -222,12 +217,12 @@ class Preview:
         }
 
     def _values(self, points: Floats) -> Floats:
-        """Guesses (n, T) to be made large."""
-        signs = [objective.sign for objective in self.objectives]
-        return np.stack(
-            [sign * table.means(points) for sign, table in zip(signs, self._tables, strict=True)],
-            axis=1,
-        )
+        """Guesses (n, T), maximised."""
+        columns = [
+            objective.sign * table.means(points)
+            for objective, table in zip(self.objectives, self._tables, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
 
 class _Table:
@@ -263,19 +258,32 @@ class _Table:
         return np.array([self.items(point) @ self.weights for point in points]) / self.weights.sum()
 
     def interval(self, weights: Floats) -> tuple[float, float, float]:
-        """(value, low, high). For right or wrong the high end is what is right where any member of the mixture is right: merges
-        of members that each learned something of their own beat their average by far, and only that bounds it."""
+        """(value, low, high) of a mixture.
+
+        For right or wrong the high end is the score of an oracle that is right where any member of
+        the mixture is: merges of members that each learned something of their own beat their
+        average by far, and only that bounds it.
+        """
         mean, stderr = clustered_mean(self.items(weights), self.clusters, self.weights)
         reach = Z90 * float(np.hypot(stderr, MODEL_ERROR * self.spread))
         if self.by_bytes or not np.isin(self.values, (0.0, 1.0)).all():
             return mean, mean - reach, mean + reach
         used = self.values[weights > USED * weights.sum()]
-        some_right = (
-            float(used.max(axis=0) @ self.weights / self.weights.sum()) if len(used) > 1 else mean
-        )
+        some_right = mean
+        if len(used) > 1:
+            some_right = float(used.max(axis=0) @ self.weights / self.weights.sum())
         return mean, max(0.0, mean - reach), min(1.0, max(mean + reach, some_right))
 
 
-def _is_average(trial: Trial) -> bool:
+def _value(trial: Trial, objective: Objective) -> float:
+    return next(score.value for score in trial.search if score.objective == objective.name)
+
+
+def _is_comparable(trial: Trial) -> bool:
+    """True for a scored linear merge that is an average of members by one row of weights."""
+    if trial.state != "SCORED" or trial.kind in ("member", "base"):
+        return False
     rows = trial.recipe.weights
+    if trial.recipe.method != "linear":
+        return False
     return len(rows) == 1 and min(rows[0]) >= 0.0 and abs(sum(rows[0]) - 1.0) < 0.02

@@ -25,18 +25,21 @@ def floors(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Floats:
 
 def above_floors(values: Floats, lowest: Floats) -> Mask:
     """True (n,) for rows of `values` (n, T), maximised, that keep every floor of `lowest` (T,)."""
-    return (np.asarray(values) >= np.where(np.isnan(lowest), -np.inf, lowest)).all(axis=1)
+    bounds = np.where(np.isnan(lowest), -np.inf, lowest)
+    return np.all(np.asarray(values) >= bounds, axis=1)
 
 
 def _floor(objective: Objective, trials: Sequence[Trial]) -> float:
-    if objective.floor is None:
+    found = None if objective.floor is None else FLOOR.fullmatch(objective.floor)
+    if found is None:
         return np.nan
-    anchor, sign, amount = FLOOR.fullmatch(objective.floor).groups()
+    anchor, sign, amount = found.groups()
+    factor = -1.0 if sign == "-" else 1.0
     if anchor is None:
-        return float(amount) * (-1.0 if sign == "-" else 1.0)
+        return float(amount) * factor
     kind = "base" if anchor == "base" else "member"
     anchors = [trial for trial in trials if trial.kind == kind and trial.state == "SCORED"]
     if not anchors:
         return np.nan
     best = float(maximized(anchors, [objective]).max()) * objective.sign
-    return best + float(amount or 0.0) * (-1.0 if sign == "-" else 1.0)
+    return best + float(amount or 0.0) * factor

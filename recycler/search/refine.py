@@ -84,10 +84,8 @@ def spsa(
     for index in range(steps):
         own = seed * 1_000_003 + index
         aside = SPREAD * direction(own, space)
-        above, below = (
-            loss(moved(weights, -aside, space), index),
-            loss(moved(weights, aside, space), index),
-        )
+        above = loss(moved(weights, -aside, space), index)
+        below = loss(moved(weights, aside, space), index)
         slope = (above - below) / (2 * SPREAD)
         squares.append(slope**2)
         usual = float(np.sqrt(np.mean(squares)))
@@ -109,15 +107,15 @@ def descend(
     slopes: Slopes, start: Floats, space: SearchSpace, *, steps: int, reach: float
 ) -> tuple[Floats, tuple[float, ...]]:
     """Weights after `steps` steps of Adam, each about `reach` per weight, and their losses."""
-    weights, mean, square, losses = np.array(start, dtype=float), 0.0, 0.0, []
+    weights = np.array(start, dtype=float)
+    mean, square = np.zeros_like(weights), np.zeros_like(weights)
+    losses = []
     for index in range(steps):
         loss, slope = slopes(weights, index)
         slope = _allowed(slope, space)
         losses.append(loss)
-        mean, square = (
-            MOMENTUM * mean + (1 - MOMENTUM) * slope,
-            SQUARES * square + (1 - SQUARES) * slope**2,
-        )
+        mean = MOMENTUM * mean + (1 - MOMENTUM) * slope
+        square = SQUARES * square + (1 - SQUARES) * slope**2
         unbiased = mean / (1 - MOMENTUM ** (index + 1)), square / (1 - SQUARES ** (index + 1))
         weights = moved(weights, reach * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-12), space)
     return weights, tuple(losses)
@@ -139,7 +137,8 @@ def with_refined(smoothed: Smoothed, trials: Sequence[Trial]) -> Smoothed:
     by_number = {trial.number: trial for trial in trials if trial.state == "SCORED"}
     scores = dict(smoothed.scores)
     for number, trial in sorted(by_number.items()):
-        start = by_number.get(refined_from(trial))
+        origin = refined_from(trial)
+        start = None if origin is None else by_number.get(origin)
         if start is None or number in scores or start.number not in scores:
             continue
         before = {score.objective: score.value for score in start.search}

@@ -25,15 +25,20 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recycler.objectives.pareto import Floats
+from recycler.search.optuna.parameters import (
+    Ranges,
+    fixed_params,
+    float_distribution,
+    is_inside,
+    suggested_ranges,
+)
 from recycler.search.optuna.trials import floors_of, observed_trials, signs, stderrs_of
-from recycler.search.simplex.domain import CLOSE, SLACK, weight_domain
+from recycler.search.simplex.domain import CLOSE, SLACK, WeightDomain, weight_domain
 from recycler.search.simplex.simplex_gp import SimplexGP
 from recycler.search.simplex.surrogate import LARGEST, Exact
 
 DEFAULT_LOWEST_SCALE = 0.3
 LOST = 8  # trials that end after one was begun and before it says its weights: then it never will
-FIXED = "fixed_params"  # where Optuna keeps what enqueue_trial fixes
-Ranges = Mapping[str, tuple[float, float]]
 
 
 class SimplexGPSampler(BaseSampler):
@@ -77,18 +82,10 @@ class SimplexGPSampler(BaseSampler):
         exact: Exact | None = None,
     ):
         self.members, self.seed, self.scale = tuple(members), seed, scale
-        self.knobs, self.bounds, self.frozen = (
-            dict(knobs or {}),
-            dict(bounds or {}),
-            dict(frozen or {}),
-        )
+        self.knobs, self.bounds = dict(knobs or {}), dict(bounds or {})
+        self.frozen, self.exact = dict(frozen or {}), dict(exact or {})
         self.names = self.members + tuple(self.knobs)
-        self.max_nonzero, self.gram, self.floors, self.exact = (
-            max_nonzero,
-            gram,
-            floors,
-            dict(exact or {}),
-        )
+        self.max_nonzero, self.gram, self.floors = max_nonzero, gram, floors
         shared = [name for name in self.knobs if name in self.members]
         if shared:
             raise ValueError(
@@ -98,9 +95,8 @@ class SimplexGPSampler(BaseSampler):
         self._lock = RLock()
         self._proposers: dict[tuple[Any, ...], SimplexGP] = {}
         self._plans: dict[tuple[str, int], dict[str, float]] = {}
-        self._made(
-            1, scale or (1.0, 1.0), self.bounds
-        )  # so that a contradiction is told before the study starts
+        # so that a contradiction is found before the study starts
+        self._made(1, scale or (1.0, 1.0), self.bounds)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without lock and caches: they are made anew, and no proposal depends on them."""
@@ -136,14 +132,13 @@ class SimplexGPSampler(BaseSampler):
             return self._other(trial.number, param_name).sample_independent(
                 study, trial, param_name, param_distribution
             )
-        self._refuse(param_name, param_distribution)
+        is_weight = param_name in self.members
+        distribution = float_distribution(param_name, param_distribution, is_weight=is_weight)
         with self._lock:
-            value = self._planned(study, trial, param_name, param_distribution)
-        low, high = param_distribution.low, param_distribution.high
-        if not _inside(param_distribution, value):
-            kind, keyword = (
-                ("weight", "bounds") if param_name in self.members else ("knob", "knobs")
-            )
+            value = self._planned(study, trial, param_name, distribution)
+        low, high = distribution.low, distribution.high
+        if not is_inside(distribution, value):
+            kind, keyword = ("weight", "bounds") if is_weight else ("knob", "knobs")
             raise ValueError(
                 f"{kind} {value:.4g} proposed for {param_name!r} is outside the suggested range "
                 f"{low:g} .. {high:g}; "
@@ -185,33 +180,8 @@ class SimplexGPSampler(BaseSampler):
 
         Neither resuming nor other processes repeat draws.
         """
-        return RandomSampler(
-            seed=int(
-                np.random.default_rng([self.seed, number, crc32(name.encode())]).integers(2**31)
-            )
-        )
-
-    def _refuse(self, name: str, distribution: BaseDistribution) -> None:
-        kind = "weight" if name in self.members else "knob"
-        if (
-            not isinstance(distribution, FloatDistribution)
-            or distribution.step is not None
-            or (distribution.log and kind == "weight")
-        ):
-            why = (
-                "weights that sum to a number can keep no steps, logarithms or choices"
-                if kind == "weight"
-                else "the model's knobs are continuous"
-            )
-            round_it = (
-                ""
-                if kind == "weight"
-                else " and round it in the objective, or leave it out of knobs"
-            )
-            raise ValueError(
-                f"{kind} {name!r} is suggested by {distribution}, and {why}; use "
-                f"trial.suggest_float({name!r}, low, high) without step{round_it}"
-            )
+        rng = np.random.default_rng([self.seed, number, crc32(name.encode())])
+        return RandomSampler(seed=int(rng.integers(2**31)))
 
     # ------------------------------------------------------------ planning
 
@@ -220,49 +190,32 @@ class SimplexGPSampler(BaseSampler):
     ) -> float:
         key = (study.study_name, trial.number)
         row = self._plans.get(key)
-        if (
-            row is None
-            or not _inside(distribution, row[name])
-            or any(
-                abs(row[other] - trial.params.get(other, row[other])) > SLACK
-                for other in self.members
-            )
-        ):
-            trials = study.get_trials(deepcopy=False)
-            ranges = self._ranges(trials, trial, {name: distribution})
+        if row is not None and self._still_fits(row, trial, name, distribution):
+            return row[name]
+        trials = study.get_trials(deepcopy=False)
+        free = [member for member in self.members if member not in self.frozen]
+        ranges = suggested_ranges(free, {name: distribution}, trial, trials)
+        row = self._row(study, trials, trial, ranges)
+        trials = study.get_trials(deepcopy=False)
+        if self._taken(trials, trial.number, row):  # by another process in the meantime
             row = self._row(study, trials, trial, ranges)
-            trials = study.get_trials(deepcopy=False)
-            if self._taken(
-                trials, trial.number, row
-            ):  # by another process, while this one was thinking
-                row = self._row(study, trials, trial, ranges)
-            # else a knob was suggested before any weight, and the row is planned again once a range
-            # is known
-            if ranges:
-                self._plans[key] = row
+        # without ranges a knob was suggested before any weight, and the row is planned again later
+        if ranges:
+            self._plans[key] = row
         return row[name]
 
-    def _ranges(
-        self, trials: Sequence[FrozenTrial], trial: FrozenTrial, own: Mapping[str, BaseDistribution]
-    ) -> Ranges:
-        """Range of each member that is not frozen, as far as trials have suggested it.
-
-        This trial's range counts first, then the latest one's.
-        """
-        free, found = [name for name in self.members if name not in self.frozen], {}
-        for told in (
-            own,
-            trial.distributions,
-            *(other.distributions for other in reversed(trials) if other.number < trial.number),
-        ):
-            found |= {
-                name: (told[name].low, told[name].high)
-                for name in free
-                if name not in found and isinstance(told.get(name), FloatDistribution)
-            }
-            if len(found) == len(free):
-                break
-        return found
+    def _still_fits(
+        self,
+        row: Mapping[str, float],
+        trial: FrozenTrial,
+        name: str,
+        distribution: FloatDistribution,
+    ) -> bool:
+        """True when a planned row lies in the suggested range and agrees with the trial so far."""
+        if not is_inside(distribution, row[name]):
+            return False
+        differences = [row[other] - trial.params.get(other, row[other]) for other in self.members]
+        return not any(abs(difference) > SLACK for difference in differences)
 
     def _row(
         self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial, ranges: Ranges
@@ -276,39 +229,42 @@ class SimplexGPSampler(BaseSampler):
         pending, skip = self._in_flight(study, trials, trial.number)
         point = proposer.ask(observed, pending, trial.number, skip)
         row = dict(zip(self.names, map(float, point), strict=True))
-        fixed = _fixed(trial)
+        fixed = fixed_params(trial)
         held = {name: float(fixed[name]) for name in self.members if name in fixed}
         if held:
-            domain = proposer.domain
-            bounds = {
-                name: limits
-                for name, *limits in zip(self.members, domain.low, domain.high, strict=True)
-                if name not in held
-            }
-            try:
-                domain = weight_domain(
-                    self.members,
-                    scale=domain.scale,
-                    bounds=bounds,
-                    frozen={**self.frozen, **held},
-                    max_nonzero=self.max_nonzero,
-                )
-            except ValueError as error:
-                told = {name: tuple(map(float, limits)) for name, limits in bounds.items()}
-                raise ValueError(
-                    f"trial {trial.number} holds the weights {held}, which leave no row for the "
-                    f"other members: {error}. Unless they were enqueued, "
-                    f"give the sampler bounds={told}: a study's first trial cannot know the "
-                    "ranges of what is suggested last"
-                ) from None
-            row.update(
-                zip(
-                    self.members,
-                    map(float, domain.repair(point[None, : len(self.members)])[0]),
-                    strict=True,
-                )
-            )
+            domain = self._domain_around(held, proposer.domain, trial.number)
+            repaired = domain.repair(point[None, : len(self.members)])[0]
+            row.update(zip(self.members, map(float, repaired), strict=True))
         return {name: float(fixed.get(name, value)) for name, value in row.items()}
+
+    def _domain_around(
+        self, held: Mapping[str, float], domain: WeightDomain, number: int
+    ) -> WeightDomain:
+        """The domain of the other weights of a trial that holds some.
+
+        Raises ValueError when the held weights leave no row for the other members.
+        """
+        bounds = {
+            name: (low, high)
+            for name, low, high in zip(self.members, domain.low, domain.high, strict=True)
+            if name not in held
+        }
+        try:
+            return weight_domain(
+                self.members,
+                scale=domain.scale,
+                bounds=bounds,
+                frozen={**self.frozen, **held},
+                max_nonzero=self.max_nonzero,
+            )
+        except ValueError as error:
+            wanted = {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+            raise ValueError(
+                f"trial {number} holds the weights {dict(held)}, which leave no row for the "
+                f"other members: {error}. Unless they were enqueued, "
+                f"give the sampler bounds={wanted}: a study's first trial cannot know the "
+                "ranges of what is suggested last"
+            ) from None
 
     def _in_flight(
         self, study: Study, trials: Sequence[FrozenTrial], number: int
@@ -318,24 +274,19 @@ class SimplexGPSampler(BaseSampler):
         Those have not suggested anything yet: they do so in other processes, unless so many later
         trials have ended that their process must have been killed.
         """
-        rows, untold = [], 0
+        rows: list[list[float]] = []
+        num_silent = 0
         ended = np.array([other.number for other in trials if other.state.is_finished()], dtype=int)
         for other in trials:
-            if not other.state.is_finished() and other.number != number:
-                params = {
-                    **self.frozen,
-                    **self._plans.get((study.study_name, other.number), {}),
-                    **_fixed(other),
-                }
-                if all(name in params for name in self.names):
-                    rows.append([params[name] for name in self.names])
-                elif (
-                    other.state == TrialState.RUNNING
-                    and other.number < number
-                    and (ended > other.number).sum() < LOST
-                ):
-                    untold += 1
-        return np.array(rows, dtype=float).reshape(-1, len(self.names)), untold
+            if other.state.is_finished() or other.number == number:
+                continue
+            plan = self._plans.get((study.study_name, other.number), {})
+            params = {**self.frozen, **plan, **fixed_params(other)}
+            if all(name in params for name in self.names):
+                rows.append([params[name] for name in self.names])
+            elif other.state == TrialState.RUNNING and other.number < number:
+                num_silent += int((ended > other.number).sum() < LOST)
+        return np.array(rows, dtype=float).reshape(-1, len(self.names)), num_silent
 
     def _taken(self, trials: Sequence[FrozenTrial], number: int, row: Mapping[str, float]) -> bool:
         others = ({**self.frozen, **other.params} for other in trials if other.number != number)
@@ -346,9 +297,9 @@ class SimplexGPSampler(BaseSampler):
 
     def _proposer(self, directions: Sequence[StudyDirection], ranges: Ranges) -> SimplexGP:
         widest = max([1.0, *(high for _, high in ranges.values())])
-        scale = self.scale or (
-            (1.0, 1.0) if widest <= 1.0 else (DEFAULT_LOWEST_SCALE, float(widest))
-        )
+        scale = self.scale or (1.0, 1.0)
+        if self.scale is None and widest > 1.0:
+            scale = (DEFAULT_LOWEST_SCALE, float(widest))
         bounds = self._bounds(ranges, widest, scale[1])
         key = (tuple(directions), scale, tuple(bounds.items()))
         if key not in self._proposers:
@@ -373,16 +324,13 @@ class SimplexGPSampler(BaseSampler):
             for name in self.members
             if name not in self.frozen
         }
-        below = sum(min(low, 0.0) for low, _ in found.values()) + sum(
-            min(weight, 0.0) for weight in self.frozen.values()
-        )
-        return {
-            name: (
-                low,
-                high if name in self.bounds else min(high, max(low, most - below + min(low, 0.0))),
-            )
-            for name, (low, high) in found.items()
-        }
+        below_searched = sum(min(low, 0.0) for low, _ in found.values())
+        below = below_searched + sum(min(weight, 0.0) for weight in self.frozen.values())
+        bounds = {}
+        for name, (low, high) in found.items():
+            reachable = max(low, most - below + min(low, 0.0))
+            bounds[name] = (low, high if name in self.bounds else min(high, reachable))
+        return bounds
 
     def _made(
         self,
@@ -422,21 +370,8 @@ class SimplexGPSampler(BaseSampler):
                 "exact tells every objective of the study, so there is nothing to learn from its "
                 "trials"
             )
-        return {
-            column: _signed(value, sign)
-            for (column, value), sign in zip(
-                sorted(self.exact.items()), signs(directions)[sorted(known)], strict=True
-            )
-        }
-
-
-def _fixed(trial: FrozenTrial) -> dict[str, Any]:
-    """Parameters of a trial as they are, or as it was enqueued with them."""
-    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
-
-
-def _inside(distribution: FloatDistribution, value: float) -> bool:
-    return bool(distribution.low - SLACK <= value <= distribution.high + SLACK)
+        sign = signs(directions)
+        return {column: _signed(self.exact[column], sign[column]) for column in sorted(known)}
 
 
 def _signed(value: Callable[[Floats], Floats], sign: float) -> Callable[[Floats], Floats]:

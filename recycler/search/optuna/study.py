@@ -39,8 +39,11 @@ def write_study(
     """
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
     searched = _searched(closed)
-    rows = [_params(trial, searched) for trial in closed]
-    weights = list(_weights(searched, searched)) if searched else []
+    rows: list[dict[str, float]] = []
+    weights: list[str] = []
+    if searched is not None:
+        rows = [_params(trial, searched) for trial in closed]
+        weights = list(_weights(searched, searched))
     with _quiet(), _storage_errors(name):
         study = _new_study(objectives, storage, name)
         study.set_user_attr(WEIGHTS, weights)

@@ -15,6 +15,10 @@ merge scores about like the weighted average of its members, plus a multiple of 
 squared length: to second order, and with one curvature for all directions, the loss at sum w_i d_i
 is sum w_i L_i less c/2 (sum w_i |d_i|^2 - |sum w_i d_i|^2) where weights sum to 1. The other terms
 are the gain or loss of merging itself.
+
+Equation numbers at the end of lines are those of Rasmussen and Williams 2006, "Gaussian Processes
+for Machine Learning". Their K with noise is `kernel` here, L `root`, y `targets`, K(X_*, X) `cross`
+and v = L^-1 k_* `half`.
 """
 
 from __future__ import annotations
@@ -31,9 +35,8 @@ Floats = NDArray[np.float64]
 
 JITTER = 1e-6  # on the diagonal, in units of the values' variance
 CONSTANT = 1.0  # prior variance of the level, same units
-MAX_FIT_POINTS = (
-    160  # hyperparameters come from at most so many trials; predictions use all of them
-)
+# hyperparameters are learned from at most this number of trials; predictions use all of them
+MAX_FIT_POINTS = 160
 ROOT5 = 5.0**0.5
 
 
@@ -47,12 +50,11 @@ class Prior:
 
 # Weakly informative, set a priori for weights of order 1: a log-lengthscale around ln(sqrt(D)/2),
 # unit signal.
-SIGNAL, LINEAR, NOISE, EXCESS = (
-    Prior(0.0, 1.0),
-    Prior(-1.0, 1.5),
-    Prior(-0.3, 0.7),
-    Prior(-7.0, 1.5),
-)
+SIGNAL = Prior(0.0, 1.0)
+LINEAR = Prior(-1.0, 1.5)
+NOISE = Prior(-0.3, 0.7)
+EXCESS = Prior(-7.0, 1.5)
+GROUP_LENGTH, GROUP_SIGNAL = Prior(0.0, 1.0), Prior(-1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,17 @@ class Features:
 
     def shared(self, points: Floats) -> Floats:
         """(n, R + E): the mean row of weights in the metric, and the knobs."""
-        rows = self._rows(points)
-        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (
-            self.extra_high - self.extra_low
-        )
-        return np.concatenate([rows.mean(axis=1) @ self.metric, knobs], axis=1)
+        mean = self._rows(points).mean(axis=1)
+        return np.concatenate([mean @ self.metric, self._knobs(points)], axis=1)
 
     def rows(self, points: Floats) -> Floats:
         """Each group's row in the metric (G, n, R).
 
         Empty (0, n, 1) where one row holds for every tensor.
         """
-        rows = self._rows(points)
-        return (
-            np.swapaxes(rows @ self.metric, 0, 1)
-            if self.groups > 1
-            else np.zeros((0, len(points), 1))
-        )
+        if self.groups == 1:
+            return np.zeros((0, len(points), 1))
+        return np.swapaxes(self._rows(points) @ self.metric, 0, 1)
 
     def linear(self, points: Floats) -> Floats:
         """Features (n, L) whose inner products are the linear kernel.
@@ -99,11 +95,11 @@ class Features:
         rows = self._rows(points)
         mean = rows.mean(axis=1)
         length = ((mean @ self.metric) ** 2).sum(axis=1, keepdims=True)
-        apart = (rows - mean[:, None]).reshape(len(points), -1) / self.groups**0.5
-        knobs = (points[:, rows.shape[1] * rows.shape[2] :] - self.extra_low) / (
-            self.extra_high - self.extra_low
-        )
-        return np.concatenate([mean, length, knobs] + ([apart] if self.groups > 1 else []), axis=1)
+        features = [mean, length, self._knobs(points)]
+        if self.groups > 1:
+            deviations = (rows - mean[:, None]).reshape(len(points), -1)
+            features.append(deviations / self.groups**0.5)
+        return np.concatenate(features, axis=1)
 
     def lengthscale_index(self, num_shared: int) -> NDArray[np.intp]:
         """Index of the lengthscale that each shared feature takes.
@@ -112,19 +108,22 @@ class Features:
         """
         if self.ard:
             return np.arange(num_shared)
-        return np.concatenate(
-            [np.zeros(self.metric.shape[1], int), 1 + np.arange(num_shared - self.metric.shape[1])]
-        )
+        num_coordinates = self.metric.shape[1]
+        of_knobs = 1 + np.arange(num_shared - num_coordinates)
+        return np.concatenate([np.zeros(num_coordinates, int), of_knobs])
 
     def _rows(self, points: Floats) -> Floats:
         members = self.metric.shape[0]
         return points[:, : self.groups * members].reshape(len(points), self.groups, members)
 
+    def _knobs(self, points: Floats) -> Floats:
+        """(n, E): the knobs scaled to [0, 1]."""
+        num_weights = self.groups * self.metric.shape[0]
+        return (points[:, num_weights:] - self.extra_low) / (self.extra_high - self.extra_low)
+
 
 def gram_root(gram: Floats) -> Floats:
-    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w').
-
-    They are scaled to the size of the unit simplex.
+    """Coordinates (K, R) with |(w - w') root|^2 = (w - w')' gram (w - w'), up to a scale.
 
     `gram` (K, K) holds the inner products of the members' deltas, so near-duplicate members
     coincide and one lengthscale is enough. Scaled so that members lie sqrt(2) apart in root mean
@@ -188,27 +187,24 @@ class WeightGP:
 
     def mean_at(self, points: Floats) -> Floats:
         """Posterior mean (n,) of the true objective."""
-        return self._kernel(points, self.points) @ self._alpha * self.unit + self.mean
+        cross = self._kernel(points, self.points)
+        return cross @ self._alpha * self.unit + self.mean  # eq. 2.25
 
     def predict(self, points: Floats) -> tuple[Floats, Floats]:
         """Posterior mean (n,) and standard deviation (n,) of the true objective, without noise."""
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
-        variance = self._prior_variance(points) - (half**2).sum(axis=0)
-        return cross @ self._alpha * self.unit + self.mean, np.sqrt(
-            np.maximum(variance, 1e-12)
-        ) * self.unit
+        mean = cross @ self._alpha * self.unit + self.mean  # eq. 2.25
+        variance = self._prior_variance(points) - (half**2).sum(axis=0)  # eq. 2.26
+        return mean, np.sqrt(np.maximum(variance, 1e-12)) * self.unit
 
     def draw(self, points: Floats, normals: Floats) -> Floats:
         """Joint posterior draws (n, S) of the true objective from standard normals (n, S)."""
         cross = self._kernel(points, self.points)
         half = solve_triangular(self._root, cross.T, lower=True, check_finite=False)
-        covariance = self._kernel(points, points) - half.T @ half
-        return (
-            (cross @ self._alpha)[:, None] * self.unit
-            + self.mean
-            + _root(covariance) @ normals * self.unit
-        )
+        covariance = self._kernel(points, points) - half.T @ half  # eq. 2.24
+        mean = (cross @ self._alpha)[:, None] * self.unit + self.mean  # eq. 2.23
+        return mean + _root(covariance) @ normals * self.unit  # appendix A.2
 
     @property
     def common_noise(self) -> float:
@@ -222,32 +218,32 @@ class WeightGP:
     def explained(self) -> float:
         """Share of the trials' variance that the other trials predict.
 
-        1 - (leave-one-out squared error) / variance.
-
-        Leave-one-out residuals are alpha_i / (K^-1)_ii (Rasmussen and Williams 2006, eq. 5.12). At
-        most 1, negative where the mean of the others would have predicted better.
+        1 - (leave-one-out squared error) / variance: at most 1, negative where the mean of the
+        others would have predicted better.
         """
         inverse, _ = dpotri(self._root, lower=1)
-        return float(1.0 - np.mean((self._alpha / np.diag(inverse)) ** 2))
+        residuals = self._alpha / np.diag(inverse)  # eq. 5.12
+        return float(1.0 - np.mean(residuals**2))
 
     # ------------------------------------------------------------ learning
 
     def _priors(self) -> list[Prior]:
         num_shared = len(self._scale_of)
         scales = int(self._scale_of.max()) + 1
-        length = Prior(float(np.log(0.5 * np.sqrt(max(num_shared, 2)))), 1.0)
-        if not self.features.ard:
-            length = Prior(float(np.log(1.0)), 1.0)
-        group = [Prior(0.0, 1.0), Prior(-1.0, 1.0)] if self.features.groups > 1 else []
-        return [length] * scales + [SIGNAL, LINEAR, NOISE, EXCESS] + group
+        length = Prior(0.0, 1.0)
+        if self.features.ard:
+            length = Prior(float(np.log(0.5 * np.sqrt(max(num_shared, 2)))), 1.0)
+        priors = [length] * scales + [SIGNAL, LINEAR, NOISE, EXCESS]
+        if self.features.groups > 1:
+            priors += [GROUP_LENGTH, GROUP_SIGNAL]
+        return priors
 
     def _learn(self) -> tuple[Floats, float]:
         """Maximum a posteriori log hyperparameters by L-BFGS on the `chosen` trials."""
         priors = self._priors()
         start = np.array([prior.mean for prior in priors])
-        problem = _Evidence(
-            self, self.chosen, np.array([[prior.mean, prior.sd] for prior in priors])
-        )
+        table = np.array([[prior.mean, prior.sd] for prior in priors])
+        problem = _Evidence(self, self.chosen, table)
         bounds = [(prior.mean - 4 * prior.sd, prior.mean + 4 * prior.sd) for prior in priors]
         found = minimize(
             problem,
@@ -279,9 +275,8 @@ class WeightGP:
     def _kernel(self, left: Floats, right: Floats) -> Floats:
         lengths, (signal, linear, _, _), group = self._unpack(self.theta)
         features = self.features
-        kernel = signal * _matern(
-            _squared(features.shared(left) / lengths, features.shared(right) / lengths)
-        )
+        distances = _squared(features.shared(left) / lengths, features.shared(right) / lengths)
+        kernel = signal * _matern(distances)
         kernel += linear * (features.linear(left) @ features.linear(right).T) + CONSTANT
         for one, other in zip(features.rows(left), features.rows(right), strict=True):
             kernel += group[1] / features.groups * _matern(_squared(one, other) / group[0] ** 2)
@@ -296,17 +291,15 @@ class WeightGP:
         _, (_, _, factor, excess), _ = self._unpack(self.theta)
         kernel = self._kernel(self.points, self.points)
         kernel[np.diag_indices_from(kernel)] += self.variances * factor + excess + JITTER
-        self._root = _root(kernel)
-        self._alpha = cho_solve((self._root, True), self.targets, check_finite=False)
+        self._root = _root(kernel)  # algorithm 2.1, line 2
+        self._alpha = cho_solve((self._root, True), self.targets, check_finite=False)  # line 3
 
 
 class _Evidence:
     """Negative log marginal likelihood plus priors, with its gradient.
 
-    A function of the log hyperparameters.
-
-    Gradient: -1/2 tr((alpha alpha' - K^-1) dK/dtheta) (Rasmussen and Williams 2006, eq. 5.9); for a
-    lengthscale the sum over pairs is rearranged so that no (n, n, D) array is built.
+    A function of the log hyperparameters. For a lengthscale the sum over pairs in the gradient is
+    rearranged so that no (n, n, D) array is built.
     """
 
     def __init__(self, gp: WeightGP, chosen: NDArray[np.intp], priors: Floats):
@@ -333,7 +326,7 @@ class _Evidence:
         inverse, _ = dpotri(root, lower=1)
         inverse = inverse + np.tril(inverse, -1).T
         alpha = inverse @ self.targets
-        pull = np.outer(alpha, alpha) - inverse
+        pull = np.outer(alpha, alpha) - inverse  # alpha alpha' - K^-1 of eq. 5.9
         weight = signal * pull * slope
         spread = 2 * (weight.sum(axis=1) @ scaled**2 - ((weight @ scaled) * scaled).sum(axis=0))
         gradient = [*np.bincount(self.gp._scale_of, weights=spread)]
@@ -344,10 +337,10 @@ class _Evidence:
             gradient += [group[1] * (pull * (row_slope * distances).mean(axis=0)).sum()]
             gradient += [group[1] * (pull * row_smooth.mean(axis=0)).sum()]
         deviation = (theta - self.priors[:, 0]) / self.priors[:, 1]
-        value = (
-            0.5 * self.targets @ alpha + np.log(np.diag(root)).sum() + 0.5 * (deviation**2).sum()
-        )
-        return float(value), -0.5 * np.array(gradient) + deviation / self.priors[:, 1]
+        likelihood = 0.5 * self.targets @ alpha + np.log(np.diag(root)).sum()  # eq. 5.8
+        value = likelihood + 0.5 * (deviation**2).sum()
+        slope_of_prior = deviation / self.priors[:, 1]
+        return float(value), -0.5 * np.array(gradient) + slope_of_prior  # eq. 5.9
 
 
 def _squared(left: Floats, right: Floats) -> Floats:
@@ -358,7 +351,7 @@ def _squared(left: Floats, right: Floats) -> Floats:
 
 def _matern(squared: Floats) -> Floats:
     distance = ROOT5 * np.sqrt(squared)
-    return (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return (1 + distance + distance**2 / 3) * np.exp(-distance)  # eq. 4.17
 
 
 def _matern_and_slope(squared: Floats) -> tuple[Floats, Floats]:

@@ -17,14 +17,9 @@ import numpy as np
 
 from recycler.search.simplex.gp import MAX_FIT_POINTS, Features, Floats, WeightGP
 
-LINKS = (
-    1.0,
-    0.3,
-    0.1,
-    # how far the floor lies below the lowest score, as a share of the scores' range; the score
-    # itself
-    # is always tried
-)
+# distances of the floor below the lowest score, as shares of the scores' range; the score itself
+# is always tried
+LINKS = (1.0, 0.3, 0.1)
 MAX_CHOICE_POINTS = 80  # the link is chosen on at most so many trials
 # nothing is believed further above the best score than this share of the range: the inverse is an
 # exponential

@@ -50,10 +50,7 @@ class SimplexProposer:
             len(self._objectives),
             seed=seed,
             scale=space.total,
-            bounds={
-                name: limits
-                for name, *limits in zip(space.members, space.low, space.high, strict=True)
-            },
+            bounds=dict(zip(space.members, zip(space.low, space.high, strict=True), strict=True)),
             frozen=dict(space.frozen),
             max_nonzero=space.max_nonzero,
             gram=gram,

@@ -218,21 +218,16 @@ class SimplexGP:
         if observed is None:
             return points
         members = vertices(self.domain, np.random.default_rng(self.seed))
-        scores = [
-            observed.values_at(point) for point in (points[0], *members[: self.settings.patience])
-        ]
-        if any(score is None for score in scores) or not all(
-            (score <= scores[0]).all() for score in scores[1:]
-        ):
+        first = members[: self.settings.patience]
+        soup = observed.values_at(points[0])
+        if soup is None:
             return points
-        return np.concatenate(
-            [
-                members[: self.settings.patience],
-                opening(
-                    self.domain, np.random.default_rng(self.seed), num_sparse, members_first=False
-                ),
-            ]
-        )
+        for member in first:
+            score = observed.values_at(member)
+            if score is None or not (score <= soup).all():
+                return points
+        rng = np.random.default_rng(self.seed)
+        return np.concatenate([first, opening(self.domain, rng, num_sparse, members_first=False)])
 
     def _best(
         self,
@@ -258,11 +253,8 @@ class SimplexGP:
         ]
         wide.append(self._predicted_front(front, alive, rng))
         if self._model.exact:
-            wide.append(
-                sparsify(
-                    self.domain, rng, np.concatenate([front, *wide]), self.settings.num_sparsified
-                )
-            )
+            parents = np.concatenate([front, *wide])
+            wide.append(sparsify(self.domain, rng, parents, self.settings.num_sparsified))
         candidates = self._within(unique(np.concatenate(wide), known))
         if not len(candidates):
             return self._fresh(known, rng)
@@ -271,14 +263,8 @@ class SimplexGP:
             best = candidates[np.argsort(-gains, kind="stable")[: self.settings.num_best]]
             near = [perturb(self.domain, rng, best, self.settings.num_refined, reach=reach)]
             if self._model.exact:
-                near.append(
-                    sparsify(
-                        self.domain,
-                        rng,
-                        np.concatenate([best, *near]),
-                        self.settings.num_sparsified // 2,
-                    )
-                )
+                parents = np.concatenate([best, *near])
+                near.append(sparsify(self.domain, rng, parents, self.settings.num_sparsified // 2))
             candidates = self._within(unique(np.concatenate([best, *near]), known))
             gains = self._gains(baseline, candidates, reference, alive, rng)
         return candidates[int(np.argmax(gains))]

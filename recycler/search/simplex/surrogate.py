@@ -48,7 +48,7 @@ class Observations:
     @property
     def scored(self) -> Mask:
         """(n,) True where a trial has all its scores."""
-        return (np.abs(self.values) < LARGEST).all(axis=1)  # a NaN compares false
+        return np.all(np.abs(self.values) < LARGEST, axis=1)  # a NaN compares false
 
     def values_at(self, point: Floats) -> Floats | None:
         """Scores (T,) of `point` (D,), None where it has none."""
