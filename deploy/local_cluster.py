@@ -1,18 +1,20 @@
-"""A whole cluster on this machine, to try what docs/cluster.md says:
+"""A whole cluster on this machine, to try docs/cluster.md.
 
 S3 server, PostgreSQL, and two Ray nodes with token auth.
 
-    python deploy/local_cluster.py            # prints what to export in another terminal; Ctrl-C ends everything
+    python deploy/local_cluster.py            # prints the variables to export in another terminal
     python deploy/local_cluster.py --nodes 3
 
-Needs `pip install 'recycler[postgres]' 'moto[server]'` and Debian's postgresql. Everything listens
-on 127.0.0.1 and is removed at the end; what it started it ends by its own process ids.
+Ctrl-C ends everything. Needs `pip install 'recycler[postgres]' 'moto[server]'` and Debian's
+postgresql. Everything listens on 127.0.0.1 and is removed at the end; what it started it ends by
+its own process ids.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import os
 import secrets
 import shlex
@@ -34,7 +36,8 @@ UNPRIVILEGED = "nobody"  # PostgreSQL refuses to run as root
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def wait_until(what: str, ready: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -53,7 +56,9 @@ def listens(port: int) -> bool:
     return True
 
 
-def end(process: subprocess.Popen | None, *, hard: bool = False, seconds: float = 15.0) -> None:
+def end(
+    process: subprocess.Popen[bytes] | None, *, hard: bool = False, seconds: float = 15.0
+) -> None:
     """End a process and all that it has started, by their ids."""
     if process is None:
         return
@@ -63,7 +68,10 @@ def end(process: subprocess.Popen | None, *, hard: bool = False, seconds: float 
         family = [own, *own.children(recursive=True)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill() if hard else member.terminate()
+            if hard:
+                member.kill()
+            else:
+                member.terminate()
     _, alive = psutil.wait_procs(family, timeout=seconds)
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,7 +83,8 @@ class S3:
     """moto's S3 server with one bucket."""
 
     def __init__(self, bucket: str = "models"):
-        self.port, self.bucket, self.process = free_port(), bucket, None
+        self.port, self.bucket = free_port(), bucket
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -94,8 +103,6 @@ class S3:
             start_new_session=True,
         )
         wait_until("the S3 server does not answer", lambda: listens(self.port))
-        import http.client
-
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         connection.request("PUT", f"/{self.bucket}")
         connection.getresponse().read()
@@ -105,7 +112,7 @@ class S3:
 
 
 def postgres_folder() -> Path | None:
-    """Where PostgreSQL's programs are; None when it is not installed."""
+    """Folder of PostgreSQL's programs; None when it is not installed."""
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"),
         key=lambda path: int(path.parent.parent.name),
@@ -117,9 +124,7 @@ def postgres_folder() -> Path | None:
 
 
 class Postgres:
-    """A server with data of its own, that trusts connections from this machine that know the
-    password.
-    """
+    """A PostgreSQL server with data of its own, open to this machine with a password."""
 
     def __init__(self) -> None:
         programs = postgres_folder()
@@ -128,43 +133,18 @@ class Postgres:
         self.programs, self.port, self.password = programs, free_port(), secrets.token_hex(8)
         self.folder = Path(tempfile.mkdtemp(prefix="recycler-pg-"))
         self.folder.chmod(0o755)
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Without the password, which goes into PGPASSWORD."""
+        """Address without the password, which goes into PGPASSWORD."""
         return f"postgresql://recycler@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Start it, on the same port and data as before if there was a before."""
+        """Start it, on the same port and data if it ran before."""
         data = self.folder / "data"
         if not data.exists():
-            secret = self.folder / "password"
-            secret.write_text(self.password)
-            if os.getuid() == 0:
-                shutil.chown(self.folder, UNPRIVILEGED)
-                shutil.chown(secret, UNPRIVILEGED)
-            subprocess.run(
-                [
-                    *self._as_user(),
-                    str(self.programs / "initdb"),
-                    "-D",
-                    str(data),
-                    "-U",
-                    "recycler",
-                    "-A",
-                    "scram-sha-256",
-                    f"--pwfile={secret}",
-                    "--no-sync",
-                    "-E",
-                    "UTF8",
-                    "--locale=C",
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-            )
-            secret.unlink()
+            self._make_data(data)
         command = [
             *self._as_user(),
             str(self.programs / "postgres"),
@@ -188,8 +168,36 @@ class Postgres:
         )
         wait_until("PostgreSQL does not answer", self._is_ready)
 
+    def _make_data(self, data: Path) -> None:
+        secret = self.folder / "password"
+        secret.write_text(self.password)
+        if os.getuid() == 0:
+            shutil.chown(self.folder, UNPRIVILEGED)
+            shutil.chown(secret, UNPRIVILEGED)
+        subprocess.run(
+            [
+                *self._as_user(),
+                str(self.programs / "initdb"),
+                "-D",
+                str(data),
+                "-U",
+                "recycler",
+                "-A",
+                "scram-sha-256",
+                f"--pwfile={secret}",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
+        secret.unlink()
+
     def stop(self, number: int = signal.SIGINT) -> None:
-        """SIGINT: at once, connections are cut. SIGKILL would be a crash."""
+        """Stop it by a signal: SIGINT cuts connections at once, SIGKILL is a crash."""
         if self.process is not None:
             self.process.send_signal(number)
             self.process.wait(30)
@@ -201,51 +209,44 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_ready(self) -> bool:
-        return (
-            subprocess.run(
-                [str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-            ).returncode
-            == 0
-        )
+        command = [str(self.programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(command).returncode == 0
 
     def _as_user(self) -> list[str]:
-        return (
-            ["setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups", "--"]
-            if os.getuid() == 0
-            else []
-        )
+        if os.getuid() != 0:
+            return []
+        return ["setpriv", f"--reuid={UNPRIVILEGED}", "--regid=nogroup", "--clear-groups", "--"]
 
 
 class RayNode:
-    """One `ray start --block`: a head when `head_port` is None, else a node that joins."""
+    """One `ray start --block`: a head when `head` is None, else a node that joins it."""
 
     def __init__(self, environment: dict[str, str], *, cpus: int, head: RayNode | None = None):
         self.head, self.cpus, self.environment = head, cpus, environment
-        self.port = free_port() if head is None else head.port
-        self.dashboard_port = free_port() if head is None else head.dashboard_port
-        self.folder = (
-            Path(tempfile.mkdtemp(prefix="rr-")) if head is None else head.folder
-        )  # short: sockets lie in it
-        self.process: subprocess.Popen | None = None
+        if head is None:
+            self.port, self.dashboard_port = free_port(), free_port()
+            self.folder = Path(tempfile.mkdtemp(prefix="rr-"))  # short: sockets lie in it
+        else:
+            self.port, self.dashboard_port = head.port, head.dashboard_port
+            self.folder = head.folder
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        """Of the Jobs API."""
+        """Address of the Jobs API."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def start(self) -> None:
         ray = Path(sys.executable).parent / "ray"
-        place = (
-            [
+        place = [f"--address=127.0.0.1:{self.port}"]
+        if self.head is None:
+            place = [
                 "--head",
                 f"--port={self.port}",
                 "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.dashboard_port}",
                 f"--temp-dir={self.folder}",
             ]
-            if self.head is None
-            else [f"--address=127.0.0.1:{self.port}"]
-        )
         command = [
             str(ray),
             "start",
@@ -270,7 +271,7 @@ class RayNode:
             wait_until("Ray's dashboard does not answer", lambda: listens(self.dashboard_port), 180)
 
     def kill(self) -> None:
-        """As a machine that goes away: everything on it at once."""
+        """End everything on it at once, as when a machine goes away."""
         end(self.process, hard=True)
         self.process = None
 
@@ -282,7 +283,7 @@ class RayNode:
 
 
 class LocalCluster:
-    """All of it. `environment` is what nodes and people need; a context manager."""
+    """All servers together, as a context manager; `environment` is for nodes and users."""
 
     def __init__(self, *, nodes: int = 2, cpus: int = 1, environment: dict[str, str] | None = None):
         self.s3, self.postgres, self.token = S3(), Postgres(), secrets.token_hex(16)
@@ -292,16 +293,17 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
+        found = {
             **self.s3.environment,
             "PGPASSWORD": self.postgres.password,
             "RECYCLER_LEDGER": self.postgres.url,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RECYCLER_CACHE": str(self.cache),
-            **({"RAY_API_SERVER_ADDRESS": self.nodes[0].address} if self.nodes else {}),
-            **self._more,
         }
+        if self.nodes:
+            found["RAY_API_SERVER_ADDRESS"] = self.nodes[0].address
+        return {**found, **self._more}
 
     def __enter__(self) -> LocalCluster:
         try:
@@ -315,17 +317,11 @@ class LocalCluster:
         return self
 
     def add_node(self) -> RayNode:
-        """One more node joins."""
-        environment = {
-            name: value
-            for name, value in self.environment.items()
-            if name != "RAY_API_SERVER_ADDRESS"
-        }
-        node = RayNode(
-            {**environment, "RAY_JOB_STOP_WAIT_TIME_S": "30"},
-            cpus=self._cpus,
-            head=self.nodes[0] if self.nodes else None,
-        )
+        """Start one more node, which joins."""
+        environment = {**self.environment, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+        environment.pop("RAY_API_SERVER_ADDRESS", None)
+        head = self.nodes[0] if self.nodes else None
+        node = RayNode(environment, cpus=self._cpus, head=head)
         self.nodes.append(node)
         node.start()
         return node
@@ -346,12 +342,8 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=1, help="cores of each node")
     arguments = parser.parse_args()
     with LocalCluster(nodes=arguments.nodes, cpus=arguments.cpus) as cluster:
-        print(
-            "\n".join(
-                f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()
-            ),
-            flush=True,
-        )
+        for name, value in cluster.environment.items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)
         print(f"# the bucket is s3://{cluster.s3.bucket}; Ctrl-C ends everything", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

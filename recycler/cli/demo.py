@@ -11,7 +11,7 @@ from recycler.cli.arguments import Commands, add_command
 from recycler.cli.progress import Progress
 from recycler.cli.tables import align
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the CLI's start loads no numpy
     from recycler.results.front import Front
 
 

@@ -94,11 +94,9 @@ class Progress:
 
     def listen(self, event: Event) -> None:
         if event.what in ("holdout", "completed"):
-            self.update(
-                f"{'holdout' if event.what == 'holdout' else 'finalists on all search items'}: "
-                f"trial {event.trial.number}",
-                event.fraction,
-            )
+            holdout = event.what == "holdout"
+            stage = "holdout" if holdout else "finalists on all search items"
+            self.update(f"{stage}: trial {event.trial.number}", event.fraction)
         elif event.what in ("scored", "failed"):
             self._done += 1
             self.update(

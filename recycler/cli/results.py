@@ -17,10 +17,8 @@ from recycler.cli.arguments import (
 from recycler.cli.explanations import preview_text, why_text
 from recycler.cli.progress import gain_said
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the CLI's start loads no numpy
     from recycler.types import Role
-
-    pass
 
 
 def add_status(commands: Commands) -> None:

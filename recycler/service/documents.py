@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from recycler.errors import NotFoundError, Problem, UsageError
@@ -150,76 +150,87 @@ def pool_document(
     delta relative to the base, and the cosines between them (null where a delta has no length).
     """
     front = snapshot.front if has_front(snapshot) else None
-    alone = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
-    volume = front.hypervolume(front.front, "search") if front else None
-    members = []
-    for index, member in enumerate(snapshot.pool.members):
-        using = (
-            [
-                trial
-                for trial in front.front
-                if any(row[index] != 0.0 for row in trial.recipe.weights)
-            ]
-            if front
-            else []
-        )
-        mean = (
-            sum(
-                sum(row[index] for row in trial.recipe.weights) / len(trial.recipe.weights)
-                for trial in using
-            )
-            / len(using)
-            if using
-            else 0.0
-        )
-        without = _volume_without(snapshot, index) if front else None
-        members.append(
-            {
-                "name": member.name,
-                "front_trials": [trial.number for trial in using],
-                "location": str(member.location),
-                "lineage": lineage(member.location),
-                "trial": alone[member.name].number if member.name in alone else None,
-                "scores": trial_entry(alone[member.name])["scores"]
-                if member.name in alone
-                else None,
-                "front_uses": len(using),
-                "mean_weight": finite(mean),
-                "hypervolume_without": without,
-            }
-        )
-    base = snapshot.pool.base
+    own_trials = {trial.label: trial for trial in snapshot.trials if trial.kind == "member"}
+    members = [
+        _member_entry(snapshot, index, own_trials.get(member.name))
+        for index, member in enumerate(snapshot.pool.members)
+    ]
+    similarity = None
+    if gram and len(gram) == len(members):
+        similarity = _similarity(gram)
     return {
         "schema_version": 1,
         "objectives": objectives_document(snapshot.objectives),
         "num_front": len(front.front) if front else 0,
-        "hypervolume": volume,
-        "base": {
-            "name": base.name,
-            "location": str(base.location),
-            "lineage": lineage(base.location),
-        }
-        if base
-        else None,
+        "hypervolume": front.hypervolume(front.front, "search") if front else None,
+        "base": _base_entry(snapshot),
         "members": members,
-        "similarity": _similarity(gram) if gram and len(gram) == len(members) else None,
+        "similarity": similarity,
         "note": "hypervolume_without is the volume of the trials that give the member no weight: a "
         "lower bound of what a search without it would reach",
     }
 
 
+def _base_entry(snapshot: Snapshot) -> dict[str, Any] | None:
+    base = snapshot.pool.base
+    if base is None:
+        return None
+    return {
+        "name": base.name,
+        "location": str(base.location),
+        "lineage": lineage(base.location),
+    }
+
+
+def _member_entry(snapshot: Snapshot, index: int, own: Trial | None) -> dict[str, Any]:
+    """One member of the pool; `own` is the trial that scored it by itself."""
+    member = snapshot.pool.members[index]
+    using: list[Trial] = []
+    volume_without = None
+    if has_front(snapshot):
+        using = [trial for trial in snapshot.front.front if _uses(trial, index)]
+        volume_without = _volume_without(snapshot, index)
+    return {
+        "name": member.name,
+        "front_trials": [trial.number for trial in using],
+        "location": str(member.location),
+        "lineage": lineage(member.location),
+        "trial": own.number if own else None,
+        "scores": trial_entry(own)["scores"] if own else None,
+        "front_uses": len(using),
+        "mean_weight": finite(_mean_weight(using, index)),
+        "hypervolume_without": volume_without,
+    }
+
+
+def _uses(trial: Trial, index: int) -> bool:
+    return any(row[index] != 0.0 for row in trial.recipe.weights)
+
+
+def _mean_weight(trials: Sequence[Trial], index: int) -> float:
+    """Mean weight of a member over trials, each by the mean of its groups; 0 without trials."""
+    if not trials:
+        return 0.0
+    means = []
+    for trial in trials:
+        rows = trial.recipe.weights
+        means.append(sum(row[index] for row in rows) / len(rows))
+    return sum(means) / len(means)
+
+
 def _similarity(gram: Sequence[Sequence[float]]) -> dict[str, Any]:
     lengths = [math.sqrt(max(gram[index][index], 0.0)) for index in range(len(gram))]
-    cosines = [
-        [
-            round(gram[a][b] / (lengths[a] * lengths[b]), 4)
-            if lengths[a] > 0 and lengths[b] > 0
-            else None
-            for b in range(len(gram))
-        ]
-        for a in range(len(gram))
-    ]
-    return {"relative_length": [finite(length) for length in lengths], "cosines": cosines}
+
+    def cosine(a: int, b: int) -> float | None:
+        if not (lengths[a] > 0 and lengths[b] > 0):
+            return None
+        return round(gram[a][b] / (lengths[a] * lengths[b]), 4)
+
+    indices = range(len(gram))
+    return {
+        "relative_length": [finite(length) for length in lengths],
+        "cosines": [[cosine(a, b) for b in indices] for a in indices],
+    }
 
 
 def read_numbers(text: str) -> list[int]:
@@ -257,15 +268,11 @@ def read_number(text: str) -> int:
 
 
 def has_front(snapshot: Snapshot) -> bool:
-    return any(trial.kind == "member" and trial.state == "SCORED" for trial in snapshot.trials)
+    return snapshot.has_front
 
 
 def _volume_without(snapshot: Snapshot, index: int) -> float | None:
-    rest = [
-        trial
-        for trial in snapshot.front.trials
-        if all(row[index] == 0.0 for row in trial.recipe.weights)
-    ]
+    rest = [trial for trial in snapshot.front.trials if not _uses(trial, index)]
     return snapshot.front.hypervolume(rest, "search") if rest else 0.0
 
 
@@ -282,8 +289,9 @@ def _difference(
     b: dict[str, Outcome],
     items: Mapping[str, Item],
 ) -> dict[str, Any]:
-    before, after = (_score_of(trial, role, objective) for trial in (first, other))
-    if before is None or after is None:
+    reference = find_score(first, role, objective.name)
+    score = find_score(other, role, objective.name)
+    if reference is None or score is None:
         raise NotFoundError(
             Problem(
                 thing=f"trials {first.number} and {other.number}",
@@ -291,33 +299,36 @@ def _difference(
                 remedy="Holdout is scored for the front when the budget is spent",
             )
         )
-    of_other = {} if objective.is_cost else _values_of(objective, b)
-    of_first = {} if objective.is_cost else _values_of(objective, a)
     found: dict[str, Any] = {
         "objective": objective.name,
-        "score_difference": finite(after.value - before.value),
+        "score_difference": finite(score.value - reference.value),
         "paired": None,
         "flips": None,
     }
-    common = of_other.keys() & of_first.keys()
-    if common:
-        clusters, weights = clusters_and_weights(items, common, objective.metric) or (None, None)
-        paired = paired_difference(of_other, of_first, clusters, weights)
-        num_clusters = len(set(clusters.values())) if clusters else paired.n
-        found["paired"] = {
-            name: finite(getattr(paired, name))
-            for name in ("difference", "stderr", "low", "high", "p_value")
-        } | {"n": paired.n, "num_clusters": num_clusters, "distinguishable": paired.distinguishable}
-        if all(value in (0.0, 1.0) for side in (of_other, of_first) for value in side.values()):
-            found["flips"] = _flips(
-                mcnemar(of_other, of_first), b, a, items, independent=num_clusters == paired.n
-            )
+    if objective.is_cost:  # it has no items
+        return found
+    values, reference_values = _values_of(objective, b), _values_of(objective, a)
+    common = values.keys() & reference_values.keys()
+    if not common:
+        return found
+    known = clusters_and_weights(items, common, objective.metric)
+    clusters, weights = known or (None, None)
+    paired = paired_difference(values, reference_values, clusters, weights)
+    num_clusters = len(set(clusters.values())) if clusters else paired.n
+    found["paired"] = {
+        "difference": finite(paired.difference),
+        "stderr": finite(paired.stderr),
+        "low": finite(paired.low),
+        "high": finite(paired.high),
+        "p_value": finite(paired.p_value),
+        "n": paired.n,
+        "num_clusters": num_clusters,
+        "distinguishable": paired.distinguishable,
+    }
+    if {*values.values(), *reference_values.values()} <= {0.0, 1.0}:
+        flips = mcnemar(values, reference_values)
+        found["flips"] = _flips(flips, b, a, items, independent=num_clusters == paired.n)
     return found
-
-
-def _score_of(trial: Trial, role: Role, objective: Objective) -> Score | None:
-    found = (score for score in trial.scores(role) if score.objective == objective.name)
-    return next(found, None)
 
 
 def _flips(
@@ -356,11 +367,17 @@ def _flips(
     }
 
 
-def _values_of(objective: Objective, table: dict[str, Outcome]) -> dict[str, float]:
+def find_score(trial: Trial, role: Role, name: str) -> Score | None:
+    """Score of a trial for an objective by its name; None when it has none."""
+    return next((score for score in trial.scores(role) if score.objective == name), None)
+
+
+def _values_of(objective: Objective, table: dict[str, Outcome]) -> dict[Hashable, float]:
     """Item to value, of the items of an objective: an item's id is SUITE/TASK/NAME."""
     prefix = f"{objective.suite}/{objective.task}/" if objective.task else f"{objective.suite}/"
-    return {
-        item: dict(outcome.values)[objective.metric]
-        for item, outcome in table.items()
-        if item.startswith(prefix) and objective.metric in dict(outcome.values)
-    }
+    found: dict[Hashable, float] = {}
+    for item, outcome in table.items():
+        values = dict(outcome.values)
+        if item.startswith(prefix) and objective.metric in values:
+            found[item] = values[objective.metric]
+    return found

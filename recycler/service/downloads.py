@@ -32,11 +32,9 @@ def trial_columns(snapshot: Snapshot) -> dict[str, list[Cell]]:
     for objective in snapshot.objectives:
         for role in ROLES:
             for part in ("value", "stderr", "n"):
+                key = role, objective.name
                 columns[f"{objective.name} {role} {part}"] = [
-                    getattr(own[role, objective.name], part)
-                    if (role, objective.name) in own
-                    else None
-                    for own in scores
+                    getattr(own[key], part) if key in own else None for own in scores
                 ]
     columns["method"] = [trial.recipe.method for trial in snapshot.trials]
     weights = [
@@ -60,13 +58,8 @@ def trials_csv_text(snapshot: Snapshot) -> str:
     columns, text = trial_columns(snapshot), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(name) for name in columns])
-    writer.writerows(
-        [
-            _cell(value) if isinstance(value, str) else "" if value is None else value
-            for value in row
-        ]
-        for row in zip(*columns.values(), strict=True)
-    )
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
     return text.getvalue()
 
 
@@ -80,5 +73,9 @@ def trials_parquet_bytes(snapshot: Snapshot) -> bytes:
     return out.getvalue().to_pybytes()
 
 
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _cell(value: Cell) -> int | float | str:
+    if value is None:
+        return ""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value

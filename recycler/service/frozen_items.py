@@ -8,7 +8,7 @@ take every item as one independent vote.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 from recycler.errors import RecyclerError
@@ -31,9 +31,7 @@ class FrozenItems:
     def of(self, folder: Path) -> Mapping[str, Item]:
         """Items of a run folder by id; empty when it has no suites, or a broken one."""
         paths = sorted((folder / SUITES).glob("*.jsonl"))
-        signature = tuple(
-            (path.name, stat.st_mtime_ns, stat.st_size) for path in paths for stat in [path.stat()]
-        )
+        signature = tuple(_signature_of(path) for path in paths)
         with self._lock:
             known = self._cached.get(folder)
             if known is None or known[0] != signature:
@@ -44,30 +42,34 @@ class FrozenItems:
             return known[1]
 
 
+def _signature_of(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return path.name, stat.st_mtime_ns, stat.st_size
+
+
 def _read(paths: Iterable[Path]) -> dict[str, Item]:
     found: dict[str, Item] = {}
     for path in paths:
         try:
             found.update((item.id, item) for item in read_frozen(path).items)
-        except (
-            RecyclerError,
-            OSError,
-            ValueError,
-        ):  # a figure with some clusters would be wrong in a way that nobody sees
-            return {}
+        except (RecyclerError, OSError, ValueError):
+            return {}  # a figure with some clusters would be wrong in a way that nobody sees
     return found
 
 
 def clusters_and_weights(
-    items: Mapping[str, Item], ids: Iterable[str], metric: str
-) -> tuple[dict[str, str], dict[str, float]] | None:
+    items: Mapping[str, Item], ids: Iterable[Hashable], metric: str
+) -> tuple[dict[Hashable, str], dict[Hashable, float]] | None:
     """Clusters and weights by item id, for a paired difference.
 
     They are those of the scores' own errors. None when an item is unknown.
     """
-    ids = list(ids)
-    if not all(name in items for name in ids):
-        return None
-    return {name: items[name].cluster or name for name in ids}, {
-        name: item_weight(items[name], metric) for name in ids
-    }
+    clusters: dict[Hashable, str] = {}
+    weights: dict[Hashable, float] = {}
+    for name in ids:
+        item = items.get(str(name))
+        if item is None:
+            return None
+        clusters[name] = item.cluster or item.id
+        weights[name] = item_weight(item, metric)
+    return clusters, weights

@@ -22,26 +22,22 @@ def leave_out_document(snapshot: Snapshot, surrogate: SearchModel | str) -> dict
     `surrogate` is the model, or why there is none; then the members have nulls and `reason` says
     it. Seconds for hundreds of trials.
     """
-    losses = (
-        {} if isinstance(surrogate, str) else {loss.member: loss for loss in surrogate.losses()}
-    )
-    reason = (
-        surrogate
-        if isinstance(surrogate, str)
-        else ""
-        if losses
-        else "no merge beats the worst member at everything"
-    )
+    losses: dict[str, Loss] = {}
+    if isinstance(surrogate, str):
+        reason, num_trials = surrogate, 0
+    else:
+        losses = {loss.member: loss for loss in surrogate.losses()}
+        reason = "" if losses else "no merge beats the worst member at everything"
+        num_trials = len(surrogate.trials)
+    members = []
+    for name in snapshot.pool.names:
+        entry = {"name": name, "loss": None, "low": None, "high": None, "try": None}
+        members.append(_member(snapshot, losses[name]) if name in losses else entry)
     return {
         "schema_version": 1,
         "reason": reason,
-        "num_trials": 0 if isinstance(surrogate, str) else len(surrogate.trials),
-        "members": [
-            _member(snapshot, losses[name])
-            if name in losses
-            else {"name": name, "loss": None, "low": None, "high": None, "try": None}
-            for name in snapshot.pool.names
-        ],
+        "num_trials": num_trials,
+        "members": members,
     }
 
 

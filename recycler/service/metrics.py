@@ -9,13 +9,11 @@ STATES = ("starting", "running", "finished", "stopped", "interrupted", "failed",
 
 
 def metrics_text(documents: list[dict[str, Any]]) -> str:
-    """One family a figure, jobs as labels; ids need no escaping, they are plain words."""
+    """One family per figure, jobs as labels; ids need no escaping, they are plain words."""
     lines = ["# HELP recycler_jobs Jobs by state.", "# TYPE recycler_jobs gauge"]
-    lines += [
-        f'recycler_jobs{{state="{state}"}} '
-        f"{sum(document['state'] == state for document in documents)}"
-        for state in STATES
-    ]
+    for state in STATES:
+        number = sum(document["state"] == state for document in documents)
+        lines.append(f'recycler_jobs{{state="{state}"}} {number}')
     lines += ["# HELP recycler_trials Trials of a job by state.", "# TYPE recycler_trials gauge"]
     lines += [
         f'recycler_trials{{job="{document["id"]}",state="{state.lower()}"}} {number}'

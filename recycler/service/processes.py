@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,15 +184,13 @@ def driver_pid(folder: Path) -> int | None:
     except OSError:
         return None
     inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
-    held = (line.split() for line in locks.splitlines())
-    return next(
-        (
-            int(words[4])
-            for words in held
-            if "->" not in words and words[1] == "FLOCK" and words[5] == inode and int(words[4]) > 0
-        ),
-        None,
-    )
+    for line in locks.splitlines():
+        words = line.split()
+        if "->" in words or words[1] != "FLOCK" or words[5] != inode:
+            continue  # a waiting process, another kind of lock, or another file
+        if int(words[4]) > 0:
+            return int(words[4])
+    return None
 
 
 def log_tail(path: Path) -> str:
@@ -220,21 +219,23 @@ def run_command(run: Run) -> list[str] | None:
     """
     try:
         started = json.loads((run.folder / STARTED).read_text())
-        job, data = Path(started["job"]), [str(folder) for folder in started["data"]]
+        job: Path | None = Path(started["job"])
+        data = [str(folder) for folder in started["data"]]
     except (OSError, ValueError, LookupError, TypeError):
         job, data = None, []
-    job = run.source if run.submitted else job
-    return (
-        [
-            "run",
-            str(job),
-            "--dir",
-            str(run.folder),
-            *(word for folder in data for word in ("--data", folder)),
-        ]
-        if job is not None and job.is_file()
-        else None
-    )
+    if run.submitted:
+        job = run.source
+    if job is None or not job.is_file():
+        return None
+    return ["run", str(job), "--dir", str(run.folder), *_flags("--data", data)]
+
+
+def _flags(name: str, values: Iterable[str]) -> list[str]:
+    """A flag once for each value."""
+    words: list[str] = []
+    for value in values:
+        words += [name, value]
+    return words
 
 
 def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
@@ -242,30 +243,34 @@ def confirm_commands(run: Run, snapshot: Snapshot) -> list[str]:
 
     Suites are named as the job file names them.
     """
-    suites, data = (
-        list(dict.fromkeys(objective.suite for objective in benchmarks(snapshot.objectives))),
-        [],
-    )
+    objectives = benchmarks(snapshot.objectives)
+    suites = list(dict.fromkeys(objective.suite for objective in objectives))
+    data: list[str] = []
     command = run_command(run)
     if command is not None:
-        job = Path(command[1])
         data = [word for word in command if word != "--data"][4:]
-        with suppress(RecyclerError):  # changed since: the objectives' own names will do
-            suites = [
-                str(path) if (path := job.parent / name).is_file() else name
-                for name in read_job(job)[0].suites
-            ]
+        with suppress(RecyclerError):  # changed since: the names that the objectives tell will do
+            suites = _suites_of(Path(command[1]))
     words = [
         "score",
         "without",
-        *(word for suite in suites for word in ("--suite", suite)),
+        *_flags("--suite", suites),
         "--role",
         "search",
         "--dtype",
         snapshot.dtype,
-        *(word for folder in data for word in ("--data", folder)),
+        *_flags("--data", data),
     ]
     return [as_shell(["merge", "without.yaml", "without"]), as_shell(words)]
+
+
+def _suites_of(job: Path) -> list[str]:
+    """Suites of a job file, files by their paths. Raises RecyclerError."""
+    found = []
+    for name in read_job(job)[0].suites:
+        path = job.parent / name
+        found.append(str(path) if path.is_file() else name)
+    return found
 
 
 def as_python(words: list[str]) -> list[str]:

@@ -62,11 +62,9 @@ class Run:
     @property
     def named(self) -> str:
         """Name of this run for commands such as `recycler front`."""
-        return (
-            self.place
-            if self.place is not None and self.is_shared and not self.folder.is_dir()
-            else str(self.folder)
-        )
+        if self.place is not None and self.is_shared and not self.folder.is_dir():
+            return self.place
+        return str(self.folder)
 
 
 class Snapshot:
@@ -82,21 +80,20 @@ class Snapshot:
         status: dict[str, Any],
         smoothed: Smoothed,
     ):
-        (
-            self.signature,
-            self.trials,
-            self.objectives,
-            self.pool,
-            self.dtype,
-            self.status,
-            self.smoothed,
-        ) = signature, trials, objectives, pool, dtype, status, smoothed
+        self.signature, self.status = signature, status
+        self.trials, self.objectives, self.smoothed = trials, objectives, smoothed
+        self.pool, self.dtype = pool, dtype
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 
     @cached_property
     def by_number(self) -> dict[int, Trial]:
         return {trial.number: trial for trial in self.trials}
+
+    @property
+    def has_front(self) -> bool:
+        """True when a member is scored."""
+        return any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials)
 
     @cached_property
     def front(self) -> Front:
@@ -111,7 +108,7 @@ class Snapshot:
 
         Above the reference point of the front document.
         """
-        if not any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials):
+        if not self.has_front:
             return []
         values = maximized(self.front.trials, self.objectives)
         reference = pareto.as_maximized(
@@ -129,11 +126,7 @@ class Snapshot:
     @cached_property
     def knee(self) -> int | None:
         """Number of the front's knee; None before the first member is scored."""
-        return (
-            knee(self.front).number
-            if any(trial.kind == "member" and trial.state == "SCORED" for trial in self.trials)
-            else None
-        )
+        return knee(self.front).number if self.has_front else None
 
     @property
     def probability(self) -> dict[int, float]:
@@ -179,9 +172,8 @@ class Store:
         self.root, self.ledger_url = root.resolve(), ledger_url
         self._cached: dict[str, Snapshot] = {}
         self._open: dict[str, Ledger] = {}  # connections to databases, kept
-        self._away: dict[
-            str, tuple[float, InfrastructureError]
-        ] = {}  # by database: until when it is not asked again, and what it said
+        # by database: until when it is not asked again, and what it said
+        self._away: dict[str, tuple[float, InfrastructureError]] = {}
         self._locks: dict[str, threading.RLock] = defaultdict(threading.RLock)
 
     def ids(self) -> list[str]:
@@ -322,11 +314,9 @@ class Store:
     def _place(self, folder: Path) -> str | None:
         if (folder / LEDGER).is_file():
             return str(folder / LEDGER)
-        return (
-            (folder / LEDGER_URL).read_text(errors="replace").strip()
-            if (folder / LEDGER_URL).is_file()
-            else None
-        )
+        if (folder / LEDGER_URL).is_file():
+            return (folder / LEDGER_URL).read_text(errors="replace").strip()
+        return None
 
     def _is_run(self, folder: Path) -> bool:
         known = (

@@ -11,9 +11,16 @@ import numpy as np
 
 from recycler.objectives.costs import benchmarks
 from recycler.search.baselines import best_member, maximized
-from recycler.service.documents import ROLES, finite, has_front, objectives_document, trial_entry
+from recycler.service.documents import (
+    ROLES,
+    find_score,
+    finite,
+    has_front,
+    objectives_document,
+    trial_entry,
+)
 from recycler.service.store import Snapshot
-from recycler.types import Role, Score, Trial
+from recycler.types import Objective, Role, Score, Trial
 
 DIGITS = 6  # of figures that are drawn
 MAX_DOMINATORS = 3
@@ -75,43 +82,44 @@ def why(snapshot: Snapshot, trial: Trial) -> dict[str, Any]:
     on_front = any(other.number == trial.number for other in front.front)
     whole = front.hypervolume(front.front, "search")
     rest = [other for other in front.front if other.number != trial.number]
-    scored = benchmarks(
-        snapshot.objectives
-    )  # what a merge costs has no best member, and is the same on the holdout
+    share = None
+    if on_front and whole:
+        share = finite(1.0 - (front.hypervolume(rest, "search") or 0.0) / whole)
+    # a cost has no best member, and is the same on the holdout
+    scored = benchmarks(snapshot.objectives)
     against = [
-        _against(
-            f"best member on {objective.name}",
-            best_member(front.trials, objective),
-            trial,
-            snapshot,
-        )
-        for objective in scored
-    ]
-    against += [
         _against(name, other, trial, snapshot)
-        for name, other in (
-            ("uniform soup", front.uniform),
-            ("greedy soup", front.greedy),
-            ("base", front.base),
-        )
-        if other is not None
+        for name, other in _baselines(snapshot, scored)
+        if other.number != trial.number
     ]
+    gaps = {objective.name: _gap(trial, objective.name) for objective in scored}
     return {
         "on_front": on_front,
         "picked_by": "posterior" if front.smoothed else "search score",
         "probability": snapshot.probability.get(trial.number),
         "knee": snapshot.knee == trial.number,
         "dominators": [] if on_front else _dominators(snapshot, trial),
-        "share_of_volume": finite(1.0 - (front.hypervolume(rest, "search") or 0.0) / whole)
-        if on_front and whole
-        else None,
-        "against": [entry for entry in against if entry["trial"] != trial.number],
-        "holdout_gap": {
-            objective.name: gap
-            for objective in scored
-            if (gap := _gap(trial, objective.name)) is not None
-        },
+        "share_of_volume": share,
+        "against": against,
+        "holdout_gap": {name: gap for name, gap in gaps.items() if gap is not None},
     }
+
+
+def _baselines(snapshot: Snapshot, scored: Sequence[Objective]) -> list[tuple[str, Trial]]:
+    """(name, trial) of the baselines that there are."""
+    front = snapshot.front
+    found = []
+    for objective in scored:
+        best = best_member(front.trials, objective)
+        found.append((f"best member on {objective.name}", best))
+    for name, trial in (
+        ("uniform soup", front.uniform),
+        ("greedy soup", front.greedy),
+        ("base", front.base),
+    ):
+        if trial is not None:
+            found.append((name, trial))
+    return found
 
 
 def _dominators(snapshot: Snapshot, trial: Trial) -> list[dict[str, Any]]:
@@ -176,7 +184,7 @@ def _against(name: str, other: Trial, trial: Trial, snapshot: Snapshot) -> dict[
 
 
 def _gap(trial: Trial, name: str) -> float | None:
-    holdout = next((score for score in trial.holdout if score.objective == name), None)
+    holdout = find_score(trial, "holdout", name)
     return finite(holdout.value - _score(trial, name).value) if holdout else None
 
 
@@ -185,10 +193,7 @@ def _score(trial: Trial, name: str) -> Score:
 
 
 def _column(trials: Sequence[Trial], role: Role, name: str) -> dict[str, list[float | None]]:
-    scores = [
-        next((score for score in trial.scores(role) if score.objective == name), None)
-        for trial in trials
-    ]
+    scores = [find_score(trial, role, name) for trial in trials]
     return {
         "value": [_short(score.value) if score else None for score in scores],
         "stderr": [_short(score.stderr) if score else None for score in scores],
@@ -197,11 +202,9 @@ def _column(trials: Sequence[Trial], role: Role, name: str) -> dict[str, list[fl
 
 def _mean_weights(trial: Trial) -> list[float]:
     rows = trial.recipe.weights
-    return (
-        list(rows[0])
-        if len(rows) == 1
-        else [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    )
+    if len(rows) == 1:
+        return list(rows[0])
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _short(value: float) -> float | None:
