@@ -54,7 +54,11 @@ def ray_environment():
 
 @pytest.fixture
 def shared_ray(ray_environment, monkeypatch):
-    """Jobs of this test run on the shared node, and do not start a Ray of their own."""
+    """Jobs of this test run on the shared node, and do not start a Ray of their own.
+
+    For jobs that are processes: a Ray that this process has imported goes by the environment of
+    that moment.
+    """
     for name, value in ray_environment.items():
         monkeypatch.setenv(name, value)
 

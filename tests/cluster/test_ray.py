@@ -74,7 +74,6 @@ def test_driver_killed_twenty_times_resumes_to_the_same_bytes(sound, tmp_path):
     assert check_kill_and_resume(sound, tmp_path, kills=20, trials=12) >= 12
 
 
-@pytest.mark.usefixtures("shared_ray")
 def test_a_killed_worker_loses_nothing_and_tells_no_score(sound, tmp_path):
     """The actor dies in mid-trial: the trial is retried on a new actor and comes back with its real
     scores.
@@ -128,7 +127,6 @@ def work_over(sound, folder, **changes):
     return replace(work_of(prepare(write_job(sound, folder, 2))), **changes)
 
 
-@pytest.mark.usefixtures("shared_ray")
 def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_path, monkeypatch):
     """The driver has one; no engine is loaded on the node, no trial is failed, and the error is the
     driver's own with the node's address.
@@ -173,7 +171,6 @@ def test_a_node_without_a_sandbox_is_refused_as_the_driver_would_be(sound, tmp_p
         workers.close()
 
 
-@pytest.mark.usefixtures("shared_ray")
 def test_an_engine_that_cannot_start_on_any_node_costs_the_trial_and_is_not_tried_for_ever(
     sound, tmp_path
 ):

@@ -200,7 +200,7 @@ def check_exports(work, job, found):
     for number in ("1", "knee"):
         recycler(work, "export", job, "--trial", number, "--to", f"s3://models/out/{number}")
     exported = open_checkpoint("s3://models/out/1")
-    folder = materialise(Pool(members=(exported,))).members[0].location
+    folder = str(materialise(Pool(members=(exported,))).members[0].location)
     ours, theirs = (
         load_file(f"{folder}/model.safetensors"),
         load_file(work / "pool/members/m1/model.safetensors"),
