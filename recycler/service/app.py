@@ -16,10 +16,10 @@ from starlette.routing import Match
 from recycler import __version__
 from recycler.dashboard.pages import pages_router
 from recycler.errors import InfrastructureError, NotFoundError, RecyclerError
-from recycler.service.exports import BusyError
 from recycler.service.guard import LOOPBACK, AllowedHosts, Guard, Keys, SafeHeaders
 from recycler.service.jobs import Jobs
 from recycler.service.metrics import CONTENT_TYPE, metrics_text
+from recycler.service.orders import BusyError
 from recycler.service.proxy import TrustedProxy
 from recycler.service.routes import api_router
 

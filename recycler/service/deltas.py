@@ -20,7 +20,7 @@ from recycler.pool.checks.inspect import propose_swap
 from recycler.pool.geometry.delta_profile import delta_profile
 from recycler.run.guard import open_pool_of
 from recycler.service import processes
-from recycler.service.exports import refuse_too_many
+from recycler.service.orders import refuse_too_many
 from recycler.service.processes import Processes
 from recycler.service.store import Run, Snapshot
 

@@ -5,11 +5,10 @@ Each is a process of its own, and a small file beside its log says what was orde
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +21,12 @@ from recycler.location import parse_location
 from recycler.pool.storage.bucket import split_url
 from recycler.results.front import choose
 from recycler.service import processes
+from recycler.service.orders import DESTINATION, EXPORT_ID, BusyError, Order, refuse_too_many
 from recycler.service.processes import Processes
 from recycler.service.store import EXPORTS, Run, Store
-from recycler.types import Recipe, Trial
+from recycler.types import Trial
 
-DTYPES = ("bfloat16", "float16", "float32")
-WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-DESTINATION = rf"^{WORD}(/{WORD}){{0,3}}$"
-EXPORT_ID = r"^trial-[0-9]{1,8}(-(bfloat16|float16|float32))?(-[0-9a-f]{8})?$"
-MAX_PROCESSES = 8
 UNKNOWN: dict[str, Any] = {"num_bytes": None, "weights_digest": None, "verified": False}
-
-
-class BusyError(RecyclerError):
-    """Something of that name exists or runs already."""
-
-
-def refuse_too_many(started: Processes) -> None:
-    """Raise BusyError while MAX_PROCESSES run."""
-    if started.num_alive() >= MAX_PROCESSES:
-        raise BusyError(
-            Problem(
-                thing="service",
-                cause=f"{MAX_PROCESSES} jobs and exports run already",
-                remedy="Wait for one of them, or stop one",
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One export:
-
-    `dtype` None is that of the scored weights; `destination` lies below the export root, None with
-    the run.
-    """
-
-    trial: int
-    dtype: str | None = None
-    destination: str | None = None
-
-    @property
-    def id(self) -> str:
-        place = (
-            [hashlib.sha256(self.destination.encode()).hexdigest()[:8]] if self.destination else []
-        )
-        return "-".join([f"trial-{self.trial}", *([self.dtype] if self.dtype else []), *place])
-
-    def recipe(self, trial: Trial) -> Recipe:
-        return replace(trial.recipe, dtype=self.dtype or trial.recipe.dtype)
 
 
 class Exports:

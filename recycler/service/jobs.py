@@ -19,8 +19,9 @@ from recycler.run.started import STARTED
 from recycler.service import processes
 from recycler.service.damage import bulkhead
 from recycler.service.documents import finite, objectives_document
-from recycler.service.exports import BusyError, Exports, refuse_too_many
+from recycler.service.exports import Exports
 from recycler.service.frozen_items import FrozenItems
+from recycler.service.orders import BusyError, refuse_too_many
 from recycler.service.processes import LOG, Processes
 from recycler.service.store import ID, Run, Snapshot, Store
 from recycler.specs.job import JobSpec, read_job

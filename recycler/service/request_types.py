@@ -8,8 +8,8 @@ from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from recycler.service.documents import read_number
-from recycler.service.exports import DESTINATION, EXPORT_ID
 from recycler.service.jobs import Jobs
+from recycler.service.orders import DESTINATION, EXPORT_ID
 
 JobId = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ExportId = Annotated[str, Path(pattern=EXPORT_ID)]

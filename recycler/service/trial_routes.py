@@ -15,7 +15,7 @@ from recycler.scoring.frozen import searched_test_tasks
 from recycler.service import documents, events
 from recycler.service.damage import JobRoute
 from recycler.service.downloads import trials_csv_text, trials_parquet_bytes
-from recycler.service.exports import DESTINATION, Order
+from recycler.service.orders import DESTINATION, Order
 from recycler.service.request_types import (
     Dtype,
     JobId,

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from recycler.errors import UsageError
 from recycler.service import deltas
 from recycler.service.damage import JobRoute
-from recycler.service.exports import DTYPES
+from recycler.service.orders import DTYPES
 from recycler.service.request_types import (
     ExportId,
     ExportRequest,
