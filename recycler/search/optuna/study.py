@@ -6,18 +6,12 @@ A copy to look at: the ledger stays the truth.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-from recycler.errors import InfrastructureError, Problem, UsageError
 from recycler.search.floors import floors
+from recycler.search.optuna.study_trial import StudyTrial
 from recycler.types import Objective, Recipe, Trial
 
 # user attributes that `posterior_front` reads; see `trials`
@@ -37,6 +31,8 @@ def write_study(
     needs no more. Raises UsageError when the study exists or the URL is none, InfrastructureError
     when the storage cannot be reached.
     """
+    from recycler.search.optuna.storage import new_study  # loads optuna
+
     closed = [trial for trial in trials if trial.state in ("SCORED", "FAILED")]
     searched = _searched(closed)
     rows: list[dict[str, float]] = []
@@ -44,99 +40,19 @@ def write_study(
     if searched is not None:
         rows = [_params(trial, searched) for trial in closed]
         weights = list(_weights(searched, searched))
-    with _quiet(), _storage_errors(name):
-        study = _new_study(objectives, storage, name)
-        study.set_user_attr(WEIGHTS, weights)
-        if any(objective.floor for objective in objectives):
-            study.set_user_attr(FLOORS, _floors(closed, objectives))
-        distributions = _distributions(rows, weights)
-        for trial, row in zip(closed, rows, strict=True):
-            study.add_trial(_frozen_trial(trial, row, distributions, objectives))
+    attributes: dict[str, Any] = {WEIGHTS: weights}
+    if any(objective.floor for objective in objectives):
+        attributes[FLOORS] = _floors(closed, objectives)
+    entries = [
+        StudyTrial(
+            params=row,
+            values=_values(trial, objectives) if trial.state == "SCORED" else None,
+            attributes=_attributes(trial, objectives),
+        )
+        for trial, row in zip(closed, rows, strict=True)
+    ]
+    new_study(objectives, attributes, entries, weights, storage=storage, name=name)
     return len(closed)
-
-
-def _new_study(objectives: Sequence[Objective], storage: str, name: str) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=[objective.direction for objective in objectives],
-    )
-    with warnings.catch_warnings():  # names of axes in Optuna's plots are experimental
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([objective.name for objective in objectives])
-    return study
-
-
-def _distributions(
-    rows: Sequence[Mapping[str, float]], weights: Sequence[str]
-) -> dict[str, BaseDistribution]:
-    """Ranges as wide as the values that were tried; those of weights hold 0 to 1."""
-    distributions: dict[str, BaseDistribution] = {}
-    for key in sorted({key for row in rows for key in row}):
-        tried = [row[key] for row in rows if key in row]
-        if key in weights:
-            tried += [0.0, 1.0]
-        distributions[key] = FloatDistribution(min(tried), max(tried))
-    return distributions
-
-
-def _frozen_trial(
-    trial: Trial,
-    row: dict[str, float],
-    distributions: Mapping[str, BaseDistribution],
-    objectives: Sequence[Objective],
-) -> FrozenTrial:
-    scored = trial.state == "SCORED"
-    return create_trial(
-        state=TrialState.COMPLETE if scored else TrialState.FAIL,
-        params=row,
-        distributions={key: distributions[key] for key in row},
-        values=_values(trial, objectives) if scored else None,
-        user_attrs=_attributes(trial, objectives),
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from logging each trial."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _storage_errors(name: str) -> Iterator[None]:
-    """Raise errors of Optuna and of its database as ours."""
-    try:
-        yield
-    except optuna.exceptions.DuplicatedStudyError:
-        raise UsageError(
-            Problem(
-                thing=f"study {name!r}",
-                cause="exists already in that storage",
-                remedy="Give another --name, or another --storage",
-            )
-        ) from None
-    except (ArgumentError, ImportError, ModuleNotFoundError) as error:
-        raise UsageError(
-            Problem(
-                thing="--storage",
-                cause="is no URL of a database that can be used here "
-                f"({str(error).splitlines()[0]})",
-                remedy="Write sqlite:///FILE",
-            )
-        ) from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise InfrastructureError(
-            Problem(
-                thing="--storage",
-                cause=f"cannot be written ({str(error).splitlines()[0]})",
-                remedy="Check the URL, and that the database is up",
-            )
-        ) from None
 
 
 def _searched(closed: Sequence[Trial]) -> Recipe | None:
