@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from recycler.errors import InfrastructureError, Problem, UsageError
-from recycler.search.optuna.study import StudyTrial
+from recycler.search.optuna.study_trial import StudyTrial
 from recycler.types import Objective
 
 
