@@ -16,7 +16,7 @@ from recycler.pool.storage.cache import release_all
 from recycler.testing import make_pico_pool
 from small_job import JOB, SUITE
 
-LONGEST = ("ray", "vllm", "browser")
+LONGEST = ("fresh", "ray", "vllm", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -406,6 +406,7 @@ def test_a_recipe_that_is_a_pipe_or_a_device_is_refused(tmp_path, capsys, comman
 # ----------------------------------------------- the same bits, and words of mergekit
 
 
+@pytest.mark.fresh
 @pytest.mark.parametrize("method", sorted(MERGE_METHODS))
 def test_the_number_of_threads_changes_no_bit(method):
     generator, shape = torch.Generator().manual_seed(0), (192, 320)
