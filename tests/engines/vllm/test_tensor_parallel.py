@@ -328,6 +328,7 @@ class TestLlamaTied(TwoRanks):
         assert psutil.wait_procs(ranks, timeout=20)[1] == []
 
 
+@pytest.mark.slow  # the same contract over one rank, and over two ranks for Llama, is not slow
 class TestQwen2Untied(TwoRanks):
     architecture = "qwen2"
     tied = False
