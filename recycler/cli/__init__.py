@@ -26,6 +26,7 @@ from recycler.cli import (
 )
 from recycler.cli.arguments import EPILOG
 from recycler.errors import InfrastructureError, RecyclerError
+from recycler.io.redact import redacted
 
 _PLACES = frozenset(
     (
@@ -92,8 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.function(arguments) or 0
     except RecyclerError as error:
-        from recycler.io.redact import redacted
-
         for problem in error.problems:
             print(f"recycler: {redacted(str(problem))}", file=sys.stderr)
         return error.exit_code

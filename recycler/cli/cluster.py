@@ -16,6 +16,7 @@ from recycler.cli.arguments import Commands, add_command, add_data_flag, add_jso
 from recycler.cli.jobs import ledger_url
 from recycler.cli.tables import align
 from recycler.errors import NotFoundError, Problem, RecyclerError, UsageError
+from recycler.io.redact import without_password
 
 if TYPE_CHECKING:
     from recycler.cluster.ray_jobs import Cluster, Submission
@@ -77,6 +78,7 @@ def add_submit(commands: Commands) -> None:
 
 def submit(arguments: argparse.Namespace) -> int:
     """recycler submit JOB: the id on stdout, what to do next on stderr."""
+    # loads pydantic and yaml
     from recycler.run.bundle import bundle_job, check_travels
 
     bundle = bundle_job(
@@ -127,6 +129,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
     The job comes from its file or from what the ledger keeps.
     """
+    # loads pydantic and yaml
     from recycler.run.bundle import bundle_job, check_travels
 
     url = _needed_ledger(arguments)
@@ -245,8 +248,6 @@ def list_jobs(arguments: argparse.Namespace) -> None:
 
 def driver_command(url: str) -> str:
     """Command that runs on the cluster: an ordinary `recycler run` in the bundle's folder."""
-    from recycler.io.redact import without_password
-
     return shlex.join(
         [
             "python",
@@ -277,6 +278,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
                 remedy=f"Give --address http://HOST:8265, or set {ADDRESS}",
             )
         )
+    # loads ray
     from recycler.cluster.ray_jobs import Cluster
 
     return Cluster(address, insecure=arguments.insecure)
@@ -311,6 +313,7 @@ def _needed_ledger(arguments: argparse.Namespace) -> str:
 
 def _kept_bundle(url: str, job: str) -> Bundle:
     """The files of a job as its first driver put them into the ledger."""
+    # loads sqlalchemy and pydantic
     from recycler.ledger import Ledger
     from recycler.ledger.place import job_place
     from recycler.run.bundle import bundle_files
@@ -362,6 +365,7 @@ def _told(submission: Submission) -> str:
 
 
 def _ledger_rows(url: str) -> dict[str, dict[str, Any]]:
+    # loads sqlalchemy
     from recycler.ledger import Ledger
     from recycler.ledger.database import job_ids
     from recycler.ledger.place import job_place

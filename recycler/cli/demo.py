@@ -77,6 +77,7 @@ def _answers(folder: Path, front: Front) -> str:
 
     Base, best member, merge.
     """
+    # loads numpy
     from recycler.demo.answers import answer, sample_questions
     from recycler.search.baselines import macro_average
 

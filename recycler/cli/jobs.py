@@ -16,6 +16,7 @@ from recycler.cli.arguments import (
     add_driver_flags,
 )
 from recycler.cli.progress import Progress
+from recycler.errors import InfrastructureError, Problem, UsageError
 
 if TYPE_CHECKING:
     from recycler.results.front import Front
@@ -101,6 +102,7 @@ def without(arguments: argparse.Namespace) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | None:
     """Estimated loss of the front's volume without the member, with its 90 % interval."""
+    # loads scipy and sqlalchemy
     from recycler.results.insight import open_surrogate
 
     try:
@@ -118,6 +120,7 @@ def _estimate(arguments: argparse.Namespace) -> tuple[float, float, float] | Non
 
 
 def drive(job: Path, folder: Path, data: Sequence[Path], arguments: argparse.Namespace) -> Front:
+    # loads torch and ray
     from recycler.cluster.ray_workers import RayWorkers
     from recycler.run.driver import run_job
 
@@ -144,8 +147,6 @@ def refuse_lost(front: Front, run: str | Path) -> None:
 
     They were lost to the system; its front stands without them.
     """
-    from recycler.errors import InfrastructureError, Problem
-
     if front.lost:
         numbers = [str(trial.number) for trial in front.lost]
         named = ", ".join(numbers[:MAX_NAMED]) + (
@@ -168,7 +169,7 @@ def ledger_url(given: str | None) -> str | None:
 
     Raises UsageError for a password on the command line.
     """
-    from recycler.errors import Problem, UsageError
+    # loads sqlalchemy
     from recycler.ledger.place import ENVIRONMENT, has_password, split_place
 
     if given is not None and has_password(given):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from recycler.errors import RecyclerError
+from recycler.scoring.sandbox.parent import Sandbox
 
 NEEDED, OPTIONAL = (
     ("torch", "transformers", "safetensors", "ray", "optuna", "obstore", "sqlalchemy"),
@@ -51,6 +52,7 @@ class Check:
 
 def versions() -> Iterator[Check]:
     """Python and the libraries, held against recycler's own requirements."""
+    # loads packaging
     from packaging.requirements import Requirement
 
     yield Check(
@@ -75,6 +77,7 @@ def versions() -> Iterator[Check]:
 
 
 def _version(name: str, window: str, needed: bool, extra: str) -> Check:
+    # loads packaging
     from packaging.specifiers import SpecifierSet
 
     package = f"recycler[{extra}]" if extra else "recycler"
@@ -215,8 +218,6 @@ def clock() -> Iterator[Check]:
 
 def sandbox() -> Iterator[Check]:
     """A probe in the box that programs of models run in."""
-    from recycler.scoring.sandbox.parent import Sandbox
-
     try:
         Sandbox(workers=1).close()
         yield Check(

@@ -52,6 +52,7 @@ def add_export(commands: Commands) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """recycler export RUN --trial WHICH --to DIR|URL."""
+    # loads torch and sqlalchemy
     from recycler.export.export import export_to
     from recycler.export.place import refuse_in_pool
     from recycler.location import local_path
@@ -93,6 +94,7 @@ def add_merge(commands: Commands) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """recycler merge RECIPE OUT."""
+    # loads torch and numpy
     from recycler.export.export import export_to
     from recycler.export.lora import is_lora_recipe, merge_adapters
     from recycler.io.strict_yaml import load_yaml
@@ -169,6 +171,7 @@ def add_score(commands: Commands) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     """recycler score MODEL --suite S."""
+    # loads sqlalchemy and numpy
     from recycler.cli.progress import say_notes
     from recycler.run.score_model import score_model
 
@@ -242,6 +245,7 @@ def add_suite(commands: Commands) -> None:
 
 def suite(arguments: argparse.Namespace) -> None:
     """recycler suite build|show|check SUITE."""
+    # loads numpy and pydantic
     from recycler.errors import Problem, UsageError
     from recycler.scoring.frozen import read_frozen, suite_build, suite_check, suite_show
 

@@ -52,12 +52,14 @@ def add_plan(commands: Commands) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """recycler plan JOB|RECIPE: its questions, its costs, its resolution; starts nothing."""
+    # loads pydantic and yaml
     from recycler.io.strict_yaml import load_yaml
 
     document = load_yaml(arguments.job)
     if is_recipe(document):
         plan_recipe(arguments, document)
         return
+    # loads torch and sqlalchemy
     from recycler.errors import Problem, UsageError
     from recycler.ledger.runs import open_ledger
     from recycler.run.plan import plan_job, plan_text, read_earlier
@@ -85,6 +87,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def is_recipe(document: YamlDocument) -> bool:
     """A recipe names its members, a mergekit file its method; a job has a pool."""
+    # loads torch and numpy
     from recycler.errors import Problem, UsageError
     from recycler.export.lora import is_lora_recipe
     from recycler.merge.files.recipe_yaml import is_mergekit
@@ -106,6 +109,7 @@ def is_recipe(document: YamlDocument) -> bool:
 
 def plan_recipe(arguments: argparse.Namespace, document: YamlDocument) -> None:
     """recycler plan RECIPE: bytes, memory and time of a merge, from headers alone."""
+    # loads torch and numpy
     from recycler.errors import Problem, UsageError
     from recycler.merge.files.recipe_yaml import is_mergekit, open_recipe
     from recycler.merge.plan import plan_checkpoints

@@ -12,6 +12,8 @@ from recycler.cli.arguments import (
     add_command,
     add_json_flag,
 )
+from recycler.errors import Problem, UsageError
+from recycler.location import parse_location
 
 MUCH_NOISE = 0.1  # of an adapter's step; above it a person is told
 
@@ -38,6 +40,7 @@ def add_inspect(commands: Commands) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """recycler inspect POOL. Gives 4 when something was found that recycler run would refuse."""
+    # loads numpy
     from recycler.errors import UnsafeInputError
     from recycler.pool.catalog import open_pool
     from recycler.pool.checks.inspect import inspect_pool, inspect_table
@@ -63,6 +66,7 @@ def add_fold(commands: Commands) -> None:
 
 def fold(arguments: argparse.Namespace) -> None:
     """recycler fold BASE ADAPTER... --to DIR."""
+    # loads torch and numpy
     from recycler.pool.adapters.fold import fold_adapter
     from recycler.pool.catalog import open_pool
     from recycler.pool.checks.scan import duplicate_findings
@@ -111,6 +115,7 @@ def add_pack(commands: Commands) -> None:
 
 def pack(arguments: argparse.Namespace) -> None:
     """recycler pack POOL --base BASE --to DIR."""
+    # loads numpy
     from recycler.digest import plain
     from recycler.pool.catalog import open_pool
     from recycler.pool.pack_writer import pack_pool
@@ -151,6 +156,7 @@ def add_unpack(commands: Commands) -> None:
 
 def unpack(arguments: argparse.Namespace) -> None:
     """recycler unpack PACKED OUT."""
+    # loads numpy
     from recycler.pool.pack_writer import unpack as unpack_pool
 
     for place in (arguments.packed, arguments.out):
@@ -165,9 +171,6 @@ def unpack(arguments: argparse.Namespace) -> None:
 
 def _only_here(what: str, place: str, remedy: str) -> None:
     """Raise UsageError for a URL where only a folder of this machine will do."""
-    from recycler.errors import Problem, UsageError
-    from recycler.location import parse_location
-
     if parse_location(place).is_url:
         raise UsageError(
             Problem(

@@ -29,6 +29,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
+            # loads rich
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
@@ -84,6 +85,7 @@ class Progress:
             f"{prepared.job.budget.trials} trials with {prepared.job.sampler}{done}",
             file=sys.stderr,
         )
+        # loads sqlalchemy and numpy
         from recycler.run.plan import visible_difference, visible_lines
 
         for line in visible_lines(
@@ -105,6 +107,7 @@ class Progress:
                 min(self._done / self._expected, 1.0),
             )
         if event.gain is not None:
+            # loads scipy and numpy
             from recycler.search.outlook import FORECAST_TRIALS
 
             print(

@@ -30,6 +30,7 @@ def add_status(commands: Commands) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """recycler status RUN: how far, what it cost, and why anything failed."""
+    # loads sqlalchemy
     from recycler.ledger.runs import open_ledger, read_status
 
     found = read_status(open_ledger(arguments.run))
@@ -94,6 +95,7 @@ def add_preview(commands: Commands) -> None:
 
 def preview(arguments: argparse.Namespace) -> None:
     """recycler preview RUN: what the members alone let expect, and how far off that was."""
+    # loads scipy and sqlalchemy
     from recycler.results.insight import open_preview
 
     found = open_preview(arguments.run)
@@ -123,6 +125,7 @@ def add_why(commands: Commands) -> None:
 
 def why(arguments: argparse.Namespace) -> None:
     """recycler why RUN: contributions of members to a merge, and losses without them."""
+    # loads scipy and sqlalchemy
     from recycler.results.insight import open_explanation
 
     found = open_explanation(arguments.run, arguments.trial)

@@ -81,8 +81,10 @@ def add_serve(commands: Commands) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """recycler serve: loopback without a token; elsewhere tokens, told once in the addresses."""
     try:  # these load the web framework, which is an extra
+        # loads uvicorn
         import uvicorn
 
+        # loads torch and fastapi
         from recycler.service.app import create_app
         from recycler.service.proxy import trusted_proxy
     except ModuleNotFoundError as error:

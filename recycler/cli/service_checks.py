@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recycler.cli.machine_checks import SKEW_SECONDS, TRY_SECONDS, Check
 from recycler.errors import RecyclerError
+from recycler.pool.storage import bucket as objects
 
 
 def ray(address: str | None) -> Iterator[Check]:
@@ -109,8 +110,6 @@ def bucket(url: str) -> Iterator[Check]:
 
     Exports and leases need these.
     """
-    from recycler.pool.storage import bucket as objects
-
     probe, raw = (
         f"{objects.trimmed(url)}/.recycler-doctor-{secrets.token_hex(8)}",
         secrets.token_bytes(64),
@@ -164,8 +163,9 @@ def bucket(url: str) -> Iterator[Check]:
 
 def ledger(url: str) -> Iterator[Check]:
     """Check that the database of ledgers answers."""
+    # loads sqlalchemy
     from recycler.io.redact import redacted
-    from recycler.ledger.database import job_ids  # loads sqlalchemy
+    from recycler.ledger.database import job_ids
 
     try:
         yield Check(name="ledger", level="ok", found=f"{redacted(url)}: {len(job_ids(url))} jobs")

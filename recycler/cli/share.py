@@ -29,6 +29,7 @@ def add_report(commands: Commands) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """recycler report RUN --html FILE: one file, whole or not at all."""
+    # loads sqlalchemy and numpy
     from recycler.ledger.runs import open_ledger, read_status
     from recycler.results.html import html_report
     from recycler.results.open import open_front
@@ -75,6 +76,7 @@ def add_study(commands: Commands) -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """recycler study RUN --storage URL: an Optuna study with every closed trial."""
+    # loads sqlalchemy and numpy
     from recycler.ledger.runs import open_ledger
     from recycler.search.optuna.study import write_study
 
@@ -121,6 +123,7 @@ def add_log(commands: Commands) -> None:
 
 def log(arguments: argparse.Namespace) -> None:
     """recycler log RUN --mlflow URI | --wandb PROJECT | --lm-eval DIR [--trial WHICH]."""
+    # loads sqlalchemy and numpy
     from recycler.ledger.runs import open_ledger
     from recycler.results.open import open_front
 
@@ -134,6 +137,7 @@ def log(arguments: argparse.Namespace) -> None:
         )
     front = open_front(arguments.run)
     if arguments.lm_eval is not None:
+        # loads sqlalchemy and numpy
         from recycler.export.lmeval_log import log_to_lm_eval
 
         number, files = log_to_lm_eval(
@@ -155,6 +159,7 @@ def log(arguments: argparse.Namespace) -> None:
         os.path.abspath(arguments.run) if os.path.isdir(arguments.run) else arguments.run,
     )
     if arguments.mlflow is not None:
+        # loads numpy and pydantic
         from recycler.export.mlflow_log import log_to_mlflow
 
         number, where = (
@@ -162,6 +167,7 @@ def log(arguments: argparse.Namespace) -> None:
             f"MLflow experiment {name!r}",
         )
     else:
+        # loads numpy and pydantic
         from recycler.export.wandb_log import log_to_wandb
 
         number, where = (

@@ -63,6 +63,7 @@ def coverage(num_clusters: int) -> float:
 
     0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed.
     """
+    # loads scipy
     from scipy.stats import t as student
 
     return 1.0 - 2.0 * float(student.sf(Z95, num_clusters - 1)) if num_clusters > 1 else 0.0
@@ -114,6 +115,7 @@ def paired_difference(
     test's, 2 / 2^k for k clusters that differ, and the error what gives that p. So 2 of 2 is
     nothing, and 8 of 8 has p = 0.0078. Raises ValueError when they share no item.
     """
+    # loads scipy
     from scipy.stats import t as student
 
     items = _common(a, b)
@@ -171,6 +173,7 @@ def mcnemar(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Flips:
 
     Raises ValueError when they share no item or a value is neither 0 nor 1.
     """
+    # loads scipy
     from scipy.stats import binomtest
 
     items = _common(a, b)

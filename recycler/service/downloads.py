@@ -65,6 +65,7 @@ def trials_csv_text(snapshot: Snapshot) -> str:
 
 def trials_parquet_bytes(snapshot: Snapshot) -> bytes:
     """One row a trial; figures that are not there are null."""
+    # loads pyarrow
     import pyarrow as pa
     from pyarrow import parquet
 

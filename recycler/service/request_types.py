@@ -53,8 +53,10 @@ class JobText(StrictModel):
 
 
 class ExportRequest(StrictModel):
-    """Which trial to export (a number, `knee`, or `best:OBJECTIVE`), in which dtype (default: as
-    scored), to where (default: with the run).
+    """Export of one trial.
+
+    `trial` is a number, `knee` or `best:OBJECTIVE`; `dtype` is by default the one that was scored,
+    and the place by default that of the run.
     """
 
     trial: str = Field(max_length=200)

@@ -1,6 +1,4 @@
-"""What a person writes to start a job: strict, documented, and refused as a whole when any part is
-wrong.
-"""
+"""Job files: strict, documented, and refused as a whole when any part is wrong."""
 
 from __future__ import annotations
 
@@ -106,7 +104,7 @@ class ObjectiveSpec(Strict):
 
 
 class CostSpec(Strict):
-    """What a merge costs, to be made small. Its recipe alone tells it: exact, at no items."""
+    """A cost of merges, minimised: exact, known from the recipe, without items."""
 
     cost: Literal["members", "distance"]
     """members: how many have a weight other than 0. distance: |merge - base| / |base| over all
@@ -164,7 +162,10 @@ AnyObjective = Annotated[
 
 
 class EngineSpec(Strict):
-    """What runs the merges. `engine: vllm` is short for `engine: {name: vllm}`."""
+    """The engine that runs the merges.
+
+    `engine: vllm` is short for `engine: {name: vllm}`.
+    """
 
     name: EngineName | None = None
     """Default: vllm where it and a GPU are present, else transformers."""
@@ -208,8 +209,9 @@ class EngineSpec(Strict):
 
     @model_serializer(mode="wrap")
     def _without_default_ranks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A job that says nothing of them keeps the digest that its ledger knows from before there
-        were these keys.
+        """Leave keys at their defaults out of the digest.
+
+        Ledgers from before there were these keys know the job's digest without them.
         """
         found = write(self)
         return {
@@ -220,7 +222,7 @@ class EngineSpec(Strict):
 
 
 class FidelitySpec(Strict):
-    """How closely proposed merges are looked at.
+    """Number of items that a proposed merge is scored on.
 
     Members, base and soups are always scored on all search items, and so are finalists.
     """
@@ -326,8 +328,9 @@ class JobSpec(Strict):
 
 
 def read_job(path: Path | YamlDocument) -> tuple[JobSpec, YamlDocument]:
-    """The job file at `path` (or that was read already) and the document, which knows the line of
-    every key. Raises UsageError with every problem.
+    """Read a job file, or a document that was read already, and return both.
+
+    The document knows the line of every key. Raises UsageError with every problem.
     """
     document = load_yaml(path)
     job = parse_model(JobSpec, document)
