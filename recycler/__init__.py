@@ -6,6 +6,7 @@
     engines scoring                    live models; frozen items and scorers
     cluster results run                workers, the front and its report, a job from start to end
     export service dashboard cli demo  folders that anyone can serve, and the doors
+    testing                            pico pools, and the contract of an engine
 
 Imports go down this list only. Importing this package loads none of torch, ray, vllm, optuna or
 transformers.

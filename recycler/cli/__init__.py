@@ -28,6 +28,7 @@ from recycler.cli.arguments import EPILOG
 from recycler.errors import InfrastructureError, RecyclerError
 from recycler.io.redact import redacted
 
+# faults of a disk or of its rights
 _PLACES = frozenset(
     (
         errno.ENOSPC,
@@ -40,7 +41,7 @@ _PLACES = frozenset(
         errno.EIO,
         errno.ESTALE,
     )
-)  # faults of a disk or of its rights
+)
 COMMANDS = (  # in the order of recycler --help
     jobs.add_run,
     jobs.add_without,

@@ -1,4 +1,4 @@
-"""run, without, status, front, preview, why."""
+"""Drive a job: run, without; and what every driving command shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""export, score, merge, inspect, fold, pack, unpack, suite."""
+"""Checkpoints, recipes and suites: export, score, merge, suite."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from recycler.cli.arguments import (
 from recycler.errors import Problem, UsageError
 from recycler.location import parse_location
 
-MUCH_NOISE = 0.1  # of an adapter's step; above it a person is told
+MUCH_NOISE = 0.1  # of an adapter's step; above it the user is told
 
 
 def add_inspect(commands: Commands) -> None:

@@ -114,7 +114,7 @@ class NoticeFacts(TypedDict, total=False):
 class Facts:
     """Typed access to the facts of one ledger. A property that was never set is None or empty.
 
-    Reading raises ValueError, TypeError or KeyError where a text is damaged.
+    Reading a damaged text raises whatever Python raises for it; the ledger's readers name the run.
     """
 
     def __init__(self, store: FactStore):

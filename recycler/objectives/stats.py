@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Z90 = 1.645  # 95 % quantile of the normal distribution: 90 % lie within so many standard deviations
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _Z_POWER = {0.8: 0.8416212335729143, 0.9: 1.2815515655446004}
-_MOST_SIGNS = 100  # clusters that a sign test counts; more are as good as certain
+_MAX_SIGNS = 100  # clusters that a sign test counts; more are as good as certain
 MDE_FACTOR = (
     Z95 + _Z_POWER[0.8]
 )  # standard errors that a true difference must have to be found four times in five
@@ -59,7 +59,7 @@ def clustered_mean(
 
 
 def coverage(num_clusters: int) -> float:
-    """Coverage of mean ± 1.96 standard errors over `clusters` clusters (Student's t).
+    """Coverage of mean ± 1.96 standard errors over `num_clusters` clusters (Student's t).
 
     0.95 for many, 0.94 at 20, 0.88 at 5; less where clusters are skewed.
     """
@@ -132,7 +132,7 @@ def paired_difference(
         if stderr == 0.0
         else float(2 * student.sf(abs(mean) / stderr, freedom))
     )
-    least = 2.0 * 0.5 ** min(differing, _MOST_SIGNS)
+    least = 2.0 * 0.5 ** min(differing, _MAX_SIGNS)
     if differing >= 2 and (sums.min() >= 0.0 or sums.max() <= 0.0) and p_value < least:
         p_value, stderr = least, abs(mean) / float(student.isf(least / 2, freedom))
     reach = float(student.ppf(0.975, freedom)) * stderr

@@ -161,7 +161,7 @@ def read_surrogate(
             objectives,
             seed=0,
             gram=facts.gram,
-            priced=read_costs(ledger, objectives),
+            known_costs=read_costs(ledger, objectives),
         ),
         own,
         objectives,

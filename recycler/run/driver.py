@@ -3,8 +3,10 @@
 Started again, it goes on where it was. The components, in the order in which they come in:
 
     prepare     a job file is read and checked, with everything that it names
+    bundle      the job's own files, kept in a ledger that other machines see
     opening     the ledger that the run writes, in its folder or in a database
     guard       another job, pool or suite than the run began with is refused
+    started     the job file is remembered, for whoever starts the run again
     warm_start  trials of earlier runs are copied
     wiring      parts are made from the run: workers, proposer, planner, stops, fidelity
     listeners   notes are added to each event: preview, noise, forecast; clock keeps the time
@@ -52,11 +54,12 @@ def run_job(
 ) -> Front:
     """Run or resume the job in `run_folder` and return its front, holdout scores included.
 
-    With `reuse`, a folder, answers of the same weights, engine and questions are taken from there
-    and kept there. With `ledger_url` the ledger is a schema of that database, named after the job's
-    id, and the folder only holds copies. Raises UsageError or UnsafeInputError before anything is
-    started, InfrastructureError when workers keep failing, the ledger stays away, or another driver
-    has the job.
+    `make_workers` makes the workers, `listen` is called with every event, and `started` once, with
+    the prepared job and the trials that are there already. With `reuse`, a folder, answers of the
+    same weights, engine and questions are taken from there and kept there. With `ledger_url` the
+    ledger is a schema of that database, named after the job's id, and the folder only holds copies.
+    Raises UsageError or UnsafeInputError before anything is started, InfrastructureError when
+    workers keep failing, the ledger stays away, or another driver has the job.
     """
     prepared = prepare(job_path, data_folders=data_folders)
     make_folder(run_folder)

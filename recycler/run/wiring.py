@@ -155,7 +155,7 @@ def make_planner(run: Run, forecast: GainForecast) -> Planner:
             run.objectives,
             seed=job.seed,
             gram=gram,
-            priced=read_costs(run.ledger, run.objectives),
+            known_costs=read_costs(run.ledger, run.objectives),
             num_merges=job.budget.trials,
         ),
     )
@@ -179,7 +179,7 @@ def make_smoother(run: Run) -> SimplexProposer:
         run.objectives,
         seed=run.job.seed,
         gram=run.facts.gram,
-        priced=read_costs(run.ledger, run.objectives),
+        known_costs=read_costs(run.ledger, run.objectives),
     )
 
 

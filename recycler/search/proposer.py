@@ -151,21 +151,21 @@ def _optuna_sampler(name: str) -> Callable[[SearchTask], Proposer]:
 class SearchTask:
     """Everything that a sampler may want to know of a job; each takes what it needs.
 
-    `gram` (K, K) holds the inner products of the members' deltas, where known. `priced` tells what
-    merges cost before they are made. `num_merges` is how many proposals the budget allows.
+    `gram` (K, K) holds the inner products of the members' deltas, where known. `known_costs` tells
+    what merges cost before they are made. `num_merges` is how many proposals the budget allows.
     """
 
     space: SearchSpace
     objectives: Sequence[Objective]
     seed: int
     gram: Gram | None = None
-    priced: Costs | None = None
+    known_costs: Costs | None = None
     num_merges: int = 0
 
 
 SAMPLERS: dict[str, Callable[[SearchTask], Proposer]] = {
     "simplex_gp": lambda task: SimplexProposer(
-        task.space, task.objectives, seed=task.seed, gram=task.gram, priced=task.priced
+        task.space, task.objectives, seed=task.seed, gram=task.gram, known_costs=task.known_costs
     ),
     "random": lambda task: RandomProposer(task.space, seed=task.seed),
     "grid": lambda task: GridProposer(task.space, task.num_merges),
@@ -181,21 +181,21 @@ def make_proposer(
     *,
     seed: int,
     gram: Gram | None = None,
-    priced: Costs | None = None,
+    known_costs: Costs | None = None,
     num_merges: int = 0,
 ) -> Proposer:
     """Make the proposer that a job names.
 
-    `gram` (K, K) holds the inner products of the members' deltas, where known; with `priced`, the
-    costs, `simplex_gp` knows what merges cost before they are made, while the other samplers learn
-    it from scores. `paper` averages scores only. `grid` proposes at most `num_merges` merges.
+    `gram` (K, K) holds the inner products of the members' deltas, where known; with `known_costs`,
+    the costs, `simplex_gp` knows what merges cost before they are made, while the other samplers
+    learn it from scores. `paper` averages scores only. `grid` proposes at most `num_merges` merges.
     """
     task = SearchTask(
         space=space,
         objectives=objectives,
         seed=seed,
         gram=gram,
-        priced=priced,
+        known_costs=known_costs,
         num_merges=num_merges,
     )
     return SAMPLERS[sampler](task)

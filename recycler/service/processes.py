@@ -278,5 +278,5 @@ def as_python(words: list[str]) -> list[str]:
 
 
 def as_shell(words: list[str]) -> str:
-    """The command line that a person would type."""
+    """The command line that the user would type."""
     return shlex.join(["recycler", *words])

@@ -1,1 +1,1 @@
-"""Documents that a person writes: job, search space, suite."""
+"""Documents that users write: job, search space, suite."""

@@ -276,7 +276,7 @@ class JobSpec(Strict):
     """Lower case letters, digits, dots and dashes."""
     pool: PoolSpec
     method: str = "linear"
-    """One of recycler.merge.MERGE_METHODS."""
+    """One of recycler.merge.methods.registry.MERGE_METHODS."""
     space: Place = "search_spaces/global.yaml"
     """A search space: a path relative to the job file, or one that ships with recycler."""
     suites: list[Place] = Field(min_length=1)

@@ -47,8 +47,8 @@ def recipe(*rows, pool=POOL, groups=WHOLE, **changes):
     )
 
 
-def value(priced, of):
-    (score,) = priced.scores(of)
+def value(known_costs, of):
+    (score,) = known_costs.scores(of)
     assert score.stderr == 0.0 and score.n == 0 and score.is_exact
     return score.value
 
@@ -95,12 +95,12 @@ def far(checkpoint, base):
 
 
 def test_the_distance_of_a_member_is_that_of_its_tensors(pico):
-    priced = Costs((DISTANCE,), delta_products(pico))
+    known_costs = Costs((DISTANCE,), delta_products(pico))
     for index, member in enumerate(pico.members):
-        assert value(priced, recipe(np.eye(3)[index], pool=pico)) == pytest.approx(
+        assert value(known_costs, recipe(np.eye(3)[index], pool=pico)) == pytest.approx(
             far(member, pico.base), rel=1e-6
         )
-    assert value(priced, recipe((0.0, 0.0, 0.0), pool=pico)) == 0.0
+    assert value(known_costs, recipe((0.0, 0.0, 0.0), pool=pico)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_products_are_kept_bit_for_bit(pico):
 
 
 def test_what_is_not_linear_has_no_distance_told_by_its_weights(pico):
-    priced = Costs((DISTANCE,), delta_products(pico))
+    known_costs = Costs((DISTANCE,), delta_products(pico))
     for other in (
         recipe((1.0, 0, 0), pool=pico, method="ties"),
         recipe((1.0, 0, 0), pool=pico, base=None),
         recipe((1.0, 0, 0), pool=pico, options=(("normalize", True),)),
     ):
         with pytest.raises(ValueError, match="distance"):
-            priced.scores(other)
+            known_costs.scores(other)
 
 
 # ---------------------------------------------------------------- what a job may ask for
@@ -279,9 +279,9 @@ def test_a_job_with_costs_from_pool_to_front(job, capsys):
         "echo:bits/bits_per_byte",
     ]  # workers are asked for nothing more
     pool = prepare(job / "job.yaml").pool
-    priced = Costs((MEMBERS, DISTANCE), delta_products(pool))
+    known_costs = Costs((MEMBERS, DISTANCE), delta_products(pool))
     for trial in trials:
-        exact = {score.objective: score for score in priced.scores(trial.recipe)}
+        exact = {score.objective: score for score in known_costs.scores(trial.recipe)}
         assert {score.objective: score for score in trial.search if score.is_exact} == exact
         assert (
             not trial.holdout
@@ -340,9 +340,9 @@ def test_trials_of_a_run_without_costs_get_theirs(job):
     assert all(len(trial.search) == 2 for trial in before)
     _, after = ran(job, "second", earlier=["first"])
     taken = [trial for trial in after if trial.label.startswith("earlier")]
-    priced = Costs((MEMBERS, DISTANCE), delta_products(prepare(job / "job.yaml").pool))
+    known_costs = Costs((MEMBERS, DISTANCE), delta_products(prepare(job / "job.yaml").pool))
     assert taken and all(
-        {score for score in trial.search if score.is_exact} == set(priced.scores(trial.recipe))
+        {score for score in trial.search if score.is_exact} == set(known_costs.scores(trial.recipe))
         for trial in after
     )
 
@@ -379,13 +379,13 @@ def test_subsets_leave_costs_as_they_are(job):
         for name in ("a", "b")
     ]
     _, trials = ran(job, objectives=[*objectives, *COSTS], fidelity={"items_per_task": 50})
-    priced = Costs((MEMBERS, DISTANCE), delta_products(prepare(job / "job.yaml").pool))
+    known_costs = Costs((MEMBERS, DISTANCE), delta_products(prepare(job / "job.yaml").pool))
     assert any(
         trial.is_proposed and min(score.n for score in trial.search if score.n) < 120
         for trial in trials
     ) or all(trial.holdout for trial in trials if trial.is_proposed)
     assert all(
-        {score for score in trial.search if score.is_exact} == set(priced.scores(trial.recipe))
+        {score for score in trial.search if score.is_exact} == set(known_costs.scores(trial.recipe))
         and len(trial.search) == 4
         for trial in trials
     )

@@ -51,7 +51,9 @@ def space(pool=POOL, **changes):
     )
 
 
-def planner(objectives, sampler="simplex_gp", num_merges=20, priced=None, pool=POOL, **changes):
+def planner(
+    objectives, sampler="simplex_gp", num_merges=20, known_costs=None, pool=POOL, **changes
+):
     own = space(pool, **changes)
     return Planner(
         pool=pool,
@@ -61,19 +63,19 @@ def planner(objectives, sampler="simplex_gp", num_merges=20, priced=None, pool=P
         objectives=objectives,
         num_merges=num_merges,
         seed=7,
-        proposer=make_proposer(sampler, own, objectives, seed=7, priced=priced),
+        proposer=make_proposer(sampler, own, objectives, seed=7, known_costs=known_costs),
     )
 
 
 def searched(path, objectives, workers=None, **changes):
-    priced = changes.get("priced") or Costs(
+    known_costs = changes.get("known_costs") or Costs(
         tuple(objective for objective in objectives if objective.is_cost)
     )
     with closing(Ledger(path)) as ledger:
         search(
             planner(objectives, **changes),
             ledger,
-            CostWorkers(workers or FakeWorkers(), priced),
+            CostWorkers(workers or FakeWorkers(), known_costs),
             within_budget=lambda: True,
             listen=lambda event: None,
         )
@@ -279,7 +281,10 @@ def test_a_bound_on_distance_is_kept_by_every_proposal_of_the_gp(tmp_path):
     products = DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])
     objectives = (*OBJECTIVES, replace(DISTANCE, floor="0.008"))
     trials = searched(
-        tmp_path / "run.sqlite", objectives, priced=Costs(objectives[2:], products), num_merges=14
+        tmp_path / "run.sqlite",
+        objectives,
+        known_costs=Costs(objectives[2:], products),
+        num_merges=14,
     )
     for trial in trials:
         assert figures([trial], "cost:distance")[trial.number] == pytest.approx(
@@ -299,8 +304,10 @@ def test_a_bound_on_distance_is_kept_by_every_proposal_of_the_gp(tmp_path):
 def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
     products = DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])
     bound = replace(DISTANCE, floor="0.008", bound_only=True)
-    objectives, priced = (*OBJECTIVES, bound), Costs((bound,), products)
-    trials = searched(tmp_path / "run.sqlite", objectives, Skills(), priced=priced, num_merges=16)
+    objectives, known_costs = (*OBJECTIVES, bound), Costs((bound,), products)
+    trials = searched(
+        tmp_path / "run.sqlite", objectives, Skills(), known_costs=known_costs, num_merges=16
+    )
     distances, proposed = (
         figures(trials, "cost:distance"),
         [trial for trial in trials if trial.is_proposed],
@@ -309,7 +316,9 @@ def test_what_is_only_bounded_tells_merges_within_the_bound_not_apart(tmp_path):
         -max(distance, 0.008) for distance in distances.values()
     ]
     assert max(distances[trial.number] for trial in proposed) <= 0.008 + 1e-9
-    smoothed = SimplexProposer(space(), objectives, seed=0, priced=priced).smoothed(trials)
+    smoothed = SimplexProposer(space(), objectives, seed=0, known_costs=known_costs).smoothed(
+        trials
+    )
     assert (
         figures(
             [replace(trial, search=smoothed.get(trial.number)) for trial in trials], "cost:distance"
@@ -342,7 +351,7 @@ def test_a_bound_that_no_merge_keeps_is_come_near_to(tmp_path):
     trials = searched(
         tmp_path / "run.sqlite",
         tight,
-        priced=Costs(tight[2:], DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])),
+        known_costs=Costs(tight[2:], DeltaProducts(tensors=("w",), table=1e-4 * np.eye(6)[None])),
         total=(1.0, 1.0),
         num_merges=8,
     )

@@ -29,8 +29,8 @@ class SimplexProposer:
 
     Members, soups and every other linear trial of the pool are observations. `gram` (K, K) holds
     the inner products of the members' deltas (`recycler.pool.geometry.gram.delta_gram`): with it
-    distances are measured between merges, else between weights. `priced` has the costs among the
-    objectives; without it only costs that need no measuring are known. Raises ValueError for
+    distances are measured between merges, else between weights. `known_costs` has the costs among
+    the objectives; without it only costs that need no measuring are known. Raises ValueError for
     others.
     """
 
@@ -41,10 +41,10 @@ class SimplexProposer:
         *,
         seed: int,
         gram: Gram | None = None,
-        priced: Costs | None = None,
+        known_costs: Costs | None = None,
     ):
         self._space, self._objectives = space, tuple(objectives)
-        self._priced = priced or Costs(costs.costs(objectives))
+        self._priced = known_costs or Costs(costs.costs(objectives))
         self.gp = SimplexGP(
             space.members,
             len(self._objectives),
