@@ -29,6 +29,8 @@ from recycler.specs.space import SearchSpace
 from recycler.types import Group, Item, Objective, Outcome, Recipe, Score, Smoothed, Trial
 from service_runs import ITEMS, NAMES, OBJECTIVES, frozen_suite, make_run
 
+pytestmark = pytest.mark.long
+
 # MBPP, GSM8K, IFEval of the sixteen checkpoints of Khalifa et al. 2024
 PAPER = [
     (58.4, 76.6, 64.1),

@@ -13,9 +13,12 @@ from recycler.scoring.tasks import build_suite
 from recycler.specs.job import read_job
 from recycler.specs.suite import read_suite
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed"
+    ),
+]
 
 
 @pytest.fixture

@@ -19,10 +19,13 @@ from recycler.scoring.sandbox.fence import seccomp_filter
 from recycler.scoring.sandbox.parent import Sandbox
 from recycler.scoring.sandbox.verdict import Limits, Program
 
-pytestmark = pytest.mark.skipif(
-    subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
-    reason="bubblewrap is not installed (apt-get install bubblewrap)",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
+        reason="bubblewrap is not installed (apt-get install bubblewrap)",
+    ),
+]
 
 # Each passes only if the attempt succeeds. `{canary}` is a file, `{port}` a listening port and
 # `{pid}` a process outside.

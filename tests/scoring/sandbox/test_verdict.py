@@ -18,10 +18,13 @@ from recycler.scoring.sandbox.names import names_of
 from recycler.scoring.sandbox.parent import Sandbox
 from recycler.scoring.sandbox.verdict import Limits, Program
 
-pytestmark = pytest.mark.skipif(
-    subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
-    reason="bubblewrap is not installed (apt-get install bubblewrap)",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        subprocess.run(["which", "bwrap"], capture_output=True).returncode != 0,
+        reason="bubblewrap is not installed (apt-get install bubblewrap)",
+    ),
+]
 
 TESTS = "assert f(3) == 4\nassert f(5) == 6"
 TWIST = (
