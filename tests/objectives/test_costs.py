@@ -29,6 +29,8 @@ from recycler.testing import make_pico_pool
 from recycler.types import Group, Recipe
 from small_job import JOB, set_job
 
+pytestmark = pytest.mark.long
+
 POOL = named_pool(6)
 WHOLE = (Group(name="all"),)
 BLOCKS = (Group(name="attention", match="self_attn"), Group(name="rest"))

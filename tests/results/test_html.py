@@ -21,6 +21,8 @@ from recycler.search.baselines import average, fixed_baselines
 from recycler.types import Checkpoint, Group, Objective, Pool, Recipe, Score, Trial
 from service_runs import EVIL, NAMES, OBJECTIVES, make_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -31,6 +31,8 @@ from recycler.search.simplex.surrogate import observations
 from recycler.specs.space import SearchSpace
 from recycler.types import Group, Objective, Score
 
+pytestmark = pytest.mark.long
+
 MEMBERS = Objective(suite="", metric="members", direction="minimize")
 DISTANCE = Objective(suite="", metric="distance", direction="minimize")
 POOL = named_pool(6)

@@ -11,6 +11,8 @@ from postgres import needs_postgres, postgres_server
 from recycler.cli import main
 from small_job import set_job
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def breaks(job, monkeypatch):

@@ -21,6 +21,8 @@ from recycler.run.warm_start import LABEL
 from recycler.specs.job import JobSpec, read_job
 from small_job import JOB, set_job
 
+pytestmark = pytest.mark.long
+
 
 def run(folder, name, **changes):
     """The run's workers and all its trials, told on one line each."""
