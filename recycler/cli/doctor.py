@@ -15,11 +15,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycler.cli.arguments import Commands, add_command, add_json_flag
-from recycler.cli.machine_checks import Check, clock, folder, gpus, sandbox, versions
-from recycler.cli.service_checks import bucket, ledger, ray
 from recycler.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from recycler.cli.machine_checks import Check
 
 
 def add_doctor(commands: Commands) -> None:
@@ -47,6 +49,10 @@ def add_doctor(commands: Commands) -> None:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """recycler doctor: a line a check; exit code 0, or 5 when one has failed."""
+    # loads urllib, importlib.metadata and the sandbox, half of the start of every command
+    from recycler.cli.machine_checks import clock, folder, gpus, sandbox, versions
+    from recycler.cli.service_checks import bucket, ledger, ray
+
     probes: list[Callable[[], Iterator[Check]]] = [
         versions,
         gpus,
